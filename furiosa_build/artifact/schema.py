@@ -1,0 +1,227 @@
+"""artifact.json as types. docs/artifact-format.md is the specification in prose; keep the two together.
+
+`Artifact`, `ArtifactMetadata` and `ArtifactVersion` have the fields of the Furiosa LLM API of the same names.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from furiosa_build.canonical import canonical_json, digest
+
+SCHEMA_VERSION = 1
+
+ARTIFACT_FILE = "artifact.json"
+MANIFEST_FILE = "manifest.json"
+
+
+class Record(BaseModel):
+    """Base of every part of the artifact's JSON: frozen; a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ArtifactVersion(Record):
+    """What made the artifact. `furiosa_compiler` is `BACKEND VERSION`, such as `inductor 2.13.0`."""
+
+    furiosa_llm: str
+    furiosa_compiler: str
+
+
+class ArtifactMetadata(Record):
+    """`artifact_id` derives from the content (see `artifact_id`); `timestamp` (Unix seconds) is not part of it."""
+
+    artifact_id: str
+    name: str
+    timestamp: int
+    version: ArtifactVersion
+
+
+class SchedulerDefaults(Record):
+    """The recipe's `scheduler` section, as the API names its fields."""
+
+    npu_queue_limit: int
+    max_processing_samples: int
+    spare_blocks_ratio: float
+    is_offline: bool
+    prefill_chunk_size: int | None
+
+
+class GeneratorConfig(Record):
+    """What the engine plans with: bucket sizes as (batch, tokens) and the KV cache's default size per layer."""
+
+    prefill_buckets: list[tuple[int, int]]
+    decode_buckets: list[tuple[int, int]]
+    max_seq_len_to_capture: int
+    paged_attention_num_blocks: int
+    paged_attention_block_size: int
+    calculate_logit_only_for_last_token: bool
+    default_scheduler_config: SchedulerDefaults
+
+
+class ModelMetadata(Record):
+    """Which model this is. `revision` is the resolved commit of a hub model.
+
+    `weights_digest` is the digest of the source weights; `seed_for_random_weight` is set when they are random.
+    """
+
+    pretrained_id: str
+    revision: str | None
+    weights_digest: str
+    seed_for_random_weight: int | None
+    architecture: str
+    dtype: str
+    num_hidden_layers: int
+    vocab_size: int
+    num_parameters: int
+    quantization: str
+
+
+class ModelRewritingConfig(Record):
+    """How the model was cut into programs."""
+
+    use_blockwise_compile: bool
+    num_blocks_per_supertask: int
+    do_decompositions_for_model_rewrite: bool
+    embed_all_constants_into_graph: bool
+    calculate_logit_only_for_last_token: bool
+
+
+class ParallelConfig(Record):
+    """Degrees of parallelism: ranks of a stage, stages, replicas."""
+
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    data_parallel_size: int
+
+
+class Target(Record):
+    """What is needed to load the programs: an instruction set (`any` for portable ones) and a version of torch."""
+
+    name: str
+    isa: str
+    torch: str
+
+
+Role = Literal["activation", "parameter", "kv_cache"]
+
+
+class TensorSpec(Record):
+    """One input or output of a program. A dimension of None is free: the number of slots of a KV cache.
+
+    A parameter whose stored dtype differs is reinterpreted bytewise (little-endian): the number of bytes agrees.
+    """
+
+    name: str
+    role: Role
+    dtype: str
+    shape: list[int | None]
+
+
+class Program(Record):
+    """One compiled graph. `inputs` and `outputs` are in calling order. KV caches are written in place."""
+
+    file: str
+    kind: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+
+
+class Supertask(Record):
+    """One step of a pipeline: run `program`, on `stage`, by every one of `ranks`.
+
+    Attributes:
+        inputs: Program input -> tensor of the pipeline, for every activation.
+        outputs: Tensors of the pipeline that the program's outputs become, in order.
+        parameter_prefix: Put before a parameter input's name to find it in the parameter files.
+        layer: The layer whose KV cache is used; None for a program without one.
+    """
+
+    kind: Literal["comp", "comm"]
+    program: str
+    stage: int
+    ranks: list[int]
+    inputs: dict[str, str]
+    outputs: list[str]
+    parameter_prefix: str = ""
+    layer: int | None = None
+
+
+class Pipeline(Record):
+    """A bucket: `batch_size` sequences, each `query_length` new tokens over a context of `context_length`."""
+
+    name: str
+    phase: Literal["prefill", "decode"]
+    batch_size: int
+    query_length: int
+    context_length: int
+    supertasks: list[Supertask]
+
+
+class ParameterFiles(Record):
+    """The safetensors files that hold the parameters of one rank of one stage."""
+
+    stage: int
+    rank: int
+    files: list[str]
+
+
+class KvCacheSpec(Record):
+    """KV storage of one layer: two tensors (keys, values) of shape [slots, *shape_per_slot]; a slot holds one token."""
+
+    layer: int
+    stage: int
+    dtype: str
+    shape_per_slot: list[int]
+
+
+class Artifact(Record):
+    """artifact.json."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    metadata: ArtifactMetadata
+    devices: str
+    generator_config: GeneratorConfig
+    hf_config: dict[str, Any]
+    model_metadata: ModelMetadata
+    model_rewriting_config: ModelRewritingConfig
+    parallel_config: ParallelConfig
+    backend: str
+    target: Target
+    programs: dict[str, Program]
+    pipelines: list[Pipeline]
+    parameters: list[ParameterFiles]
+    kv_cache: list[KvCacheSpec]
+
+
+class FileRecord(Record):
+    """Size in bytes and sha256 (hex) of one file of the artifact."""
+
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Manifest(Record):
+    """manifest.json: every other file by its path relative to the artifact. artifact.json by its `timeless` bytes."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    artifact_id: str
+    files: dict[str, FileRecord]
+
+
+def timeless(artifact: Artifact) -> bytes:
+    """The bytes of artifact.json that count: canonical, with `metadata.timestamp` set to 0."""
+    data = artifact.model_dump(mode="json")
+    data["metadata"]["timestamp"] = 0
+    return canonical_json(data)
+
+
+def artifact_id(artifact: Artifact, files: dict[str, FileRecord]) -> str:
+    """sha256 of the artifact's content: artifact.json without id and time, and all other files' digests."""
+    data = json.loads(timeless(artifact))
+    data["metadata"]["artifact_id"] = ""
+    others = {path: record.sha256 for path, record in files.items() if path != ARTIFACT_FILE}
+    return digest({"artifact": data, "files": others})

@@ -1,0 +1,104 @@
+"""Publishes an artifact: every file in place first, then one rename; `latest` moves by another."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from furiosa_build.artifact.schema import ARTIFACT_FILE, MANIFEST_FILE, Artifact, Manifest
+from furiosa_build.errors import UserError
+from furiosa_build.store.blobs import place
+
+LATEST = "latest"
+
+
+def version_of(artifact_id: str) -> str:
+    """The name of an artifact's directory: the first 12 digits of its id."""
+    return artifact_id[:12]
+
+
+def check_destination(directory: Path) -> None:
+    """Raises UserError when `directory` (SAVE_DIR/NAME) holds anything that this project did not write."""
+    if not directory.exists():
+        return
+    hint = "choose another save_dir or name, or move what is there"
+    if not directory.is_dir():
+        raise UserError(f"the output {directory} exists and is not a directory", where="save_dir, name", hint=hint)
+    for entry in directory.iterdir():
+        ours = (
+            entry.is_symlink()
+            if entry.name == LATEST
+            else entry.name.startswith(".") or entry.name.endswith(".qualify.json") or (entry / MANIFEST_FILE).is_file()
+        )
+        if not ours:
+            raise UserError(
+                f"the output directory {directory} exists and is not one of artifacts: it holds {entry.name!r}",
+                where="save_dir, name",
+                hint=hint,
+            )
+
+
+def is_published(directory: Path, manifest: Manifest) -> bool:
+    """Whether `directory` holds this artifact, every file with its size."""
+    try:
+        if Manifest.model_validate_json((directory / MANIFEST_FILE).read_bytes()) != manifest:
+            return False
+        return all(
+            (directory / path).stat().st_size == record.size
+            for path, record in manifest.files.items()
+            if path != ARTIFACT_FILE
+        ) and bool(Artifact.model_validate_json((directory / ARTIFACT_FILE).read_bytes()))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+
+
+def publish(directory: Path, artifact: Artifact, manifest: Manifest, files: Mapping[str, Path]) -> None:
+    """Makes `directory` (SAVE_DIR/NAME/VERSION) this artifact, stamped with the time.
+
+    `files` maps each path of the manifest but artifact.json to the file to be linked there. What stood there before, an
+    artifact that has been damaged, is replaced.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    try:
+        for path in manifest.files:
+            if path != ARTIFACT_FILE:
+                place(files[path], staging / path)
+        stamped = artifact.model_dump(mode="json")
+        stamped["metadata"]["timestamp"] = int(time.time())
+        _write(staging / ARTIFACT_FILE, json.dumps(stamped, indent=1, sort_keys=True, ensure_ascii=False))
+        _write(staging / MANIFEST_FILE, manifest.model_dump_json(indent=1))
+        staging.chmod(0o755)
+        if directory.exists():
+            damaged = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.damaged."))
+            directory.rename(damaged / "artifact")
+            shutil.rmtree(damaged)
+        staging.rename(directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def point_latest_to(directory: Path) -> None:
+    """Makes `latest`, beside `directory`, a link to it."""
+    link = directory.parent / f".{LATEST}.{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(directory.name)
+    link.replace(directory.parent / LATEST)
+
+
+def latest_is(directory: Path) -> bool:
+    """Whether `latest` points to `directory`."""
+    link = directory.parent / LATEST
+    return link.is_symlink() and os.readlink(link) == directory.name
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())

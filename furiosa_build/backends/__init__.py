@@ -1,0 +1,76 @@
+"""Backends: what turns a graph into a program, and what loads the program again.
+
+A backend is found by name: the ones of this package, then the entry points of group `furiosa_build.backends`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from furiosa_build.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+    from furiosa_build.backends.graph import Graph
+
+
+class LoadedProgram(Protocol):
+    """A program ready to run."""
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Runs on tensors in the program's calling order. KV caches among `inputs` are updated in place."""
+        ...
+
+
+class Backend(Protocol):
+    """One way of compiling graphs. Instances are made without arguments and hold no state."""
+
+    name: str
+    file_suffix: str
+    """Of a program's file, such as `.so`."""
+
+    def check_toolchain(self) -> None:
+        """Raises UserError when something needed to compile is missing. Cheap: does not import torch."""
+        ...
+
+    def isa(self, requested: str) -> str:
+        """The instruction set that programs for `requested` (a psABI level or `native`) need; `any` if none."""
+        ...
+
+    def key_factors(self) -> Mapping[str, str]:
+        """Names and versions of the tools that shape a program. Cheap: does not import torch."""
+        ...
+
+    def compile(self, graph: Graph, output: Path, isa: str, scratch: Path) -> None:
+        """Writes the program for `graph` to `output`; `scratch` is a directory that may be kept between programs."""
+        ...
+
+    def load(self, program: Path) -> LoadedProgram:
+        """Loads a program that `compile` wrote."""
+        ...
+
+
+_OWN = {
+    "inductor": "furiosa_build.backends.inductor:InductorBackend",
+    "eager": "furiosa_build.backends.eager:EagerBackend",
+}
+_GROUP = "furiosa_build.backends"
+
+
+def get_backend(name: str) -> Backend:
+    """The backend called `name`. Raises UserError that lists the registered names."""
+    if name in _OWN:
+        module, _, attribute = _OWN[name].partition(":")
+        return cast(Backend, getattr(import_module(module), attribute)())
+    others = {entry.name: entry for entry in entry_points(group=_GROUP)}
+    if name in others:
+        return cast(Backend, others[name].load()())
+    names = sorted({*_OWN, *others})
+    raise UserError(
+        f"unknown backend {name!r}", where="backend.name", valid=", ".join(names), hint=nearest(name, names)
+    )

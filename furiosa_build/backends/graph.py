@@ -1,0 +1,231 @@
+"""Graph: what partition hands to a backend. A flat list of ATen calls, as canonical JSON.
+
+Plain data on purpose: reading one runs no code (`torch.export.load` evaluates expressions), equal graphs are equal bytes,
+and a person can diff two. Values are numbered: inputs first, then constants, then one number a node.
+"""
+
+from __future__ import annotations
+
+import base64
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch.export import Dim, ExportedProgram
+from torch.fx import Graph as FxGraph
+from torch.fx import GraphModule, Node
+
+from furiosa_build.artifact.schema import TensorSpec
+from furiosa_build.canonical import canonical_json
+
+_SYMBOLIC = {f"operator.{f.__name__}": f for f in (operator.getitem, operator.add, operator.sub, operator.mul)}
+"""Calls outside ATen that an exported graph may hold: arithmetic on sizes, and taking one of several results."""
+
+
+class Constant(BaseModel):
+    """A small tensor the graph owns, such as rotary frequencies. `data` is base64 of its little-endian bytes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    dtype: str
+    shape: list[int]
+    data: str
+
+
+class Call(BaseModel):
+    """One node: `op` is `aten.NAME.OVERLOAD`; arguments are JSON, tensors as `{"ref": number}`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    op: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+
+
+class GraphData(BaseModel):
+    """The JSON form of a graph. `results` numbers the values that become `outputs`, in order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    schema_version: int = 1
+    inputs: list[TensorSpec]
+    constants: list[Constant]
+    nodes: list[Call]
+    results: list[int]
+    outputs: list[TensorSpec]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A traced supertask: typed inputs, ATen calls, typed outputs."""
+
+    data: GraphData
+
+    @property
+    def inputs(self) -> list[TensorSpec]:
+        return self.data.inputs
+
+    @property
+    def outputs(self) -> list[TensorSpec]:
+        return self.data.outputs
+
+    def to_json(self) -> bytes:
+        """Canonical bytes: two equal graphs give the same."""
+        return canonical_json(self.data.model_dump(mode="json"))
+
+    @staticmethod
+    def from_json(text: bytes) -> Graph:
+        """Raises pydantic.ValidationError when `text` is not a graph."""
+        return Graph(GraphData.model_validate_json(text))
+
+    @staticmethod
+    def from_exported(program: ExportedProgram, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> Graph:
+        """Takes over an exported program whose user inputs are `inputs`, in order, and names its outputs.
+
+        What no output depends on is left out: inputs, dead calls, checks that only repeat what the types say.
+        """
+        live = _live_nodes(program)
+        lifted = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.target is not None}
+        nodes = list(program.graph.nodes)
+        placeholders = [node for node in nodes if node.op == "placeholder" and node.name not in lifted]
+        used = [(node, spec) for node, spec in zip(placeholders, inputs, strict=True) if node in live]
+        constants = [node for node in nodes if node.name in lifted and node in live]
+        calls = [node for node in nodes if node.op == "call_function" and node in live]
+        number = {node: i for i, node in enumerate([*(node for node, _ in used), *constants, *calls])}
+
+        returned: Sequence[Node] = nodes[-1].args[0]
+        values = [node.meta["val"] for node in returned]
+        return Graph(
+            GraphData(
+                inputs=[spec for _, spec in used],
+                constants=[_constant(_lifted_tensor(program, lifted[node.name])) for node in constants],
+                nodes=[
+                    Call(
+                        op=_op_name(node.target),
+                        args=[_encode(arg, number) for arg in node.args],
+                        kwargs={key: _encode(arg, number) for key, arg in node.kwargs.items()},
+                    )
+                    for node in calls
+                ],
+                results=[number[node] for node in returned],
+                outputs=[
+                    TensorSpec(name=name, role="activation", dtype=dtype_name(value.dtype), shape=list(value.shape))
+                    for name, value in zip(outputs, values, strict=True)
+                ],
+            )
+        )
+
+    def to_module(self) -> GraphModule:
+        """The graph as a torch module of the inputs, in order, that returns a tuple."""
+        graph, root = FxGraph(), torch.nn.Module()
+        values: list[Node] = [graph.placeholder(f"input_{i}") for i in range(len(self.inputs))]
+        for i, constant in enumerate(self.data.constants):
+            root.register_buffer(f"constant_{i}", _tensor(constant), persistent=False)
+            values.append(graph.get_attr(f"constant_{i}"))
+        for call in self.data.nodes:
+            args = tuple(_decode(arg, values) for arg in call.args)
+            kwargs = {key: _decode(arg, values) for key, arg in call.kwargs.items()}
+            values.append(graph.call_function(_resolve(call.op), args, kwargs))
+        graph.output(tuple(values[i] for i in self.data.results))
+        return GraphModule(root, graph)
+
+    def export(self) -> tuple[ExportedProgram, tuple[torch.Tensor, ...]]:
+        """The graph exported again, with the fake inputs used; free dimensions stay free."""
+        slots = Dim("slots", min=2)
+        with torch._subclasses.FakeTensorMode():
+            examples = tuple(
+                torch.empty([64 if size is None else size for size in spec.shape], dtype=getattr(torch, spec.dtype))
+                for spec in self.inputs
+            )
+        dynamic = tuple({i: slots for i, size in enumerate(spec.shape) if size is None} for spec in self.inputs)
+        with torch.no_grad():
+            return torch.export.export(self.to_module(), examples, dynamic_shapes=(dynamic,), strict=False), examples
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16` for `torch.bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _live_nodes(program: ExportedProgram) -> set[Node]:
+    """What the outputs or a write to an input depend on."""
+    live: set[Node] = set()
+    for node in reversed(program.graph.nodes):
+        writes = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        if node.op == "output" or writes or node in live:
+            live.update([node, *node.all_input_nodes])
+    return live
+
+
+def _op_name(target: Any) -> str:
+    if isinstance(target, torch._ops.OpOverload):
+        return f"{target.namespace}.{target._opname}.{target._overloadname}"
+    return f"operator.{target.__name__}"
+
+
+def _resolve(op: str) -> Callable[..., Any]:
+    if op in _SYMBOLIC:
+        return _SYMBOLIC[op]
+    namespace, _, rest = op.partition(".")
+    name, _, overload = rest.partition(".")
+    if namespace != "aten" or not name.isidentifier() or not overload.isidentifier():
+        raise ValueError(f"a graph may only call ATen operators, not {op!r}")
+    found = getattr(getattr(torch.ops.aten, name), overload)
+    if not isinstance(found, torch._ops.OpOverload):
+        raise TypeError(f"{op!r} is not an ATen operator")
+    return found
+
+
+def _encode(arg: Any, number: dict[Node, int]) -> Any:
+    match arg:
+        case Node():
+            return {"ref": number[arg]}
+        case list() | tuple():
+            return [_encode(item, number) for item in arg]
+        case float() if arg != arg or arg in (float("inf"), float("-inf")):
+            return {"float": str(arg)}
+        case None | bool() | int() | float() | str():
+            return arg
+        case torch.dtype() | torch.layout() | torch.memory_format():
+            return {"torch": str(arg).removeprefix("torch.")}
+        case torch.device():
+            return {"device": str(arg)}
+    raise TypeError(f"an argument of type {type(arg).__name__} has no place in a graph: {arg!r}")
+
+
+def _decode(arg: Any, values: list[Node]) -> Any:
+    match arg:
+        case {"ref": int(index)}:
+            return values[index]
+        case {"float": str(text)}:
+            return float(text)
+        case {"device": str(name)}:
+            return torch.device(name)
+        case {"torch": str(name)}:
+            found = getattr(torch, name)
+            if not isinstance(found, torch.dtype | torch.layout | torch.memory_format):
+                raise TypeError(f"{name!r} is not a dtype, layout or memory format")
+            return found
+        case list():
+            return [_decode(item, values) for item in arg]
+        case dict():
+            raise TypeError(f"not an argument: {arg!r}")
+    return arg
+
+
+def _lifted_tensor(program: ExportedProgram, target: str) -> torch.Tensor:
+    tensor = program.constants.get(target, program.state_dict.get(target))
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"the exported graph lifted {target!r}, which is no tensor")
+    return tensor
+
+
+def _constant(tensor: torch.Tensor) -> Constant:
+    flat = tensor.detach().contiguous().cpu()
+    data = flat.reshape(-1).view(torch.uint8).numpy().tobytes()
+    return Constant(dtype=dtype_name(flat.dtype), shape=list(flat.shape), data=base64.b64encode(data).decode())
+
+
+def _tensor(constant: Constant) -> torch.Tensor:
+    data = bytearray(base64.b64decode(constant.data, validate=True))
+    return torch.frombuffer(data, dtype=getattr(torch, constant.dtype)).reshape(constant.shape)

@@ -1,0 +1,131 @@
+"""The inductor backend: AOTInductor on the CPU. The program is the shared library it makes.
+
+The library is a function of the graph, the instruction set and the tools: file names are fixed, and build directories are
+mapped away from `__FILE__`, so that two builds anywhere give the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from furiosa_build.backends import LoadedProgram
+from furiosa_build.errors import UserError
+from furiosa_build.host import host_isa
+
+if TYPE_CHECKING:
+    import torch
+
+    from furiosa_build.backends.graph import Graph
+
+_SIMD_BITS = {"x86-64-v3": 256, "x86-64-v4": 512}
+_WORK_VARIABLE = "FURIOSA_BUILD_COMPILE_DIR"
+
+
+class InductorBackend:
+    """Compiles with the host's C++ compiler: `$CXX`, or g++."""
+
+    name = "inductor"
+    file_suffix = ".so"
+
+    def check_toolchain(self) -> None:
+        """Raises UserError when there is no C++ compiler."""
+        if shutil.which(_compiler()) is None:
+            raise UserError(
+                f"backend inductor needs a C++ compiler, and {_compiler()!r} was not found",
+                where="backend.name",
+                hint="install g++ (Debian: apt-get install g++) or build with backend=eager, which needs none",
+            )
+
+    def isa(self, requested: str) -> str:
+        """The level itself; for `native` the highest level of this host that programs are made for."""
+        level = host_isa() if requested == "native" else requested
+        if level not in _SIMD_BITS:
+            raise UserError(
+                f"backend inductor makes no programs for instruction set {level!r}",
+                where="target.isa",
+                valid=", ".join(_SIMD_BITS),
+                hint="name the level of the machine that will serve, or build with backend=eager",
+            )
+        return level
+
+    def key_factors(self) -> Mapping[str, str]:
+        """torch shapes the code, and the C++ compiler shapes the library."""
+        return {"torch": version("torch"), "c++": _compiler_version(_compiler())}
+
+    def compile(self, graph: Graph, output: Path, isa: str, scratch: Path) -> None:
+        """Compiles to a shared library. `scratch` keeps precompiled headers, which cost 18 s to make."""
+        self.check_toolchain()
+        scratch.mkdir(parents=True, exist_ok=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scratch)
+        import torch
+        from torch._inductor import aot_compile
+
+        program, examples = graph.export()
+        with tempfile.TemporaryDirectory(dir=scratch, prefix="program-") as work, torch.no_grad():
+            os.environ[_WORK_VARIABLE] = work
+            options = {
+                "aot_inductor.output_path": f"{work}/program.so",
+                "aot_inductor.model_name_for_generated_files": "program",
+                "aot_inductor.enable_line_tables": False,
+                "cpp.cxx": (None, str(_path_free_compiler(scratch))),
+                "cpp.dynamic_threads": True,
+                "cpp.march": isa,
+                "cpp.simdlen": _SIMD_BITS[isa],
+            }
+            library = aot_compile(program.module(), examples, options=options)
+            shutil.move(str(library), output)
+        output.chmod(0o644)
+
+    def load(self, program: Path) -> LoadedProgram:
+        """Raises RuntimeError when the library does not load."""
+        return _InductorProgram(program)
+
+
+class _InductorProgram:
+    def __init__(self, library: Path) -> None:
+        import torch  # noqa: F401  (libtorch must be loaded before a library that links to it)
+        from torch._C._aoti import AOTIModelContainerRunnerCpu
+
+        self._runner = AOTIModelContainerRunnerCpu(str(library.resolve()), 1)
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return self._runner.run(list(inputs))
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+@cache
+def _compiler_version(compiler: str) -> str:
+    found = shutil.which(compiler)
+    if found is None:
+        return "none"
+    return subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+
+
+def _path_free_compiler(scratch: Path) -> Path:
+    """A compiler that forgets where it ran: inductor has no option for further flags, but takes any executable.
+
+    It stays in one place, for precompiled headers are remembered by the compiler's path; the directory of the program
+    at hand reaches it through the environment.
+    """
+    import torch
+
+    torch_directory = shlex.quote(f"{Path(torch.__file__).parent}=torch")
+    flags = f'-ffile-prefix-map={torch_directory} -ffile-prefix-map="${_WORK_VARIABLE}"=.'
+    wrapper = scratch / "c++"
+    with tempfile.NamedTemporaryFile("w", dir=scratch, delete=False) as file:
+        file.write(f'#!/bin/sh\nexec {shlex.quote(_compiler())} "$@" {flags}\n')
+    Path(file.name).chmod(0o755)
+    Path(file.name).replace(wrapper)
+    return wrapper

@@ -1,0 +1,348 @@
+"""One build: the steps of a recipe, whether each is done, and how to run it. dodo.py and cli.py are faces of this.
+
+The store's truth decides. A step's key is known once the outputs of the steps it needs are; a step is done when the store
+holds the action of that key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from furiosa_build import __version__
+from furiosa_build.artifact import writer
+from furiosa_build.artifact.schema import ARTIFACT_FILE, MANIFEST_FILE, Artifact, FileRecord, Manifest
+from furiosa_build.backends import get_backend
+from furiosa_build.checkpoint import list_files
+from furiosa_build.errors import StepError
+from furiosa_build.plan.keys import key_factors, key_of, tool_versions
+from furiosa_build.plan.outline import Outline
+from furiosa_build.plan.planner import Plan, Step, make_plan
+from furiosa_build.recipe.compose import load_recipe
+from furiosa_build.recipe.schema import Recipe, check_architecture
+from furiosa_build.steps import fetch, package, qualify, survey, trace
+from furiosa_build.steps.pool import Pool
+from furiosa_build.store import ActionRecord, Store, default_store_root
+
+_MODULES = {
+    action: (f"furiosa_build.steps.{action}",)
+    for action in ("survey", "fetch", "quantize", "shard", "trace", "compile", "package", "qualify")
+}
+_BACKEND_MODULES = {
+    "compile": ("furiosa_build.backends.{backend}",),
+    "qualify": ("furiosa_build.runtime.probe",),
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished step. `ran` tells whether this process did the work, or found it in the store."""
+
+    record: ActionRecord
+    ran: bool
+
+
+class Build:
+    """The build of one recipe.
+
+    Args:
+        recipe: What to build and how.
+        cwd: What a relative `save_dir` is relative to.
+    """
+
+    def __init__(self, recipe: Recipe, cwd: Path | None = None) -> None:
+        self.recipe = recipe
+        self.spec, self.options = recipe.spec, recipe.options
+        self.cwd = cwd or Path.cwd()
+        cache = self.options.cache_dir
+        self.store = Store((Path(cache).expanduser() if cache else default_store_root()).absolute())
+        self.backend = get_backend(self.spec.backend.name)
+        self.done: dict[str, Done] = {}
+        self._builders = Pool(self.options.num_pipeline_builder_workers)
+        self._compilers = Pool(self.options.num_compile_workers)
+        self.hf_config = fetch.read_config(self.spec.model, recipe.roots)
+        where = "model.architecture" if self.spec.model.architecture else "config.json"
+        check_architecture(self.spec, self.hf_config, where)
+        writer.check_destination(self.directory)
+
+    @property
+    def directory(self) -> Path:
+        """SAVE_DIR/NAME: where the artifact's versions are."""
+        return self.cwd / Path(self.options.save_dir).expanduser() / self.spec.name
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The steps. The first time for an architecture a worker surveys the model, which takes seconds."""
+        isa = self.backend.isa(self.spec.target.isa)
+        return make_plan(self.spec, self.hf_config, self._outline(), isa)
+
+    @property
+    def version_directory(self) -> Path:
+        """Where the artifact is, once `package` is done."""
+        return self.directory / writer.version_of(self._manifest().artifact_id)
+
+    def is_done(self, name: str) -> bool:
+        """Whether the step's output is in the store and, for `package` and `qualify`, in the output directory."""
+        if self._find(name) is None:
+            return False
+        if name == "package":
+            return writer.is_published(self.version_directory, self._manifest())
+        if name == "qualify":
+            return writer.latest_is(self.version_directory) and self._qualification_file().is_file()
+        return True
+
+    def run(self, name: str) -> Done:
+        """Does the step unless the store has it, and what follows from it in the output directory.
+
+        Raises UserError or StepError; what other steps have finished stays in the store.
+        """
+        step = self.plan.steps[name]
+        if name not in self.done:
+            key, factors = self._key(step), self._factors(step)
+            if key is None or factors is None:
+                key, factors = self._late_key(step)
+            work = self._work_of(step)
+            try:
+                record, ran = self.store.obtain(key, name, factors, work)
+            except OSError as error:
+                raise StepError(name, f"{type(error).__name__}: {error}") from error
+            self.done[name] = Done(record, ran)
+        if name == "package":
+            self._publish()
+        if name == "qualify":
+            self._accept()
+        return self.done[name]
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self._builders.close()
+        self._compilers.close()
+
+    def _find(self, name: str) -> ActionRecord | None:
+        """The step's action, if its key is known and the store has it."""
+        if name not in self.done:
+            key = self._key(self.plan.steps[name])
+            record = self.store.find(key) if key else None
+            if record is None:
+                return None
+            self.done[name] = Done(record, ran=False)
+        return self.done[name].record
+
+    # What a step's key is made of.
+
+    def _key(self, step: Step) -> str | None:
+        """None while the output of a step that it needs is unknown."""
+        factors = self._factors(step)
+        return None if factors is None else key_of(factors)
+
+    def _factors(self, step: Step) -> dict[str, Any] | None:
+        inputs = {}
+        for needed in step.needs:
+            record = self._find(needed)
+            if record is None:
+                return None
+            inputs[needed] = record.digest
+        if step.action == "fetch":
+            identity = self._source_identity()
+            if identity is None:
+                return None
+            inputs["source"] = identity
+        return self._factors_of(step.action, step.reads, inputs)
+
+    def _factors_of(self, action: str, reads: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+        modules = [m.format(backend=self.spec.backend.name) for m in _BACKEND_MODULES.get(action, ())]
+        return key_factors(action, reads, inputs, self._tools(action), [*_MODULES[action], *modules])
+
+    def _tools(self, action: str) -> Mapping[str, str]:
+        match action:
+            case "survey" | "trace" | "qualify":
+                return tool_versions("torch", "transformers")
+            case "quantize" | "shard":
+                return tool_versions("torch", "numpy")
+            case "compile":
+                return self.backend.key_factors()
+            case "package":
+                return {"furiosa_build": __version__, **tool_versions("torch")}
+        return {}
+
+    def _source_identity(self) -> str | None:
+        """What the weights are, as far as that is known without reading or downloading them."""
+        model, known = self.spec.model, self.store.hashes.recall
+        directory = fetch.local_directory(model, self.recipe.roots)
+        if directory is None and model.seed_for_random_weight is None:
+            return fetch.resolve_commit(model)
+        hashes = {} if directory is None else {file.name: known(file) for file in list_files(directory)}
+        if model.seed_for_random_weight is not None:
+            hashes = {name: sha256 for name, sha256 in hashes.items() if not name.endswith(".safetensors")}
+        return None if None in hashes.values() else key_of({"files": hashes})
+
+    def _late_key(self, step: Step) -> tuple[str, dict[str, Any]]:
+        """The key of a fetch whose source had to be read first."""
+        if step.action != "fetch":
+            raise StepError(step.name, "a step that it needs has not run")
+        directory = fetch.locate(self.spec.model, self.recipe.roots, None)
+        for file in list_files(directory):
+            self.store.hashes.hash(file)
+        factors = self._factors(step)
+        if factors is None:
+            raise StepError(step.name, f"the files in {directory} change while they are read")
+        return key_of(factors), factors
+
+    # How a step's output is made.
+
+    def _work_of(self, step: Step) -> Callable[[Path], Mapping[str, str] | None]:
+        match step.action:
+            case "fetch":
+                return self._fetch
+            case "package":
+                return self._package
+            case "compile":
+                return self._in_worker(step, self._compilers, self._compile_request(step))
+            case "qualify":
+                return self._qualify
+            case _:
+                request = self._trace_request(step) if step.action == "trace" else self._weights_request(step)
+                return self._in_worker(step, self._builders, request)
+
+    def _in_worker(self, step: Step, pool: Pool, request: dict[str, Any]) -> Callable[[Path], Mapping[str, str] | None]:
+        log = self.store.log_path(step.name)
+        return lambda output: pool.run(step.name, step.action, request, output, log)
+
+    def _fetch(self, output: Path) -> None:
+        fetch.run(self.spec.model, self.recipe.roots, self.plan.outline.parameters, self.store.hashes.hash, output)
+
+    def _weights_request(self, step: Step) -> dict[str, Any]:
+        source = self._source()
+        needs_files = source.kind != "random"
+        directory = fetch.locate(self.spec.model, self.recipe.roots, source.revision) if needs_files else None
+        checkpoint = {}
+        if step.action != "quantize":
+            outputs = self._record("quantize").outputs
+            checkpoint = {
+                name: {"path": str(self.store.path(output)), "sha256": output.sha256}
+                for name, output in outputs.items()
+                if name.endswith(".safetensors")
+            }
+        return {
+            "source": source.model_dump(mode="json"),
+            "directory": str(directory) if directory else "",
+            "outline": self.plan.outline.model_dump(mode="json"),
+            "hf_config": dict(self.hf_config),
+            "schemes": self.plan.schemes(),
+            "checkpoint": checkpoint,
+        }
+
+    def _trace_request(self, step: Step) -> dict[str, Any]:
+        assert step.bucket is not None
+        assert step.kind is not None
+        return {
+            "hf_config": dict(self.hf_config),
+            "schemes": self.plan.schemes(),
+            "role": step.kind.role,
+            "layer": step.kind.layers[0] if step.kind.layers else None,
+            "bucket": [step.bucket.batch, step.bucket.query, step.bucket.context],
+            "first_outputs": self.plan.outline.first_outputs,
+            "last_token_only": self.spec.model.calculate_logit_only_for_last_token,
+        }
+
+    def _compile_request(self, step: Step) -> dict[str, Any]:
+        graph = self._record(step.needs[0]).outputs[trace.OUTPUT]
+        return {
+            "graph": str(self.store.path(graph)),
+            "backend": self.spec.backend.name,
+            "isa": self.plan.isa,
+            "scratch": str(self.store.scratch(self.spec.backend.name)),
+        }
+
+    def _package(self, output: Path) -> None:
+        source = self._source()
+        programs = []
+        for step in self.plan.steps.values():
+            if step.action == "compile":
+                assert step.bucket is not None
+                assert step.kind is not None
+                name, made = next(iter(self._record(step.name).outputs.items()))
+                graph = self.store.read_json(self._record(step.needs[0]), trace.OUTPUT)
+                record = FileRecord(size=made.size, sha256=made.sha256)
+                programs.append(
+                    package.BuiltProgram(
+                        step.bucket, step.kind, self.store.path(made), Path(name).suffix, record, graph
+                    )
+                )
+        parameters = {
+            name: (self.store.path(made), FileRecord(size=made.size, sha256=made.sha256))
+            for name, made in self._record("partition:weights").outputs.items()
+        }
+        model_directory = output / "model"
+        model_directory.mkdir()
+        directory = fetch.locate(self.spec.model, self.recipe.roots, source.revision) if source.files else None
+        package.copy_model_files(directory, source, self.hf_config, model_directory)
+        model_files = {
+            path.name: (path, package.file_record(path.read_bytes())) for path in sorted(model_directory.iterdir())
+        }
+        digest = self._record("fetch").digest
+        package.write(package.package(self.plan, programs, parameters, source, digest, model_files), output)
+
+    def _publish(self) -> None:
+        record, manifest, directory = self._record("package"), self._manifest(), self.version_directory
+        if writer.is_published(directory, manifest):
+            return
+        by_digest = {
+            output.sha256: self.store.path(output)
+            for done in self.done.values()
+            for output in done.record.outputs.values()
+        }
+        files = {path: by_digest[file.sha256] for path, file in manifest.files.items() if path != ARTIFACT_FILE}
+        artifact = Artifact.model_validate(self.store.read_json(record, ARTIFACT_FILE))
+        writer.publish(directory, artifact, manifest, files)
+
+    def _qualify(self, output: Path) -> None:
+        log = self.store.log_path("qualify")
+        probed = qualify.generate(self.version_directory, output, log)
+        request = self._weights_request(self.plan.steps["qualify"])
+        self._builders.run("qualify", "qualify", {**request, "probed": str(probed)}, output, log)
+
+    def _accept(self) -> None:
+        figures = self.store.path(self._record("qualify").outputs[qualify.OUTPUT])
+        self._qualification_file().write_bytes(figures.read_bytes())
+        writer.point_latest_to(self.version_directory)
+
+    def _qualification_file(self) -> Path:
+        return self.version_directory.with_suffix(".qualify.json")
+
+    def _record(self, name: str) -> ActionRecord:
+        record = self._find(name)
+        if record is None:
+            raise StepError(name, "its output is not in the store; build again")
+        return record
+
+    def _manifest(self) -> Manifest:
+        return Manifest.model_validate(self.store.read_json(self._record("package"), MANIFEST_FILE))
+
+    def _source(self) -> fetch.Source:
+        return fetch.Source.model_validate(self.store.read_json(self._record("fetch"), fetch.OUTPUT))
+
+    def _outline(self) -> Outline:
+        factors = self._factors_of("survey", {"hf_config": dict(self.hf_config)}, {})
+        key = key_of(factors)
+        record = self.store.find(key)
+        if record is None:
+            log = self.store.log_path("survey")
+            request = {"hf_config": dict(self.hf_config)}
+            record, _ = self.store.obtain(
+                key,
+                "survey",
+                factors,
+                lambda output: self._builders.run("survey", "survey", request, output, log),
+            )
+        return Outline.model_validate(self.store.read_json(record, survey.OUTPUT))
+
+
+def open_build(recipe: str, overrides: list[str], cwd: Path | None = None) -> Build:
+    """The build of the recipe of that name. Raises UserError for every mistake that can be seen before work starts."""
+    build = Build(load_recipe(recipe, overrides, cwd=cwd), cwd)
+    build.backend.check_toolchain()
+    return build

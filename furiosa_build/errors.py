@@ -1,0 +1,47 @@
+"""The errors a person is meant to read. Each carries the exit status the command line ends with."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BuildError(Exception):
+    """Base of every error that is shown as one message, without a traceback."""
+
+    exit_status = 1
+
+
+class UserError(BuildError):
+    """Bad input: a recipe, a device, weights, an artifact or a request.
+
+    Args:
+        what: What is wrong, one sentence, with the value that was found.
+        where: File, key or option it was found in.
+        valid: What would be valid.
+        hint: What to do about it.
+    """
+
+    exit_status = 2
+
+    def __init__(self, what: str, *, where: str = "", valid: str = "", hint: str = "") -> None:
+        self.what, self.where, self.valid, self.hint = what, where, valid, hint
+        lines = [what]
+        lines += [f"  {label}: {text}" for label, text in (("where", where), ("valid", valid), ("hint", hint)) if text]
+        super().__init__("\n".join(lines))
+
+
+class StepError(BuildError):
+    """A step of the build failed. What was finished before stays in the store; the step's log is named."""
+
+    exit_status = 3
+
+    def __init__(self, step: str, cause: str, log: str = "") -> None:
+        self.step, self.cause, self.log = step, cause, log
+        super().__init__(f"step {step} failed: {cause}" + (f"\n  log: {log}" if log else ""))
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """A hint such as ``did you mean 'fp8'?`` for the choice nearest to `word`, or the empty string."""
+    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"did you mean {matches[0]!r}?" if matches else ""

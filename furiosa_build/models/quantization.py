@@ -1,0 +1,97 @@
+"""Weight-only quantization, one symmetric scale per output channel, and its compressed-tensors description."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from furiosa_build.models.linear import FP8, FP8_MAX, INT8_MAX, INT8_ZERO, fp8_to_float, packed_columns
+from furiosa_build.models.safetensors_file import Layout
+from furiosa_build.recipe.schema import Scheme
+
+_ROWS_AT_A_TIME = 1 << 24
+"""Elements turned into float32 at a time, so that a large matrix needs little more memory than its result."""
+
+_FORMATS = {"fp8": ("float-quantized", "float"), "int8": ("pack-quantized", "int")}
+
+
+def stored_layouts(name: str, layout: Layout, scheme: Scheme) -> dict[str, Layout]:
+    """What a linear layer's weight [out, in] becomes in a checkpoint, by parameter name."""
+    if scheme == "none":
+        return {name: layout}
+    rows, columns = layout.shape
+    module = name.removesuffix(".weight")
+    scale = {f"{module}.weight_scale": Layout(layout.dtype, (rows, 1))}
+    if scheme == "fp8":
+        return {f"{module}.weight": Layout(FP8, (rows, columns)), **scale}
+    packed = Layout(torch.int32, (rows, packed_columns(columns) // 4))
+    return {f"{module}.weight_packed": packed, f"{module}.weight_shape": Layout(torch.int64, (2,)), **scale}
+
+
+def quantize(name: str, weight: Tensor, scheme: Scheme) -> dict[str, Tensor]:
+    """weight: [out, in] -> the tensors of `stored_layouts`. Values are rounded to nearest, ties to even."""
+    if scheme == "none":
+        return {name: weight}
+    rows, columns = weight.shape
+    module = name.removesuffix(".weight")
+    scale = torch.empty((rows, 1), dtype=weight.dtype)
+    padded = packed_columns(columns) if scheme == "int8" else columns
+    stored = torch.empty((rows, padded), dtype=FP8 if scheme == "fp8" else torch.uint8)
+    step = max(1, _ROWS_AT_A_TIME // columns)
+    for begin in range(0, rows, step):
+        part = slice(begin, begin + step)
+        _quantize_rows(weight[part].float(), stored[part], scale[part])
+    if scheme == "fp8":
+        return {f"{module}.weight": stored, f"{module}.weight_scale": scale}
+    return {
+        f"{module}.weight_packed": stored.view(torch.int32),
+        f"{module}.weight_shape": torch.tensor([rows, columns]),
+        f"{module}.weight_scale": scale,
+    }
+
+
+def dequantize(stored: Mapping[str, Tensor], scheme: Scheme) -> Tensor:
+    """The inverse of `quantize`, up to its rounding: [out, in] in the scale's dtype. `stored` has relative names."""
+    scale = stored["weight_scale"]
+    if scheme == "fp8":
+        return (fp8_to_float(stored["weight"], torch.float32) * scale.float()).to(scale.dtype)
+    columns = int(stored["weight_shape"][1])
+    integers = stored["weight_packed"].view(torch.uint8)[:, :columns].float() - INT8_ZERO
+    return (integers * scale.float()).to(scale.dtype)
+
+
+def compressed_tensors_config(scheme: Scheme, ignored_modules: list[str]) -> dict[str, Any]:
+    """`quantization_config` for config.json, as compressed-tensors 0.1x reads it."""
+    name, kind = _FORMATS[scheme]
+    weights = {"num_bits": 8, "type": kind, "strategy": "channel", "symmetric": True, "dynamic": False}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": name,
+        "quantization_status": "compressed",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": weights,
+                "input_activations": None,
+                "output_activations": None,
+                "format": name,
+            }
+        },
+        "ignore": ignored_modules,
+    }
+
+
+def _quantize_rows(weight: Tensor, stored: Tensor, scale: Tensor) -> None:
+    largest = weight.abs().amax(dim=1, keepdim=True)
+    limit = FP8_MAX if stored.dtype == FP8 else float(INT8_MAX)
+    scale.copy_(torch.where(largest > 0, largest / limit, 1.0).clamp_min(torch.finfo(scale.dtype).tiny))
+    # The scale is rounded to the model's dtype first: what is stored is what the weight is divided by.
+    values = (weight / scale.float()).clamp_(-limit, limit)
+    if stored.dtype == FP8:
+        stored.copy_(values)
+    else:
+        stored.fill_(INT8_ZERO)
+        stored[:, : values.shape[1]] = (values.round_() + INT8_ZERO).to(torch.uint8)

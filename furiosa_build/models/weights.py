@@ -1,0 +1,109 @@
+"""Where weights come from: safetensors files, mapped, or numbers drawn from a seed. One tensor at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from furiosa_build.checkpoint import weight_files
+from furiosa_build.errors import UserError
+from furiosa_build.plan.outline import ParameterOutline
+
+_DRAW = 1 << 22
+"""Random numbers drawn at a time, so that memory stays bounded."""
+
+
+class TensorSource(Protocol):
+    """Named tensors, each read when it is asked for."""
+
+    def names(self) -> set[str]:
+        """All there are."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """One tensor. A mapped one costs no memory until it is used."""
+        ...
+
+
+class SafetensorsSource:
+    """The tensors of several safetensors files. Raises UserError for a file that is not one."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files: dict[str, Any] = {}
+        for file in files:
+            try:
+                opened = safe_open(file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise UserError(
+                    f"{file.name} is not a sound safetensors file: {error}",
+                    where=str(file),
+                    hint="the download or copy may be cut short; fetch it again",
+                ) from error
+            for name in opened.keys():  # noqa: SIM118 (no mapping)
+                if name in self._files:
+                    raise UserError(f"tensor {name} stands in two files", where=str(file))
+                self._files[name] = opened
+
+    def names(self) -> set[str]:
+        return set(self._files)
+
+    def read(self, name: str) -> Tensor:
+        return self._files[name].get_tensor(name)  # type: ignore[no-any-return]
+
+
+class RandomSource:
+    """Weights drawn from `seed`: a tensor depends on the seed and its own name and shape alone.
+
+    Vectors called weight (norms) are near one, all else is normal with variance 1 / fan-in.
+    """
+
+    def __init__(self, parameters: Mapping[str, ParameterOutline], seed: int) -> None:
+        self._parameters, self._seed = parameters, seed
+
+    def names(self) -> set[str]:
+        return set(self._parameters)
+
+    def read(self, name: str) -> Tensor:
+        outline = self._parameters[name]
+        key = hashlib.sha256(f"{self._seed} {name} {outline.shape}".encode()).digest()
+        generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
+        tensor = torch.empty(outline.shape, dtype=getattr(torch, outline.dtype))
+        is_vector = len(outline.shape) == 1
+        scale = 0.02 if is_vector else outline.shape[-1] ** -0.5
+        offset = 1.0 if is_vector and name.endswith("weight") else 0.0
+        flat = tensor.view(-1)
+        for begin in range(0, math.prod(outline.shape), _DRAW):
+            part = flat[begin : begin + _DRAW]
+            part.copy_(torch.from_numpy(generator.standard_normal(part.numel(), dtype=np.float32) * scale + offset))
+        return tensor
+
+
+def open_checkpoint(directory: Path) -> SafetensorsSource:
+    """The weights of a directory in Hugging Face layout."""
+    return SafetensorsSource([directory / name for name in weight_files(directory)])
+
+
+def check_parameters(source: TensorSource, parameters: Mapping[str, ParameterOutline], where: str) -> None:
+    """Raises UserError unless `source` has every parameter, in its shape."""
+    missing = sorted(set(parameters) - source.names())
+    if missing:
+        raise UserError(
+            f"the weights lack {len(missing)} of {len(parameters)} parameters: {', '.join(missing[:3])}"
+            + (", ..." if len(missing) > 3 else ""),
+            where=where,
+            hint="the weights and the architecture (config.json) do not belong together",
+        )
+    for name, outline in parameters.items():
+        shape = list(source.read(name).shape)
+        if shape != outline.shape:
+            raise UserError(
+                f"parameter {name} has shape {shape}, the architecture asks for {outline.shape}", where=where
+            )

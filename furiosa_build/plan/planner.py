@@ -1,0 +1,202 @@
+"""From a BuildSpec and the model's outline to the steps of the build: a pure function, no I/O, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any, Literal
+
+from furiosa_build.plan.outline import KindOutline, Outline
+from furiosa_build.recipe.schema import BuildSpec, ModelSpec, Scheme, bucket_name
+
+Role = Literal["first", "block", "last"]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A static shape that is compiled: `query` new tokens of each of `batch` sequences over a context of `context`."""
+
+    phase: Literal["prefill", "decode"]
+    batch: int
+    query: int
+    context: int
+
+    @property
+    def name(self) -> str:
+        """Such as `decode-4x512`."""
+        return bucket_name(self.phase, (self.batch, self.context))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Supertasks that share a program in every bucket.
+
+    `schemes` has the quantized parameters, by the names that the program uses; `outline` is that of a block's layers.
+    """
+
+    name: str
+    role: Role
+    signature: str
+    layers: tuple[int, ...] = ()
+    schemes: Mapping[str, Scheme] = field(default_factory=dict)
+    outline: KindOutline | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node of the build graph.
+
+    Attributes:
+        name: The doit task's name, such as `compile:decode-1x512:block`.
+        action: Kind of step; all steps of a kind run the same code.
+        description: One line for listings.
+        needs: Steps whose outputs it consumes.
+        reads: What it reads of the BuildSpec and the outline: part of its key.
+    """
+
+    name: str
+    action: Literal["fetch", "quantize", "shard", "trace", "compile", "package", "qualify"]
+    description: str
+    needs: tuple[str, ...] = ()
+    reads: Mapping[str, Any] = field(default_factory=dict)
+    bucket: Bucket | None = None
+    kind: Kind | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps, in an order in which they can run, and the facts they were made from."""
+
+    spec: BuildSpec
+    hf_config: Mapping[str, Any]
+    outline: Outline
+    isa: str
+    buckets: tuple[Bucket, ...]
+    kinds: tuple[Kind, ...]
+    steps: Mapping[str, Step]
+
+    def schemes(self) -> dict[str, Scheme]:
+        """The scheme of every quantized parameter, by full name."""
+        return quantized_parameters(self.spec, self.outline)
+
+
+def make_plan(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline, isa: str) -> Plan:
+    """Plans the build. `isa` is the instruction set that programs are compiled for."""
+    buckets, kinds = tuple(_buckets(spec)), tuple(_kinds(spec, outline))
+    steps = [*_weight_steps(spec, hf_config, outline), *_program_steps(spec, outline, isa, buckets, kinds)]
+    last_steps = _artifact_steps(spec, hf_config, steps, isa)
+    return Plan(spec, hf_config, outline, isa, buckets, kinds, {step.name: step for step in (*steps, *last_steps)})
+
+
+def quantized_parameters(spec: BuildSpec, outline: Outline) -> dict[str, Scheme]:
+    """Full name -> scheme, of the weights of linear layers that are quantized."""
+    schemes = {n: spec.quantization.scheme_of(n) for n, p in outline.parameters.items() if p.linear}
+    return {name: scheme for name, scheme in schemes.items() if scheme != "none"}
+
+
+def pretrained_id(model: ModelSpec) -> str:
+    """The model's name without a machine's directories: a hub id as it is, of a path its last part."""
+    path = PurePath(model.model_id_or_path)
+    return path.name if path.is_absolute() or len(path.parts) > 2 else model.model_id_or_path
+
+
+def _buckets(spec: BuildSpec) -> Iterator[Bucket]:
+    for batch, length in spec.buckets.prefill_buckets:
+        yield Bucket("prefill", batch, length, length)
+    for batch, length in spec.buckets.decode_buckets:
+        yield Bucket("decode", batch, 1, length)
+
+
+def _kinds(spec: BuildSpec, outline: Outline) -> Iterator[Kind]:
+    schemes = quantized_parameters(spec, outline)
+
+    def of(names: list[str], prefix: str = "") -> dict[str, Scheme]:
+        return {name: schemes[prefix + name] for name in names if prefix + name in schemes}
+
+    yield Kind("first", "first", outline.first_signature, schemes=of(outline.first_parameters))
+    blocks: dict[tuple[int, str], Kind] = {}
+    for index, block in enumerate(outline.blocks):
+        for layer in block.layers:
+            quantized = of(block.parameters, f"{outline.layer_prefix}{layer}.")
+            same = blocks.get((index, repr(quantized)))
+            layers = (*(same.layers if same else ()), layer)
+            blocks[index, repr(quantized)] = Kind("", "block", block.signature, layers, quantized, block)
+    for number, kind in enumerate(blocks.values()):
+        name = "block" if len(blocks) == 1 else f"block{number}"
+        yield Kind(name, "block", kind.signature, kind.layers, kind.schemes, kind.outline)
+    yield Kind("last", "last", outline.last_signature, schemes=of(outline.last_parameters))
+
+
+def _weight_steps(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline) -> Iterator[Step]:
+    model, schemes = spec.model, quantized_parameters(spec, outline)
+    parameters = {name: p.model_dump() for name, p in outline.parameters.items()}
+    seed = model.seed_for_random_weight
+    drawn = f"random weights from seed {seed}" if seed is not None else "weights"
+    yield Step(
+        "fetch",
+        "fetch",
+        f"find the {drawn} of {pretrained_id(model)} and list them by digest",
+        reads={"seed": seed, "parameters": parameters} if seed is not None else {},
+    )
+    scheme = spec.quantization.scheme
+    yield Step(
+        "quantize",
+        "quantize",
+        f"quantize {len(schemes)} weights to {scheme}" if schemes else "no quantization: check the weights",
+        needs=("fetch",),
+        reads={"schemes": schemes, "parameters": parameters, "hf_config": dict(hf_config)},
+    )
+    yield Step(
+        "partition:weights",
+        "shard",
+        f"lay out {len(parameters)} parameters for stage 0, rank 0",
+        needs=("quantize",) if schemes else ("fetch", "quantize"),
+        reads={"parameters": parameters},
+    )
+
+
+def _program_steps(
+    spec: BuildSpec, outline: Outline, isa: str, buckets: tuple[Bucket, ...], kinds: tuple[Kind, ...]
+) -> Iterator[Step]:
+    for bucket in buckets:
+        for kind in kinds:
+            what = f"{kind.name} of {bucket.name}"
+            shared = f" ({len(kind.layers)} layers)" if kind.layers else ""
+            reads: dict[str, Any] = {
+                "role": kind.role,
+                "signature": kind.signature,
+                "schemes": dict(kind.schemes),
+                "bucket": [bucket.batch, bucket.query, bucket.context],
+            }
+            if kind.role == "first":
+                reads["outputs"] = outline.first_outputs
+            if kind.role == "last":
+                reads["last_token_only"] = spec.model.calculate_logit_only_for_last_token
+            trace = f"partition:{bucket.name}:{kind.name}"
+            yield Step(trace, "trace", f"trace {what}{shared}", reads=reads, bucket=bucket, kind=kind)
+            yield Step(
+                f"compile:{bucket.name}:{kind.name}",
+                "compile",
+                f"compile {what}{shared} with {spec.backend.name} for {isa}",
+                needs=(trace,),
+                reads={"backend": spec.backend.name, "isa": isa},
+                bucket=bucket,
+                kind=kind,
+            )
+
+
+def _artifact_steps(spec: BuildSpec, hf_config: Mapping[str, Any], steps: list[Step], isa: str) -> Iterator[Step]:
+    reads = spec.model_dump(mode="json", exclude={"model"})
+    reads["target"]["isa"] = isa
+    reads["pretrained_id"] = pretrained_id(spec.model)
+    reads["calculate_logit_only_for_last_token"] = spec.model.calculate_logit_only_for_last_token
+    reads["hf_config"] = dict(hf_config)
+    needs = tuple(step.name for step in steps if step.name != "quantize")
+    yield Step("package", "package", f"publish artifact {spec.name}", needs=needs, reads=reads)
+    yield Step(
+        "qualify",
+        "qualify",
+        "load the artifact in a fresh process, generate, compare with the eager reference",
+        needs=("package", "quantize", "fetch"),
+    )

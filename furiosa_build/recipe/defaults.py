@@ -1,0 +1,123 @@
+"""The defaults lists: which files a recipe takes in, in the order in which their values win.
+
+Hydra follows these lists itself when it composes. They are followed here first, so that a choice that is not
+there is told with the file and line that made it, and so that every value can be traced to a file afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from furiosa_build.errors import UserError, nearest
+from furiosa_build.recipe.sources import Source, child, read_source
+
+_FORMS = "`- NAME`, `- GROUP: CHOICE` or `- override GROUP: CHOICE`"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A config chosen for a group, and the place that chose it."""
+
+    name: str
+    where: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One entry of a defaults list. The empty group: a config by its own name."""
+
+    group: str
+    choice: Choice
+    overrides: bool = False
+    optional: bool = False
+
+
+def walk(recipe: Path, search: Sequence[Path], choices: Mapping[str, Choice]) -> list[Source]:
+    """Every file that a recipe takes in, the one whose values win first.
+
+    Args:
+        recipe: The recipe's file.
+        search: Directories in which configs are looked up.
+        choices: What the command line chose for a group; it wins over the defaults lists.
+    """
+    chosen = dict(choices)
+
+    def visit(path: Path, group: str, above: tuple[Path, ...]) -> Iterator[Source]:
+        source = read_source(path, group)
+        entries = list(_entries(source))
+        if path in above:
+            raise UserError(f"{path.name} takes in itself", where=f"{path}: defaults")
+        for entry in entries:
+            if entry.overrides:  # An outer file's override wins, and outer files come first here.
+                chosen.setdefault(entry.group, entry.choice)
+        if not any(entry.choice.name == "_self_" for entry in entries):
+            yield source
+        for entry in reversed(entries):
+            if entry.choice.name == "_self_":
+                yield source
+            elif not entry.overrides:
+                includes = entry.group == group  # Another config of its own group, whatever was chosen.
+                choice = entry.choice if includes else chosen.get(entry.group, entry.choice)
+                if found := _look_up(entry, choice, search):
+                    yield from visit(found, entry.group, (*above, path))
+
+    for group, choice in choices.items():
+        _look_up(_Entry(group, choice), choice, search)
+    return list(visit(recipe, "", ()))
+
+
+def groups(search: Sequence[Path]) -> list[str]:
+    """The config groups there are."""
+    return sorted({path.name for directory in search for path in directory.glob("*/")})
+
+
+def _entries(source: Source) -> Iterator[_Entry]:
+    """The entries of a file's defaults list, but for those that only Hydra can judge."""
+    node = child(source.root, "defaults")
+    if node is None:
+        return
+    if not isinstance(node, yaml.SequenceNode):
+        raise UserError("defaults is not a list", where=source.where(node), valid=f"lines of the form {_FORMS}")
+    for item in node.value:
+        where = source.where(item, ("defaults",))
+        for words, option in _options(item, where):
+            group, _, name = (f"{words[-1]}/{option}" if words[-1] else option).rpartition("/")
+            if ".." in f"{group}/{name}".split("/"):
+                raise UserError(f"{option!r} leads out of the conf directory", where=where, valid=_FORMS)
+            group = group.strip("/") if group.startswith("/") else f"{source.group}/{group}".strip("/")
+            if not set("@$") & set(group + name):  # A package, an interpolation.
+                yield _Entry(group, Choice(name, where), "override" in words, "optional" in words)
+
+
+def _options(item: yaml.Node, where: str) -> list[tuple[list[str], str]]:
+    """An entry's words before the colon, the group last, with each config after it."""
+    if isinstance(item, yaml.ScalarNode):
+        return [([""], item.value)]
+    if isinstance(item, yaml.MappingNode) and len(item.value) == 1:
+        name, value = item.value[0]
+        options = value.value if isinstance(value, yaml.SequenceNode) else [value]
+        if all(isinstance(option, yaml.ScalarNode) for option in options):
+            words = name.value.split()
+            return [(words, option.value) for option in options if words and not option.tag.endswith(":null")]
+    raise UserError("this is no entry of a defaults list", where=where, valid=_FORMS)
+
+
+def _look_up(entry: _Entry, choice: Choice, search: Sequence[Path]) -> Path | None:
+    """The file of a choice; the user's come first. None: it may be absent, and is."""
+    name = choice.name.removesuffix(".yaml")
+    for directory in search:
+        if (path := directory / entry.group / f"{name}.yaml").is_file():
+            return path
+    if entry.optional:
+        return None
+    if any((directory / entry.group).is_dir() for directory in search):
+        known = sorted({path.stem for directory in search for path in (directory / entry.group).glob("*.yaml")})
+        what = f"there is no {entry.group or 'config'} {name!r}"
+    else:
+        name, known = entry.group, groups(search)
+        what = f"there is no config group {name!r}"
+    raise UserError(what, where=choice.where, valid=", ".join(known), hint=nearest(name, known))

@@ -1,0 +1,312 @@
+"""BuildSpec: everything that determines an artifact, in one frozen, validated value.
+
+Field names are those of the ArtifactBuilder API; the sections are the config groups of `conf/`. So a field is
+spelled the same in a recipe, as an override on the command line and in Python.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from furiosa_build.errors import UserError
+
+Scheme = Literal["none", "fp8", "int8"]
+SCHEMES: tuple[Scheme, ...] = ("none", "fp8", "int8")
+
+
+def _invalid(what: str, *, key: tuple[str | int, ...] = (), valid: str = "") -> PydanticCustomError:
+    """An error that keeps its parts for `recipe.errors`. `key` leads from the section to the value."""
+    template = "{what} (valid: {valid})" if valid else "{what}"
+    return PydanticCustomError("recipe", template, {"what": what, "key": key, "valid": valid})
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
+
+
+def _pairs(value: Any) -> Any:
+    """Lists of two whole numbers as tuples: one message for whatever else stands there."""
+    if not isinstance(value, list | tuple):
+        raise _invalid(f"{value!r} is not a list of buckets", valid="a list such as [[1, 128], [4, 128]]")
+    for index, item in enumerate(value):
+        is_pair = isinstance(item, list | tuple) and len(item) == 2
+        if not (is_pair and all(type(number) is int and number >= 1 for number in item)):
+            shown = list(item) if isinstance(item, tuple) else item
+            valid = "two whole numbers of at least 1, such as [1, 128]"
+            raise _invalid(f"the bucket {shown!r} is not [batch, length]", key=(index,), valid=valid)
+    return _as_tuple(value)
+
+
+PositiveInt = Annotated[int, Field(ge=1)]
+BucketSize = tuple[int, int]
+"""(batch size, context length in tokens)."""
+BucketSizes = Annotated[tuple[BucketSize, ...], BeforeValidator(_pairs)]
+
+
+class Section(BaseModel):
+    """Base of all parts of a BuildSpec: frozen, unknown keys refused, no silent conversion between types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSpec(Section):
+    """Which model, from where, and how much of it.
+
+    `architecture` holds the fields of the model's `config.json`. When absent they are read from the model's
+    directory or fetched from the hub.
+    """
+
+    model_id_or_path: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    num_hidden_layers: PositiveInt | None = None
+    seed_for_random_weight: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    calculate_logit_only_for_last_token: bool = False
+    architecture: dict[str, Any] | None = None
+
+
+class TargetSpec(Section):
+    """The machine that programs are compiled for. `isa`: an x86-64 psABI level, or `native`: this host's."""
+
+    name: str
+    isa: Literal["native", "x86-64-v3", "x86-64-v4"] = "native"
+
+
+class ParallelSpec(Section):
+    """Degrees of parallelism. Only 1 is built today; see the table in the README."""
+
+    tensor_parallel_size: PositiveInt = 1
+    pipeline_parallel_size: PositiveInt = 1
+    data_parallel_size: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _one_device(self) -> ParallelSpec:
+        for key, value in self:
+            if value != 1:
+                what = f"{key}={value} is not built yet: this version builds for one device"
+                raise _invalid(what, key=(key,), valid="1")
+        return self
+
+
+class BucketSpec(Section):
+    """Static shapes that are compiled, and the KV cache they share.
+
+    A prefill bucket (batch, length) runs `batch` prompts of up to `length` tokens. A decode bucket runs one
+    new token of `batch` sequences over contexts of up to `length` tokens. `paged_attention_num_blocks` (KV
+    blocks per layer) is by default what the largest decode bucket needs when it is full.
+    """
+
+    prefill_buckets: BucketSizes = ()
+    decode_buckets: BucketSizes = ()
+    max_seq_len_to_capture: PositiveInt = 2048
+    paged_attention_num_blocks: PositiveInt | None = None
+    paged_attention_block_size: PositiveInt = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_buckets(cls, data: Any) -> Any:
+        if isinstance(data, dict) and type(length := data.get("max_seq_len_to_capture", 2048)) is int:
+            for key in ("prefill_buckets", "decode_buckets"):
+                if data.get(key) in (None, [], ()):
+                    data = {**data, key: ((1, length),)}
+        return data
+
+    @field_validator("prefill_buckets", "decode_buckets")
+    @classmethod
+    def _sorted_and_unique(cls, buckets: tuple[BucketSize, ...]) -> tuple[BucketSize, ...]:
+        ordered = tuple(sorted(set(buckets)))
+        if buckets != ordered:
+            found, valid = ([list(bucket) for bucket in each] for each in (buckets, ordered))
+            raise _invalid(f"the buckets {found} are not sorted and unique", valid=str(valid))
+        return buckets
+
+    @model_validator(mode="after")
+    def _within_max_seq_len(self) -> BucketSpec:
+        limit = self.max_seq_len_to_capture
+        for key in ("prefill_buckets", "decode_buckets"):
+            for index, (batch, length) in enumerate(getattr(self, key)):
+                if length > limit:
+                    what = f"the bucket [{batch}, {length}] is longer than max_seq_len_to_capture={limit}"
+                    raise _invalid(what, key=(key, index), valid=f"lengths of at most {limit}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_sequence_has_room(self) -> BucketSpec:
+        longest = max(length for _, length in self.decode_buckets)
+        needed = self._blocks_for(longest)
+        if self.num_blocks < needed:
+            room = self.num_blocks * self.paged_attention_block_size
+            what = f"paged_attention_num_blocks={self.num_blocks} hold {room} tokens; a sequence: {longest}"
+            raise _invalid(what, key=("paged_attention_num_blocks",), valid=f"at least {needed}")
+        return self
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks per layer: as given, or enough for the largest decode bucket."""
+        if self.paged_attention_num_blocks is not None:
+            return self.paged_attention_num_blocks
+        return max(batch * self._blocks_for(length) for batch, length in self.decode_buckets)
+
+    def _blocks_for(self, length: int) -> int:
+        return -(-length // self.paged_attention_block_size)
+
+
+class QuantizationRule(Section):
+    """`match` is a shell pattern over parameter names such as `model.layers.0.mlp.up_proj.weight`."""
+
+    match: Annotated[str, Field(min_length=1)]
+    scheme: Scheme
+
+
+class QuantizationSpec(Section):
+    """Weight-only quantization of linear layers: the first rule that matches wins, else `scheme`."""
+
+    scheme: Scheme = "none"
+    rules: Annotated[tuple[QuantizationRule, ...], BeforeValidator(_as_tuple)] = ()
+
+    @model_validator(mode="after")
+    def _one_scheme(self) -> QuantizationSpec:
+        for index, rule in enumerate(self.rules):
+            if rule.scheme not in ("none", self.scheme):
+                raise _invalid(
+                    f"the rule's scheme {rule.scheme!r} mixes with scheme={self.scheme!r}: "
+                    "a checkpoint has one quantized format",
+                    key=("rules", index, "scheme"),
+                    valid=" or ".join(sorted({"'none'", repr(self.scheme)})),
+                )
+        return self
+
+    def scheme_of(self, parameter: str) -> Scheme:
+        """The scheme for the weight of the linear layer called `parameter`."""
+        for rule in self.rules:
+            if fnmatch.fnmatchcase(parameter, rule.match):
+                return rule.scheme
+        return self.scheme
+
+
+class SchedulerConfig(Section):
+    """Defaults of the runtime's scheduler, kept in the artifact.
+
+    Attributes:
+        max_processing_samples: Requests admitted at a time, waiting ones included.
+        spare_blocks_ratio: Share of the KV blocks kept for sequences that already run.
+    """
+
+    npu_queue_limit: Literal[2] = 2
+    max_processing_samples: PositiveInt = 65536
+    spare_blocks_ratio: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.2
+    is_offline: Literal[False] = False
+    prefill_chunk_size: None = None
+
+
+class BackendSpec(Section):
+    """Which compiler makes the programs: a name of the registry in `furiosa_build.backends`."""
+
+    name: str
+
+
+_DEVICE = re.compile(r"cpu(:\d+)?|cuda:\d+|npu:\d+(:(\*|\d+(-\d+)?))?")
+_DEVICE_FORMS = "cpu, cpu:N, cuda:N, npu:X, npu:X:*, npu:X:A-B, or several of them joined by commas"
+
+
+class BuildSpec(Section):
+    """One artifact, fully determined. Made by composing a recipe, or from Python."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+    devices: str = "cpu"
+    model: ModelSpec
+    target: TargetSpec
+    backend: BackendSpec
+    parallel: ParallelSpec = ParallelSpec()
+    buckets: BucketSpec = BucketSpec()
+    quantization: QuantizationSpec = QuantizationSpec()
+    scheduler: SchedulerConfig = SchedulerConfig()
+
+    @field_validator("devices")
+    @classmethod
+    def _well_formed(cls, devices: str) -> str:
+        for device in devices.split(","):
+            if not _DEVICE.fullmatch(device.strip()):
+                raise _invalid(f"the device {device!r} is not well formed", valid=_DEVICE_FORMS)
+        if devices != "cpu":
+            what = f"devices={devices!r} is not built yet: this version builds for the host's CPU"
+            raise _invalid(what, valid="cpu")
+        return devices
+
+    @model_validator(mode="after")
+    def _architecture_fits(self) -> BuildSpec:
+        if self.model.architecture is not None and (misfit := _misfit(self, self.model.architecture)):
+            raise misfit
+        return self
+
+
+def check_architecture(spec: BuildSpec, architecture: Mapping[str, Any], where: str) -> None:
+    """Check that a model's `config.json` has what a build needs and that the spec asks for no more than that.
+
+    BuildSpec does this by itself for `model.architecture`; this is for a config.json that was read later.
+
+    Args:
+        spec: What is to be built.
+        architecture: The fields of config.json.
+        where: The file, for the message.
+    """
+    if misfit := _misfit(spec, architecture):
+        context = misfit.context or {}
+        raise UserError(context["what"], where=where, valid=context["valid"])
+
+
+_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+
+
+def _misfit(spec: BuildSpec, architecture: Mapping[str, Any]) -> PydanticCustomError | None:
+    """The first thing that is wrong between a spec and an architecture."""
+
+    def wrong(name: str, valid: str) -> PydanticCustomError:
+        found = f"{name}={architecture[name]!r} is not valid" if name in architecture else f"has no {name}"
+        return _invalid(f"the model's architecture: {found}", key=("model", "architecture", name), valid=valid)
+
+    model_type, classes = architecture.get("model_type"), architecture.get("architectures")
+    if not (isinstance(model_type, str) and model_type):
+        return wrong("model_type", "a string such as llama")
+    if not (isinstance(classes, list | tuple) and classes and all(isinstance(name, str) for name in classes)):
+        return wrong("architectures", "a list of class names such as [LlamaForCausalLM]")
+    for name in _SIZES:
+        if type(architecture.get(name)) is not int or architecture[name] < 1:
+            return wrong(name, "a whole number of at least 1")
+
+    layers, length = architecture["num_hidden_layers"], architecture["max_position_embeddings"]
+    if (asked := spec.model.num_hidden_layers) is not None and asked > layers:
+        what = f"num_hidden_layers={asked} is more than the model's own {layers} layers"
+        return _invalid(what, key=("model", "num_hidden_layers"), valid=f"1 to {layers}")
+    if (asked := spec.buckets.max_seq_len_to_capture) > length:
+        what = f"max_seq_len_to_capture={asked} is more than the model's max_position_embeddings={length}"
+        return _invalid(what, key=("buckets", "max_seq_len_to_capture"), valid=f"1 to {length}")
+    return None
+
+
+class BuildOptions(Section):
+    """Where and how to build. None of it changes the artifact's bytes."""
+
+    save_dir: str = "artifacts"
+    cache_dir: str | None = None
+    num_compile_workers: PositiveInt = 1
+    num_pipeline_builder_workers: PositiveInt = 1
+
+
+class Recipe(Section):
+    """A composed recipe: what to build, how, and where a relative model path is looked up, in order."""
+
+    spec: BuildSpec
+    options: BuildOptions
+    roots: tuple[Path, ...]
+
+
+def bucket_name(phase: Literal["prefill", "decode"], size: Sequence[int]) -> str:
+    """`prefill-1x512`: the name of a bucket in task names, reports and the artifact."""
+    return f"{phase}-{size[0]}x{size[1]}"

@@ -1,0 +1,28 @@
+"""The runtime: generates text from an artifact. It needs nothing of the builder.
+
+Importing this package is cheap; torch is imported when one of the names below is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from furiosa_build.runtime.engine import LLMEngine
+    from furiosa_build.runtime.llm import LLM
+    from furiosa_build.runtime.request import RequestOutput, SamplingParams
+
+__all__ = ["LLM", "LLMEngine", "RequestOutput", "SamplingParams"]
+
+_HOMES = {"LLM": "llm", "LLMEngine": "engine", "RequestOutput": "request", "SamplingParams": "request"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,271 @@
+"""The engine: requests in, a step at a time, outputs out. A step is schedule, run, sample, say."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from furiosa_build.artifact.reader import OpenArtifact, open_artifact
+from furiosa_build.errors import UserError
+from furiosa_build.runtime.detokenizer import Detokenizer, OutputText
+from furiosa_build.runtime.executor import Executor, Row
+from furiosa_build.runtime.kv_cache import BlockManager
+from furiosa_build.runtime.request import Logprob, Request, RequestOutput, SamplingParams
+from furiosa_build.runtime.sampler import Floats, sample, top_logprobs
+from furiosa_build.runtime.scheduler import Batch, Scheduler
+from furiosa_build.runtime.tokenizer import Tokenizer, end_of_sequence_ids
+
+OnLogits = Callable[[str, Tensor], None]
+
+
+class LLMEngine:
+    """Generates for many requests at once. Not for several threads.
+
+    Args:
+        artifact: Directory of an artifact, or an opened one.
+        paged_attention_num_blocks: KV blocks per layer; the artifact's default if None.
+        seed: Of requests without a seed of their own; drawn if None.
+        verify: How thoroughly to verify a directory (see `open_artifact`).
+        on_logits: Called with the request id and the float32 logits [vocab] of every position that is sampled
+            from.
+
+    Raises:
+        UserError: The artifact cannot be used, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        artifact: str | Path | OpenArtifact,
+        *,
+        paged_attention_num_blocks: int | None = None,
+        seed: int | None = None,
+        verify: Literal["fast", "full"] = "fast",
+        on_logits: OnLogits | None = None,
+    ) -> None:
+        opened = artifact if isinstance(artifact, OpenArtifact) else open_artifact(artifact, verify)
+        self.artifact = opened.artifact
+        config = self.artifact.generator_config
+        num_blocks = (
+            config.paged_attention_num_blocks
+            if paged_attention_num_blocks is None
+            else paged_attention_num_blocks
+        )
+        if num_blocks < 1:
+            raise UserError(f"{num_blocks} KV blocks", where="paged_attention_num_blocks", valid=">= 1")
+        block_size = config.paged_attention_block_size
+        defaults = config.default_scheduler_config
+        self._executor = Executor(opened, (num_blocks + 1) * block_size)  # one more: the scratch block
+        self._scheduler = Scheduler(
+            self.artifact.pipelines,
+            BlockManager(num_blocks, block_size),
+            spare_blocks_ratio=defaults.spare_blocks_ratio,
+            max_processing_samples=defaults.max_processing_samples,
+        )
+        model = opened.directory / "model"
+        self._tokenizer = Tokenizer(model) if (model / "tokenizer.json").is_file() else None
+        self._vocab_size = self.artifact.model_metadata.vocab_size
+        self._eos = frozenset(
+            id_ for id_ in end_of_sequence_ids(model, self.artifact.hf_config) if id_ < self._vocab_size
+        )
+        self._seed = secrets.randbits(63) if seed is None else seed
+        self._on_logits = on_logits
+        self._requests: dict[str, Request] = {}
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The artifact's tokenizer. Raises UserError if it has none."""
+        if self._tokenizer is None:
+            raise UserError(
+                "the artifact has no tokenizer, so it takes and gives token ids only",
+                where="model/tokenizer.json",
+                hint="give prompts as lists of token ids, without stop strings",
+            )
+        return self._tokenizer
+
+    @property
+    def is_full(self) -> bool:
+        """Whether `max_processing_samples` requests are under way, so that add_request takes no more."""
+        return self._scheduler.is_full
+
+    def add_request(
+        self, request_id: str, prompt: str | Sequence[int], sampling_params: SamplingParams
+    ) -> None:
+        """Queues a request. Its prompt is a text or token ids.
+
+        Raises:
+            UserError: The id is in use; the prompt is empty, too long or has unknown tokens; parameters that
+                the artifact cannot serve; too many requests.
+        """
+        if request_id in self._requests:
+            raise UserError(
+                f"request id {request_id!r} is in use", where="request_id", valid="one not in use"
+            )
+        self._check_supported(sampling_params)
+        request = self._make_request(request_id, prompt, sampling_params)
+        self._scheduler.add(request)
+        self._requests[request_id] = request
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self._requests)
+
+    def abort_request(self, request_id: str | Iterable[str]) -> None:
+        """Drops requests, which then have no further output. Unknown ids are ignored."""
+        for id_ in [request_id] if isinstance(request_id, str) else list(request_id):
+            request = self._requests.pop(id_, None)
+            if request is not None:
+                self._scheduler.remove(request)
+
+    def step(self) -> list[RequestOutput]:
+        """Runs one batch. Returns the state of every request that got a token; empty if none did.
+
+        Raises:
+            BuildError: The model gave logits that nothing can be sampled from. After any error from here,
+                requests under way can only be aborted.
+        """
+        batch = self._scheduler.schedule()
+        if batch is None:
+            return []
+        logits = self._executor.run(batch.pipeline.name, self._rows(batch))
+        return self._accept(batch, logits)
+
+    def check_integrity(self) -> None:
+        """Raises RuntimeError when the engine's books do not agree."""
+        self._scheduler.check_integrity()
+        if len(self._requests) != self._scheduler.num_unfinished:
+            raise RuntimeError("engine and scheduler disagree about which requests there are")
+
+    # A request comes in
+
+    def _make_request(self, request_id: str, prompt: str | Sequence[int], params: SamplingParams) -> Request:
+        text = prompt if isinstance(prompt, str) else None
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        where = f"prompt of request {request_id!r}"
+        if not tokens:
+            raise UserError("the prompt is empty", where=where, valid="at least one token")
+        self._check_vocabulary(tokens, where)
+        detokenizer = Detokenizer(self._tokenizer, params.skip_special_tokens) if self._tokenizer else None
+        return Request(
+            request_id=request_id,
+            prompt=text,
+            prompt_token_ids=tokens,
+            params=params,
+            text=OutputText(detokenizer, params.stop),
+            generator=None if params.greedy else self._generator(request_id, params),
+            end_token_ids=frozenset(params.stop_token_ids)
+            | (frozenset() if params.ignore_eos else self._eos),
+        )
+
+    def _generator(self, request_id: str, params: SamplingParams) -> torch.Generator:
+        seed = params.seed
+        if seed is None:
+            # From the id and not from a counter, so that the order of arrival does not matter.
+            digest = hashlib.sha256(f"{self._seed} {request_id}".encode()).digest()
+            seed = int.from_bytes(digest[:8], "little") >> 1
+        return torch.Generator().manual_seed(seed)
+
+    def _check_supported(self, params: SamplingParams) -> None:
+        if not isinstance(params, SamplingParams):
+            raise UserError(f"{type(params).__name__} is no SamplingParams", where="sampling_params")
+        if params.stop:
+            _ = self.tokenizer  # raises if there is none
+        self._check_vocabulary(params.stop_token_ids, "SamplingParams.stop_token_ids")
+        if (
+            params.prompt_logprobs is not None
+            and self.artifact.generator_config.calculate_logit_only_for_last_token
+        ):
+            raise UserError(
+                "the artifact returns the logits of the last token only, so none for prompts",
+                where="SamplingParams.prompt_logprobs",
+                hint="build it with calculate_logit_only_for_last_token=False",
+            )
+
+    def _check_vocabulary(self, tokens: Iterable[int], where: str) -> None:
+        for token in tokens:
+            if type(token) is not int or not 0 <= token < self._vocab_size:
+                raise UserError(f"{token!r} is no token", where=where, valid=f"0 to {self._vocab_size - 1}")
+
+    # A batch runs
+
+    def _rows(self, batch: Batch) -> list[Row]:
+        rows = []
+        for request, count in zip(batch.requests, batch.counts, strict=True):
+            start = request.num_computed
+            tokens = request.tokens[start : start + count]
+            rows.append(Row(tokens, start, self._scheduler.blocks.slots(request.request_id)))
+        return rows
+
+    def _accept(self, batch: Batch, logits: Tensor) -> list[RequestOutput]:
+        """Gives every request of the batch that has run all its tokens a new one."""
+        complete = set(self._scheduler.advance(batch))
+        outputs = []
+        for request, count, rows in zip(batch.requests, batch.counts, logits, strict=False):
+            if request not in complete:
+                continue
+            if request.params.prompt_logprobs is not None and request.prompt_logprobs is None:
+                request.prompt_logprobs = self._prompt_logprobs(request, rows)
+            # Artifacts that return the logits of the last token only have one row.
+            self._sample(request, rows[min(count, len(rows)) - 1].float())
+            if request.finished:
+                self._scheduler.remove(request)
+                del self._requests[request.request_id]
+            outputs.append(request.output())
+        return outputs
+
+    def _sample(self, request: Request, logits: Tensor) -> None:
+        if self._on_logits is not None:
+            self._on_logits(request.request_id, logits)
+        params, numbers = request.params, logits.numpy()
+        token = sample(
+            numbers,
+            params,
+            prompt=request.prompt_token_ids,
+            output=request.output_token_ids,
+            forbidden=request.end_token_ids if request.num_generated < params.min_tokens else (),
+            generator=request.generator,
+        )
+        request.tokens.append(token)
+        if params.logprobs is not None:
+            entry = self._logprobs(numbers, token, params.logprobs)
+            request.logprobs.append(entry)
+            request.cumulative_logprob += entry[token].logprob
+        self._finish_if_due(request, token)
+
+    def _finish_if_due(self, request: Request, token: int) -> None:
+        """Extends the text by the new token, unless that ends it, and decides whether it is finished."""
+        params = request.params
+        may_stop = request.num_generated >= params.min_tokens
+        if may_stop and token in request.end_token_ids:
+            request.finish_reason = "stop"
+            request.stop_reason = token if token in params.stop_token_ids else None
+        elif stop := request.text.push(token, may_stop=may_stop):
+            request.finish_reason, request.stop_reason = "stop", stop
+            return  # what is held back lies behind the stop string
+        elif request.num_generated == params.max_tokens or len(request.tokens) > self._scheduler.max_context:
+            request.finish_reason = "length"
+        if request.finished:
+            request.text.flush()
+
+    # Log probabilities
+
+    def _prompt_logprobs(self, request: Request, rows: Tensor) -> list[dict[int, Logprob] | None]:
+        number = request.params.prompt_logprobs or 0
+        following = request.prompt_token_ids[1:]
+        return [
+            None,
+            *(
+                self._logprobs(row.float().numpy(), token, number)
+                for row, token in zip(rows, following, strict=False)
+            ),
+        ]
+
+    def _logprobs(self, logits: Floats, token: int, number: int) -> dict[int, Logprob]:
+        return {
+            id_: Logprob(logprob, rank, self._tokenizer.decode([id_], False) if self._tokenizer else None)
+            for id_, logprob, rank in top_logprobs(logits, token, number)
+        }

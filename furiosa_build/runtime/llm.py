@@ -1,0 +1,116 @@
+"""Many prompts in, all their completions out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from furiosa_build.artifact.reader import OpenArtifact
+from furiosa_build.errors import UserError
+from furiosa_build.runtime.engine import LLMEngine
+from furiosa_build.runtime.request import RequestOutput, SamplingParams
+from furiosa_build.runtime.tokenizer import Message, Tokenizer
+
+Prompt = str | Sequence[int]
+
+
+class LLM:
+    """Offline generation from an artifact. The arguments are those of LLMEngine.
+
+    Raises:
+        UserError: The artifact cannot be used, or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        artifact: str | Path | OpenArtifact,
+        *,
+        paged_attention_num_blocks: int | None = None,
+        seed: int | None = None,
+        verify: Literal["fast", "full"] = "fast",
+    ) -> None:
+        self.engine = LLMEngine(
+            artifact, paged_attention_num_blocks=paged_attention_num_blocks, seed=seed, verify=verify
+        )
+        self._num_requests = 0
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The artifact's tokenizer. Raises UserError if it has none."""
+        return self.engine.tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Completes prompts.
+
+        Args:
+            prompts: A text, a list of token ids, or a list of either.
+            sampling_params: For all prompts, or one per prompt; `SamplingParams()` if None.
+
+        Returns:
+            One finished output per prompt, in the order of the prompts.
+
+        Raises:
+            UserError: A prompt or parameters that the artifact cannot serve. Nothing is left running.
+        """
+        listed = _list_prompts(prompts)
+        params = sampling_params if sampling_params is not None else SamplingParams()
+        each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(listed):
+            raise UserError(
+                f"{len(each)} sampling parameters for {len(listed)} prompts",
+                where="sampling_params",
+                valid="one for all, or one per prompt",
+            )
+        ids = [str(self._num_requests + number) for number in range(len(listed))]
+        self._num_requests += len(listed)
+        return self._run(deque(zip(ids, listed, each, strict=True)), ids)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[RequestOutput]:
+        """Answers one conversation, or a list of them; a message is a dict with `role` and `content`.
+
+        Returns and raises as `generate`; UserError too if the artifact has no chat template or it rejects
+        them.
+        """
+        several = bool(messages) and not isinstance(messages[0], dict)
+        conversations = cast(Sequence[Sequence[Message]], messages if several else [messages])
+        prompts = [
+            self.tokenizer.apply_chat_template(
+                conversation, tools=tools, add_generation_prompt=add_generation_prompt
+            )
+            for conversation in conversations
+        ]
+        return self.generate(
+            [self.tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts], sampling_params
+        )
+
+    def _run(self, todo: deque[tuple[str, Prompt, SamplingParams]], ids: list[str]) -> list[RequestOutput]:
+        finished: dict[str, RequestOutput] = {}
+        try:
+            while todo or self.engine.has_unfinished_requests():
+                while todo and not self.engine.is_full:
+                    self.engine.add_request(*todo.popleft())
+                finished.update(
+                    (output.request_id, output) for output in self.engine.step() if output.finished
+                )
+        finally:
+            self.engine.abort_request(ids)  # none are left but after an error
+        return [finished[id_] for id_ in ids]
+
+
+def _list_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
+        return [cast(Prompt, prompts)]
+    return list(cast(Sequence[Prompt], prompts))

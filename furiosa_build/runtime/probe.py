@@ -1,0 +1,55 @@
+"""Generates from a few fixed prompts and writes what it saw, logits included: `python -m furiosa_build.runtime.probe`.
+
+The build runs this in a fresh process to find out that an artifact works with the runtime alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from furiosa_build.errors import BuildError
+from furiosa_build.runtime.engine import LLMEngine
+from furiosa_build.runtime.request import SamplingParams
+
+_TEXTS = ("It is a truth universally acknowledged, that", "The answer to the question is", "1 2 3 4 5 6")
+_NEW_TOKENS = 16
+_PROMPT_TOKENS = 24
+
+
+def probe(artifact: Path, output: Path) -> None:
+    """Writes a safetensors file: for request i `tokens.i` int64 [prompt + new] and `logits.i` float32 [new, vocab]."""
+    logits: dict[str, list[torch.Tensor]] = {}
+    engine = LLMEngine(artifact, on_logits=lambda request, row: logits.setdefault(request, []).append(row.clone()))
+    for i, prompt in enumerate(_prompts(engine)):
+        engine.add_request(str(i), prompt, SamplingParams(temperature=0.0, max_tokens=_NEW_TOKENS, ignore_eos=True))
+    tokens = {}
+    while engine.has_unfinished_requests():
+        for result in engine.step():
+            if result.finished:
+                tokens[result.request_id] = [*result.prompt_token_ids, *result.outputs[0].token_ids]
+    tensors = {f"tokens.{name}": torch.tensor(ids) for name, ids in tokens.items()}
+    save_file({**tensors, **{f"logits.{name}": torch.stack(rows) for name, rows in logits.items()}}, output)
+
+
+def _prompts(engine: LLMEngine) -> list[list[int]]:
+    """Token ids that fit every prefill bucket: of fixed texts, or spread over the vocabulary where there is no tokenizer."""
+    config = engine.artifact.generator_config
+    longest = max(length for _, length in config.prefill_buckets)
+    room = max(1, min(longest, max(length for _, length in config.decode_buckets) - _NEW_TOKENS, _PROMPT_TOKENS))
+    if engine.tokenizer is not None:
+        prompts = [engine.tokenizer.encode(text) for text in _TEXTS]
+    else:
+        size = engine.artifact.model_metadata.vocab_size
+        prompts = [[(7919 * (i + 1) * (k + 1)) % size for k in range(8 + 5 * i)] for i in range(len(_TEXTS))]
+    return [prompt[:room] for prompt in prompts]
+
+
+if __name__ == "__main__":
+    try:
+        probe(Path(sys.argv[1]), Path(sys.argv[2]))
+    except BuildError as error:
+        sys.exit(str(error))

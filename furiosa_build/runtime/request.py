@@ -1,0 +1,249 @@
+"""What a caller asks for, how far it has got, and what the caller is given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from furiosa_build.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from furiosa_build.runtime.detokenizer import OutputText
+
+FinishReason = Literal["stop", "length"]
+
+# A temperature below this is greedy: dividing by it would only lose precision.
+GREEDY_BELOW = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of one request are chosen. The names and defaults are vLLM's.
+
+    Attributes:
+        n: Completions per prompt; only 1 is supported.
+        temperature: Divides the logits; 0 takes the likeliest token (greedy).
+        top_k: Keeps the k likeliest tokens; 0 or -1 keeps all.
+        top_p: Keeps the likeliest tokens whose probabilities first reach this sum, in (0, 1].
+        min_p: Keeps tokens at least this share as likely as the likeliest, in [0, 1].
+        repetition_penalty: Divides positive and multiplies negative logits of tokens in prompt or output; >
+            0.
+        presence_penalty: Subtracted once from the logit of every token in the output, in [-2, 2].
+        frequency_penalty: Subtracted once per occurrence in the output, in [-2, 2].
+        seed: Of this request's random numbers. Without one it derives from the engine's seed and the request
+            id.
+        stop: Strings that end the text; the text excludes them. Needs the artifact's tokenizer.
+        stop_token_ids: Tokens that end the text; `token_ids` includes, the text excludes them.
+        ignore_eos: Goes on after the model's end-of-sequence tokens.
+        max_tokens: Most tokens to generate, >= 1; None: up to the artifact's largest context.
+        min_tokens: Until so many tokens no stop condition applies, and end tokens are not sampled.
+        logprobs: Report each token's log probability and those of so many likeliest tokens, >= 0.
+        prompt_logprobs: The same for the prompt's tokens. Needs an artifact that returns the logits of all
+            tokens.
+        skip_special_tokens: Leaves special tokens out of the text.
+
+    Log probabilities are the model's own: log_softmax of its logits, before penalties, temperature and
+    filters.
+
+    Raises:
+        UserError: A value out of range; the message names the field.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        object.__setattr__(self, "stop", _tuple_of(str, "stop", stop))
+        object.__setattr__(self, "stop_token_ids", _tuple_of(int, "stop_token_ids", self.stop_token_ids))
+        self._check("n", self.n == 1, "1 (one completion per prompt)")
+        for name in (
+            "temperature",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+        ):
+            self._check(name, _is_number(getattr(self, name)), "a finite number")
+        for name in ("top_k", "min_tokens"):
+            self._check(name, _is_int(getattr(self, name)), "an integer")
+        self._check("temperature", self.temperature >= 0, ">= 0")
+        self._check("top_k", self.top_k >= -1, "0 or -1 (all), or >= 1")
+        self._check("top_p", 0 < self.top_p <= 1, "in (0, 1]")
+        self._check("min_p", 0 <= self.min_p <= 1, "in [0, 1]")
+        self._check("repetition_penalty", self.repetition_penalty > 0, "> 0")
+        self._check("presence_penalty", -2 <= self.presence_penalty <= 2, "in [-2, 2]")
+        self._check("frequency_penalty", -2 <= self.frequency_penalty <= 2, "in [-2, 2]")
+        self._check("seed", self.seed is None or _is_int(self.seed, 0, 2**63 - 1), "0 to 2**63 - 1, or None")
+        self._check("stop", all(self.stop), "strings that are not empty")
+        self._check("max_tokens", self.max_tokens is None or _is_int(self.max_tokens, 1), ">= 1, or None")
+        self._check("min_tokens", self.min_tokens >= 0, ">= 0")
+        if self.max_tokens is not None:
+            self._check(
+                "min_tokens", self.min_tokens <= self.max_tokens, f"<= max_tokens ({self.max_tokens})"
+            )
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            self._check(name, value is None or _is_int(value, 0), ">= 0, or None")
+
+    def _check(self, name: str, fits: bool, valid: str) -> None:
+        if not fits:
+            value = getattr(self, name)
+            raise UserError(f"{name} does not take {value!r}", where=f"SamplingParams.{name}", valid=valid)
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < GREEDY_BELOW
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """Log probability of a token, its rank (1 is the likeliest) and its text (None without a tokenizer)."""
+
+    logprob: float
+    rank: int
+    decoded_token: str | None
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """What has been generated so far.
+
+    Attributes:
+        index: Always 0: one completion per prompt.
+        text: The text so far; later outputs of the request only append to it. Empty without a tokenizer.
+        token_ids: All tokens generated so far, the one that ended the text included.
+        cumulative_logprob: Sum of the tokens' log probabilities; None unless `logprobs` was asked for.
+        logprobs: Per token, token id -> Logprob; None unless asked for.
+        finish_reason: `stop` or `length`; None while unfinished.
+        stop_reason: The stop string or stop token that ended it; None for end of sequence and for length.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None
+    logprobs: list[dict[int, Logprob]] | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """The state of a request after a step. `prompt` is None for prompts given as token ids.
+
+    `prompt_logprobs` has one entry per prompt token (None for the first, which nothing predicts), if asked
+    for.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    prompt_logprobs: list[dict[int, Logprob] | None] | None
+
+
+@dataclass(eq=False)
+class Request:
+    """A request under way: one sequence of tokens.
+
+    Attributes:
+        arrival: Rank in the order of arrival; the larger, the younger.
+        tokens: Prompt and generated tokens: everything known.
+        num_computed: How many of `tokens`, from the first, have their keys and values in the KV cache.
+        generator: Source of this request's random numbers; None for a greedy one.
+        end_token_ids: Tokens that end the text: end of sequence unless ignored, and stop_token_ids.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    text: OutputText
+    arrival: int = 0
+    generator: torch.Generator | None = None
+    end_token_ids: frozenset[int] = frozenset()
+    tokens: list[int] = field(init=False)
+    num_computed: int = 0
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    cumulative_logprob: float = 0.0
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.prompt_token_ids)
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.tokens[len(self.prompt_token_ids) :]
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - len(self.prompt_token_ids)
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def output(self) -> RequestOutput:
+        """A snapshot for the caller; later steps do not change it."""
+        wants_logprobs = self.params.logprobs is not None
+        completion = CompletionOutput(
+            index=0,
+            text=self.text.text,
+            token_ids=self.output_token_ids,
+            cumulative_logprob=self.cumulative_logprob if wants_logprobs else None,
+            logprobs=list(self.logprobs) if wants_logprobs else None,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self.prompt,
+            prompt_token_ids=self.prompt_token_ids,
+            outputs=[completion],
+            finished=self.finished,
+            prompt_logprobs=self.prompt_logprobs,
+        )
+
+
+def _is_int(value: object, least: int | None = None, most: int | None = None) -> bool:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return (least is None or value >= least) and (most is None or value <= most)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _tuple_of(kind: type, name: str, values: object) -> tuple[object, ...]:
+    if not isinstance(values, Sequence) or not all(type(value) is kind for value in values):
+        raise UserError(
+            f"{name} does not take {values!r}",
+            where=f"SamplingParams.{name}",
+            valid=f"a list of {kind.__name__}",
+        )
+    return tuple(values)

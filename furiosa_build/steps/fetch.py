@@ -1,0 +1,209 @@
+"""fetch: the source of the weights, as a manifest. Weights stay where they are: a directory, the hub's cache, a seed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from furiosa_build.canonical import canonical_json
+from furiosa_build.checkpoint import MODEL_FILES, WEIGHT_PATTERNS, list_files, weight_files
+from furiosa_build.errors import UserError
+from furiosa_build.plan.outline import ParameterOutline
+from furiosa_build.recipe.schema import ModelSpec
+
+OUTPUT = "source.json"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class SourceFile(BaseModel):
+    """Size in bytes and sha256 (hex)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    size: int
+    sha256: str
+
+
+class Source(BaseModel):
+    """source.json: says which weights, never where they lie on this machine.
+
+    `files` are those of the model's directory; for random weights `parameters` are what is drawn from `seed`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["directory", "hub", "random"]
+    repo: str | None = None
+    revision: str | None = None
+    seed: int | None = None
+    files: dict[str, SourceFile] = {}
+    parameters: dict[str, ParameterOutline] = {}
+
+
+def is_hub_model(model: ModelSpec, roots: Sequence[Path]) -> bool:
+    """Whether `model_id_or_path` is a hub id: no directory of that name is there, and it reads like one."""
+    return local_directory(model, roots) is None and _HUB_ID.fullmatch(model.model_id_or_path) is not None
+
+
+def local_directory(model: ModelSpec, roots: Sequence[Path]) -> Path | None:
+    """The directory that `model_id_or_path` names; a relative path is looked up in each of `roots`."""
+    path = Path(model.model_id_or_path).expanduser()
+    candidates = [path] if path.is_absolute() else [root / path for root in roots]
+    return next((candidate for candidate in candidates if candidate.is_dir()), None)
+
+
+def locate(model: ModelSpec, roots: Sequence[Path], revision: str | None) -> Path:
+    """Where the files are on this machine: the directory, or the hub's cache for commit `revision`.
+
+    Raises UserError when there is neither.
+    """
+    directory = local_directory(model, roots)
+    if directory is not None:
+        return directory
+    if not is_hub_model(model, roots):
+        raise UserError(
+            f"model directory {model.model_id_or_path!r} does not exist",
+            where="model.model_id_or_path",
+            valid="a directory in Hugging Face layout (also relative to the recipe's root), or a hub id such as org/name",
+        )
+    return _download(model, revision)
+
+
+def read_config(model: ModelSpec, roots: Sequence[Path]) -> dict[str, Any]:
+    """The fields of the model's config.json, cut to `num_hidden_layers` if that is given.
+
+    From the recipe's `architecture` if it has one, else from the directory or the hub.
+    """
+    if model.architecture is not None:
+        config = dict(model.architecture)
+    else:
+        config = _read_json(locate_config(model, roots))
+    wanted, all_layers = model.num_hidden_layers, config.get("num_hidden_layers")
+    if wanted is None or not isinstance(all_layers, int):
+        return config
+    cut = {
+        key: value[:wanted] if isinstance(value, list) and len(value) == all_layers else value
+        for key, value in config.items()
+    }
+    return {**cut, "num_hidden_layers": wanted}
+
+
+def locate_config(model: ModelSpec, roots: Sequence[Path]) -> Path:
+    """The model's config.json. Raises UserError when there is none."""
+    directory = local_directory(model, roots)
+    if directory is None and is_hub_model(model, roots):
+        return _download(model, model.revision, patterns=("config.json",)) / "config.json"
+    path = locate(model, roots, model.revision) / "config.json"
+    if not path.is_file():
+        raise UserError(
+            "the model's directory has no config.json",
+            where=str(path.parent),
+            hint="is it in Hugging Face layout?",
+        )
+    return path
+
+
+def resolve_commit(model: ModelSpec) -> str | None:
+    """The commit that a hub model's revision stands for, if that is known without asking the hub."""
+    revision = model.revision or "main"
+    if _COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    reference = Path(HF_HUB_CACHE) / f"models--{model.model_id_or_path.replace('/', '--')}" / "refs" / revision
+    return reference.read_text().strip() if reference.is_file() else None
+
+
+def model_files(source: Source) -> dict[str, SourceFile]:
+    """The files that travel into the artifact: tokenizer, generation config, chat template."""
+    return {name: file for name, file in source.files.items() if name in MODEL_FILES and name != "config.json"}
+
+
+def run(
+    model: ModelSpec,
+    roots: Sequence[Path],
+    parameters: dict[str, ParameterOutline],
+    hash_file: Callable[[Path], str],
+    output: Path,
+) -> None:
+    """Writes source.json. `hash_file` may remember; `parameters` are used when weights are random."""
+    if model.seed_for_random_weight is not None:
+        directory = local_directory(model, roots)
+        files = [] if directory is None else [p for p in list_files(directory) if p.name in MODEL_FILES]
+        source = Source(
+            kind="random",
+            seed=model.seed_for_random_weight,
+            parameters=parameters,
+            files=_describe(files, hash_file),
+        )
+    elif is_hub_model(model, roots):
+        directory = _download(model, model.revision)
+        files = _describe(list_files(directory), hash_file)
+        source = Source(kind="hub", repo=model.model_id_or_path, revision=directory.name, files=files)
+    else:
+        directory = locate(model, roots, None)
+        weight_files(directory)
+        source = Source(kind="directory", files=_describe(list_files(directory), hash_file))
+    if directory is not None and (directory / "config.json").is_file():
+        _check_config(model, directory / "config.json")
+    (output / OUTPUT).write_bytes(canonical_json(source.model_dump(mode="json")))
+
+
+def _check_config(model: ModelSpec, path: Path) -> None:
+    """A recipe's architecture must be that of the weights."""
+    found = _read_json(path)
+    for key in ("model_type", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
+        expected = (model.architecture or {}).get(key)
+        if expected is not None and key in found and found[key] != expected:
+            raise UserError(
+                f"config.json says {key}={found[key]!r}, the recipe's architecture says {expected!r}",
+                where=f"{path}, model.architecture.{key}",
+                hint="name the weights that the recipe describes, or set model.architecture=null",
+            )
+
+
+def _describe(files: Sequence[Path], hash_file: Callable[[Path], str]) -> dict[str, SourceFile]:
+    return {file.name: SourceFile(size=file.stat().st_size, sha256=hash_file(file)) for file in files}
+
+
+def _download(
+    model: ModelSpec, revision: str | None, patterns: Sequence[str] = (*WEIGHT_PATTERNS, *MODEL_FILES)
+) -> Path:
+    """Takes what is in the hub's cache, and fetches what is not. The result's name is the commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                model.model_id_or_path,
+                revision=revision or model.revision or "main",
+                allow_patterns=list(patterns),
+                tqdm_class=None,
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        token = "set" if os.environ.get("HF_TOKEN") else "not set"
+        raise UserError(
+            f"model {model.model_id_or_path!r} (revision {revision or model.revision or 'main'}) could not be fetched: "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            where="model.model_id_or_path",
+            hint=f"is the network there, and does HF_TOKEN ({token}) give access? A local copy works as well: "
+            "model.model_id_or_path=DIRECTORY. For random weights: model.seed_for_random_weight=0",
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path.name} is not readable JSON: {error}", where=str(path)) from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path.name} holds no JSON object", where=str(path))
+    return data

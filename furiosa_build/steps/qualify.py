@@ -1,0 +1,138 @@
+"""qualify: does the artifact generate what the model says? Only then does `latest` point to it.
+
+The artifact runs in a fresh process with the runtime alone. The reference shares no code with it: transformers' own modules
+and attention, eager, over the dequantized checkpoint, one layer in memory at a time.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from furiosa_build.canonical import canonical_json
+from furiosa_build.errors import StepError
+from furiosa_build.plan.outline import Outline
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from furiosa_build.models.weights import TensorSource
+
+OUTPUT = "qualification.json"
+PROBED = "probed.safetensors"
+
+_TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
+"""Largest difference of a logit, as a share of the largest logit. Both sides round to the model's dtype after every
+operation, in another order: 8 bits of mantissa through some tens of operations a layer."""
+
+
+def generate(artifact: Path, output: Path, log: Path) -> Path:
+    """Runs the artifact in a fresh process; returns the file with what it generated. Raises StepError if it fails."""
+    probed = output / PROBED
+    command = [sys.executable, "-m", "furiosa_build.runtime.probe", str(artifact), str(probed)]
+    with log.open("ab") as file:
+        code = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
+    if code != 0:
+        raise StepError("qualify", f"the artifact {artifact} does not run (exit status {code})", str(log))
+    return probed
+
+
+def run(request: dict[str, Any], output: Path) -> None:
+    """Compares and writes qualification.json. Raises RuntimeError when the artifact says something else.
+
+    request: `probed` (what `generate` returned) and what `steps.shard` takes.
+    """
+    from safetensors.torch import load_file
+
+    from furiosa_build.models.weights import SafetensorsSource
+    from furiosa_build.steps.quantize import open_source
+
+    probed = load_file(request["probed"])
+    Path(request["probed"]).unlink()
+    checkpoint = request["checkpoint"]
+    source = SafetensorsSource([Path(f["path"]) for f in checkpoint.values()]) if checkpoint else open_source(request)
+    reference = _Reference(request["hf_config"], Outline.model_validate(request["outline"]), request["schemes"], source)
+
+    tokens = agreeing = 0
+    worst = largest = regret = 0.0
+    for name in sorted(key for key in probed if key.startswith("tokens.")):
+        ids, logits = probed[name], probed[name.replace("tokens", "logits")]
+        expected = reference.logits(ids[:-1])[-len(logits) :]
+        chosen = ids[-len(logits) :]
+        tokens += len(chosen)
+        agreeing += int((expected.argmax(-1) == chosen).sum())
+        worst = max(worst, float((logits - expected).abs().max()))
+        largest = max(largest, float(expected.abs().max()))
+        regret = max(regret, float((expected.amax(-1) - expected.gather(-1, chosen[:, None])[:, 0]).max()))
+    allowed = _TOLERANCE[reference.dtype] * max(largest, 1.0)
+    figures = {
+        "tokens": tokens,
+        "top1_agreement": agreeing / tokens,
+        "largest_logit_difference": worst,
+        "allowed_logit_difference": allowed,
+        "largest_logit": largest,
+    }
+    (output / OUTPUT).write_bytes(canonical_json(figures))
+    # A choice between near-equal logits may fall either way; one that costs more than rounding explains may not.
+    if not worst <= allowed or not regret <= 2 * allowed:
+        raise RuntimeError(f"the artifact's logits are not the model's: {figures}")
+
+
+class _Reference:
+    """The model's logits by transformers, a layer at a time."""
+
+    def __init__(
+        self, hf_config: dict[str, Any], outline: Outline, schemes: dict[str, Any], source: TensorSource
+    ) -> None:
+        from furiosa_build.models.skeleton import Skeleton
+
+        self._skeleton = Skeleton(hf_config, attention="eager")
+        self._outline, self._schemes, self._source = outline, schemes, source
+        self.dtype = outline.dtype
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """ids: int64 [tokens] -> float32 [tokens, vocab]."""
+        import torch
+
+        from furiosa_build.models.skeleton import functional
+
+        skeleton = self._skeleton
+        outer = {name: self._read(name) for name in skeleton.outer_parameters()}
+        layers = [self._streamed(layer) for layer in range(len(skeleton.layers))]
+        with torch.no_grad():
+            return functional(outer, skeleton.model, lambda: skeleton.forward_with(layers, ids[None]))[0].float()
+
+    def _streamed(self, layer: int) -> nn.Module:
+        from torch import nn
+
+        from furiosa_build.models.skeleton import functional
+
+        module, prefix = self._skeleton.layers[layer], self._skeleton.layer_prefix(layer)
+
+        class Streamed(nn.Module):
+            def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+                parameters = {name: read(prefix + name) for name, _ in module.named_parameters()}
+                return functional(parameters, module, lambda: module(hidden_states, **kwargs))
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.attention_type = getattr(module, "attention_type", None)
+
+        read = self._read
+        return Streamed()
+
+    def _read(self, name: str) -> Tensor:
+        import torch
+
+        from furiosa_build.models.quantization import dequantize, stored_layouts
+        from furiosa_build.steps.quantize import layout_of
+
+        parameter = self._outline.parameters[name]
+        scheme = self._schemes.get(name, "none")
+        if scheme == "none":
+            return self._source.read(name).to(getattr(torch, parameter.dtype))
+        stored = stored_layouts(name, layout_of(parameter), scheme)
+        module = name.removesuffix("weight")
+        return dequantize({part.removeprefix(module): self._source.read(part) for part in stored}, scheme)

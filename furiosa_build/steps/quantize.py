@@ -1,0 +1,98 @@
+"""quantize: a standard compressed-tensors checkpoint, tensor by tensor from the mapped source to the written file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from furiosa_build.canonical import canonical_json
+from furiosa_build.checkpoint import INDEX_FILE
+from furiosa_build.plan.outline import Outline, ParameterOutline
+
+if TYPE_CHECKING:
+    from furiosa_build.models.safetensors_file import Layout
+    from furiosa_build.models.weights import TensorSource
+
+CONFIG = "config.json"
+LARGEST_FILE = 4 << 30
+"""Bytes in one file of the checkpoint."""
+
+
+def run(request: dict[str, Any], output: Path) -> dict[str, str]:
+    """Writes the checkpoint; returns the sha256 of its weight files.
+
+    request: `source` (source.json's content), `directory` (where its files are), `outline`, `hf_config`, `schemes`
+    (parameter -> scheme). When no parameter is quantized only config.json is written: the source is the checkpoint.
+    """
+    import torch
+
+    from furiosa_build.models.quantization import compressed_tensors_config, quantize, stored_layouts
+    from furiosa_build.models.safetensors_file import SafetensorsWriter, file_names, split_into_files
+    from furiosa_build.models.weights import check_parameters
+
+    outline = Outline.model_validate(request["outline"])
+    schemes, config = request["schemes"], dict(request["hf_config"])
+    source = open_source(request)
+    check_parameters(source, outline.parameters, request["directory"] or "random weights")
+    quantized = {scheme for scheme in schemes.values() if scheme != "none"}
+    if not quantized:
+        (output / CONFIG).write_bytes(canonical_json(config))
+        return {}
+
+    layouts = {}
+    for name, parameter in outline.parameters.items():
+        layouts[name] = stored_layouts(name, layout_of(parameter), schemes.get(name, "none"))
+    files = split_into_files(layouts.values(), LARGEST_FILE)
+    origin = {stored: name for name, group in layouts.items() for stored in group}
+    names, digests = file_names(len(files)), {}
+    for file, stored in zip(names, files, strict=True):
+        with SafetensorsWriter(output / file, stored) as writer:
+            done: dict[str, Any] = {}
+            for tensor in writer.order:
+                if tensor not in done:
+                    name = origin[tensor]
+                    weight = source.read(name).to(getattr(torch, outline.parameters[name].dtype))
+                    done.update(quantize(name, weight, schemes.get(name, "none")))
+                writer.write(tensor, done.pop(tensor))
+        digests[file] = writer.sha256
+    if len(files) > 1:
+        index = {
+            "metadata": {},
+            "weight_map": {t: f for f, group in zip(names, files, strict=True) for t in group},
+        }
+        (output / INDEX_FILE).write_text(json.dumps(index, indent=1, sort_keys=True))
+    ignored = sorted(
+        n.removesuffix(".weight") for n, p in outline.parameters.items() if p.linear and schemes.get(n) == "none"
+    )
+    config["quantization_config"] = compressed_tensors_config(quantized.pop(), [*ignored, *_tied_head(outline)])
+    (output / CONFIG).write_text(
+        json.dumps({"architectures": [outline.architecture], **config}, indent=2, sort_keys=True)
+    )
+    return digests
+
+
+def open_source(request: dict[str, Any]) -> TensorSource:
+    """The weights that `source` and `directory` of a request describe."""
+    from furiosa_build.models.weights import RandomSource, open_checkpoint
+    from furiosa_build.steps.fetch import Source
+
+    source = Source.model_validate(request["source"])
+    if source.kind == "random":
+        assert source.seed is not None
+        return RandomSource(source.parameters, source.seed)
+    return open_checkpoint(Path(request["directory"]))
+
+
+def layout_of(parameter: ParameterOutline) -> Layout:
+    """dtype and shape of a parameter before it is quantized."""
+    import torch
+
+    from furiosa_build.models.safetensors_file import Layout
+
+    return Layout(getattr(torch, parameter.dtype), tuple(parameter.shape))
+
+
+def _tied_head(outline: Outline) -> list[str]:
+    """A head that is tied to the embedding is a linear layer to transformers, and must be left alone."""
+    return [] if "lm_head.weight" in outline.parameters else ["lm_head"]

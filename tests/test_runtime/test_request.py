@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from furiosa_build.errors import UserError
+from furiosa_build.runtime.request import SamplingParams
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 2),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("temperature", "hot"),
+        ("top_k", -2),
+        ("top_k", 1.5),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+        ("repetition_penalty", 0.0),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", -2.1),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("seed", 1.0),
+        ("seed", True),
+        ("stop", ""),
+        ("stop", ["a", ""]),
+        ("stop", [1]),
+        ("stop", 1),
+        ("stop_token_ids", ["a"]),
+        ("stop_token_ids", 3),
+        ("stop_token_ids", [True]),
+        ("max_tokens", 0),
+        ("max_tokens", 1.0),
+        ("min_tokens", -1),
+        ("min_tokens", 17),  # over the default of max_tokens
+        ("logprobs", -1),
+        ("prompt_logprobs", -1),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        SamplingParams(**{field: value})
+    assert caught.value.where == f"SamplingParams.{field}"
+    assert caught.value.what.startswith(f"{field} does not take ")
+    assert caught.value.valid
+
+
+def test_the_edges_are_taken() -> None:
+    SamplingParams(
+        temperature=0, top_k=-1, top_p=1, min_p=0, presence_penalty=-2, frequency_penalty=2, seed=0, logprobs=0
+    )
+    SamplingParams(top_p=1e-6, min_p=1, repetition_penalty=1e-3, seed=2**63 - 1, max_tokens=None, min_tokens=99)
+
+
+def test_one_stop_string_or_several() -> None:
+    assert SamplingParams(stop="end").stop == ("end",)
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
+    assert hash(SamplingParams(stop=["a"], stop_token_ids=[1])) == hash(
+        SamplingParams(stop="a", stop_token_ids=(1,))
+    )
+
+
+def test_greedy() -> None:
+    assert SamplingParams(temperature=0).greedy
+    assert SamplingParams(temperature=1e-6).greedy
+    assert not SamplingParams(temperature=0.01).greedy

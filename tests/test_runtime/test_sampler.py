@@ -1,0 +1,165 @@
+"""The filters against transformers' LogitsProcessors, and the draw against the distribution it is from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.generation import logits_process as hf
+
+from furiosa_build.errors import BuildError
+from furiosa_build.runtime.request import SamplingParams
+from furiosa_build.runtime.sampler import Floats, distribution, penalize, sample, top_logprobs
+
+VOCAB = 300
+
+
+def row(seed: int, scale: float = 4.0, vocab: int = VOCAB) -> Floats:
+    values = np.random.default_rng(seed).normal(size=vocab) * scale
+    return values.astype(np.float32)
+
+
+def dense(logits: Floats, params: SamplingParams) -> Floats:
+    """Probabilities of the whole vocabulary."""
+    ids, probabilities = distribution(logits, params)
+    assert (np.diff(ids) > 0).all()
+    whole = np.zeros_like(logits)
+    whole[ids] = probabilities
+    return whole
+
+
+def by_transformers(logits: Floats, warpers: list[Any], context: list[int] | None = None) -> Floats:
+    scores = torch.from_numpy(logits.copy())[None]
+    for warper in warpers:
+        scores = warper(torch.tensor([context or [0]]), scores)
+    return np.asarray(scores.softmax(-1)[0].numpy())
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    temperature=st.sampled_from([0.1, 0.7, 1.0, 3.0]),
+    top_k=st.sampled_from([0, 1, 5, 50, VOCAB, 1000]),
+    top_p=st.sampled_from([1e-6, 0.1, 0.5, 0.9, 0.999, 1.0]),
+    min_p=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
+)
+def test_filters_are_those_of_transformers_in_its_order(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    logits = row(seed)
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    warpers: list[Any] = [hf.TemperatureLogitsWarper(temperature)]
+    warpers += [hf.TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [hf.TopPLogitsWarper(top_p)] if top_p < 1 else []
+    warpers += [hf.MinPLogitsWarper(min_p)] if min_p else []
+    ours, theirs = dense(logits, params), by_transformers(logits, warpers)
+    np.testing.assert_array_equal(ours > 0, theirs > 0)
+    np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-9)
+
+
+def test_each_filter_alone_drops_something() -> None:
+    for params in (SamplingParams(top_k=5), SamplingParams(top_p=0.5), SamplingParams(min_p=0.1)):
+        assert 0 < (dense(row(0), params) > 0).sum() < VOCAB
+
+
+def test_ties_at_the_border_of_top_k_are_kept_as_in_transformers() -> None:
+    logits = np.array([1, 3, 2, 2, 2, 0], dtype=np.float32)
+    ours = dense(logits, SamplingParams(top_k=2))
+    np.testing.assert_allclose(ours, by_transformers(logits, [hf.TopKLogitsWarper(2)]), rtol=1e-5)
+    assert (ours > 0).tolist() == [False, True, True, True, True, False]
+
+
+def test_top_p_in_a_large_flat_vocabulary() -> None:
+    """Where every token is near the bound under which tokens are not looked at."""
+    logits = row(1, scale=0.01, vocab=50_000)
+    kept = (dense(logits, SamplingParams(top_p=0.7)) > 0).sum()
+    theirs = (by_transformers(logits, [hf.TopPLogitsWarper(0.7)]) > 0).sum()
+    assert abs(int(kept) - int(theirs)) <= 5  # their sums are rounded to float32
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    penalty=st.sampled_from([0.5, 1.1, 2.0]),
+    prompt=st.lists(st.integers(0, VOCAB - 1), max_size=20),
+    output=st.lists(st.integers(0, VOCAB - 1), max_size=20),
+)
+def test_repetition_penalty_is_that_of_transformers(
+    seed: int, penalty: float, prompt: list[int], output: list[int]
+) -> None:
+    if not prompt + output:
+        return
+    logits = row(seed)
+    before = logits.copy()
+    ours = penalize(logits, SamplingParams(repetition_penalty=penalty), prompt, output)
+    theirs = hf.RepetitionPenaltyLogitsProcessor(penalty)(
+        torch.tensor([prompt + output]), torch.from_numpy(before.copy())[None]
+    )
+    np.testing.assert_array_equal(ours, theirs[0].numpy())
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_presence_and_frequency_penalties_count_the_output_only() -> None:
+    logits = np.zeros(5, dtype=np.float32)
+    params = SamplingParams(presence_penalty=0.5, frequency_penalty=0.25)
+    assert penalize(logits, params, [0, 0, 1], [1, 2, 2, 2]).tolist() == [0, -0.75, -1.25, 0, 0]
+    assert logits.tolist() == [0] * 5
+    assert penalize(logits, params, [0], []) is logits
+
+
+def pick(logits: Floats, params: SamplingParams, generator: torch.Generator | None = None, **kwargs: Any) -> int:
+    return sample(logits, params, prompt=[], output=[], generator=generator, **kwargs)
+
+
+def test_greedy_takes_the_first_of_the_likeliest() -> None:
+    assert pick(np.array([0, 7, 7, 1], dtype=np.float32), SamplingParams(temperature=0)) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_forbidden_tokens_are_not_chosen(temperature: float) -> None:
+    logits = np.array([9, 9, 0, -5], dtype=np.float32)
+    generator = torch.Generator().manual_seed(0)
+    params = SamplingParams(temperature=temperature, top_k=1)
+    assert pick(logits, params, generator, forbidden={0, 1}) == 2
+    assert logits.tolist() == [9, 9, 0, -5]
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits, params = row(3, scale=1.0, vocab=8), SamplingParams(temperature=0.8, top_k=6)
+    generator = torch.Generator().manual_seed(0)
+    draws = [pick(logits, params, generator) for _ in range(20_000)]
+    frequencies = np.bincount(draws, minlength=8) / len(draws)
+    np.testing.assert_allclose(frequencies, dense(logits, params), atol=0.012)
+
+
+def test_a_draw_takes_one_random_number_whatever_the_candidates() -> None:
+    """So the place in the stream depends on the number of tokens only."""
+    states = set()
+    for params in (SamplingParams(), SamplingParams(top_k=2), SamplingParams(top_p=0.3)):
+        generator = torch.Generator().manual_seed(9)
+        pick(row(1), params, generator)
+        states.add(bytes(generator.get_state().numpy()))
+    assert len(states) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [[np.nan, 1.0], [1.0, np.nan], [-np.inf, -np.inf], [np.inf, 0.0]])
+def test_logits_without_a_maximum_are_an_error(bad: list[float], temperature: float) -> None:
+    with pytest.raises(BuildError, match="no usable maximum"):
+        pick(np.array(bad, dtype=np.float32), SamplingParams(temperature=temperature))
+
+
+def test_top_logprobs() -> None:
+    logits = row(4)
+    logprobs = torch.from_numpy(logits).log_softmax(-1)
+    order = logprobs.argsort(descending=True).tolist()
+    entries = top_logprobs(logits, order[7], 3)
+    assert [(id_, rank) for id_, _, rank in entries] == [(order[7], 8), *zip(order[:3], (1, 2, 3), strict=True)]
+    np.testing.assert_allclose([value for _, value, _ in entries], logprobs[[id_ for id_, _, _ in entries]], rtol=1e-5)
+    assert [id_ for id_, _, _ in top_logprobs(logits, order[1], 3)] == [order[1], order[0], order[2]]
+    assert len(top_logprobs(logits, 0, 0)) == 1
+    assert len(top_logprobs(logits, 0, 10_000)) == VOCAB

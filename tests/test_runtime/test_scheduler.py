@@ -1,0 +1,357 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from furiosa_build.artifact.schema import Pipeline
+from furiosa_build.errors import UserError
+from furiosa_build.runtime.detokenizer import OutputText
+from furiosa_build.runtime.kv_cache import BlockManager
+from furiosa_build.runtime.request import Request, SamplingParams
+from furiosa_build.runtime.scheduler import Batch, Scheduler
+
+Buckets = Sequence[tuple[int, int]]
+
+
+def pipelines(prefill: Buckets, decode: Buckets) -> list[Pipeline]:
+    made = []
+    for phase, buckets in (("prefill", prefill), ("decode", decode)):
+        for batch, length in buckets:
+            fields = {
+                "name": f"{phase}-{batch}x{length}",
+                "phase": phase,
+                "batch_size": batch,
+                "query_length": length if phase == "prefill" else 1,
+                "context_length": length,
+                "supertasks": [],
+            }
+            made.append(Pipeline.model_validate(fields))
+    return made
+
+
+def request(name: str, prompt: int | Sequence[int], max_tokens: int | None = 4) -> Request:
+    tokens = list(range(1, prompt + 1)) if isinstance(prompt, int) else list(prompt)
+    params = SamplingParams(max_tokens=max_tokens, temperature=0)
+    return Request(
+        request_id=name, prompt=None, prompt_token_ids=tokens, params=params, text=OutputText(None, ())
+    )
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    """The model: any function of all tokens and their places."""
+    return sum((token + 1) * (place + 1) for place, token in enumerate(tokens)) % 101
+
+
+class Runner:
+    """A scheduler with the model above. KV storage remembers which token was written where."""
+
+    def __init__(
+        self,
+        prefill: Buckets,
+        decode: Buckets,
+        *,
+        num_blocks: int,
+        block_size: int = 1,
+        spare_blocks_ratio: float = 0.0,
+        max_processing_samples: int = 1000,
+    ) -> None:
+        self.scheduler = Scheduler(
+            pipelines(prefill, decode),
+            BlockManager(num_blocks, block_size),
+            spare_blocks_ratio=spare_blocks_ratio,
+            max_processing_samples=max_processing_samples,
+        )
+        self.storage: dict[int, tuple[int, int]] = {}
+        self.finished: dict[str, list[int]] = {}
+
+    def step(self) -> Batch | None:
+        batch = self.scheduler.schedule()
+        if batch is None:
+            return None
+        self._check_fits(batch)
+        for request, count in zip(batch.requests, batch.counts, strict=True):
+            self._run(batch, request, count)
+        for request in self.scheduler.advance(batch):
+            request.tokens.append(next_token(request.tokens))
+            self._finish_if_due(request)
+        self.scheduler.check_integrity()
+        return batch
+
+    def run_all(self) -> list[str]:
+        """Steps until nothing is left. Returns the names of the buckets that ran."""
+        names = []
+        while (batch := self.step()) is not None:
+            names.append(batch.pipeline.name)
+            assert len(names) < 20_000, "no progress"
+        assert self.scheduler.num_unfinished == 0
+        return names
+
+    def _check_fits(self, batch: Batch) -> None:
+        assert 1 <= len(batch.requests) <= batch.pipeline.batch_size
+        assert len(set(batch.requests)) == len(batch.requests)
+        for request, count in zip(batch.requests, batch.counts, strict=True):
+            assert 1 <= count <= batch.pipeline.query_length
+            assert request.num_computed + count <= batch.pipeline.context_length
+            assert batch.pipeline.phase == "decode" or request.num_computed == 0
+
+    def _run(self, batch: Batch, request: Request, count: int) -> None:
+        slots = self.scheduler.blocks.slots(request.request_id).tolist()
+        end = request.num_computed + count
+        for position in range(request.num_computed, end):
+            self.storage[slots[position]] = (request.tokens[position], position)
+        read = [self.storage[slot] for slot in slots[:end]]
+        assert read == [(token, place) for place, token in enumerate(request.tokens[:end])]
+
+    def _finish_if_due(self, request: Request) -> None:
+        limit = self.scheduler.max_context
+        if request.num_generated == request.params.max_tokens or len(request.tokens) > limit:
+            self.scheduler.remove(request)
+            self.finished[request.request_id] = request.output_token_ids
+
+
+def continuation(prompt: Sequence[int], number: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(number):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "bucket"),
+    [
+        ([3], "prefill-1x16"),
+        ([17], "prefill-1x64"),
+        ([10, 12, 5], "prefill-4x16"),
+        ([60, 3], "prefill-1x64"),  # padding the short one to 64 would cost more than running it alone
+        ([64, 64, 64], "prefill-4x64"),
+    ],
+)
+def test_prefill_takes_the_cheapest_bucket(prompts: list[int], bucket: str) -> None:
+    runner = Runner([(4, 64), (1, 64), (4, 16), (1, 16)], [(8, 128)], num_blocks=1000)
+    for number, prompt in enumerate(prompts):
+        runner.scheduler.add(request(str(number), prompt))
+    assert runner.run_all()[0] == bucket
+
+
+@pytest.mark.parametrize(
+    ("prompts", "bucket"),
+    [
+        ([3], "decode-1x16"),
+        ([15], "decode-1x16"),
+        ([16], "decode-1x64"),
+        ([3, 15], "decode-4x16"),
+        ([3, 16], "decode-2x64"),
+        ([16, 16, 16], "decode-4x128"),
+    ],
+)
+def test_decode_takes_the_smallest_bucket_that_fits(prompts: list[int], bucket: str) -> None:
+    decode = [(4, 128), (2, 64), (4, 16), (1, 64), (1, 16)]
+    runner = Runner([(1, 32)], decode, num_blocks=1000)
+    for number, prompt in enumerate(prompts):
+        runner.scheduler.add(request(str(number), prompt))
+    names = runner.run_all()
+    assert names[len(prompts)] == bucket
+
+
+def test_running_requests_take_turns_when_no_bucket_holds_them_all() -> None:
+    runner = Runner([(1, 32)], [(3, 8), (1, 32)], num_blocks=100)
+    for name, prompt in (("long", 9), ("short", 2), ("longer", 12)):
+        runner.scheduler.add(request(name, prompt, max_tokens=4))
+    for _ in range(3):
+        runner.step()
+    turns = []
+    while (batch := runner.step()) is not None:
+        turns.append([request.request_id for request in batch.requests])
+    assert turns == [["long"], ["short"], ["longer"]] * 3
+
+
+def test_a_request_waits_until_there_are_blocks() -> None:
+    runner = Runner([(1, 8), (4, 8)], [(4, 16)], num_blocks=10)
+    for name in "ab":
+        runner.scheduler.add(request(name, 6, max_tokens=3))
+    assert runner.run_all() == ["prefill-1x8", "decode-4x16", "decode-4x16"] * 2
+
+
+def test_nobody_overtakes_a_waiting_request() -> None:
+    runner = Runner([(1, 8), (4, 8)], [(4, 16)], num_blocks=10)
+    for name, prompt in (("first", 6), ("large", 6), ("small", 1)):
+        runner.scheduler.add(request(name, prompt, max_tokens=3))
+    runner.run_all()
+    assert list(runner.finished) == ["first", "large", "small"]
+
+
+def test_spare_blocks_keep_new_requests_out_but_never_the_first() -> None:
+    def admitted(spare_blocks_ratio: float) -> int:
+        runner = Runner([(4, 8)], [(4, 16)], num_blocks=10, spare_blocks_ratio=spare_blocks_ratio)
+        for name in "abc":
+            runner.scheduler.add(request(name, 3, max_tokens=2))
+        batch = runner.step()
+        assert batch is not None
+        return len(batch.requests)
+
+    assert [admitted(ratio) for ratio in (0.0, 0.2, 0.5, 1.0)] == [3, 2, 1, 1]
+
+
+def test_the_youngest_is_preempted_and_recomputed() -> None:
+    runner = Runner([(2, 4)], [(2, 12)], num_blocks=10)
+    for name in ("old", "young"):
+        runner.scheduler.add(request(name, 4, max_tokens=7))
+    names = runner.run_all()
+    assert names.count("prefill-2x4") == 2  # both together, then the young one again
+    # It had grown to 6 tokens, of which the bucket takes 4: the others run through decode without sampling.
+    assert runner.finished["young"] == continuation([1, 2, 3, 4], 7)
+    assert runner.finished["old"] == continuation([1, 2, 3, 4], 7)
+    assert list(runner.finished) == ["old", "young"]
+
+
+def test_one_that_gives_way_to_others_does_not_stall_them() -> None:
+    """Only one fits into the bucket; the youngest, in its turn, finds no block and preempts itself."""
+    runner = Runner([(1, 8)], [(2, 4), (1, 12)], num_blocks=11)
+    for name in ("old", "young"):
+        runner.scheduler.add(request(name, 5, max_tokens=6))
+    runner.run_all()
+    assert list(runner.finished) == ["old", "young"]
+
+
+def test_generation_ends_where_no_bucket_holds_the_next_step() -> None:
+    runner = Runner([(1, 8)], [(1, 12)], num_blocks=12)
+    runner.scheduler.add(request("a", 5, max_tokens=None))
+    runner.run_all()
+    assert runner.finished["a"] == continuation(range(1, 6), 8)
+
+
+def refused(runner: Runner, prompt: int, max_tokens: int | None, message: str) -> None:
+    before = runner.scheduler.num_unfinished
+    with pytest.raises(UserError, match=message):
+        runner.scheduler.add(request("refused", prompt, max_tokens))
+    assert runner.scheduler.num_unfinished == before
+
+
+def test_refusals() -> None:
+    runner = Runner([(1, 8), (2, 16)], [(1, 32)], num_blocks=5, block_size=4, max_processing_samples=2)
+    refused(runner, 17, 1, r"17 tokens(.|\n)*at most 16 tokens; prefill buckets .*: 1x8, 2x16")
+    refused(runner, 10, 12, "may need 6 KV blocks, and there are 5")
+    refused(runner, 10, None, "may need 8 KV blocks")
+    runner.scheduler.add(request("fits", 10, 11))
+    runner.scheduler.add(request("fits too", 10, 1))
+    refused(runner, 1, 1, "2 requests are under way")
+    runner.run_all()
+    assert not runner.scheduler.is_full
+
+
+def test_an_artifact_without_decode_buckets_gives_one_token() -> None:
+    runner = Runner([(1, 8)], [], num_blocks=8)
+    runner.scheduler.add(request("a", 5, max_tokens=3))
+    assert runner.run_all() == ["prefill-1x8"]
+    assert runner.finished["a"] == continuation(range(1, 6), 1)
+
+
+def test_check_integrity_finds_what_is_wrong() -> None:
+    runner = Runner([(1, 8)], [(1, 16)], num_blocks=20)
+    waiting, running = request("waiting", 4), request("running", 4)
+    runner.scheduler.add(running)
+    runner.step()
+    runner.scheduler.add(waiting)
+    scheduler = runner.scheduler
+
+    scheduler._waiting.append(running)
+    with pytest.raises(RuntimeError, match="queued twice"):
+        scheduler.check_integrity()
+    scheduler._waiting.pop()
+    waiting.num_computed = 1
+    with pytest.raises(RuntimeError, match="waiting request counts tokens"):
+        scheduler.check_integrity()
+    waiting.num_computed = 0
+    running.num_computed = 9
+    with pytest.raises(RuntimeError, match="fewer KV slots"):
+        scheduler.check_integrity()
+    running.num_computed = 4
+    scheduler.blocks.free("running")
+    with pytest.raises(RuntimeError, match="KV blocks of"):
+        scheduler.check_integrity()
+
+
+class Scheduling(RuleBasedStateMachine):
+    """Random arrivals, steps and aborts over tiny pools: every request ends, with the tokens it has alone."""
+
+    @initialize(
+        num_blocks=st.integers(1, 24),
+        block_size=st.sampled_from([1, 2, 5, 16]),
+        spare=st.sampled_from([0.0, 0.2, 1.0]),
+        buckets=st.sampled_from(
+            [
+                ([(1, 4), (2, 8)], [(1, 8), (4, 16)]),
+                ([(4, 4)], [(1, 40)]),
+                ([(1, 16)], [(8, 12), (2, 20), (1, 30)]),
+                ([(2, 8), (1, 3)], []),
+            ]
+        ),
+    )
+    def start(self, num_blocks: int, block_size: int, spare: float, buckets: tuple[Buckets, Buckets]) -> None:
+        self.runner = Runner(
+            *buckets,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            spare_blocks_ratio=spare,
+            max_processing_samples=6,
+        )
+        self.expected: dict[str, list[int]] = {}
+        self.alive: dict[str, Request] = {}
+        self.count = 0
+
+    @rule(
+        prompt=st.lists(st.integers(0, 9), min_size=1, max_size=10),
+        max_tokens=st.one_of(st.none(), st.integers(1, 15)),
+    )
+    def arrive(self, prompt: list[int], max_tokens: int | None) -> None:
+        scheduler = self.runner.scheduler
+        name = f"r{self.count}"
+        self.count += 1
+        # One token more than the largest context: the last is never run. The prompt's bucket always gives one.
+        number = max(1, min(max_tokens or 1000, scheduler.max_context + 1 - len(prompt)))
+        possible = (
+            scheduler.num_unfinished < 6
+            and len(prompt) <= scheduler.max_prompt_tokens
+            and scheduler.blocks.blocks_for(len(prompt) + number - 1) <= scheduler.blocks.num_blocks
+        )
+        new = request(name, prompt, max_tokens)
+        if possible:
+            scheduler.add(new)
+            self.alive[name] = new
+            self.expected[name] = continuation(prompt, number)
+        else:
+            with pytest.raises(UserError):
+                scheduler.add(new)
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.alive)))
+        self.runner.scheduler.remove(self.alive.pop(name))
+        del self.expected[name]
+
+    @rule(times=st.integers(1, 5))
+    def step(self, times: int) -> None:
+        for _ in range(times):
+            assert (self.runner.step() is not None) == bool(self.alive)
+            self.alive = {name: r for name, r in self.alive.items() if name not in self.runner.finished}
+
+    @invariant()
+    def books_agree(self) -> None:
+        if hasattr(self, "runner"):
+            self.runner.scheduler.check_integrity()
+            assert self.runner.scheduler.num_unfinished == len(self.alive)
+
+    def teardown(self) -> None:
+        if hasattr(self, "runner"):
+            self.runner.run_all()
+            assert self.runner.finished == self.expected
+            assert self.runner.scheduler.blocks.num_free == self.runner.scheduler.blocks.num_blocks
+
+
+TestScheduling = Scheduling.TestCase
+TestScheduling.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
