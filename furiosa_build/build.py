@@ -1,7 +1,7 @@
 """One build: the steps of a recipe, whether each is done, and how to run it. dodo.py and cli.py are faces of this.
 
-The store's truth decides. A step's key is known once the outputs of the steps it needs are; a step is done when the store
-holds the action of that key.
+The store's truth decides. A step's key is known once the outputs of the steps it needs are; a step is done when the
+store holds the action of that key.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import Recipe, check_architecture
 from furiosa_build.steps import fetch, package, qualify, survey, trace
 from furiosa_build.steps.pool import Pool
-from furiosa_build.store import ActionRecord, Store, default_store_root
+from furiosa_build.store import ActionRecord, Made, Store, default_store_root
 
 _MODULES = {
     action: (f"furiosa_build.steps.{action}",)
@@ -193,7 +193,7 @@ class Build:
 
     # How a step's output is made.
 
-    def _work_of(self, step: Step) -> Callable[[Path], Mapping[str, str] | None]:
+    def _work_of(self, step: Step) -> Callable[[Path], Made]:
         match step.action:
             case "fetch":
                 return self._fetch
@@ -207,12 +207,13 @@ class Build:
                 request = self._trace_request(step) if step.action == "trace" else self._weights_request(step)
                 return self._in_worker(step, self._builders, request)
 
-    def _in_worker(self, step: Step, pool: Pool, request: dict[str, Any]) -> Callable[[Path], Mapping[str, str] | None]:
+    def _in_worker(self, step: Step, pool: Pool, request: dict[str, Any]) -> Callable[[Path], Made]:
         log = self.store.log_path(step.name)
         return lambda output: pool.run(step.name, step.action, request, output, log)
 
-    def _fetch(self, output: Path) -> None:
+    def _fetch(self, output: Path) -> Made:
         fetch.run(self.spec.model, self.recipe.roots, self.plan.outline.parameters, self.store.hashes.hash, output)
+        return Made()
 
     def _weights_request(self, step: Step) -> dict[str, Any]:
         source = self._source()
@@ -257,7 +258,7 @@ class Build:
             "scratch": str(self.store.scratch(self.spec.backend.name)),
         }
 
-    def _package(self, output: Path) -> None:
+    def _package(self, output: Path) -> Made:
         source = self._source()
         programs = []
         for step in self.plan.steps.values():
@@ -285,6 +286,7 @@ class Build:
         }
         digest = self._record("fetch").digest
         package.write(package.package(self.plan, programs, parameters, source, digest, model_files), output)
+        return Made()
 
     def _publish(self) -> None:
         record, manifest, directory = self._record("package"), self._manifest(), self.version_directory
@@ -299,11 +301,12 @@ class Build:
         artifact = Artifact.model_validate(self.store.read_json(record, ARTIFACT_FILE))
         writer.publish(directory, artifact, manifest, files)
 
-    def _qualify(self, output: Path) -> None:
+    def _qualify(self, output: Path) -> Made:
         log = self.store.log_path("qualify")
         probed = qualify.generate(self.version_directory, output, log)
         request = self._weights_request(self.plan.steps["qualify"])
         self._builders.run("qualify", "qualify", {**request, "probed": str(probed)}, output, log)
+        return Made()
 
     def _accept(self) -> None:
         figures = self.store.path(self._record("qualify").outputs[qualify.OUTPUT])

@@ -28,9 +28,9 @@ from furiosa_build.artifact.schema import (
     Manifest,
     Record,
     artifact_id,
-    canonical_json,
     timeless,
 )
+from furiosa_build.canonical import canonical_json
 from furiosa_build.errors import UserError
 
 _MAX_JSON_BYTES = 32 * 2**20

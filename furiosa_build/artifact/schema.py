@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from furiosa_build.canonical import canonical_json, digest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 ARTIFACT_FILE = "artifact.json"
 MANIFEST_FILE = "manifest.json"

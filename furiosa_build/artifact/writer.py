@@ -94,7 +94,7 @@ def point_latest_to(directory: Path) -> None:
 def latest_is(directory: Path) -> bool:
     """Whether `latest` points to `directory`."""
     link = directory.parent / LATEST
-    return link.is_symlink() and os.readlink(link) == directory.name
+    return link.is_symlink() and str(link.readlink()) == directory.name
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,7 +1,7 @@
 """Graph: what partition hands to a backend. A flat list of ATen calls, as canonical JSON.
 
-Plain data on purpose: reading one runs no code (`torch.export.load` evaluates expressions), equal graphs are equal bytes,
-and a person can diff two. Values are numbered: inputs first, then constants, then one number a node.
+Plain data on purpose: reading one runs no code (`torch.export.load` evaluates expressions), equal graphs are equal
+bytes, and a person can diff two. Values are numbered: inputs first, then constants, then one number a node.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Graph:
             )
         dynamic = tuple({i: slots for i, size in enumerate(spec.shape) if size is None} for spec in self.inputs)
         with torch.no_grad():
-            return torch.export.export(self.to_module(), examples, dynamic_shapes=(dynamic,), strict=False), examples
+            return torch.export.export(self.to_module(), examples, dynamic_shapes=dynamic, strict=False), examples
 
 
 def dtype_name(dtype: torch.dtype) -> str:

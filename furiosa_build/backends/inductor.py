@@ -1,7 +1,7 @@
 """The inductor backend: AOTInductor on the CPU. The program is the shared library it makes.
 
-The library is a function of the graph, the instruction set and the tools: file names are fixed, and build directories are
-mapped away from `__FILE__`, so that two builds anywhere give the same bytes.
+The library is a function of the graph, the instruction set and the tools: file names are fixed, and build directories
+are mapped away from `__FILE__`, so that two builds anywhere give the same bytes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Paged attention, put into transformers' modules through its `AttentionInterface`.
 
-Programs see KV slots, never blocks: a cache is [slots, heads, head_dim], one token a slot. So neither the block size nor the
+Programs see KV slots, never blocks: a cache is [slots, heads, head_dim], one token a slot. So neither the size nor the
 number of blocks shapes a program.
 """
 

@@ -26,7 +26,7 @@ _CODES = {
     torch.int64: "I64",
 }
 _ALIGNMENT = 64
-"""Bytes. The data begins at a multiple, and tensors whose size is one come first: they are mapped straight into kernels."""
+"""Bytes. The data begins at a multiple, tensors whose size is one come first: they are mapped straight into kernels."""
 
 
 class Layout(NamedTuple):
@@ -63,7 +63,7 @@ class SafetensorsWriter:
         if (tensor.dtype, tuple(tensor.shape)) != self._layouts[name]:
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, laid out as {self._layouts[name]}")
         self._pending.pop(0)
-        self._put(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        self._put(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

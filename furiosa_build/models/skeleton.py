@@ -1,8 +1,8 @@
 """A model without weights, and its forward pass cut at the decoder layers.
 
-Nothing here knows an architecture. transformers' own `forward` runs with its layers replaced: once by modules that record
-how each layer is called (that gives what comes before the layers), once by one that injects the layers' result (that gives
-what comes after).
+Nothing here knows an architecture. transformers' own `forward` runs with its layers replaced: once by modules that
+record how each layer is called (that gives what comes before the layers), once by one that injects the layers' result
+(that gives what comes after).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from furiosa_build.models.attention import PAGED_ATTENTION
 class LayerCall:
     """How transformers calls a decoder layer: `hidden_states` and keyword arguments, tensors inside by name.
 
-    `tensors` maps a name such as `position_embeddings.0` to the tensor; `kwargs` has a `TensorName` in each one's place.
+    `tensors` maps a name such as `position_embeddings.0` to the tensor; `kwargs` has a `TensorName` in its place.
     """
 
     hidden_states: Tensor
@@ -72,7 +72,9 @@ class Skeleton:
     @property
     def dtype(self) -> torch.dtype:
         """What the model computes in."""
-        return self.config.dtype or torch.float32
+        dtype = self.config.dtype or torch.float32
+        assert isinstance(dtype, torch.dtype)
+        return dtype
 
     def layer_prefix(self, layer: int) -> str:
         """`model.layers.3.`: what the names of a layer's parameters begin with."""

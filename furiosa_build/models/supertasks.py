@@ -46,7 +46,7 @@ class BucketShape:
 
 
 class Tracer:
-    """Traces the supertasks of one model, with `schemes` (full parameter name -> scheme) applied to its linear layers."""
+    """Traces one model's supertasks, with `schemes` (full parameter name -> scheme) applied to its linear layers."""
 
     def __init__(self, hf_config: Mapping[str, Any], schemes: Mapping[str, Scheme]) -> None:
         self.skeleton = Skeleton(dict(hf_config))

@@ -47,7 +47,7 @@ class SafetensorsSource:
                     where=str(file),
                     hint="the download or copy may be cut short; fetch it again",
                 ) from error
-            for name in opened.keys():  # noqa: SIM118 (no mapping)
+            for name in opened.offset_keys():
                 if name in self._files:
                     raise UserError(f"tensor {name} stands in two files", where=str(file))
                 self._files[name] = opened

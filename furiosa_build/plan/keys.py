@@ -1,7 +1,7 @@
 """What determines a step: its key is the digest of everything its output depends on, and of nothing else.
 
-No path, no time, no host name. What a step runs is part of the key: the digest of its module's source and of all modules of
-this project that it imports, found by reading their import statements.
+No path, no time, no host name. What a step runs is part of the key: the digest of its module's source and of all modules
+of this project that it imports, found by reading import statements.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def imported_modules(modules: tuple[str, ...]) -> frozenset[str]:
 
 @cache
 def _direct_imports(module: str) -> frozenset[str]:
-    found = set()
+    found: set[str] = set()
     for base, names in _IMPORT.findall(_source(module).read_text()):
         parts = base.split(".")
         found.update(".".join(parts[: i + 1]) for i in range(len(parts)))

@@ -22,8 +22,8 @@ class ParameterOutline(BaseModel):
 class KindOutline(BaseModel):
     """Layers that share programs.
 
-    `signature` is the digest of their graphs at fixed sizes. `inputs` maps an argument of the layer to the tensor of the
-    pipeline that it takes; `parameters` are relative to the layer.
+    `signature` is the digest of their graphs at fixed sizes. `inputs` maps an argument of the layer to the tensor of
+    the pipeline that it takes; `parameters` are relative to the layer.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -35,6 +35,10 @@ class LLMEngine:
         on_logits: Called with the request id and the float32 logits [vocab] of every position that is sampled
             from.
 
+    Attributes:
+        artifact: What artifact.json says.
+        tokenizer: The artifact's tokenizer; None if it has none, and then it takes and gives token ids only.
+
     Raises:
         UserError: The artifact cannot be used, or an argument is out of range.
     """
@@ -52,9 +56,7 @@ class LLMEngine:
         self.artifact = opened.artifact
         config = self.artifact.generator_config
         num_blocks = (
-            config.paged_attention_num_blocks
-            if paged_attention_num_blocks is None
-            else paged_attention_num_blocks
+            config.paged_attention_num_blocks if paged_attention_num_blocks is None else paged_attention_num_blocks
         )
         if num_blocks < 1:
             raise UserError(f"{num_blocks} KV blocks", where="paged_attention_num_blocks", valid=">= 1")
@@ -68,7 +70,7 @@ class LLMEngine:
             max_processing_samples=defaults.max_processing_samples,
         )
         model = opened.directory / "model"
-        self._tokenizer = Tokenizer(model) if (model / "tokenizer.json").is_file() else None
+        self.tokenizer = Tokenizer(model) if (model / "tokenizer.json").is_file() else None
         self._vocab_size = self.artifact.model_metadata.vocab_size
         self._eos = frozenset(
             id_ for id_ in end_of_sequence_ids(model, self.artifact.hf_config) if id_ < self._vocab_size
@@ -78,24 +80,11 @@ class LLMEngine:
         self._requests: dict[str, Request] = {}
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """The artifact's tokenizer. Raises UserError if it has none."""
-        if self._tokenizer is None:
-            raise UserError(
-                "the artifact has no tokenizer, so it takes and gives token ids only",
-                where="model/tokenizer.json",
-                hint="give prompts as lists of token ids, without stop strings",
-            )
-        return self._tokenizer
-
-    @property
     def is_full(self) -> bool:
         """Whether `max_processing_samples` requests are under way, so that add_request takes no more."""
         return self._scheduler.is_full
 
-    def add_request(
-        self, request_id: str, prompt: str | Sequence[int], sampling_params: SamplingParams
-    ) -> None:
+    def add_request(self, request_id: str, prompt: str | Sequence[int], sampling_params: SamplingParams) -> None:
         """Queues a request. Its prompt is a text or token ids.
 
         Raises:
@@ -103,9 +92,7 @@ class LLMEngine:
                 the artifact cannot serve; too many requests.
         """
         if request_id in self._requests:
-            raise UserError(
-                f"request id {request_id!r} is in use", where="request_id", valid="one not in use"
-            )
+            raise UserError(f"request id {request_id!r} is in use", where="request_id", valid="one not in use")
         self._check_supported(sampling_params)
         request = self._make_request(request_id, prompt, sampling_params)
         self._scheduler.add(request)
@@ -134,6 +121,16 @@ class LLMEngine:
         logits = self._executor.run(batch.pipeline.name, self._rows(batch))
         return self._accept(batch, logits)
 
+    def require_tokenizer(self) -> Tokenizer:
+        """The artifact's tokenizer. Raises UserError if it has none."""
+        if self.tokenizer is None:
+            raise UserError(
+                "the artifact has no tokenizer, so it takes and gives token ids only",
+                where="model/tokenizer.json",
+                hint="give prompts as lists of token ids, without stop strings",
+            )
+        return self.tokenizer
+
     def check_integrity(self) -> None:
         """Raises RuntimeError when the engine's books do not agree."""
         self._scheduler.check_integrity()
@@ -144,12 +141,12 @@ class LLMEngine:
 
     def _make_request(self, request_id: str, prompt: str | Sequence[int], params: SamplingParams) -> Request:
         text = prompt if isinstance(prompt, str) else None
-        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        tokens = self.require_tokenizer().encode(prompt) if isinstance(prompt, str) else list(prompt)
         where = f"prompt of request {request_id!r}"
         if not tokens:
             raise UserError("the prompt is empty", where=where, valid="at least one token")
         self._check_vocabulary(tokens, where)
-        detokenizer = Detokenizer(self._tokenizer, params.skip_special_tokens) if self._tokenizer else None
+        detokenizer = Detokenizer(self.tokenizer, params.skip_special_tokens) if self.tokenizer else None
         return Request(
             request_id=request_id,
             prompt=text,
@@ -157,8 +154,7 @@ class LLMEngine:
             params=params,
             text=OutputText(detokenizer, params.stop),
             generator=None if params.greedy else self._generator(request_id, params),
-            end_token_ids=frozenset(params.stop_token_ids)
-            | (frozenset() if params.ignore_eos else self._eos),
+            end_token_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos),
         )
 
     def _generator(self, request_id: str, params: SamplingParams) -> torch.Generator:
@@ -173,12 +169,9 @@ class LLMEngine:
         if not isinstance(params, SamplingParams):
             raise UserError(f"{type(params).__name__} is no SamplingParams", where="sampling_params")
         if params.stop:
-            _ = self.tokenizer  # raises if there is none
+            self.require_tokenizer()
         self._check_vocabulary(params.stop_token_ids, "SamplingParams.stop_token_ids")
-        if (
-            params.prompt_logprobs is not None
-            and self.artifact.generator_config.calculate_logit_only_for_last_token
-        ):
+        if params.prompt_logprobs is not None and self.artifact.generator_config.calculate_logit_only_for_last_token:
             raise UserError(
                 "the artifact returns the logits of the last token only, so none for prompts",
                 where="SamplingParams.prompt_logprobs",
@@ -258,14 +251,11 @@ class LLMEngine:
         following = request.prompt_token_ids[1:]
         return [
             None,
-            *(
-                self._logprobs(row.float().numpy(), token, number)
-                for row, token in zip(rows, following, strict=False)
-            ),
+            *(self._logprobs(row.float().numpy(), token, number) for row, token in zip(rows, following, strict=False)),
         ]
 
     def _logprobs(self, logits: Floats, token: int, number: int) -> dict[int, Logprob]:
         return {
-            id_: Logprob(logprob, rank, self._tokenizer.decode([id_], False) if self._tokenizer else None)
+            id_: Logprob(logprob, rank, self.tokenizer.decode([id_], False) if self.tokenizer else None)
             for id_, logprob, rank in top_logprobs(logits, token, number)
         }

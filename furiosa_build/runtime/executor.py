@@ -103,9 +103,7 @@ class Executor:
             tasks.append(self._bind_supertask(supertask, known, where))
             known.update(supertask.outputs)
         if not tasks or tasks[-1].outputs != [LOGITS]:
-            raise self._error(
-                "its last supertask does not give `logits` alone", f"pipelines[{pipeline.name!r}]"
-            )
+            raise self._error("its last supertask does not give `logits` alone", f"pipelines[{pipeline.name!r}]")
         _release_early(tasks)
         return _BoundPipeline(fed, tasks)
 
@@ -141,13 +139,9 @@ class Executor:
             try:
                 tensor = tensor.view(dtype)
             except RuntimeError as error:
-                raise self._error(
-                    f"parameter {name!r}, stored as {stored}, is no {spec.dtype}", where
-                ) from error
+                raise self._error(f"parameter {name!r}, stored as {stored}, is no {spec.dtype}", where) from error
         if list(tensor.shape) != spec.shape:
-            raise self._error(
-                f"parameter {name!r}, stored as {stored}, is no {spec.dtype} {spec.shape}", where
-            )
+            raise self._error(f"parameter {name!r}, stored as {stored}, is no {spec.dtype} {spec.shape}", where)
         return tensor
 
     def _kv_cache(self, supertask: Supertask, spec: TensorSpec, where: str) -> Tensor:

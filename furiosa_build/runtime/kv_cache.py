@@ -73,9 +73,7 @@ class BlockManager:
         """Raises RuntimeError when a block is lost, owned twice, or a table disagrees with its slots."""
         owned = [block for table in self._tables.values() for block in table.blocks]
         if sorted(owned + self._free) != list(range(1, self.num_blocks + 1)):
-            raise RuntimeError(
-                f"KV blocks lost or owned twice: owned {sorted(owned)}, free {sorted(self._free)}"
-            )
+            raise RuntimeError(f"KV blocks lost or owned twice: owned {sorted(owned)}, free {sorted(self._free)}")
         for owner, table in self._tables.items():
             if not np.array_equal(table.slots, self._slots_of(table.blocks)):
                 raise RuntimeError(f"slots of {owner!r} disagree with its blocks {table.blocks}")

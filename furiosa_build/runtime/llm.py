@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -11,7 +11,7 @@ from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.errors import UserError
 from furiosa_build.runtime.engine import LLMEngine
 from furiosa_build.runtime.request import RequestOutput, SamplingParams
-from furiosa_build.runtime.tokenizer import Message, Tokenizer
+from furiosa_build.runtime.tokenizer import Message
 
 Prompt = str | Sequence[int]
 
@@ -35,11 +35,6 @@ class LLM:
             artifact, paged_attention_num_blocks=paged_attention_num_blocks, seed=seed, verify=verify
         )
         self._num_requests = 0
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The artifact's tokenizer. Raises UserError if it has none."""
-        return self.engine.tokenizer
 
     def generate(
         self,
@@ -84,16 +79,15 @@ class LLM:
         Returns and raises as `generate`; UserError too if the artifact has no chat template or it rejects
         them.
         """
-        several = bool(messages) and not isinstance(messages[0], dict)
+        several = bool(messages) and not isinstance(messages[0], Mapping)
         conversations = cast(Sequence[Sequence[Message]], messages if several else [messages])
+        tokenizer = self.engine.require_tokenizer()
         prompts = [
-            self.tokenizer.apply_chat_template(
-                conversation, tools=tools, add_generation_prompt=add_generation_prompt
-            )
+            tokenizer.apply_chat_template(conversation, tools=tools, add_generation_prompt=add_generation_prompt)
             for conversation in conversations
         ]
         return self.generate(
-            [self.tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts], sampling_params
+            [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts], sampling_params
         )
 
     def _run(self, todo: deque[tuple[str, Prompt, SamplingParams]], ids: list[str]) -> list[RequestOutput]:
@@ -102,9 +96,7 @@ class LLM:
             while todo or self.engine.has_unfinished_requests():
                 while todo and not self.engine.is_full:
                     self.engine.add_request(*todo.popleft())
-                finished.update(
-                    (output.request_id, output) for output in self.engine.step() if output.finished
-                )
+                finished.update((output.request_id, output) for output in self.engine.step() if output.finished)
         finally:
             self.engine.abort_request(ids)  # none are left but after an error
         return [finished[id_] for id_ in ids]

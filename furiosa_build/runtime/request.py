@@ -99,9 +99,7 @@ class SamplingParams:
         self._check("max_tokens", self.max_tokens is None or _is_int(self.max_tokens, 1), ">= 1, or None")
         self._check("min_tokens", self.min_tokens >= 0, ">= 0")
         if self.max_tokens is not None:
-            self._check(
-                "min_tokens", self.min_tokens <= self.max_tokens, f"<= max_tokens ({self.max_tokens})"
-            )
+            self._check("min_tokens", self.min_tokens <= self.max_tokens, f"<= max_tokens ({self.max_tokens})")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             self._check(name, value is None or _is_int(value, 0), ">= 0, or None")

@@ -115,9 +115,7 @@ class Scheduler:
         if len(running | waiting) != self.num_unfinished:
             raise RuntimeError("a request is queued twice")
         if self.blocks.owners() != running:
-            raise RuntimeError(
-                f"KV blocks of {sorted(self.blocks.owners())}, but running are {sorted(running)}"
-            )
+            raise RuntimeError(f"KV blocks of {sorted(self.blocks.owners())}, but running are {sorted(running)}")
         for request in self._running:
             if len(self.blocks.slots(request.request_id)) < request.num_computed:
                 raise RuntimeError(f"{request.request_id!r} has fewer KV slots than computed tokens")

@@ -114,9 +114,7 @@ def _compile(source: str) -> Template:
     try:
         return environment.from_string(source)
     except (TemplateError, RecursionError) as error:
-        raise UserError(
-            f"the artifact's chat template is malformed: {error}", where="chat template"
-        ) from error
+        raise UserError(f"the artifact's chat template is malformed: {error}", where="chat template") from error
 
 
 def _tojson(
@@ -127,9 +125,7 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     # jinja2's own filter escapes for HTML.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""fetch: the source of the weights, as a manifest. Weights stay where they are: a directory, the hub's cache, a seed."""
+"""fetch: the source of the weights, as a manifest. They stay where they are: a directory, the hub's cache, a seed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def locate(model: ModelSpec, roots: Sequence[Path], revision: str | None) -> Pat
         raise UserError(
             f"model directory {model.model_id_or_path!r} does not exist",
             where="model.model_id_or_path",
-            valid="a directory in Hugging Face layout (also relative to the recipe's root), or a hub id such as org/name",
+            valid="a directory in Hugging Face layout (relative to the recipe's root, too), or a hub id such as org/name",
         )
     return _download(model, revision)
 
@@ -80,10 +80,7 @@ def read_config(model: ModelSpec, roots: Sequence[Path]) -> dict[str, Any]:
 
     From the recipe's `architecture` if it has one, else from the directory or the hub.
     """
-    if model.architecture is not None:
-        config = dict(model.architecture)
-    else:
-        config = _read_json(locate_config(model, roots))
+    config = _read_json(locate_config(model, roots)) if model.architecture is None else dict(model.architecture)
     wanted, all_layers = model.num_hidden_layers, config.get("num_hidden_layers")
     if wanted is None or not isinstance(all_layers, int):
         return config
@@ -135,13 +132,9 @@ def run(
     """Writes source.json. `hash_file` may remember; `parameters` are used when weights are random."""
     if model.seed_for_random_weight is not None:
         directory = local_directory(model, roots)
-        files = [] if directory is None else [p for p in list_files(directory) if p.name in MODEL_FILES]
-        source = Source(
-            kind="random",
-            seed=model.seed_for_random_weight,
-            parameters=parameters,
-            files=_describe(files, hash_file),
-        )
+        kept = [] if directory is None else [path for path in list_files(directory) if path.name in MODEL_FILES]
+        files = _describe(kept, hash_file)
+        source = Source(kind="random", seed=model.seed_for_random_weight, parameters=parameters, files=files)
     elif is_hub_model(model, roots):
         directory = _download(model, model.revision)
         files = _describe(list_files(directory), hash_file)

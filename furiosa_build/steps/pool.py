@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from furiosa_build.errors import StepError, UserError
+from furiosa_build.store import Made
 
 
 class Pool:
@@ -27,8 +29,8 @@ class Pool:
         self._workers = workers
         self._executor: ProcessPoolExecutor | None = None
 
-    def run(self, step: str, module: str, request: dict[str, Any], output: Path, log: Path) -> dict[str, str] | None:
-        """Runs `furiosa_build.steps.MODULE` in a worker and waits.
+    def run(self, step: str, module: str, request: dict[str, Any], output: Path, log: Path) -> Made:
+        """Runs `furiosa_build.steps.MODULE` in a worker and waits. The log is kept when the step fails.
 
         Raises UserError as the step raised it, StepError for anything else that goes wrong.
         """
@@ -43,6 +45,7 @@ class Pool:
             raise UserError(**value)
         if outcome == "failed":
             raise StepError(step, value, str(log))
+        log.unlink(missing_ok=True)
         return value  # type: ignore[no-any-return]
 
     def close(self) -> None:
@@ -52,9 +55,11 @@ class Pool:
             self._executor = None
 
 
-def run_here(module: str, request: dict[str, Any], output: Path) -> dict[str, str] | None:
+def run_here(module: str, request: dict[str, Any], output: Path) -> Made:
     """Runs a step in this process."""
-    return import_module(f"furiosa_build.steps.{module}").run(request, output)  # type: ignore[no-any-return]
+    begin = time.monotonic()
+    digests = import_module(f"furiosa_build.steps.{module}").run(request, output)
+    return Made(digests or {}, time.monotonic() - begin)
 
 
 def _work(module: str, request: dict[str, Any], output: Path, log: Path) -> tuple[str, Any]:

@@ -1,7 +1,7 @@
 """qualify: does the artifact generate what the model says? Only then does `latest` point to it.
 
-The artifact runs in a fresh process with the runtime alone. The reference shares no code with it: transformers' own modules
-and attention, eager, over the dequantized checkpoint, one layer in memory at a time.
+The artifact runs in a fresh process with the runtime alone. The reference shares no code with it: transformers' own
+modules and attention, eager, over the dequantized checkpoint, one layer in memory at a time.
 """
 
 from __future__ import annotations

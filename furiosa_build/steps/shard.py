@@ -1,6 +1,6 @@
 """partition:weights: the parameters of every rank of every stage, as the files the runtime maps.
 
-There is one stage and one rank today: a quantized checkpoint's files are then the parameter files as they are, by hard link.
+There is one stage and one rank today: a quantized checkpoint's files are the parameter files as they are, by hard link.
 """
 
 from __future__ import annotations

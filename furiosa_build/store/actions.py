@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict
@@ -52,6 +52,18 @@ class ActionRecord(BaseModel):
     def digest(self) -> str:
         """Of the outputs' names and contents: what the steps that follow depend on."""
         return digest({path: output.sha256 for path, output in self.outputs.items()})
+
+
+class Made(NamedTuple):
+    """What the work of an action says of itself.
+
+    Attributes:
+        digests: sha256 of output files (relative paths) that the work already knows.
+        seconds: How long it worked, without waiting for its turn; None: all the time counts.
+    """
+
+    digests: Mapping[str, str] = {}
+    seconds: float | None = None
 
 
 class Store:
@@ -108,39 +120,12 @@ class Store:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def commit(
-        self,
-        key: str,
-        step: str,
-        staged: Path,
-        *,
-        factors: Mapping[str, Any],
-        seconds: float,
-        known: Mapping[str, str] | None = None,
-    ) -> ActionRecord:
-        """Takes all files of `staged` in and publishes the action by one rename.
-
-        Args:
-            known: sha256 of files (relative paths) whose digest the step already knows.
-        """
-        outputs = {}
-        for file in sorted(path for path in staged.rglob("*") if path.is_file()):
-            relative = file.relative_to(staged).as_posix()
-            sha256, size = self._blobs.adopt(file, (known or {}).get(relative))
-            outputs[relative] = Output(size=size, sha256=sha256)
-        record = ActionRecord(key=key, step=step, seconds=seconds, outputs=outputs)
-        directory = self._manifest(key).parent
-        directory.mkdir(parents=True, exist_ok=True)
-        self._write(directory / "key_factors.json", canonical_json(factors))
-        self._write(self._manifest(key), canonical_json(record.model_dump(mode="json")))
-        return record
-
     def obtain(
         self,
         key: str,
         step: str,
         factors: Mapping[str, Any],
-        work: Callable[[Path], Mapping[str, str] | None],
+        work: Callable[[Path], Made],
     ) -> tuple[ActionRecord, bool]:
         """The action of this key; `work` makes its outputs in a directory if it is not done yet.
 
@@ -152,9 +137,25 @@ class Store:
                 return found, False
             with self.staging() as staged:
                 begin = time.monotonic()
-                known = work(staged)
-                seconds = round(time.monotonic() - begin, 3)
-                return self.commit(key, step, staged, factors=factors, seconds=seconds, known=known), True
+                made = work(staged)
+                return self._commit(key, step, staged, factors, made, time.monotonic() - begin), True
+
+    def _commit(
+        self, key: str, step: str, staged: Path, factors: Mapping[str, Any], made: Made, elapsed: float
+    ) -> ActionRecord:
+        """Takes all files of `staged` in and publishes the action by one rename."""
+        outputs = {}
+        for file in sorted(path for path in staged.rglob("*") if path.is_file()):
+            relative = file.relative_to(staged).as_posix()
+            sha256, size = self._blobs.adopt(file, made.digests.get(relative))
+            outputs[relative] = Output(size=size, sha256=sha256)
+        seconds = round(elapsed if made.seconds is None else made.seconds, 3)
+        record = ActionRecord(key=key, step=step, seconds=seconds, outputs=outputs)
+        directory = self._manifest(key).parent
+        directory.mkdir(parents=True, exist_ok=True)
+        self._write(directory / "key_factors.json", canonical_json(factors))
+        self._write(self._manifest(key), canonical_json(record.model_dump(mode="json")))
+        return record
 
     def _manifest(self, key: str) -> Path:
         return self.root / "actions" / key[:2] / key / "manifest.json"

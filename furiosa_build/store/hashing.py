@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -65,5 +64,5 @@ class HashMemory:
 
 
 def _identity(path: Path) -> tuple[str, int, int, int]:
-    stat = os.stat(path)
+    stat = path.stat()
     return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino

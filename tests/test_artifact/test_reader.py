@@ -393,7 +393,7 @@ def test_unreadable_files_are_one_message(root: Path, monkeypatch: pytest.Monkey
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", refuse)  # the tests may run as root, who may read everything
-    with pytest.raises(UserError, match="cannot be read: .*Permission denied"):
+    with pytest.raises(UserError, match=r"cannot be read: .*Permission denied"):
         open_artifact(root)
 
 

@@ -193,7 +193,7 @@ def program(change: Callable[[Any], object]) -> Callable[[Any], object]:
         (program(lambda program: program["inputs"][-1].update(name="cache")), "no KV storage 'cache'"),
         (program(lambda program: program["inputs"][-1].update(shape=[None, 2])), "'value_cache' is int64"),
         (program(lambda program: program["inputs"][-1].update(dtype="int32")), "'value_cache' is int32"),
-        (program(lambda program: program["inputs"][3].update(dtype="int3")), "no dtype 'int3'"),
+        (program(lambda program: program["inputs"][3].update(dtype="int333")), "no dtype 'int333'"),
         (lambda data: data["kv_cache"][0].update(dtype="zeros"), "no dtype 'zeros'"),
         (lambda data: data["kv_cache"][0].update(shape_per_slot=[2**50]), "no memory for KV caches of 64 tokens"),
         (lambda data: data["pipelines"][0]["supertasks"].pop(), "does not give `logits`"),

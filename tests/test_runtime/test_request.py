@@ -62,9 +62,7 @@ def test_the_edges_are_taken() -> None:
 def test_one_stop_string_or_several() -> None:
     assert SamplingParams(stop="end").stop == ("end",)
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
-    assert hash(SamplingParams(stop=["a"], stop_token_ids=[1])) == hash(
-        SamplingParams(stop="a", stop_token_ids=(1,))
-    )
+    assert hash(SamplingParams(stop=["a"], stop_token_ids=[1])) == hash(SamplingParams(stop="a", stop_token_ids=(1,)))
 
 
 def test_greedy() -> None:

@@ -36,9 +36,7 @@ def pipelines(prefill: Buckets, decode: Buckets) -> list[Pipeline]:
 def request(name: str, prompt: int | Sequence[int], max_tokens: int | None = 4) -> Request:
     tokens = list(range(1, prompt + 1)) if isinstance(prompt, int) else list(prompt)
     params = SamplingParams(max_tokens=max_tokens, temperature=0)
-    return Request(
-        request_id=name, prompt=None, prompt_token_ids=tokens, params=params, text=OutputText(None, ())
-    )
+    return Request(request_id=name, prompt=None, prompt_token_ids=tokens, params=params, text=OutputText(None, ()))
 
 
 def next_token(tokens: Sequence[int]) -> int:
@@ -74,7 +72,7 @@ class Runner:
             return None
         self._check_fits(batch)
         for request, count in zip(batch.requests, batch.counts, strict=True):
-            self._run(batch, request, count)
+            self._run(request, count)
         for request in self.scheduler.advance(batch):
             request.tokens.append(next_token(request.tokens))
             self._finish_if_due(request)
@@ -98,7 +96,7 @@ class Runner:
             assert request.num_computed + count <= batch.pipeline.context_length
             assert batch.pipeline.phase == "decode" or request.num_computed == 0
 
-    def _run(self, batch: Batch, request: Request, count: int) -> None:
+    def _run(self, request: Request, count: int) -> None:
         slots = self.scheduler.blocks.slots(request.request_id).tolist()
         end = request.num_computed + count
         for position in range(request.num_computed, end):

@@ -208,9 +208,7 @@ def artifact_data(
     }
 
 
-def _pipeline(
-    programs: dict[str, Any], phase: str, batch: int, length: int, last_only: bool
-) -> dict[str, Any]:
+def _pipeline(programs: dict[str, Any], phase: str, batch: int, length: int, last_only: bool) -> dict[str, Any]:
     tokens = [batch, length if phase == "prefill" else 1]
     context = {"context_slots": [batch, length], "context_lens": [batch]} if phase == "decode" else {}
     fed = {"position_ids": tokens, "slot_mapping": tokens, **context}
@@ -312,9 +310,7 @@ def default_parameters() -> dict[str, Tensor]:
 def seal(directory: Path, data: dict[str, Any]) -> None:
     """Writes artifact.json and manifest.json for what lies in `directory`."""
     files = {
-        path.relative_to(directory).as_posix(): FileRecord(
-            size=path.stat().st_size, sha256=_digest(path.read_bytes())
-        )
+        path.relative_to(directory).as_posix(): FileRecord(size=path.stat().st_size, sha256=_digest(path.read_bytes()))
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name not in ("artifact.json", "manifest.json")
     }

@@ -1,0 +1,120 @@
+"""The build graph as doit tasks: `doit build recipe=NAME [key=value ...]`. doit orders the steps; the store decides.
+
+doit finds this module through pyproject.toml; `furiosa-build` runs the same tasks from any directory.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from doit import doit_cmd
+from doit.cmd_base import ModuleTaskLoader
+from doit.exceptions import TaskError
+
+from furiosa_build.build import Build, open_build
+from furiosa_build.errors import BuildError, UserError
+from furiosa_build.recipe.compose import list_recipes
+from furiosa_build.reporter import BuildReporter
+
+
+def doit_config(build: Build) -> dict[str, Any]:
+    """doit's settings for one invocation. Its state file is thrown away: the store remembers better."""
+    state = Path(tempfile.mkdtemp(prefix="furiosa-build-doit-"))
+    atexit.register(shutil.rmtree, state, ignore_errors=True)
+    options = build.options
+    return {
+        "backend": "json",
+        "dep_file": str(state / "state.json"),
+        "default_tasks": ["build"],
+        "par_type": "thread",
+        "num_process": options.num_compile_workers + options.num_pipeline_builder_workers,
+        "reporter": BuildReporter,
+        "verbosity": 2,
+    }
+
+
+def doit_tasks(build: Build) -> Iterator[dict[str, Any]]:
+    """One task a step, and `build` for all of them."""
+    BuildReporter.build = build
+    yield {"basename": "partition", "name": None, "doc": "lay out the weights, and trace every kind in every bucket"}
+    yield {"basename": "compile", "name": None, "doc": "compile every graph"}
+    for step in build.plan.steps.values():
+        basename, _, name = step.name.partition(":")
+        yield {
+            "basename": basename,
+            **({"name": name} if name else {}),
+            "doc": step.description,
+            "actions": [(_run, (build, step.name))],
+            "uptodate": [(_is_done, (build, step.name))],
+            "task_dep": list(step.needs),
+        }
+    yield {
+        "basename": "build",
+        "doc": f"build artifact {build.spec.name}: all of these steps",
+        "actions": None,
+        "task_dep": ["qualify"],
+    }
+
+
+def run(build: Build, task: str = "build") -> int:
+    """Runs a task and what it needs; returns the exit status."""
+    loader = ModuleTaskLoader({"DOIT_CONFIG": doit_config(build), "task_steps": lambda: doit_tasks(build)})
+    status: int = doit_cmd.DoitMain(loader, config_filenames=()).run([task])
+    return status
+
+
+def _run(build: Build, name: str) -> TaskError | None:
+    try:
+        build.run(name)
+    except BuildError as error:
+        BuildReporter.errors.append(error)
+        return TaskError(str(error), report=False)
+    return None
+
+
+def _is_done(task: Any, values: Any, build: Build, name: str) -> bool:
+    del task, values
+    return build.is_done(name)
+
+
+def _exit_with(error: BuildError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_status)
+
+
+def _build_of_command_line() -> Build | None:
+    """The build that `recipe=NAME key=value ...` describes; None when this module is not loaded by doit."""
+    if not doit_cmd._CMDLINE_VARS:
+        return None
+    arguments = dict(doit_cmd._CMDLINE_VARS)
+    recipe = arguments.pop("recipe", None)
+    if recipe is None:
+        return None
+    try:
+        return open_build(recipe, [f"{key}={value}" for key, value in arguments.items()])
+    except BuildError as error:
+        _exit_with(error)
+
+
+_build = _build_of_command_line()
+if _build is not None:
+    DOIT_CONFIG = doit_config(_build)
+
+
+def task_steps() -> Iterator[dict[str, Any]]:
+    """Called by doit."""
+    if _build is None:
+        recipes = list_recipes()
+        width = max((len(recipe.name) for recipe in recipes), default=0)
+        there_are = "".join(f"\n    {recipe.name:{width}}  {recipe.description}" for recipe in recipes)
+        _exit_with(UserError(f"which recipe? doit build recipe=NAME [key=value ...]\n  there are:{there_are}"))
+    try:
+        yield from doit_tasks(_build)
+    except BuildError as error:
+        _exit_with(error)

@@ -1,0 +1,107 @@
+"""What a build prints: one line a step that ran, an overall progress bar on a terminal, the result at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO
+
+from doit.reporter import ConsoleReporter
+
+from furiosa_build.show import result_text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from furiosa_build.build import Build
+    from furiosa_build.errors import BuildError
+
+
+class BuildReporter(ConsoleReporter):  # type: ignore[misc]
+    """doit's reporter. doit makes the instance, so what is to be reported on is set on the class."""
+
+    desc = "the steps of a furiosa build"
+    build: ClassVar[Build]
+    errors: ClassVar[list[BuildError]] = []
+
+    def __init__(self, outstream: TextIO, options: Any) -> None:
+        super().__init__(outstream, options)
+        self._begin = time.monotonic()
+        self._started: set[str] = set()
+        self._total = self._ran = self._up_to_date = 0
+        self._bar: Progress | None = None
+        self._bar_task: Any = None
+
+    def initialize(self, tasks: dict[str, Any], selected_tasks: list[str]) -> None:
+        """Counts the steps that this run may come to."""
+        pending, reached = list(selected_tasks), set()
+        while pending:
+            name = pending.pop()
+            if name not in reached:
+                reached.add(name)
+                pending.extend(tasks[name].task_dep)
+        self._total = sum(1 for name in reached if tasks[name].actions)
+
+    def execute_task(self, task: Any) -> None:
+        """A step begins."""
+        if task.actions:
+            self._started.add(task.name)
+            self._show_progress()
+
+    def add_success(self, task: Any) -> None:
+        """A step has ended well."""
+        if task.actions:
+            self._ran += 1
+            self._started.remove(task.name)
+            done = self.build.done[task.name]
+            took = f"{done.record.seconds:7.1f} s" if done.ran else "  found in the store, published again"
+            count = f"[{self._ran + self._up_to_date:{len(str(self._total))}}/{self._total}]"
+            self._print(f"{count} {task.name:36} {took}")
+            self._show_progress()
+
+    def skip_uptodate(self, task: Any) -> None:
+        """A step had nothing to do."""
+        if task.actions:
+            self._up_to_date += 1
+
+    def add_failure(self, task: Any, fail: Any) -> None:
+        """A step has failed; what is not one of our own errors is doit's to tell."""
+        if fail.report:
+            super().add_failure(task, fail)
+
+    def complete_run(self) -> None:
+        """Ends the run, with the exit status of the first error if there was one."""
+        if self._bar is not None:
+            self._bar.stop()
+        self.build.close()
+        if self.errors:
+            error = self.errors[0]
+            self.errors.clear()
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(error.exit_status)
+        super().complete_run()
+        if not self.failures and not self.runtime_errors and "qualify" in self.build.done:
+            self._print(result_text(self.build))
+        seconds = time.monotonic() - self._begin
+        self._print(f"ran {self._ran} of {self._total} steps in {seconds:.1f} s, {self._up_to_date} up to date")
+
+    def _print(self, line: str) -> None:
+        if self._bar is not None and self._bar.live.is_started:
+            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        else:
+            self.write(line + "\n")
+            self.outstream.flush()
+
+    def _show_progress(self) -> None:
+        if not sys.stdout.isatty():
+            return
+        if self._bar is None:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), transient=True
+            )
+            self._bar_task = self._bar.add_task("", total=self._total)
+            self._bar.start()
+        running = ", ".join(sorted(self._started))
+        self._bar.update(self._bar_task, completed=self._ran + self._up_to_date, description=running[:60])

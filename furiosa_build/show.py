@@ -1,0 +1,140 @@
+"""Plans and artifacts as text for a person."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from furiosa_build.artifact.schema import Artifact
+
+if TYPE_CHECKING:
+    from furiosa_build.build import Build
+
+
+def plan_text(build: Build) -> str:
+    """The steps with their state, and what each bucket compiles."""
+    plan, spec = build.plan, build.spec
+    quantized = f"{spec.quantization.scheme}, {len(plan.schemes())} weights" if plan.schemes() else "no quantization"
+    seed = spec.model.seed_for_random_weight
+    lines = [
+        f"recipe {spec.name}: {plan.outline.architecture}, {_count(plan.outline.num_parameters)} parameters, "
+        f"{plan.outline.dtype}, {quantized}",
+        f"target {spec.target.name} ({plan.isa}), backend {spec.backend.name}, devices {spec.devices}",
+    ]
+    if seed is not None:
+        lines.append(f"THE WEIGHTS ARE RANDOM, drawn from seed {seed}")
+    lines.append("steps")
+    states = {name: build.is_done(name) for name in plan.steps}
+    width = max(len(name) for name in plan.steps)
+    for name, step in plan.steps.items():
+        lines.append(f"  {'done ' if states[name] else 'to do'}  {name:{width}}  {step.description}")
+    lines.append("buckets")
+    for bucket in plan.buckets:
+        kinds = ", ".join(f"{k.name} ({len(k.layers)} layers)" if k.layers else k.name for k in plan.kinds)
+        lines.append(f"  {bucket.name:{width}}  compiles {kinds}")
+    done = sum(states.values())
+    lines.append(f"{done} steps done, {len(states) - done} to do")
+    return "\n".join(lines)
+
+
+def result_text(build: Build) -> str:
+    """What has been built: path, size, and how it qualified."""
+    directory = build.version_directory
+    figures = json.loads(directory.with_suffix(".qualify.json").read_bytes())
+    return "\n".join(
+        [
+            f"artifact   {_short(directory)} ({_bytes(artifact_size(directory))})",
+            f"qualified  {figures['tokens']} tokens, top-1 agreement {figures['top1_agreement']:.0%}, largest logit "
+            f"difference {figures['largest_logit_difference']:.2g} (allowed {figures['allowed_logit_difference']:.2g})",
+            *_random_note(build.spec.model.seed_for_random_weight),
+        ]
+    )
+
+
+def artifact_text(artifact: Artifact, directory: Path) -> str:
+    """What an artifact is, for `furiosa-build inspect`."""
+    meta, model, config = artifact.metadata, artifact.model_metadata, artifact.generator_config
+    scheduler = config.default_scheduler_config
+    sizes = {
+        part: sum(f.stat().st_size for f in (directory / part).rglob("*") if f.is_file())
+        for part in ("params", "programs", "model")
+    }
+    revision = f" at {model.revision}" if model.revision else ""
+    parallel = artifact.parallel_config
+    lines = [
+        f"artifact      {meta.name} {meta.artifact_id[:12]}, schema {artifact.schema_version}",
+        f"made by       furiosa_build {meta.version.furiosa_llm}, {meta.version.furiosa_compiler}, "
+        f"{datetime.fromtimestamp(meta.timestamp, UTC):%Y-%m-%d %H:%M} UTC",
+        f"model         {model.pretrained_id}{revision} ({model.architecture}, {model.num_hidden_layers} layers, "
+        f"{_count(model.num_parameters)} parameters, {model.dtype})",
+        *(f"              {line}" for line in _random_note(model.seed_for_random_weight)),
+        f"quantization  {model.quantization}",
+        f"devices       {artifact.devices}: tensor_parallel_size={parallel.tensor_parallel_size}, "
+        f"pipeline_parallel_size={parallel.pipeline_parallel_size}, data_parallel_size={parallel.data_parallel_size}",
+        f"target        {artifact.target.name}: instruction set {artifact.target.isa}, torch {artifact.target.torch}",
+        f"buckets       prefill {_sizes(config.prefill_buckets)}; decode {_sizes(config.decode_buckets)}; "
+        f"sequences up to {config.max_seq_len_to_capture} tokens",
+        f"KV cache      {config.paged_attention_num_blocks} blocks of {config.paged_attention_block_size} tokens, "
+        f"{_bytes(_kv_bytes(artifact))}",
+        f"scheduler     max_processing_samples={scheduler.max_processing_samples}, "
+        f"spare_blocks_ratio={scheduler.spare_blocks_ratio}",
+        f"size          {_bytes(artifact_size(directory))}: parameters {_bytes(sizes['params'])}, programs "
+        f"{_bytes(sizes['programs'])}, model files {_bytes(sizes['model'])}",
+        "programs",
+    ]
+    uses = Counter((pipeline.name, task.program) for pipeline in artifact.pipelines for task in pipeline.supertasks)
+    for name, program in artifact.programs.items():
+        used_by = ", ".join(f"{n} x in {pipeline}" for (pipeline, p), n in uses.items() if p == name)
+        size = (directory / program.file).stat().st_size
+        lines.append(f"  {name:28} {program.kind:8} {_bytes(size):>10}  {used_by}")
+    qualification = directory.resolve().with_suffix(".qualify.json")
+    if qualification.is_file():
+        lines.append(f"qualified     {qualification.read_text()}")
+    return "\n".join(lines)
+
+
+def artifact_size(directory: Path) -> int:
+    """Bytes of all files of an artifact."""
+    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
+
+def _random_note(seed: int | None) -> list[str]:
+    return [] if seed is None else [f"THE WEIGHTS ARE RANDOM, drawn from seed {seed}"]
+
+
+def _kv_bytes(artifact: Artifact) -> int:
+    config, widths = artifact.generator_config, {"float32": 4, "bfloat16": 2, "float16": 2}
+    slots = config.paged_attention_num_blocks * config.paged_attention_block_size
+    total = 0
+    for cache in artifact.kv_cache:
+        heads, size = cache.shape_per_slot
+        total += 2 * slots * heads * size * widths[cache.dtype]
+    return total
+
+
+def _sizes(buckets: list[tuple[int, int]]) -> str:
+    return ", ".join(f"{batch}x{length}" for batch, length in buckets)
+
+
+def _count(number: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def _bytes(number: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number} B"
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,126 @@
+"""What the tests share: artifacts of small models, built in this process and kept for the session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import furiosa_build.build
+from furiosa_build.build import Build
+from furiosa_build.recipe.schema import (
+    BackendSpec,
+    BucketSpec,
+    BuildOptions,
+    BuildSpec,
+    ModelSpec,
+    QuantizationSpec,
+    Recipe,
+    TargetSpec,
+)
+from furiosa_build.steps.pool import run_here
+
+StartBuild = Callable[..., Build]
+BuildArtifact = Callable[..., Path]
+OutputsOf = Callable[[Build, str], Path]
+
+BUCKETS = {
+    "prefill_buckets": [[1, 32], [2, 64]],
+    "decode_buckets": [[1, 64], [4, 128]],
+    "max_seq_len_to_capture": 128,
+    "paged_attention_block_size": 16,
+}
+"""Two of each phase, of different batch sizes and lengths, so that padding and the choice of bucket are at work."""
+
+
+class PoolHere:
+    """Stands in for a pool of workers: its steps run in this process, which has imported torch already."""
+
+    def __init__(self, workers: int) -> None:
+        del workers
+
+    def run(self, step: str, module: str, request: dict[str, Any], output: Path, log: Path) -> dict[str, str] | None:
+        """As Pool.run, but what the step raises comes out as it is."""
+        del step, log
+        return run_here(module, request, output)
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+@pytest.fixture(scope="session")
+def start_build(tmp_path_factory: pytest.TempPathFactory) -> StartBuild:
+    """Begins a build: `start_build(model, scheme="fp8", paged_attention_block_size=1, ...)`. No step has run.
+
+    `model` is the fields of a config.json (weights are drawn from `seed`), or a directory in Hugging Face layout. Further
+    keywords: `scheme` and `rules` of the quantization, `backend`, those of ModelSpec and those of BucketSpec.
+    """
+    root = tmp_path_factory.mktemp("builds")
+
+    def start(
+        model: Mapping[str, Any] | Path,
+        *,
+        seed: int | None = None,
+        scheme: str = "none",
+        rules: tuple[Mapping[str, str], ...] = (),
+        backend: str = "eager",
+        **others: Any,
+    ) -> Build:
+        of_model = {key: others.pop(key) for key in list(others) if key in ModelSpec.model_fields}
+        if isinstance(model, Path):
+            of_model["model_id_or_path"] = str(model)
+        else:
+            of_model.update(model_id_or_path="test/random", architecture=dict(model))
+            seed = seed or 0
+        spec = BuildSpec(
+            name="test",
+            model=ModelSpec(seed_for_random_weight=seed, **of_model),
+            target=TargetSpec(name="cpu"),
+            backend=BackendSpec(name=backend),
+            buckets=BucketSpec.model_validate({**BUCKETS, **others}),
+            quantization=QuantizationSpec.model_validate({"scheme": scheme, "rules": rules}),
+        )
+        options = BuildOptions(save_dir=str(root / "artifacts"), cache_dir=str(root / "store"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(furiosa_build.build, "Pool", PoolHere)
+            return Build(Recipe(spec=spec, options=options, roots=(root,)))
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def build_artifact(start_build: StartBuild) -> BuildArtifact:
+    """Builds an artifact, without qualifying it; takes what `start_build` takes and returns the artifact's directory.
+
+    All builds of a session share a store, so asking for the same artifact again costs next to nothing.
+    """
+
+    def build(model: Mapping[str, Any] | Path, **others: Any) -> Path:
+        started = start_build(model, **others)
+        for step in started.plan.steps:
+            if step != "qualify":
+                started.run(step)
+        return started.version_directory
+
+    return build
+
+
+@pytest.fixture
+def outputs_of(tmp_path: Path) -> OutputsOf:
+    """The outputs of a step as a directory: `outputs_of(build, "quantize")`. Runs the steps that lead there."""
+
+    def outputs(build: Build, step: str) -> Path:
+        directory = tmp_path / step.replace(":", "-")
+        directory.mkdir()
+        for name in build.plan.steps:
+            done = build.run(name)
+            if name == step:
+                for path, output in done.record.outputs.items():
+                    os.link(build.store.path(output), directory / path)
+                break
+        return directory
+
+    return outputs

@@ -1,0 +1,387 @@
+"""The engine on the toy model, whose text is wrong as soon as a slot, a position or a batch mate's row is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from furiosa_build.artifact.reader import OpenArtifact, open_artifact
+from furiosa_build.errors import BuildError, UserError
+from furiosa_build.runtime.engine import LLMEngine
+from furiosa_build.runtime.request import RequestOutput, SamplingParams
+from furiosa_build.runtime.scheduler import Scheduler
+
+from . import toy
+
+PROMPTS = [[1, 2, 3], [9] * 7, [5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7], [250], list(range(16))]
+
+
+def greedy(max_tokens: int = 12, **others: Any) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=max_tokens, **{"ignore_eos": True, **others})
+
+
+def drain(engine: LLMEngine) -> dict[str, RequestOutput]:
+    """Steps to the end; checks books, and that outputs only grow. Returns the last output of each request."""
+    last: dict[str, RequestOutput] = {}
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            check_grows(last.get(output.request_id), output)
+            last[output.request_id] = output
+        engine.check_integrity()
+    assert engine.step() == []
+    assert all(output.finished for output in last.values())
+    return last
+
+
+def check_grows(before: RequestOutput | None, after: RequestOutput) -> None:
+    if before is not None:
+        assert not before.finished
+        assert after.outputs[0].text.startswith(before.outputs[0].text)
+        assert after.outputs[0].token_ids[:-1] == before.outputs[0].token_ids
+
+
+def run(engine: LLMEngine, prompt: str | Sequence[int], params: SamplingParams) -> RequestOutput:
+    engine.add_request("r", prompt, params)
+    return drain(engine)["r"]
+
+
+def tokens_of(outputs: dict[str, RequestOutput]) -> list[list[int]]:
+    return [outputs[name].outputs[0].token_ids for name in sorted(outputs)]
+
+
+@pytest.fixture
+def opened(toy_artifact: Path) -> OpenArtifact:
+    return open_artifact(toy_artifact)
+
+
+@pytest.fixture
+def engine(opened: OpenArtifact) -> LLMEngine:
+    return LLMEngine(opened, seed=1)
+
+
+def test_greedy_tokens_are_the_models(engine: LLMEngine) -> None:
+    for number, prompt in enumerate(PROMPTS):
+        engine.add_request(str(number), prompt, greedy())
+    assert tokens_of(drain(engine)) == [toy.expected(prompt, 12) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("last_only", [False, True])
+@pytest.mark.parametrize("block_size", [1, 16])
+def test_block_sizes_and_artifacts_of_the_last_logits_only(
+    toy_backend: toy.ToyBackend, tmp_path: Path, last_only: bool, block_size: int
+) -> None:
+    del toy_backend
+    data = toy.artifact_data(last_only=last_only, block_size=block_size)
+    engine = LLMEngine(toy.write_artifact(tmp_path / "a", data))
+    for number, prompt in enumerate(PROMPTS):
+        engine.add_request(str(number), prompt, greedy())
+    assert tokens_of(drain(engine)) == [toy.expected(prompt, 12) for prompt in PROMPTS]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), num_blocks=st.integers(7, 30))
+def test_outputs_depend_neither_on_arrival_nor_on_the_pool(
+    opened: OpenArtifact, data: st.DataObject, num_blocks: int
+) -> None:
+    """Greedy and seeded, with requests that come in between steps, and pools so small that some are preempted."""
+    engine = LLMEngine(opened, paged_attention_num_blocks=num_blocks, seed=1)
+    params = [greedy(), SamplingParams(max_tokens=12, ignore_eos=True), SamplingParams(max_tokens=9, seed=4)]
+    jobs = {f"{p}{k}": (PROMPTS[p], params[k]) for p in range(5) for k in range(3)}
+    names = data.draw(st.lists(st.sampled_from(sorted(jobs)), unique=True, min_size=1, max_size=6))
+    got: dict[str, RequestOutput] = {}
+    for name in names:
+        engine.add_request(name, *jobs[name])
+        for _ in range(data.draw(st.integers(0, 4))):
+            got |= {output.request_id: output for output in engine.step()}
+    got |= drain(engine)
+    for name in names:
+        alone = LLMEngine(opened, seed=1)
+        alone.add_request(name, *jobs[name])
+        assert got[name] == drain(alone)[name]
+
+
+def test_a_preempted_request_goes_on_as_if_nothing_had_happened(
+    opened: OpenArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preempted = []
+    original = Scheduler._preempt
+
+    def spy(self: Scheduler, request: Any) -> None:
+        preempted.append((request.request_id, len(request.tokens)))
+        original(self, request)
+
+    monkeypatch.setattr(Scheduler, "_preempt", spy)
+    params = SamplingParams(max_tokens=24, logprobs=1, ignore_eos=True)
+
+    def outputs(num_blocks: int) -> dict[str, RequestOutput]:
+        engine = LLMEngine(opened, paged_attention_num_blocks=num_blocks, seed=3)
+        for name in "ab":
+            engine.add_request(name, [1, 2, 3], params)
+        return drain(engine)
+
+    roomy = outputs(64)
+    assert not preempted
+    tight = outputs(7)
+    assert max(length for _, length in preempted) > 8  # longer than its prefill bucket
+    assert tight == roomy
+
+
+def test_a_prompt_as_text(engine: LLMEngine) -> None:
+    output = run(engine, "abc", greedy(4))
+    assert output.prompt == "abc"
+    assert output.prompt_token_ids == list(b"abc")
+    assert output.outputs[0].token_ids == toy.expected(b"abc", 4)
+    assert output.outputs[0].text == bytes(output.outputs[0].token_ids).decode(errors="replace")
+
+
+def test_seeds(opened: OpenArtifact) -> None:
+    def sampled(engine_seed: int | None, name: str = "r", seed: int | None = None) -> list[int]:
+        engine = LLMEngine(opened, seed=engine_seed)
+        engine.add_request(name, [1], SamplingParams(max_tokens=20, ignore_eos=True, seed=seed))
+        return drain(engine)[name].outputs[0].token_ids
+
+    assert sampled(1) == sampled(1)
+    assert sampled(1) != sampled(2)
+    assert sampled(1, "a") != sampled(1, "b")
+    assert sampled(1, "a", seed=7) == sampled(2, "b", seed=7)
+    assert sampled(None) != sampled(None)
+
+
+# What ends a request
+
+
+def test_max_tokens_and_the_largest_context(engine: LLMEngine) -> None:
+    output = run(engine, [1, 2], greedy(5)).outputs[0]
+    assert (len(output.token_ids), output.finish_reason, output.stop_reason) == (5, "length", None)
+    for max_tokens in (1000, None):
+        output = run(engine, [1, 2], SamplingParams(temperature=0, max_tokens=max_tokens)).outputs[0]
+        # The largest decode bucket holds 48: the 47th token is the last that can be run, and gives one more.
+        assert (len(output.token_ids), output.finish_reason) == (47, "length")
+
+
+@pytest.fixture
+def ending(toy_backend: toy.ToyBackend, tmp_path: Path) -> tuple[LLMEngine, list[int]]:
+    """An engine whose end-of-sequence token is the fifth that follows prompt [1, 2], and those five tokens."""
+    del toy_backend
+    five = toy.expected([1, 2], 5)
+    assert five.index(five[4]) == 4
+    files = {"generation_config.json": {"eos_token_id": [five[4], 10**6]}}
+    return LLMEngine(toy.write_artifact(tmp_path / "a", model_files=files)), five
+
+
+def test_end_of_sequence(ending: tuple[LLMEngine, list[int]]) -> None:
+    engine, five = ending
+    output = run(engine, [1, 2], greedy(ignore_eos=False)).outputs[0]
+    assert (output.token_ids, output.finish_reason, output.stop_reason) == (five, "stop", None)
+    assert output.text == bytes(five[:4]).decode(errors="replace")
+    assert len(run(engine, [1, 2], greedy()).outputs[0].token_ids) == 12
+
+
+def test_stop_tokens(engine: LLMEngine) -> None:
+    five = toy.expected([1, 2], 5)
+    output = run(engine, [1, 2], greedy(stop_token_ids=[five[2], 255])).outputs[0]
+    assert (output.token_ids, output.finish_reason, output.stop_reason) == (five[:3], "stop", five[2])
+    assert output.text == bytes(five[:2]).decode(errors="replace")
+
+
+def test_min_tokens_forbids_end_tokens_and_stop_strings(ending: tuple[LLMEngine, list[int]]) -> None:
+    engine, five = ending
+    output = run(engine, [1, 2], greedy(min_tokens=5, ignore_eos=False)).outputs[0]
+    assert output.token_ids[:4] == five[:4]
+    logits = toy.logits_after([1, 2, *five[:4]]).numpy().copy()
+    logits[five[4]] = -np.inf
+    assert output.token_ids[4] == logits.argmax()
+    output = run(engine, [1, 2], greedy(min_tokens=4, ignore_eos=False)).outputs[0]
+    assert output.token_ids == five
+
+
+def ascii_prompt(length: int) -> list[int]:
+    """A prompt after which `length` greedy tokens are all ASCII."""
+    return next([a, b] for a in range(256) for b in range(256) if max(toy.expected([a, b], length)) < 128)
+
+
+def test_stop_strings(engine: LLMEngine) -> None:
+    prompt = ascii_prompt(4)
+    tokens = toy.expected(prompt, 4)
+    text = bytes(tokens).decode()
+    for stop in (text[2:4], [text[2:4], text[3:]]):
+        output = run(engine, prompt, greedy(stop=stop)).outputs[0]
+        assert output.text == text[:2]
+        assert (output.token_ids, output.finish_reason, output.stop_reason) == (tokens, "stop", text[2:4])
+    late = run(engine, prompt, greedy(stop=[text[1]], min_tokens=3)).outputs[0]
+    assert late.text.startswith(text[:3])
+
+
+def test_a_held_back_beginning_of_a_stop_string_is_given_at_the_end(engine: LLMEngine) -> None:
+    prompt = ascii_prompt(4)
+    text = bytes(toy.expected(prompt, 4)).decode()
+    engine.add_request("r", prompt, greedy(4, stop=text[2:] + "never"))
+    texts = []
+    while engine.has_unfinished_requests():
+        texts += [output.outputs[0].text for output in engine.step()]
+    assert texts == [text[:1], text[:2], text[:2], text]
+
+
+def test_special_tokens_in_the_text(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
+    del toy_backend
+    parameters = toy.default_parameters()
+    parameters["table"][:, toy.BOS] = 99.0  # always the likeliest
+    engine = LLMEngine(toy.write_artifact(tmp_path / "a", parameters=parameters))
+    assert run(engine, [1], greedy(2)).outputs[0].text == ""
+    assert run(engine, [1], greedy(2, skip_special_tokens=False)).outputs[0].text == "<bos><bos>"
+
+
+# Logits and log probabilities
+
+
+def test_on_logits_sees_every_position_that_is_sampled_from(opened: OpenArtifact) -> None:
+    seen: list[tuple[str, torch.Tensor]] = []
+    engine = LLMEngine(opened, on_logits=lambda name, logits: seen.append((name, logits)))
+    tokens = run(engine, [1, 2], greedy(4)).outputs[0].token_ids
+    assert [name for name, _ in seen] == ["r"] * 4
+    for count, (_, logits) in enumerate(seen):
+        assert logits.dtype == torch.float32
+        torch.testing.assert_close(logits, toy.logits_after([1, 2, *tokens[:count]]))
+
+
+def test_logprobs_are_the_models_own(engine: LLMEngine) -> None:
+    params = SamplingParams(max_tokens=3, logprobs=2, temperature=2.0, repetition_penalty=5.0, ignore_eos=True)
+    output = run(engine, [1, 2], params).outputs[0]
+    assert output.logprobs is not None
+    total = 0.0
+    for count, entry in enumerate(output.logprobs):
+        logprobs = toy.logits_after([1, 2, *output.token_ids[:count]]).log_softmax(-1)
+        best = logprobs.topk(2).indices.tolist()
+        assert set(entry) == {output.token_ids[count], *best}
+        for token, logprob in entry.items():
+            assert math.isclose(logprob.logprob, float(logprobs[token]), rel_tol=1e-5)
+            assert logprob.rank == int((logprobs > logprobs[token]).sum()) + 1
+            assert logprob.decoded_token == bytes([token]).decode(errors="replace")
+        total += entry[output.token_ids[count]].logprob
+    assert output.cumulative_logprob == pytest.approx(total)
+    assert run(engine, [1, 2], greedy(1)).outputs[0].logprobs is None
+
+
+def test_prompt_logprobs(engine: LLMEngine) -> None:
+    prompt = [5, 6, 7, 8]
+    got = run(engine, prompt, greedy(2, prompt_logprobs=1)).prompt_logprobs
+    assert got is not None
+    assert len(got) == 4
+    assert got[0] is None
+    for place, entry in enumerate(got[1:], start=1):
+        assert entry is not None
+        logprobs = toy.logits_after(prompt[:place]).log_softmax(-1)
+        assert set(entry) == {prompt[place], int(logprobs.argmax())}
+        assert math.isclose(entry[prompt[place]].logprob, float(logprobs[prompt[place]]), rel_tol=1e-5)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "message"),
+    [
+        ([], greedy(), "the prompt is empty"),
+        ("", greedy(), "the prompt is empty"),
+        ([1, toy.VOCAB], greedy(), "258 is no token"),
+        ([-1], greedy(), "-1 is no token"),
+        ([1.0], greedy(), "1.0 is no token"),
+        ([1] * 17, greedy(), "17 tokens, more than any prefill bucket"),
+        ([1], greedy(stop_token_ids=[toy.VOCAB]), "258 is no token"),
+        ([1], None, "NoneType is no SamplingParams"),
+    ],
+)
+def test_requests_that_are_refused_leave_nothing(engine: LLMEngine, prompt: Any, params: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        engine.add_request("r", prompt, params)
+    assert not engine.has_unfinished_requests()
+    engine.check_integrity()
+    engine.add_request("r", [1], greedy())  # the id is still free
+
+
+def test_request_ids_are_unique_while_in_use(engine: LLMEngine) -> None:
+    engine.add_request("r", [1], greedy())
+    with pytest.raises(UserError, match="'r' is in use"):
+        engine.add_request("r", [1], greedy())
+    drain(engine)
+    engine.add_request("r", [1], greedy())
+
+
+def test_too_many_requests(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
+    del toy_backend
+    data = toy.artifact_data(max_processing_samples=2)
+    engine = LLMEngine(toy.write_artifact(tmp_path / "a", data))
+    engine.add_request("a", [1], greedy())
+    engine.add_request("b", [1], greedy())
+    assert engine.is_full
+    with pytest.raises(UserError, match="2 requests are under way"):
+        engine.add_request("c", [1], greedy())
+    drain(engine)
+    engine.add_request("c", [1], greedy())
+
+
+def test_prompt_logprobs_need_all_logits(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
+    del toy_backend
+    engine = LLMEngine(toy.write_artifact(tmp_path / "a", toy.artifact_data(last_only=True)))
+    with pytest.raises(UserError, match="logits of the last token only"):
+        engine.add_request("r", [1], greedy(prompt_logprobs=0))
+
+
+def test_an_artifact_without_tokenizer_takes_and_gives_token_ids(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
+    del toy_backend
+    engine = LLMEngine(toy.write_artifact(tmp_path / "a", tokenizer=False))
+    output = run(engine, [1, 2], greedy(3, logprobs=0)).outputs[0]
+    assert (output.token_ids, output.text) == (toy.expected([1, 2], 3), "")
+    assert output.logprobs is not None
+    assert output.logprobs[0][output.token_ids[0]].decoded_token is None
+    for prompt, params in (("text", greedy()), ([1], greedy(stop="x"))):
+        with pytest.raises(UserError, match="has no tokenizer"):
+            engine.add_request("r", prompt, params)
+    with pytest.raises(UserError, match="has no tokenizer"):
+        engine.require_tokenizer()
+
+
+@pytest.mark.parametrize("num_blocks", [0, -1])
+def test_the_pool_has_blocks(opened: OpenArtifact, num_blocks: int) -> None:
+    with pytest.raises(UserError, match="KV blocks"):
+        LLMEngine(opened, paged_attention_num_blocks=num_blocks)
+
+
+def test_abort(engine: LLMEngine) -> None:
+    for name in "abcde":
+        engine.add_request(name, [1, 2, 3], greedy())
+    engine.step()
+    engine.abort_request("a")  # runs
+    engine.abort_request(["e", "d", "unknown"])  # wait
+    engine.check_integrity()
+    outputs = drain(engine)
+    assert sorted(outputs) == ["b", "c"]
+    assert tokens_of(outputs) == [toy.expected([1, 2, 3], 12)] * 2
+
+
+def test_after_an_error_requests_can_be_aborted(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
+    del toy_backend
+    parameters = toy.default_parameters() | {"table": torch.full((toy.P, toy.VOCAB), float("nan"))}
+    engine = LLMEngine(toy.write_artifact(tmp_path / "a", parameters=parameters))
+    for name in "ab":
+        engine.add_request(name, [1], greedy())
+    with pytest.raises(BuildError, match="no usable maximum: nan"):
+        engine.step()
+    engine.abort_request(["a", "b"])
+    assert not engine.has_unfinished_requests()
+    engine.check_integrity()
+
+
+def test_check_integrity_finds_a_forgotten_request(engine: LLMEngine) -> None:
+    engine.add_request("r", [1], greedy())
+    engine._requests.clear()
+    with pytest.raises(RuntimeError, match="disagree about which requests"):
+        engine.check_integrity()
