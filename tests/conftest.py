@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 import furiosa_build.build
@@ -22,6 +23,10 @@ from furiosa_build.recipe.schema import (
     TargetSpec,
 )
 from furiosa_build.steps.pool import run_here
+
+# No deadline for one example: how long it takes depends on what else the machine is doing.
+hypothesis.settings.register_profile("furiosa_build", deadline=None)
+hypothesis.settings.load_profile("furiosa_build")
 
 StartBuild = Callable[..., Build]
 BuildArtifact = Callable[..., Path]

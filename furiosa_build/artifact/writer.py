@@ -78,7 +78,12 @@ def publish(directory: Path, artifact: Artifact, manifest: Manifest, files: Mapp
             damaged = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.damaged."))
             directory.rename(damaged / "artifact")
             shutil.rmtree(damaged)
-        staging.rename(directory)
+        try:
+            staging.rename(directory)
+        except OSError:
+            # Another build of the same artifact was faster.
+            if not is_published(directory, manifest):
+                raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -38,7 +38,7 @@ class EagerBackend:
         output.write_bytes(graph.to_json())
 
     def load(self, program: Path) -> LoadedProgram:
-        """Raises pydantic.ValidationError, ValueError or TypeError when the file is not a graph of ATen calls."""
+        """Raises ValueError, TypeError or RuntimeError when the file is not a graph of ATen calls."""
         from furiosa_build.backends.graph import Graph
 
         return _EagerProgram(Graph.from_json(program.read_bytes()))

@@ -7,10 +7,11 @@ bytes, and a person can diff two. Values are numbered: inputs first, then consta
 from __future__ import annotations
 
 import base64
+import keyword
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -23,6 +24,9 @@ from furiosa_build.canonical import canonical_json
 
 _SYMBOLIC = {f"operator.{f.__name__}": f for f in (operator.getitem, operator.add, operator.sub, operator.mul)}
 """Calls outside ATen that an exported graph may hold: arithmetic on sizes, and taking one of several results."""
+
+_FILE_OPERATORS = {"from_file", "save"}
+"""ATen operators that open files: no model calls them."""
 
 
 class Constant(BaseModel):
@@ -47,7 +51,7 @@ class GraphData(BaseModel):
     """The JSON form of a graph. `results` numbers the values that become `outputs`, in order."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: int = 1
+    schema_version: Literal[1] = 1
     inputs: list[TensorSpec]
     constants: list[Constant]
     nodes: list[Call]
@@ -116,17 +120,22 @@ class Graph:
         )
 
     def to_module(self) -> GraphModule:
-        """The graph as a torch module of the inputs, in order, that returns a tuple."""
+        """The graph as a torch module of the inputs, in order, that returns a tuple.
+
+        Raises ValueError, TypeError or RuntimeError when the data is not that of a graph.
+        """
         graph, root = FxGraph(), torch.nn.Module()
         values: list[Node] = [graph.placeholder(f"input_{i}") for i in range(len(self.inputs))]
         for i, constant in enumerate(self.data.constants):
             root.register_buffer(f"constant_{i}", _tensor(constant), persistent=False)
             values.append(graph.get_attr(f"constant_{i}"))
         for call in self.data.nodes:
+            function = _resolve(call.op)
+            _check_arguments(function, call)
             args = tuple(_decode(arg, values) for arg in call.args)
             kwargs = {key: _decode(arg, values) for key, arg in call.kwargs.items()}
-            values.append(graph.call_function(_resolve(call.op), args, kwargs))
-        graph.output(tuple(values[i] for i in self.data.results))
+            values.append(graph.call_function(function, args, kwargs))
+        graph.output(tuple(_value(values, i) for i in self.data.results))
         return GraphModule(root, graph)
 
     def export(self) -> tuple[ExportedProgram, tuple[torch.Tensor, ...]]:
@@ -168,12 +177,29 @@ def _resolve(op: str) -> Callable[..., Any]:
         return _SYMBOLIC[op]
     namespace, _, rest = op.partition(".")
     name, _, overload = rest.partition(".")
-    if namespace != "aten" or not name.isidentifier() or not overload.isidentifier():
+    if namespace != "aten" or not name.isidentifier() or not overload.isidentifier() or name in _FILE_OPERATORS:
         raise ValueError(f"a graph may only call ATen operators, not {op!r}")
-    found = getattr(getattr(torch.ops.aten, name), overload)
+    found = getattr(getattr(torch.ops.aten, name, None), overload, None)
     if not isinstance(found, torch._ops.OpOverload):
         raise TypeError(f"{op!r} is not an ATen operator")
     return found
+
+
+def _check_arguments(function: Callable[..., Any], call: Call) -> None:
+    """torch.fx makes Python source of a call, names of arguments as they stand: only the operator's own may pass."""
+    if isinstance(function, torch._ops.OpOverload):
+        names = {argument.name for argument in function._schema.arguments}
+        fits = names.issuperset(call.kwargs) and not any(map(keyword.iskeyword, call.kwargs))
+    else:
+        fits = len(call.args) == 2 and not call.kwargs
+    if not fits:
+        raise ValueError(f"{call.op!r} takes no such arguments: {len(call.args)} and {sorted(call.kwargs)}")
+
+
+def _value(values: list[Node], index: int) -> Node:
+    if not 0 <= index < len(values):
+        raise ValueError(f"there is no value {index} yet, only {len(values)}")
+    return values[index]
 
 
 def _encode(arg: Any, number: dict[Node, int]) -> Any:
@@ -196,13 +222,13 @@ def _encode(arg: Any, number: dict[Node, int]) -> Any:
 def _decode(arg: Any, values: list[Node]) -> Any:
     match arg:
         case {"ref": int(index)}:
-            return values[index]
+            return _value(values, index)
         case {"float": str(text)}:
             return float(text)
         case {"device": str(name)}:
             return torch.device(name)
         case {"torch": str(name)}:
-            found = getattr(torch, name)
+            found = getattr(torch, name, None)
             if not isinstance(found, torch.dtype | torch.layout | torch.memory_format):
                 raise TypeError(f"{name!r} is not a dtype, layout or memory format")
             return found
@@ -228,4 +254,7 @@ def _constant(tensor: torch.Tensor) -> Constant:
 
 def _tensor(constant: Constant) -> torch.Tensor:
     data = bytearray(base64.b64decode(constant.data, validate=True))
-    return torch.frombuffer(data, dtype=getattr(torch, constant.dtype)).reshape(constant.shape)
+    dtype = getattr(torch, constant.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{constant.dtype!r} is not a dtype")
+    return torch.frombuffer(data, dtype=dtype).reshape(constant.shape)

@@ -57,7 +57,7 @@ def dequantize(stored: Mapping[str, Tensor], scheme: Scheme) -> Tensor:
     """The inverse of `quantize`, up to its rounding: [out, in] in the scale's dtype. `stored` has relative names."""
     scale = stored["weight_scale"]
     if scheme == "fp8":
-        return (fp8_to_float(stored["weight"], torch.float32) * scale.float()).to(scale.dtype)
+        return (fp8_to_float(stored["weight"]) * scale.float()).to(scale.dtype)
     columns = int(stored["weight_shape"][1])
     integers = stored["weight_packed"].view(torch.uint8)[:, :columns].float() - INT8_ZERO
     return (integers * scale.float()).to(scale.dtype)

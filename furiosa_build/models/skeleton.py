@@ -60,6 +60,13 @@ class Skeleton:
                 where="model.architecture",
             ) from error
         self.model.eval().requires_grad_(False)
+        derived = {name for name, _ in self.model.named_non_persistent_buffers()}
+        for name, _ in self.model.named_buffers():
+            if name not in derived:
+                raise UserError(
+                    f"{type(self.model).__name__} is not supported: it keeps weights in buffers, such as {name}",
+                    where="model.architecture",
+                )
         _make_buffers_real(self.model)
         self.base: PreTrainedModel = self.model.base_model
         if not isinstance(getattr(self.base, "layers", None), nn.ModuleList):

@@ -28,6 +28,10 @@ class TensorSource(Protocol):
         """All there are."""
         ...
 
+    def shape(self, name: str) -> list[int]:
+        """A tensor's shape, without reading it."""
+        ...
+
     def read(self, name: str) -> Tensor:
         """One tensor. A mapped one costs no memory until it is used."""
         ...
@@ -55,6 +59,9 @@ class SafetensorsSource:
     def names(self) -> set[str]:
         return set(self._files)
 
+    def shape(self, name: str) -> list[int]:
+        return list(self._files[name].get_slice(name).get_shape())
+
     def read(self, name: str) -> Tensor:
         return self._files[name].get_tensor(name)  # type: ignore[no-any-return]
 
@@ -70,6 +77,9 @@ class RandomSource:
 
     def names(self) -> set[str]:
         return set(self._parameters)
+
+    def shape(self, name: str) -> list[int]:
+        return self._parameters[name].shape
 
     def read(self, name: str) -> Tensor:
         outline = self._parameters[name]
@@ -102,7 +112,7 @@ def check_parameters(source: TensorSource, parameters: Mapping[str, ParameterOut
             hint="the weights and the architecture (config.json) do not belong together",
         )
     for name, outline in parameters.items():
-        shape = list(source.read(name).shape)
+        shape = source.shape(name)
         if shape != outline.shape:
             raise UserError(
                 f"parameter {name} has shape {shape}, the architecture asks for {outline.shape}", where=where

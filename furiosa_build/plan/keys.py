@@ -1,7 +1,7 @@
 """What determines a step: its key is the digest of everything its output depends on, and of nothing else.
 
-No path, no time, no host name. What a step runs is part of the key: the digest of its module's source and of all modules
-of this project that it imports, found by reading import statements.
+No path, no time, no host name. What a step runs is part of the key: the digest of its module's source and of all
+modules of this project that it imports, found by reading import statements.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def imported_modules(modules: tuple[str, ...]) -> frozenset[str]:
         name = pending.pop()
         if name not in found:
             found.add(name)
-            pending.extend(_direct_imports(name))
+            pending += [*_direct_imports(name), name.rpartition(".")[0] or name]  # Importing runs the package too.
     return frozenset(found)
 
 
@@ -78,8 +78,7 @@ def imported_modules(modules: tuple[str, ...]) -> frozenset[str]:
 def _direct_imports(module: str) -> frozenset[str]:
     found: set[str] = set()
     for base, names in _IMPORT.findall(_source(module).read_text()):
-        parts = base.split(".")
-        found.update(".".join(parts[: i + 1]) for i in range(len(parts)))
+        found.add(base)
         imported = [name.split(" as ")[0].strip() for name in names.strip("() \n").split(",")]
         found.update(f"{base}.{name}" for name in imported if name.isidentifier())
     return frozenset(name for name in found if _source(name).is_file())

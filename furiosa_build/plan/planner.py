@@ -85,7 +85,7 @@ def make_plan(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline, i
     """Plans the build. `isa` is the instruction set that programs are compiled for."""
     buckets, kinds = tuple(_buckets(spec)), tuple(_kinds(spec, outline))
     steps = [*_weight_steps(spec, hf_config, outline), *_program_steps(spec, outline, isa, buckets, kinds)]
-    last_steps = _artifact_steps(spec, hf_config, steps, isa)
+    last_steps = _artifact_steps(spec, hf_config, outline, steps, isa)
     return Plan(spec, hf_config, outline, isa, buckets, kinds, {step.name: step for step in (*steps, *last_steps)})
 
 
@@ -98,7 +98,8 @@ def quantized_parameters(spec: BuildSpec, outline: Outline) -> dict[str, Scheme]
 def pretrained_id(model: ModelSpec) -> str:
     """The model's name without a machine's directories: a hub id as it is, of a path its last part."""
     path = PurePath(model.model_id_or_path)
-    return path.name if path.is_absolute() or len(path.parts) > 2 else model.model_id_or_path
+    is_place = path.is_absolute() or len(path.parts) > 2 or str(path)[0] in ".~"
+    return path.name if is_place and path.name else str(path)
 
 
 def _buckets(spec: BuildSpec) -> Iterator[Bucket]:
@@ -145,7 +146,12 @@ def _weight_steps(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outlin
         "quantize",
         f"quantize {len(schemes)} weights to {scheme}" if schemes else "no quantization: check the weights",
         needs=("fetch",),
-        reads={"schemes": schemes, "parameters": parameters, "hf_config": dict(hf_config)},
+        reads={
+            "schemes": schemes,
+            "parameters": parameters,
+            "architecture": outline.architecture,
+            "hf_config": dict(hf_config),
+        },
     )
     yield Step(
         "partition:weights",
@@ -186,12 +192,15 @@ def _program_steps(
             )
 
 
-def _artifact_steps(spec: BuildSpec, hf_config: Mapping[str, Any], steps: list[Step], isa: str) -> Iterator[Step]:
+def _artifact_steps(
+    spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline, steps: list[Step], isa: str
+) -> Iterator[Step]:
     reads = spec.model_dump(mode="json", exclude={"model"})
     reads["target"]["isa"] = isa
     reads["pretrained_id"] = pretrained_id(spec.model)
     reads["calculate_logit_only_for_last_token"] = spec.model.calculate_logit_only_for_last_token
     reads["hf_config"] = dict(hf_config)
+    reads["outline"] = outline.model_dump(mode="json")
     needs = tuple(step.name for step in steps if step.name != "quantize")
     yield Step("package", "package", f"publish artifact {spec.name}", needs=needs, reads=reads)
     yield Step(

@@ -232,11 +232,10 @@ class LLMEngine:
     def _finish_if_due(self, request: Request, token: int) -> None:
         """Extends the text by the new token, unless that ends it, and decides whether it is finished."""
         params = request.params
-        may_stop = request.num_generated >= params.min_tokens
-        if may_stop and token in request.end_token_ids:
+        if token in request.end_token_ids:  # not before min_tokens: until then they are not sampled
             request.finish_reason = "stop"
             request.stop_reason = token if token in params.stop_token_ids else None
-        elif stop := request.text.push(token, may_stop=may_stop):
+        elif stop := request.text.push(token, may_stop=request.num_generated >= params.min_tokens):
             request.finish_reason, request.stop_reason = "stop", stop
             return  # what is held back lies behind the stop string
         elif request.num_generated == params.max_tokens or len(request.tokens) > self._scheduler.max_context:

@@ -36,7 +36,7 @@ def probe(artifact: Path, output: Path) -> None:
 
 
 def _prompts(engine: LLMEngine) -> list[list[int]]:
-    """Token ids that fit every prefill bucket: of fixed texts, or spread over the vocabulary where there is no tokenizer."""
+    """Token ids that fit the buckets: of fixed texts, or spread over the vocabulary where there is no tokenizer."""
     config = engine.artifact.generator_config
     longest = max(length for _, length in config.prefill_buckets)
     room = max(1, min(longest, max(length for _, length in config.decode_buckets) - _NEW_TOKENS, _PROMPT_TOKENS))

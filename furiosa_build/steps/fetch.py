@@ -70,7 +70,7 @@ def locate(model: ModelSpec, roots: Sequence[Path], revision: str | None) -> Pat
         raise UserError(
             f"model directory {model.model_id_or_path!r} does not exist",
             where="model.model_id_or_path",
-            valid="a directory in Hugging Face layout (relative to the recipe's root, too), or a hub id such as org/name",
+            valid="a directory in Hugging Face layout (also relative to the recipe's root), or a hub id: org/name",
         )
     return _download(model, revision)
 

@@ -155,6 +155,20 @@ def test_seeds(opened: OpenArtifact) -> None:
     assert sampled(None) != sampled(None)
 
 
+def test_penalties_see_the_output_and_not_the_prompt(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
+    del toy_backend
+    parameters = toy.default_parameters() | {"table": torch.zeros(toy.P, toy.VOCAB)}
+    parameters["table"][:, 5:8] = torch.tensor([10.0, 9.0, 8.0])
+    engine = LLMEngine(toy.write_artifact(tmp_path / "a", parameters=parameters))
+    assert run(engine, [5], greedy(3)).outputs[0].token_ids == [5, 5, 5]
+    # 5 falls to 8.5, 6 to 7.5, 5 (twice) to 8, which ties with 7 and comes before it, then to 7.5.
+    params = greedy(6, presence_penalty=1.0, frequency_penalty=0.5)
+    assert run(engine, [5], params).outputs[0].token_ids == [5, 6, 5, 5, 7, 5]
+    # The repetition penalty sees the prompt too: 10 / 2 and 9 / 2 lose to 8, and then 8 / 2 to 10 / 2.
+    params = greedy(2, repetition_penalty=2.0)
+    assert run(engine, [5, 6], params).outputs[0].token_ids == [7, 5]
+
+
 # What ends a request
 
 

@@ -122,7 +122,11 @@ def test_kv_caches_start_as_zeros(toy_artifact: Path) -> None:
 
 
 def test_activations_are_let_go_after_their_last_use(toy_artifact: Path) -> None:
-    tasks = executor(toy_artifact)._pipelines["decode-1x24"].tasks
+    made = executor(toy_artifact)
+    tasks = made._pipelines["decode-1x24"].tasks
+    before = [list(task.arguments) for task in tasks]
+    made.run("decode-1x24", [Row([1], 0, slots(1))])
+    assert all(a is b for x, task in zip(before, tasks, strict=True) for a, b in zip(x, task.arguments, strict=True))
     assert [task.last_used for task in tasks] == [
         ["input_ids"],
         ["hidden.0"],

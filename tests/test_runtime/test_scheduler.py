@@ -174,6 +174,13 @@ def test_a_request_waits_until_there_are_blocks() -> None:
     assert runner.run_all() == ["prefill-1x8", "decode-4x16", "decode-4x16"] * 2
 
 
+def test_no_more_run_than_the_largest_decode_batch_holds() -> None:
+    runner = Runner([(4, 8)], [(1, 16), (2, 16)], num_blocks=100)
+    for name in "abc":
+        runner.scheduler.add(request(name, 2, max_tokens=2))
+    assert runner.run_all() == ["prefill-4x8", "decode-2x16", "prefill-4x8", "decode-1x16"]
+
+
 def test_nobody_overtakes_a_waiting_request() -> None:
     runner = Runner([(1, 8), (4, 8)], [(4, 16)], num_blocks=10)
     for name, prompt in (("first", 6), ("large", 6), ("small", 1)):
@@ -199,11 +206,21 @@ def test_the_youngest_is_preempted_and_recomputed() -> None:
     for name in ("old", "young"):
         runner.scheduler.add(request(name, 4, max_tokens=7))
     names = runner.run_all()
-    assert names.count("prefill-2x4") == 2  # both together, then the young one again
-    # It had grown to 6 tokens, of which the bucket takes 4: the others run through decode without sampling.
+    # Both prefilled, 2 steps; the young one gives way, 4 more steps of the old one; then it is prefilled again,
+    # its 2 tokens run without sampling, and 4 more with.
+    assert names == ["prefill-2x4"] + ["decode-2x12"] * 6 + ["prefill-2x4"] + ["decode-2x12"] * 6
     assert runner.finished["young"] == continuation([1, 2, 3, 4], 7)
     assert runner.finished["old"] == continuation([1, 2, 3, 4], 7)
     assert list(runner.finished) == ["old", "young"]
+
+
+def test_the_preempted_is_first_in_the_queue_again() -> None:
+    runner = Runner([(2, 4)], [(2, 12)], num_blocks=10)
+    for name, prompt, max_tokens in (("old", 4, 7), ("young", 4, 7), ("youngest", 1, 1)):
+        runner.scheduler.add(request(name, prompt, max_tokens))
+    runner.run_all()
+    # There would have been a block for the youngest while the old one ran, but its turn is after the young one.
+    assert list(runner.finished) == ["old", "youngest", "young"]
 
 
 def test_one_that_gives_way_to_others_does_not_stall_them() -> None:
@@ -246,6 +263,17 @@ def test_an_artifact_without_decode_buckets_gives_one_token() -> None:
     runner.scheduler.add(request("a", 5, max_tokens=3))
     assert runner.run_all() == ["prefill-1x8"]
     assert runner.finished["a"] == continuation(range(1, 6), 1)
+
+
+def test_a_context_over_every_bucket_is_a_mistake_of_the_engine() -> None:
+    scheduler = Runner([(1, 8)], [(1, 4)], num_blocks=8).scheduler
+    scheduler.add(request("a", 6, max_tokens=9))
+    batch = scheduler.schedule()
+    assert batch is not None
+    for each in scheduler.advance(batch):
+        each.tokens.append(0)
+    with pytest.raises(RuntimeError, match="no decode bucket holds"):
+        scheduler.schedule()
 
 
 def test_check_integrity_finds_what_is_wrong() -> None:

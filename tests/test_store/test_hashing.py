@@ -1,0 +1,139 @@
+"""sha256 of files, remembered by path, size, time and inode."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import furiosa_build.store.hashing
+from furiosa_build.store.hashing import HashMemory, hash_file
+
+CONTENT = b"some content"
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+SECOND = 10**9
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> HashMemory:
+    return HashMemory(tmp_path / "memory" / "hashes.sqlite")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def set_mtime(path: Path, nanoseconds: int) -> None:
+    os.utime(path, ns=(nanoseconds, nanoseconds))
+
+
+def test_hash_file_reads_in_chunks_and_tells_of_each(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(furiosa_build.store.hashing, "_CHUNK", 5)
+    told: list[int] = []
+    assert hash_file(file, told.append) == SHA256
+    assert told == [5, 5, 2]
+
+
+def test_an_empty_file_has_a_hash(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    assert hash_file(tmp_path / "empty") == hashlib.sha256(b"").hexdigest()
+
+
+def test_recall_knows_nothing_and_makes_nothing_at_first(memory: HashMemory, file: Path, tmp_path: Path) -> None:
+    assert memory.recall(file) is None
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_hash_is_remembered(memory: HashMemory, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memory.hash(file) == SHA256
+    monkeypatch.delattr(furiosa_build.store.hashing, "hash_file")
+    told: list[int] = []
+    assert memory.recall(file) == SHA256
+    assert memory.hash(file, told.append) == SHA256
+    assert told == [len(CONTENT)], "progress counts what needed no reading as well"
+    assert HashMemory(tmp_path / "memory" / "hashes.sqlite").recall(file) == SHA256
+
+
+def test_a_link_is_the_file_that_it_leads_to(memory: HashMemory, file: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(file)
+    memory.hash(file)
+    assert memory.recall(tmp_path / "link") == SHA256
+
+
+def test_another_size_is_seen(memory: HashMemory, file: Path) -> None:
+    memory.hash(file)
+    set_mtime(file, SECOND)
+    memory.hash(file)
+    file.write_bytes(CONTENT + b"!")
+    set_mtime(file, SECOND)
+    assert memory.recall(file) is None
+    assert memory.hash(file) == hashlib.sha256(CONTENT + b"!").hexdigest()
+
+
+def test_another_time_is_seen(memory: HashMemory, file: Path) -> None:
+    set_mtime(file, SECOND)
+    memory.hash(file)
+    file.write_bytes(CONTENT.upper())
+    set_mtime(file, SECOND + 1)
+    assert memory.recall(file) is None
+    assert memory.hash(file) == hashlib.sha256(CONTENT.upper()).hexdigest()
+
+
+def test_another_inode_is_seen(memory: HashMemory, file: Path, tmp_path: Path) -> None:
+    set_mtime(file, SECOND)
+    memory.hash(file)
+    (tmp_path / "other").write_bytes(CONTENT.upper())
+    set_mtime(tmp_path / "other", SECOND)
+    (tmp_path / "other").replace(file)
+    assert memory.recall(file) is None
+    assert memory.hash(file) == hashlib.sha256(CONTENT.upper()).hexdigest()
+
+
+def test_a_touched_file_is_read_again_and_is_the_same(memory: HashMemory, file: Path) -> None:
+    memory.hash(file)
+    set_mtime(file, SECOND)
+    assert memory.recall(file) is None
+    assert memory.hash(file) == SHA256
+    assert memory.recall(file) == SHA256
+
+
+def test_the_limit(memory: HashMemory, file: Path) -> None:
+    """Documented: content that changes under the same size, time and inode goes unnoticed."""
+    set_mtime(file, SECOND)
+    memory.hash(file)
+    file.write_bytes(CONTENT.upper())
+    set_mtime(file, SECOND)
+    assert memory.recall(file) == SHA256
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(memory: HashMemory, file: Path) -> None:
+    def grow(_: int) -> None:
+        if file.stat().st_size < 2 * len(CONTENT):
+            with file.open("ab") as opened:
+                opened.write(CONTENT)
+
+    memory.hash(file, grow)
+    assert memory.recall(file) is None
+
+
+def test_a_missing_file_is_an_error(memory: HashMemory, file: Path) -> None:
+    memory.hash(file)
+    file.unlink()
+    with pytest.raises(FileNotFoundError):
+        memory.recall(file)
+
+
+def test_many_threads_share_a_memory(memory: HashMemory, tmp_path: Path) -> None:
+    files = [tmp_path / f"file-{number}" for number in range(40)]
+    for number, path in enumerate(files):
+        path.write_bytes(b"%d" % number)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(memory.hash, files * 2))
+    assert found == [hashlib.sha256(b"%d" % number).hexdigest() for number in range(40)] * 2
+    assert [memory.recall(path) for path in files] == found[:40]

@@ -1,0 +1,115 @@
+"""A user's directory outside of the repository: a tiny model, a recipe of it, a store. Steps run in this process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_models.tiny import LLAMA, save_random_model
+
+from furiosa_build.artifact.reader import open_artifact
+from furiosa_build.artifact.schema import Artifact
+from furiosa_build.build import Build, open_build
+from furiosa_build.errors import BuildError, StepError
+from furiosa_build.runtime.probe import probe
+from furiosa_build.steps import qualify
+from furiosa_build.steps.pool import Pool, run_here
+from furiosa_build.store import Made
+
+CONFIG: dict[str, Any] = {**LLAMA, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "vocab_size": 64}
+
+RECIPE = """\
+# A tiny model of a user.
+defaults:
+  - base
+  - buckets: small
+  - quantization: none
+  - override backend: eager
+model:
+  model_id_or_path: tiny
+buckets:
+  prefill_buckets: [[1, 32]]
+  decode_buckets: [[2, 64]]
+  max_seq_len_to_capture: 64
+"""
+
+RANDOM = ("model.seed_for_random_weight=0",)
+
+
+@dataclass(frozen=True)
+class UserDirectory:
+    """`root` is the current directory; the recipe `tiny` builds the model in `root/tiny`."""
+
+    root: Path
+    store: Path
+
+    @property
+    def artifacts(self) -> Path:
+        """Where the recipe's artifacts go."""
+        return self.root / "artifacts" / "tiny"
+
+    def open(self, *overrides: str, recipe: str = "tiny") -> Build:
+        """The build, as a new process would open it."""
+        return open_build(recipe, [f"cache_dir='{self.store}'", *overrides], self.root)
+
+    def build(self, *overrides: str, recipe: str = "tiny") -> list[str]:
+        """Builds; returns the steps that did work."""
+        return run(self.open(*overrides, recipe=recipe))
+
+    def latest(self) -> Artifact:
+        """The latest artifact, every byte of it verified."""
+        return open_artifact(self.artifacts / "latest", verify="full").artifact
+
+
+def make_user_directory(root: Path, store: Path, model: Path) -> UserDirectory:
+    """A new directory with the recipe and a copy of `model`."""
+    (root / "recipes").mkdir(parents=True)
+    (root / "recipes" / "tiny.yaml").write_text(RECIPE)
+    shutil.copytree(model, root / "tiny")
+    return UserDirectory(root, store)
+
+
+def make_model(directory: Path) -> Path:
+    """The tiny model, with random weights."""
+    with pytest.MonkeyPatch.context() as patch, Path(os.devnull).open("w") as nowhere:
+        patch.setattr("sys.stderr", nowhere)  # save_pretrained draws a progress bar.
+        return save_random_model(CONFIG, directory)
+
+
+def run(build: Build) -> list[str]:
+    """Runs every step that is not done, as doit does; returns those that did work."""
+    return [name for name in build.plan.steps if not build.is_done(name) and build.run(name).ran]
+
+
+@contextmanager
+def steps_in_this_process() -> Iterator[pytest.MonkeyPatch]:
+    """No worker processes, and no fresh process to qualify: importing torch once is enough."""
+
+    def run_in_this_process(
+        self: Pool, step: str, module: str, request: dict[str, Any], output: Path, log: Path
+    ) -> Made:
+        del self
+        try:
+            return run_here(module, request, output)
+        except BuildError:
+            raise
+        except Exception as error:
+            raise StepError(step, f"{type(error).__name__}: {error}", str(log)) from error
+
+    def generate(artifact: Path, output: Path, log: Path) -> Path:
+        try:
+            probe(artifact, output / qualify.PROBED)
+        except BuildError as error:
+            raise StepError("qualify", str(error), str(log)) from error
+        return output / qualify.PROBED
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pool, "run", run_in_this_process)
+        patch.setattr(qualify, "generate", generate)
+        yield patch
