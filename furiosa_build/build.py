@@ -6,7 +6,8 @@ store holds the action of that key.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,15 +27,6 @@ from furiosa_build.recipe.schema import Recipe, check_architecture
 from furiosa_build.steps import fetch, package, qualify, survey, trace
 from furiosa_build.steps.pool import Pool
 from furiosa_build.store import ActionRecord, Made, Store, default_store_root
-
-_MODULES = {
-    action: (f"furiosa_build.steps.{action}",)
-    for action in ("survey", "fetch", "quantize", "shard", "trace", "compile", "package", "qualify")
-}
-_BACKEND_MODULES = {
-    "compile": ("furiosa_build.backends.{backend}",),
-    "qualify": ("furiosa_build.runtime.probe",),
-}
 
 
 @dataclass(frozen=True)
@@ -67,6 +59,7 @@ class Build:
         where = "model.architecture" if self.spec.model.architecture else "config.json"
         check_architecture(self.spec, self.hf_config, where)
         writer.check_destination(self.directory)
+        writer.check_is_directory(self.store.root, "cache_dir")
 
     @property
     def directory(self) -> Path:
@@ -100,20 +93,17 @@ class Build:
         Raises UserError or StepError; what other steps have finished stays in the store.
         """
         step = self.plan.steps[name]
-        if name not in self.done:
-            key, factors = self._key(step), self._factors(step)
-            if key is None or factors is None:
-                key, factors = self._late_key(step)
-            work = self._work_of(step)
-            try:
-                record, ran = self.store.obtain(key, name, factors, work)
-            except OSError as error:
-                raise StepError(name, f"{type(error).__name__}: {error}") from error
-            self.done[name] = Done(record, ran)
-        if name == "package":
-            self._publish()
-        if name == "qualify":
-            self._accept()
+        with _failing(name):
+            if name not in self.done:
+                key, factors = self._key(step), self._factors(step)
+                if key is None or factors is None:
+                    key, factors = self._late_key(step)
+                record, ran = self.store.obtain(key, name, factors, self._work_of(step))
+                self.done[name] = Done(record, ran)
+            if name == "package":
+                self._publish()
+            if name == "qualify":
+                self._accept()
         return self.done[name]
 
     def close(self) -> None:
@@ -153,8 +143,17 @@ class Build:
         return self._factors_of(step.action, step.reads, inputs)
 
     def _factors_of(self, action: str, reads: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
-        modules = [m.format(backend=self.spec.backend.name) for m in _BACKEND_MODULES.get(action, ())]
-        return key_factors(action, reads, inputs, self._tools(action), [*_MODULES[action], *modules])
+        return key_factors(action, reads, inputs, self._tools(action), self._modules(action))
+
+    def _modules(self, action: str) -> list[str]:
+        """The modules of this project that the step begins with. Another package's backend has a version instead."""
+        modules = [f"furiosa_build.steps.{action}"]
+        if action == "qualify":
+            modules.append("furiosa_build.runtime.probe")
+        backend = type(self.backend).__module__
+        if action in ("compile", "qualify") and backend.startswith("furiosa_build."):
+            modules.append(backend)
+        return modules
 
     def _tools(self, action: str) -> Mapping[str, str]:
         match action:
@@ -333,19 +332,34 @@ class Build:
         key = key_of(factors)
         record = self.store.find(key)
         if record is None:
-            log = self.store.log_path("survey")
             request = {"hf_config": dict(self.hf_config)}
-            record, _ = self.store.obtain(
-                key,
-                "survey",
-                factors,
-                lambda output: self._builders.run("survey", "survey", request, output, log),
-            )
+            with _failing("survey"):
+                log = self.store.log_path("survey")
+                record, _ = self.store.obtain(
+                    key,
+                    "survey",
+                    factors,
+                    lambda output: self._builders.run("survey", "survey", request, output, log),
+                )
         return Outline.model_validate(self.store.read_json(record, survey.OUTPUT))
+
+
+@contextmanager
+def _failing(step: str) -> Iterator[None]:
+    """A disk that is full or cannot be written makes a step fail."""
+    try:
+        yield
+    except OSError as error:
+        raise StepError(step, f"{type(error).__name__}: {error}") from error
 
 
 def open_build(recipe: str, overrides: list[str], cwd: Path | None = None) -> Build:
     """The build of the recipe of that name. Raises UserError for every mistake that can be seen before work starts."""
     build = Build(load_recipe(recipe, overrides, cwd=cwd), cwd)
     build.backend.check_toolchain()
+    try:
+        _ = build.plan  # An architecture that cannot be built is refused here.
+    except BaseException:
+        build.close()
+        raise
     return build

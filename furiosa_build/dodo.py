@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from doit import doit_cmd
 from doit.cmd_base import ModuleTaskLoader
@@ -35,6 +35,7 @@ def doit_config(build: Build) -> dict[str, Any]:
         "par_type": "thread",
         "num_process": options.num_compile_workers + options.num_pipeline_builder_workers,
         "reporter": BuildReporter,
+        "outfile": sys.stdout,
         "verbosity": 2,
     }
 
@@ -83,25 +84,29 @@ def _is_done(task: Any, values: Any, build: Build, name: str) -> bool:
     return build.is_done(name)
 
 
-def _exit_with(error: BuildError) -> NoReturn:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.exit_status)
-
-
 def _build_of_command_line() -> Build | None:
-    """The build that `recipe=NAME key=value ...` describes; None when this module is not loaded by doit."""
-    if not doit_cmd._CMDLINE_VARS:
+    """The build that `recipe=NAME key=value ...` describes; None when it is not doit that loads this module."""
+    if doit_cmd._CMDLINE_VARS is None:
         return None
     arguments = dict(doit_cmd._CMDLINE_VARS)
     recipe = arguments.pop("recipe", None)
-    if recipe is None:
-        return None
     try:
+        if recipe is None:
+            raise _which_recipe()
         return open_build(recipe, [f"{key}={value}" for key, value in arguments.items()])
     except BuildError as error:
-        _exit_with(error)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
 
 
+def _which_recipe() -> UserError:
+    recipes = list_recipes()
+    width = max((len(recipe.name) for recipe in recipes), default=0)
+    there_are = "".join(f"\n    {recipe.name:{width}}  {recipe.description}" for recipe in recipes)
+    return UserError(f"which recipe? doit build recipe=NAME [key=value ...]\n  there are:{there_are}")
+
+
+# Done while doit loads this module: a mistake ends it before doit has made its state file in the current directory.
 _build = _build_of_command_line()
 if _build is not None:
     DOIT_CONFIG = doit_config(_build)
@@ -109,12 +114,5 @@ if _build is not None:
 
 def task_steps() -> Iterator[dict[str, Any]]:
     """Called by doit."""
-    if _build is None:
-        recipes = list_recipes()
-        width = max((len(recipe.name) for recipe in recipes), default=0)
-        there_are = "".join(f"\n    {recipe.name:{width}}  {recipe.description}" for recipe in recipes)
-        _exit_with(UserError(f"which recipe? doit build recipe=NAME [key=value ...]\n  there are:{there_are}"))
-    try:
-        yield from doit_tasks(_build)
-    except BuildError as error:
-        _exit_with(error)
+    assert _build is not None
+    yield from doit_tasks(_build)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
 from doit.reporter import ConsoleReporter
 
+from furiosa_build.errors import StepError
 from furiosa_build.show import result_text
 
 if TYPE_CHECKING:
@@ -84,6 +85,10 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
             self._print(result_text(self.build))
         seconds = time.monotonic() - self._begin
         self._print(f"ran {self._ran} of {self._total} steps in {seconds:.1f} s, {self._up_to_date} up to date")
+        if (
+            self.failures or self.runtime_errors
+        ):  # An error of this program; doit's own status for it is that of bad input.
+            sys.exit(StepError.exit_status)
 
     def _print(self, line: str) -> None:
         if self._bar is not None and self._bar.live.is_started:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_models.tiny import LLAMA, save_random_model
 
 from furiosa_build.artifact.reader import open_artifact
@@ -90,13 +92,15 @@ def run(build: Build) -> list[str]:
 @contextmanager
 def steps_in_this_process() -> Iterator[pytest.MonkeyPatch]:
     """No worker processes, and no fresh process to qualify: importing torch once is enough."""
+    one_at_a_time = threading.Lock()  # As in a worker: torch traces in one thread.
 
     def run_in_this_process(
         self: Pool, step: str, module: str, request: dict[str, Any], output: Path, log: Path
     ) -> Made:
         del self
         try:
-            return run_here(module, request, output)
+            with one_at_a_time:
+                return run_here(module, request, output)
         except BuildError:
             raise
         except Exception as error:
@@ -109,7 +113,12 @@ def steps_in_this_process() -> Iterator[pytest.MonkeyPatch]:
             raise StepError("qualify", str(error), str(log)) from error
         return output / qualify.PROBED
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # Threads that wait for each other cost more than such small numbers gain.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pool, "run", run_in_this_process)
         patch.setattr(qualify, "generate", generate)
-        yield patch
+        try:
+            yield patch
+        finally:
+            torch.set_num_threads(threads)

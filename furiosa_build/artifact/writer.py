@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from furiosa_build.artifact.schema import ARTIFACT_FILE, MANIFEST_FILE, Artifact, Manifest
+from furiosa_build.artifact.schema import ARTIFACT_FILE, MANIFEST_FILE, Artifact, Manifest, timeless
 from furiosa_build.errors import UserError
 from furiosa_build.store.blobs import place
 
 LATEST = "latest"
+
+_VERSION = re.compile(r"[0-9a-f]{12}")
 
 
 def version_of(artifact_id: str) -> str:
@@ -22,18 +26,25 @@ def version_of(artifact_id: str) -> str:
     return artifact_id[:12]
 
 
+def check_is_directory(path: Path, where: str) -> None:
+    """Raises UserError when `path` is no directory and cannot become one. `where`: the option that names it."""
+    nearest = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not nearest.is_dir():
+        hint = "choose another directory, or move what is there"
+        raise UserError(f"{nearest} exists and is not a directory", where=where, hint=hint)
+
+
 def check_destination(directory: Path) -> None:
     """Raises UserError when `directory` (SAVE_DIR/NAME) holds anything that this project did not write."""
+    check_is_directory(directory, "save_dir, name")
     if not directory.exists():
         return
     hint = "choose another save_dir or name, or move what is there"
-    if not directory.is_dir():
-        raise UserError(f"the output {directory} exists and is not a directory", where="save_dir, name", hint=hint)
     for entry in directory.iterdir():
         ours = (
             entry.is_symlink()
             if entry.name == LATEST
-            else entry.name.startswith(".") or entry.name.endswith(".qualify.json") or (entry / MANIFEST_FILE).is_file()
+            else entry.name.startswith(".") or entry.name.endswith(".qualify.json") or _is_version(entry)
         )
         if not ours:
             raise UserError(
@@ -44,17 +55,23 @@ def check_destination(directory: Path) -> None:
 
 
 def is_published(directory: Path, manifest: Manifest) -> bool:
-    """Whether `directory` holds this artifact, every file with its size."""
+    """Whether `directory` holds this artifact: its two JSON files, all others with their sizes, and no more."""
     try:
         if Manifest.model_validate_json((directory / MANIFEST_FILE).read_bytes()) != manifest:
             return False
-        return all(
-            (directory / path).stat().st_size == record.size
-            for path, record in manifest.files.items()
-            if path != ARTIFACT_FILE
-        ) and bool(Artifact.model_validate_json((directory / ARTIFACT_FILE).read_bytes()))
+        artifact = Artifact.model_validate_json((directory / ARTIFACT_FILE).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
+    found = {
+        path.relative_to(directory).as_posix(): path.lstat().st_size
+        for path in directory.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
+    found[ARTIFACT_FILE] = len(timeless(artifact))
+    del found[MANIFEST_FILE]
+    sizes = {path: record.size for path, record in manifest.files.items()}
+    stated = manifest.files[ARTIFACT_FILE].sha256
+    return found == sizes and hashlib.sha256(timeless(artifact)).hexdigest() == stated
 
 
 def publish(directory: Path, artifact: Artifact, manifest: Manifest, files: Mapping[str, Path]) -> None:
@@ -100,6 +117,11 @@ def latest_is(directory: Path) -> bool:
     """Whether `latest` points to `directory`."""
     link = directory.parent / LATEST
     return link.is_symlink() and str(link.readlink()) == directory.name
+
+
+def _is_version(path: Path) -> bool:
+    """By its name: one that has lost files is still ours, and will be replaced."""
+    return _VERSION.fullmatch(path.name) is not None and path.is_dir()
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from furiosa_build.models.linear import FP8, FP8_MAX, INT8_MAX, INT8_ZERO, fp8_to_float, packed_columns
+from furiosa_build.models.linear import FP8, FP8_MAX, INT8_MAX, INT8_ZERO, packed_columns
 from furiosa_build.models.safetensors_file import Layout
 from furiosa_build.recipe.schema import Scheme
 
@@ -57,7 +57,7 @@ def dequantize(stored: Mapping[str, Tensor], scheme: Scheme) -> Tensor:
     """The inverse of `quantize`, up to its rounding: [out, in] in the scale's dtype. `stored` has relative names."""
     scale = stored["weight_scale"]
     if scheme == "fp8":
-        return (fp8_to_float(stored["weight"]) * scale.float()).to(scale.dtype)
+        return (stored["weight"].float() * scale.float()).to(scale.dtype)
     columns = int(stored["weight_shape"][1])
     integers = stored["weight_packed"].view(torch.uint8)[:, :columns].float() - INT8_ZERO
     return (integers * scale.float()).to(scale.dtype)

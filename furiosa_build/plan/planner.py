@@ -138,7 +138,11 @@ def _weight_steps(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outlin
         "fetch",
         "fetch",
         f"find the {drawn} of {pretrained_id(model)} and list them by digest",
-        reads={"seed": seed, "parameters": parameters} if seed is not None else {},
+        # The architecture is compared with the weights' own config.json.
+        reads={
+            "architecture": model.architecture,
+            **({"seed": seed, "parameters": parameters} if seed is not None else {}),
+        },
     )
     scheme = spec.quantization.scheme
     yield Step(

@@ -198,11 +198,19 @@ class SchedulerConfig(Section):
         spare_blocks_ratio: Share of the KV blocks kept for sequences that already run.
     """
 
-    npu_queue_limit: Literal[2] = 2
+    npu_queue_limit: PositiveInt = 2
     max_processing_samples: PositiveInt = 65536
     spare_blocks_ratio: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.2
-    is_offline: Literal[False] = False
-    prefill_chunk_size: None = None
+    is_offline: bool = False
+    prefill_chunk_size: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _only_what_has_an_effect(self) -> SchedulerConfig:
+        for key, default in (("npu_queue_limit", 2), ("is_offline", False), ("prefill_chunk_size", None)):
+            if (value := getattr(self, key)) != default:
+                what = f"{key}={value} has no effect yet: this version's scheduler knows only the default"
+                raise _invalid(what, key=(key,), valid=str(default))
+        return self
 
 
 class BackendSpec(Section):

@@ -55,12 +55,13 @@ def run(request: dict[str, Any], output: Path) -> None:
     source = SafetensorsSource([Path(f["path"]) for f in checkpoint.values()]) if checkpoint else open_source(request)
     reference = _Reference(request["hf_config"], Outline.model_validate(request["outline"]), request["schemes"], source)
 
+    names = sorted(key.removeprefix("tokens.") for key in probed if key.startswith("tokens."))
+    expected_logits = reference.logits([probed[f"tokens.{name}"][:-1] for name in names])
     tokens = agreeing = 0
     worst = largest = regret = 0.0
-    for name in sorted(key for key in probed if key.startswith("tokens.")):
-        ids, logits = probed[name], probed[name.replace("tokens", "logits")]
-        expected = reference.logits(ids[:-1])[-len(logits) :]
-        chosen = ids[-len(logits) :]
+    for name, rows in zip(names, expected_logits, strict=True):
+        logits = probed[f"logits.{name}"]
+        expected, chosen = rows[-len(logits) :], probed[f"tokens.{name}"][-len(logits) :]
         tokens += len(chosen)
         agreeing += int((expected.argmax(-1) == chosen).sum())
         worst = max(worst, float((logits - expected).abs().max()))
@@ -92,17 +93,22 @@ class _Reference:
         self._outline, self._schemes, self._source = outline, schemes, source
         self.dtype = outline.dtype
 
-    def logits(self, ids: Tensor) -> Tensor:
-        """ids: int64 [tokens] -> float32 [tokens, vocab]."""
+    def logits(self, sequences: list[Tensor]) -> list[Tensor]:
+        """Sequences of token ids, int64 [tokens] -> for each float32 [tokens, vocab].
+
+        All in one pass, so that every layer is read once; what is padded comes last, where no token attends to it.
+        """
         import torch
 
         from furiosa_build.models.skeleton import functional
 
         skeleton = self._skeleton
+        ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
         outer = {name: self._read(name) for name in skeleton.outer_parameters()}
         layers = [self._streamed(layer) for layer in range(len(skeleton.layers))]
         with torch.no_grad():
-            return functional(outer, skeleton.model, lambda: skeleton.forward_with(layers, ids[None]))[0].float()
+            logits = functional(outer, skeleton.model, lambda: skeleton.forward_with(layers, ids))
+        return [row[: len(sequence)].float() for row, sequence in zip(logits, sequences, strict=True)]
 
     def _streamed(self, layer: int) -> nn.Module:
         from torch import nn

@@ -204,6 +204,9 @@ class Given:
     def names(self) -> set[str]:
         return set(self.tensors)
 
+    def shape(self, name: str) -> list[int]:
+        return list(self.tensors[name].shape)
+
     def read(self, name: str) -> Tensor:
         return self.tensors[name]
 

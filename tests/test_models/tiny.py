@@ -77,14 +77,17 @@ def save_random_model(hf_config: dict[str, Any], directory: Path, dtype: torch.d
     every part of the layer moves the logits, and the largest logit is ahead of the next by more than rounding.
     """
     model = AutoModelForCausalLM.from_config(make_config(hf_config), dtype=torch.float32)
+    # Gemma multiplies embeddings by 8 (the root of hidden_size) and norms by 1 + weight.
+    is_gemma = hf_config["model_type"].startswith("gemma")
+    embedding_size = 0.04 if is_gemma else 0.5 if hf_config["tie_word_embeddings"] else 1.0
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() == 1:
-                parameter.copy_(0.3 * noise + (1.0 if name.endswith("norm.weight") else 0.0))
+                parameter.copy_(0.3 * noise + (1.0 if name.endswith("norm.weight") and not is_gemma else 0.0))
             elif "embed" in name:
-                parameter.copy_(noise if not hf_config["tie_word_embeddings"] else noise * 0.5)
+                parameter.copy_(embedding_size * noise)
             else:
                 parameter.copy_(1.5 * noise * parameter.shape[-1] ** -0.5)
     model.to(dtype).save_pretrained(directory)
