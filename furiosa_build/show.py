@@ -43,12 +43,10 @@ def plan_text(build: Build) -> str:
 def result_text(build: Build) -> str:
     """What has been built: path, size, and how it qualified."""
     directory = build.version_directory
-    figures = json.loads(directory.with_suffix(".qualify.json").read_bytes())
     return "\n".join(
         [
             f"artifact   {_short(directory)} ({_bytes(artifact_size(directory))})",
-            f"qualified  {figures['tokens']} tokens, top-1 agreement {figures['top1_agreement']:.0%}, largest logit "
-            f"difference {figures['largest_logit_difference']:.2g} (allowed {figures['allowed_logit_difference']:.2g})",
+            f"qualified  {_qualification(directory)}",
             *_random_note(build.spec.model.seed_for_random_weight),
         ]
     )
@@ -90,15 +88,24 @@ def artifact_text(artifact: Artifact, directory: Path) -> str:
         used_by = ", ".join(f"{n} x in {pipeline}" for (pipeline, p), n in uses.items() if p == name)
         size = (directory / program.file).stat().st_size
         lines.append(f"  {name:28} {program.kind:8} {_bytes(size):>10}  {used_by}")
-    qualification = directory.resolve().with_suffix(".qualify.json")
-    if qualification.is_file():
-        lines.append(f"qualified     {qualification.read_text()}")
+    lines.append(f"qualified     {_qualification(directory.resolve())}")
     return "\n".join(lines)
 
 
 def artifact_size(directory: Path) -> int:
     """Bytes of all files of an artifact."""
     return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+
+
+def _qualification(directory: Path) -> str:
+    path = directory.with_suffix(".qualify.json")
+    if not path.is_file():
+        return "not known"
+    figures = json.loads(path.read_bytes())
+    return (
+        f"{figures['tokens']} tokens, top-1 agreement {figures['top1_agreement']:.0%}, largest logit difference "
+        f"{figures['largest_logit_difference']:.2g} (allowed {figures['allowed_logit_difference']:.2g})"
+    )
 
 
 def _random_note(seed: int | None) -> list[str]:

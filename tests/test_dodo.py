@@ -146,7 +146,7 @@ def test_overrides_are_hydras(built: UserDirectory) -> None:
     [
         (["build"], 2, ["which recipe? doit build recipe=NAME", "quickstart", "tiny                  A tiny model"]),
         (["build", "recipe=tinny"], 2, ["there is no recipe 'tinny'", "valid: ", "did you mean 'tiny'?"]),
-        (["build", "recipe=tiny", "modle.revision=1"], 2, ["unknown key modle.revision", "where: command line", "'model.revision'"]),
+        (["build", "recipe=tiny", "modle.revision=1"], 2, ["unknown key modle", "did you mean 'model'?"]),
         (["build", "recipe=tiny", "save_dir=/proc/not/there"], 3, ["step package failed: FileNotFoundError"]),
     ],
     ids=["no recipe", "unknown recipe", "unknown key", "failing step"],

@@ -70,7 +70,8 @@ def open_artifact(path: str | Path, verify: Literal["fast", "full"] = "fast") ->
         raise UserError(f"{path} is not a directory", where=str(path), valid="the directory of an artifact")
     for name in (ARTIFACT_FILE, MANIFEST_FILE):
         if not (directory / name).exists():
-            raise UserError(f"{path} is not an artifact: it has no {name}", where=str(path))
+            hint = f"did you mean {path}/latest?" if (directory / "latest").is_dir() else ""
+            raise UserError(f"{path} is not an artifact: it has no {name}", where=str(path), hint=hint)
     try:
         return _open(directory, verify)
     except OSError as error:
@@ -119,7 +120,7 @@ def _parse(path: Path) -> dict[str, Any]:
     if size > _MAX_JSON_BYTES:
         raise _damaged(f"{path.name} has {size} bytes, more than {_MAX_JSON_BYTES}", path)
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes(), object_pairs_hook=_each_key_once)
         depth = _depth(value)
         canonical_json(value)  # refuses what JSON has no form for, such as NaN, 1e999 and half a surrogate pair
     except (ValueError, RecursionError) as error:
@@ -129,6 +130,13 @@ def _parse(path: Path) -> dict[str, Any]:
     if depth > _MAX_JSON_DEPTH:
         raise _damaged(f"{path.name} is nested {depth} levels deep, more than {_MAX_JSON_DEPTH}", path)
     return value
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
 
 
 def _depth(value: Any) -> int:

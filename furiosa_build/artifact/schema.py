@@ -56,8 +56,8 @@ class GeneratorConfig(Record):
     prefill_buckets: list[tuple[int, int]]
     decode_buckets: list[tuple[int, int]]
     max_seq_len_to_capture: int
-    paged_attention_num_blocks: int
-    paged_attention_block_size: int
+    paged_attention_num_blocks: int = Field(ge=1)
+    paged_attention_block_size: int = Field(ge=1)
     calculate_logit_only_for_last_token: bool
     default_scheduler_config: SchedulerDefaults
 
@@ -155,9 +155,9 @@ class Pipeline(Record):
 
     name: str
     phase: Literal["prefill", "decode"]
-    batch_size: int
-    query_length: int
-    context_length: int
+    batch_size: int = Field(ge=1)
+    query_length: int = Field(ge=1)
+    context_length: int = Field(ge=1)
     supertasks: list[Supertask]
 
 

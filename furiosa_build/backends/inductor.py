@@ -67,8 +67,13 @@ class InductorBackend:
         scratch.mkdir(parents=True, exist_ok=True)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scratch)
         import torch
-        from torch._inductor import aot_compile
+        from torch._inductor import aot_compile, codecache
 
+        # torch puts these 280 MB into the temporary directory, whatever its cache directory is.
+        codecache._HEADER_DIR = str(scratch / "precompiled_headers")
+        codecache._HEADER_LOCK_DIR = str(scratch / "precompiled_headers" / "locks")
+        # torch calls the openssl program to name a precompiled header. Without it, programs compile more slowly.
+        precompile = shutil.which("openssl") is not None
         program, examples = graph.export()
         with tempfile.TemporaryDirectory(dir=scratch, prefix="program-") as work, torch.no_grad():
             os.environ[_WORK_VARIABLE] = work
@@ -76,6 +81,8 @@ class InductorBackend:
                 "aot_inductor.output_path": f"{work}/program.so",
                 "aot_inductor.model_name_for_generated_files": "program",
                 "aot_inductor.enable_line_tables": False,
+                "aot_inductor.precompile_headers": precompile,
+                "cpp_cache_precompile_headers": precompile,
                 "cpp.cxx": (None, str(_path_free_compiler(scratch))),
                 "cpp.dynamic_threads": True,
                 "cpp.march": isa,

@@ -15,10 +15,14 @@ from torch import Tensor
 
 from furiosa_build.checkpoint import weight_files
 from furiosa_build.errors import UserError
+from furiosa_build.models.safetensors_file import Layout
 from furiosa_build.plan.outline import ParameterOutline
 
 _DRAW = 1 << 22
 """Random numbers drawn at a time, so that memory stays bounded."""
+
+
+_UNQUANTIZED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class TensorSource(Protocol):
@@ -28,8 +32,8 @@ class TensorSource(Protocol):
         """All there are."""
         ...
 
-    def shape(self, name: str) -> list[int]:
-        """A tensor's shape, without reading it."""
+    def layout(self, name: str) -> Layout:
+        """A tensor's dtype and shape, without reading it."""
         ...
 
     def read(self, name: str) -> Tensor:
@@ -59,8 +63,9 @@ class SafetensorsSource:
     def names(self) -> set[str]:
         return set(self._files)
 
-    def shape(self, name: str) -> list[int]:
-        return list(self._files[name].get_slice(name).get_shape())
+    def layout(self, name: str) -> Layout:
+        mapped = self.read(name)
+        return Layout(mapped.dtype, tuple(mapped.shape))
 
     def read(self, name: str) -> Tensor:
         return self._files[name].get_tensor(name)  # type: ignore[no-any-return]
@@ -78,8 +83,8 @@ class RandomSource:
     def names(self) -> set[str]:
         return set(self._parameters)
 
-    def shape(self, name: str) -> list[int]:
-        return self._parameters[name].shape
+    def layout(self, name: str) -> Layout:
+        return layout_of(self._parameters[name])
 
     def read(self, name: str) -> Tensor:
         outline = self._parameters[name]
@@ -101,6 +106,11 @@ def open_checkpoint(directory: Path) -> SafetensorsSource:
     return SafetensorsSource([directory / name for name in weight_files(directory)])
 
 
+def layout_of(parameter: ParameterOutline) -> Layout:
+    """dtype and shape of a parameter before it is quantized."""
+    return Layout(getattr(torch, parameter.dtype), tuple(parameter.shape))
+
+
 def check_parameters(source: TensorSource, parameters: Mapping[str, ParameterOutline], where: str) -> None:
     """Raises UserError unless `source` has every parameter, in its shape."""
     missing = sorted(set(parameters) - source.names())
@@ -112,7 +122,14 @@ def check_parameters(source: TensorSource, parameters: Mapping[str, ParameterOut
             hint="the weights and the architecture (config.json) do not belong together",
         )
     for name, outline in parameters.items():
-        shape = source.shape(name)
+        layout = source.layout(name)
+        if layout.dtype not in _UNQUANTIZED:
+            raise UserError(
+                f"parameter {name} has dtype {layout.dtype}: the weights are quantized already",
+                where=where,
+                valid="float32, bfloat16 or float16",
+            )
+        shape = list(layout.shape)
         if shape != outline.shape:
             raise UserError(
                 f"parameter {name} has shape {shape}, the architecture asks for {outline.shape}", where=where

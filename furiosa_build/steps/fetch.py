@@ -81,6 +81,13 @@ def read_config(model: ModelSpec, roots: Sequence[Path]) -> dict[str, Any]:
     From the recipe's `architecture` if it has one, else from the directory or the hub.
     """
     config = _read_json(locate_config(model, roots)) if model.architecture is None else dict(model.architecture)
+    if "quantization_config" in config:
+        raise UserError(
+            f"the weights of {model.model_id_or_path} are quantized already",
+            where="config.json, quantization_config",
+            valid="weights in float32, bfloat16 or float16",
+            hint="name the original model; recipes quantize it themselves (quantization=fp8)",
+        )
     wanted, all_layers = model.num_hidden_layers, config.get("num_hidden_layers")
     if wanted is None or not isinstance(all_layers, int):
         return config

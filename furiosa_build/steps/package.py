@@ -33,7 +33,7 @@ from furiosa_build.artifact.schema import (
     artifact_id,
     timeless,
 )
-from furiosa_build.canonical import canonical_json
+from furiosa_build.canonical import canonical_json, digest
 from furiosa_build.plan.planner import Bucket, Kind, Plan, pretrained_id
 from furiosa_build.steps.fetch import Source
 
@@ -48,6 +48,11 @@ class BuiltProgram:
     suffix: str
     record: FileRecord
     graph: Mapping[str, Any]
+
+    @property
+    def identity(self) -> str:
+        """Equal for programs that are the same library and are called in the same way."""
+        return digest([self.record.sha256, self.graph["inputs"], self.graph["outputs"]])
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def package(
     names = _program_names(programs)
     files: dict[str, tuple[Path, FileRecord]] = {}
     for program in programs:
-        files[f"programs/{names[program.record.sha256]}{program.suffix}"] = program.file, program.record
+        files[f"programs/{names[program.identity]}{program.suffix}"] = program.file, program.record
     files.update({f"params/{name}": entry for name, entry in parameters.items()})
     files.update({f"model/{name}": entry for name, entry in model_files.items()})
     records = {path: record for path, (_, record) in files.items()}
@@ -112,7 +117,7 @@ def _program_names(programs: list[BuiltProgram]) -> dict[str, str]:
     """A name for every distinct program: that of the first bucket and kind that use it."""
     names: dict[str, str] = {}
     for program in programs:
-        names.setdefault(program.record.sha256, f"{program.bucket.name}.{program.kind.name}")
+        names.setdefault(program.identity, f"{program.bucket.name}.{program.kind.name}")
     return names
 
 
@@ -133,7 +138,7 @@ def _describe(
             timestamp=0,
             version=ArtifactVersion(
                 furiosa_llm=furiosa_build.__version__,
-                furiosa_compiler=f"{spec.backend.name} {version('torch')}",
+                furiosa_compiler=f"{spec.backend.name} {_torch_release()}",
             ),
         ),
         devices=spec.devices,
@@ -168,10 +173,10 @@ def _describe(
         ),
         parallel_config=ParallelConfig(**spec.parallel.model_dump()),
         backend=spec.backend.name,
-        target=Target(name=spec.target.name, isa=plan.isa, torch=version("torch").partition("+")[0]),
+        target=Target(name=spec.target.name, isa=plan.isa, torch=_torch_release()),
         programs={
-            names[p.record.sha256]: Program(
-                file=f"programs/{names[p.record.sha256]}{p.suffix}",
+            names[p.identity]: Program(
+                file=f"programs/{names[p.identity]}{p.suffix}",
                 kind=p.kind.name,
                 inputs=[TensorSpec.model_validate(spec) for spec in p.graph["inputs"]],
                 outputs=[TensorSpec.model_validate(spec) for spec in p.graph["outputs"]],
@@ -187,6 +192,11 @@ def _describe(
     )
 
 
+def _torch_release() -> str:
+    """torch's version without its flavour: `2.13.0` for `2.13.0+cpu`."""
+    return version("torch").partition("+")[0]
+
+
 def _pipeline(plan: Plan, bucket: Bucket, programs: list[BuiltProgram], names: Mapping[str, str]) -> Pipeline:
     own = {program.kind.name: program for program in programs if program.bucket == bucket}
     return Pipeline(
@@ -196,7 +206,7 @@ def _pipeline(plan: Plan, bucket: Bucket, programs: list[BuiltProgram], names: M
         query_length=bucket.query,
         context_length=bucket.context,
         supertasks=[
-            _supertask(plan, own[kind.name], names[own[kind.name].record.sha256], layer)
+            _supertask(plan, own[kind.name], names[own[kind.name].identity], layer)
             for kind, layer in _in_order(plan.kinds)
         ],
     )

@@ -41,11 +41,12 @@ class Pool:
         except BrokenProcessPool as error:
             self._executor = None
             raise StepError(step, "its process was killed (out of memory?)", str(log)) from error
+        if outcome != "failed":
+            log.unlink(missing_ok=True)
         if outcome == "user error":
             raise UserError(**value)
         if outcome == "failed":
             raise StepError(step, value, str(log))
-        log.unlink(missing_ok=True)
         return value  # type: ignore[no-any-return]
 
     def close(self) -> None:

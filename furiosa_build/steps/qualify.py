@@ -133,7 +133,7 @@ class _Reference:
         import torch
 
         from furiosa_build.models.quantization import dequantize, stored_layouts
-        from furiosa_build.steps.quantize import layout_of
+        from furiosa_build.models.weights import layout_of
 
         parameter = self._outline.parameters[name]
         scheme = self._schemes.get(name, "none")

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from furiosa_build.canonical import canonical_json
 from furiosa_build.checkpoint import INDEX_FILE
-from furiosa_build.plan.outline import Outline, ParameterOutline
+from furiosa_build.plan.outline import Outline
 
 if TYPE_CHECKING:
-    from furiosa_build.models.safetensors_file import Layout
     from furiosa_build.models.weights import TensorSource
 
 CONFIG = "config.json"
@@ -29,7 +28,7 @@ def run(request: dict[str, Any], output: Path) -> dict[str, str]:
 
     from furiosa_build.models.quantization import compressed_tensors_config, quantize, stored_layouts
     from furiosa_build.models.safetensors_file import SafetensorsWriter, file_names, split_into_files
-    from furiosa_build.models.weights import check_parameters
+    from furiosa_build.models.weights import check_parameters, layout_of
 
     outline = Outline.model_validate(request["outline"])
     schemes, config = request["schemes"], dict(request["hf_config"])
@@ -82,15 +81,6 @@ def open_source(request: dict[str, Any]) -> TensorSource:
         assert source.seed is not None
         return RandomSource(source.parameters, source.seed)
     return open_checkpoint(Path(request["directory"]))
-
-
-def layout_of(parameter: ParameterOutline) -> Layout:
-    """dtype and shape of a parameter before it is quantized."""
-    import torch
-
-    from furiosa_build.models.safetensors_file import Layout
-
-    return Layout(getattr(torch, parameter.dtype), tuple(parameter.shape))
 
 
 def _tied_head(outline: Outline) -> list[str]:

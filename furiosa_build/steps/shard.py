@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from furiosa_build.plan.outline import Outline
-from furiosa_build.steps.quantize import LARGEST_FILE, layout_of, open_source
+from furiosa_build.steps.quantize import LARGEST_FILE, open_source
 
 
 def run(request: dict[str, Any], output: Path) -> dict[str, str]:
@@ -33,6 +33,7 @@ def _write(request: dict[str, Any], output: Path) -> dict[str, str]:
     import torch
 
     from furiosa_build.models.safetensors_file import SafetensorsWriter, split_into_files
+    from furiosa_build.models.weights import layout_of
 
     parameters = Outline.model_validate(request["outline"]).parameters
     source = open_source(request)

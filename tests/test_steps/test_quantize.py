@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+from safetensors.torch import load_file, save_file
+from test_models.tiny import LLAMA, MODELS, load, read_config, save_random_model
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from furiosa_build.build import Build
+from furiosa_build.errors import UserError
+from furiosa_build.models.quantization import quantize
+from furiosa_build.steps import quantize as step
+
+from .requests import weights_request
+
+StartBuild = Callable[..., Build]
+OutputsOf = Callable[[Build, str], Path]
+
+KEEP_HEAD = ({"match": "lm_head.weight", "scheme": "none"},)
+"""As the shipped schemes have it."""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root = tmp_path_factory.mktemp("models")
+    return cache(lambda name: save_random_model(MODELS[name], root / name))
+
+
+def dequantized(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that a checkpoint stands for, by compressed-tensors' unpacking and torch's own float8."""
+    weights = {}
+    for name, tensor in checkpoint.items():
+        module, _, kind = name.rpartition(".")
+        if kind == "weight_packed":
+            shape = torch.Size(checkpoint[f"{module}.weight_shape"].tolist())
+            weights[f"{module}.weight"] = unpack_from_int32(tensor, 8, shape).float()
+        elif kind not in ("weight_scale", "weight_shape"):
+            weights[name] = tensor.float()
+        if f"{module}.weight_scale" in checkpoint and f"{module}.weight" in weights:
+            weights[f"{module}.weight"] *= checkpoint.get(f"{module}.weight_scale", 1) if kind != "bias" else 1
+    return weights
+
+
+@torch.no_grad()
+def logits_of(model: PreTrainedModel) -> Tensor:
+    tokens = torch.randint(0, 192, (2, 20), generator=torch.Generator().manual_seed(5))
+    return model(tokens, use_cache=False).logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("rules", [(), KEEP_HEAD], ids=["all", "but-head"])
+@pytest.mark.parametrize("scheme", ["fp8", "int8"])
+@pytest.mark.parametrize("name", ["llama", "tied", "qwen2"])
+def test_transformers_loads_the_checkpoint_and_computes_with_the_dequantized_weights(
+    name: str, scheme: str, rules: Any, saved: Callable[[str], Path], start_build: StartBuild, outputs_of: OutputsOf
+) -> None:
+    checkpoint = outputs_of(start_build(saved(name), scheme=scheme, rules=rules), "quantize")
+    assert sorted(path.name for path in checkpoint.iterdir()) == ["config.json", "model.safetensors"]
+    stored = load_file(checkpoint / "model.safetensors")
+    head_is_quantized = name != "tied" and not rules
+    assert ("lm_head.weight_scale" in stored) == head_is_quantized
+
+    reference = load(saved(name))
+    unquantized = logits_of(reference)
+    missing, unexpected = reference.load_state_dict(dequantized(stored), strict=False)
+    assert unexpected == []
+    assert missing == (["lm_head.weight"] if name == "tied" else [])
+    expected = logits_of(reference)
+    assert not torch.allclose(expected, unquantized, rtol=1e-3, atol=1e-3), "nothing has been quantized"
+
+    # The same float32 arithmetic on the same weights; transformers may unpack in another order of roundings.
+    torch.testing.assert_close(logits_of(load(checkpoint)), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "tied"])
+def test_a_checkpoint_of_several_files_is_the_same_checkpoint(
+    name: str,
+    saved: Callable[[str], Path],
+    start_build: StartBuild,
+    outputs_of: OutputsOf,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build = start_build(saved(name), scheme="int8", rules=KEEP_HEAD)
+    whole = load_file(outputs_of(build, "quantize") / "model.safetensors")
+    monkeypatch.setattr(step, "LARGEST_FILE", 50_000)
+    several = tmp_path / "several"
+    several.mkdir()
+    digests = step.run(weights_request(build, "quantize"), several)
+
+    files = sorted(several.glob("*.safetensors"))
+    assert len(files) > 3
+    assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
+    assert digests == {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    index = json.loads((several / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(whole)
+    for file in files:
+        for tensor_name, tensor in load_file(file).items():
+            assert index["weight_map"][tensor_name] == file.name
+            assert tensor.equal(whole[tensor_name])
+    assert logits_of(load(several)).equal(logits_of(load(outputs_of_parent(several)))), "transformers reads both alike"
+
+
+def outputs_of_parent(directory: Path) -> Path:
+    return directory.parent / "quantize"
+
+
+def test_the_first_rule_that_matches_decides(
+    saved: Callable[[str], Path], start_build: StartBuild, outputs_of: OutputsOf
+) -> None:
+    rules = (
+        {"match": "*.layers.1.mlp.down_proj.weight", "scheme": "fp8"},
+        {"match": "*.down_proj.weight", "scheme": "none"},
+        *KEEP_HEAD,
+    )
+    checkpoint = outputs_of(start_build(saved("llama"), scheme="fp8", rules=rules), "quantize")
+    stored = load_file(checkpoint / "model.safetensors")
+    original = load_file(saved("llama") / "model.safetensors")
+    for layer, is_quantized in ((0, False), (1, True), (2, False)):
+        name = f"model.layers.{layer}.mlp.down_proj.weight"
+        assert (stored[name].dtype == torch.float8_e4m3fn) == is_quantized
+        assert is_quantized or stored[name].equal(original[name])
+    ignored = read_config(checkpoint)["quantization_config"]["ignore"]
+    assert sorted(ignored) == ["lm_head", "model.layers.0.mlp.down_proj", "model.layers.2.mlp.down_proj"]
+
+
+def test_every_tensor_is_quantized_by_itself(saved: Callable[[str], Path], start_build: StartBuild) -> None:
+    """The step adds nothing to `models.quantization`, which has tests of its own: names, files, and no more."""
+    build = start_build(saved("qwen2"), scheme="fp8")
+    original = load_file(saved("qwen2") / "model.safetensors")
+    expected = {}
+    for name, tensor in original.items():
+        expected.update(quantize(name, tensor, build.plan.schemes().get(name, "none")))
+    record = build_quantize(build)
+    stored = load_file(build.store.path(record.outputs["model.safetensors"]))
+    assert set(stored) == set(expected)
+    for name, tensor in stored.items():
+        assert tensor.view(torch.uint8).equal(expected[name].view(torch.uint8)), name
+
+
+def build_quantize(build: Build) -> Any:
+    build.run("fetch")
+    return build.run("quantize").record
+
+
+def test_without_quantization_the_source_is_the_checkpoint(
+    saved: Callable[[str], Path], start_build: StartBuild, outputs_of: OutputsOf
+) -> None:
+    checkpoint = outputs_of(start_build(saved("llama")), "quantize")
+    assert [path.name for path in checkpoint.iterdir()] == ["config.json"]
+    assert read_config(checkpoint) == read_config(saved("llama"))
+
+
+def test_weights_take_the_dtype_of_the_model(
+    saved: Callable[[str], Path], start_build: StartBuild, outputs_of: OutputsOf, tmp_path: Path
+) -> None:
+    """A config.json that says bfloat16 over float32 files: what transformers would load is what is quantized."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes((saved("llama") / "model.safetensors").read_bytes())
+    (model / "config.json").write_text(json.dumps({**read_config(saved("llama")), "dtype": "bfloat16"}))
+    stored = load_file(outputs_of(start_build(model, scheme="int8"), "quantize") / "model.safetensors")
+    assert stored["model.norm.weight"].dtype == torch.bfloat16
+    assert stored["model.layers.0.mlp.up_proj.weight_scale"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("scheme", ["none", "fp8"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model.norm.weight": None}, "lack 1 of 30 parameters: model.norm.weight"),
+        ({"model.norm.weight": torch.zeros(65)}, r"model.norm.weight has shape \[65\], the architecture asks for \[64\]"),
+    ],
+    ids=["missing", "shape"],
+)
+def test_weights_of_another_model_are_refused_before_anything_is_written(
+    scheme: str,
+    change: dict[str, Tensor | None],
+    message: str,
+    saved: Callable[[str], Path],
+    start_build: StartBuild,
+    tmp_path: Path,
+) -> None:
+    model, output = tmp_path / "model", tmp_path / "output"
+    model.mkdir()
+    output.mkdir()
+    changed = {**load_file(saved("llama") / "model.safetensors"), **change}
+    save_file({name: tensor for name, tensor in changed.items() if tensor is not None}, model / "model.safetensors")
+    (model / "config.json").write_bytes((saved("llama") / "config.json").read_bytes())
+    request = weights_request(start_build(model, scheme=scheme), "quantize")
+    with pytest.raises(UserError, match=message) as error:
+        step.run(request, output)
+    assert error.value.where == str(model)
+    assert list(output.iterdir()) == []
+
+
+_MEASURE = """
+import sys
+from pathlib import Path
+from furiosa_build.plan.outline import Outline, ParameterOutline
+from furiosa_build.steps import {step}
+from furiosa_build.steps.fetch import Source
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+def run(layers, output):
+    names = [f"model.layers.{{layer}}.{{i}}.weight" for layer in range(layers) for i in range(4)]
+    parameters = {{name: ParameterOutline(dtype="float32", shape=[1024, 512], linear=True) for name in names}}
+    outline = Outline(
+        architecture="", dtype="float32", vocab_size=1, layer_prefix="", blocks=[], first_outputs=[], first_signature="",
+        first_parameters=[], last_signature="", last_parameters=[], parameters=parameters,
+    )
+    output.mkdir()
+    {step}.run({{
+        "source": Source(kind="random", seed=0, parameters=parameters).model_dump(), "directory": "",
+        "outline": outline.model_dump(), "hf_config": {{}}, "schemes": dict.fromkeys(names, "{scheme}"), "checkpoint": {{}},
+    }}, output)
+    return peak()
+
+output = Path(sys.argv[1])
+print(run(3, output / "few"), run(12, output / "many"))
+"""
+
+
+@pytest.mark.parametrize(("module", "scheme"), [("quantize", "fp8"), ("quantize", "int8"), ("shard", "none")])
+def test_peak_memory_does_not_grow_with_depth(module: str, scheme: str, tmp_path: Path) -> None:
+    """12 layers after 3, of 8 MiB each, in one fresh process: its highest memory so far may hardly rise.
+
+    Holding the source would add 72 MiB, holding the result 18 MiB (float8) or more; the bound is one matrix (2 MiB) and
+    what the allocator and the growing header need.
+    """
+    script = _MEASURE.format(step=module, scheme=scheme)
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    few, many = map(float, result.stdout.split())
+    assert many - few < 5
+
+
+def test_the_tiny_model_is_what_the_tests_say() -> None:
+    assert not LLAMA["tie_word_embeddings"]
