@@ -55,9 +55,10 @@ class Build:
         self.done: dict[str, Done] = {}
         self._builders = Pool(self.options.num_pipeline_builder_workers)
         self._compilers = Pool(self.options.num_compile_workers)
-        self.hf_config = fetch.read_config(self.spec.model, recipe.roots)
+        config = fetch.read_config(self.spec.model, recipe.roots)
         where = "model.architecture" if self.spec.model.architecture else "config.json"
-        check_architecture(self.spec, self.hf_config, where)
+        check_architecture(self.spec, config, where)
+        self.hf_config = fetch.cut_config(config, self.spec.model)
         writer.check_destination(self.directory)
         writer.check_is_directory(self.store.root, "cache_dir")
 

@@ -7,31 +7,31 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from user_directory import UserDirectory, make_model, make_user_directory, steps_in_this_process
+from user_directory import Ran, UserDirectory, furiosa_build, make_model, make_user_directory, steps_in_this_process
 
-from furiosa_build import cli
 from furiosa_build.artifact.reader import open_artifact
-from furiosa_build.recipe.compose import list_recipes
 from furiosa_build.runtime import LLM, SamplingParams
 
-SHIPPED = [recipe.name for recipe in list_recipes(Path("/"))]
-"""Those that come with the package."""
+PLANS = {
+    "llama3-405b-fp8": "LlamaForCausalLM, 406 B parameters, bfloat16, fp8, 882 weights",
+    "llama3-70b-fp8": "LlamaForCausalLM, 70.6 B parameters, bfloat16, fp8, 560 weights",
+    "llama3-8b-bf16": "LlamaForCausalLM, 8.03 B parameters, bfloat16, no quantization",
+    "llama3-8b-fp8": "LlamaForCausalLM, 8.03 B parameters, bfloat16, fp8, 224 weights",
+    "mistral-nemo-12b-fp8": "MistralForCausalLM, 12.2 B parameters, bfloat16, fp8, 280 weights",
+    "quickstart": "LlamaForCausalLM, 2.75 M parameters, bfloat16, no quantization",
+    "qwen3-8b-int8": "Qwen3ForCausalLM, 8.19 B parameters, bfloat16, int8, 252 weights",
+}
+"""The shipped recipes, and what each plans to build."""
 
 
-class Ran(NamedTuple):
-    """How a command ended, and what it printed."""
-
-    status: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Ran]
+@pytest.fixture(autouse=True)
+def _in_this_process() -> Iterator[None]:
+    with steps_in_this_process():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -50,30 +50,13 @@ def fresh(tmp_path: Path, built: UserDirectory) -> UserDirectory:
     return make_user_directory(tmp_path / "user", tmp_path / "store", built.root / "tiny")
 
 
-@pytest.fixture
-def furiosa_build(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
-    """The console script in a user's directory: `furiosa_build(user, "plan", "tiny")`."""
-
-    def call(user: UserDirectory, *arguments: str) -> Ran:
-        monkeypatch.chdir(user.root)
-        monkeypatch.setenv("FURIOSA_BUILD_CACHE", str(user.store))
-        monkeypatch.setattr(sys, "argv", ["furiosa-build", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert isinstance(ended.value.code, int | None)
-        return Ran(ended.value.code or 0, *capsys.readouterr())
-
-    with steps_in_this_process():
-        yield call
-
-
 # In processes of its own
 
 
 def test_the_console_script_is_installed(tmp_path: Path) -> None:
     command = [Path(sys.executable).parent / "furiosa-build", "recipes"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert [line.split()[0] for line in ran.stdout.splitlines()] == SHIPPED
+    assert [line.split()[0] for line in ran.stdout.splitlines()] == list(PLANS)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +83,7 @@ def test_what_has_nothing_to_do_imports_nothing_heavy(built: UserDirectory, argu
 # build and plan
 
 
-def test_build_twice(fresh: UserDirectory, furiosa_build: Command) -> None:
+def test_build_twice(fresh: UserDirectory) -> None:
     first = furiosa_build(fresh, "build", "tiny")
     assert (first.status, first.err) == (0, "")
     assert "ran 17 of 17 steps" in first.out
@@ -119,63 +102,59 @@ PLAN = """\
 recipe tiny: LlamaForCausalLM, 19.6 k parameters, float32, no quantization
 target cpu (any), backend eager, devices cpu
 steps
-  {state}  fetch                        find the weights of tiny and list them by digest
-  {state}  quantize                     no quantization: check the weights
-  {state}  partition:weights            lay out 21 parameters for stage 0, rank 0
+  {state}  fetch                         find the weights of tiny and list them by digest
+  {state}  quantize                      no quantization: check the weights
+  {state}  partition:weights             lay out 21 parameters for stage 0, rank 0
   {state}  partition:prefill-1x32:first  trace first of prefill-1x32
-  {state}  compile:prefill-1x32:first   compile first of prefill-1x32 with eager for any
+  {state}  compile:prefill-1x32:first    compile first of prefill-1x32 with eager for any
   {state}  partition:prefill-1x32:block  trace block of prefill-1x32 (2 layers)
-  {state}  compile:prefill-1x32:block   compile block of prefill-1x32 (2 layers) with eager for any
-  {state}  partition:prefill-1x32:last  trace last of prefill-1x32
-  {state}  compile:prefill-1x32:last    compile last of prefill-1x32 with eager for any
-  {state}  partition:decode-2x64:first  trace first of decode-2x64
-  {state}  compile:decode-2x64:first    compile first of decode-2x64 with eager for any
-  {state}  partition:decode-2x64:block  trace block of decode-2x64 (2 layers)
-  {state}  compile:decode-2x64:block    compile block of decode-2x64 (2 layers) with eager for any
-  {state}  partition:decode-2x64:last   trace last of decode-2x64
-  {state}  compile:decode-2x64:last     compile last of decode-2x64 with eager for any
-  {state}  package                      publish artifact tiny
-  {state}  qualify                      load the artifact in a fresh process, generate, compare with the eager reference
+  {state}  compile:prefill-1x32:block    compile block of prefill-1x32 (2 layers) with eager for any
+  {state}  partition:prefill-1x32:last   trace last of prefill-1x32
+  {state}  compile:prefill-1x32:last     compile last of prefill-1x32 with eager for any
+  {state}  partition:decode-2x64:first   trace first of decode-2x64
+  {state}  compile:decode-2x64:first     compile first of decode-2x64 with eager for any
+  {state}  partition:decode-2x64:block   trace block of decode-2x64 (2 layers)
+  {state}  compile:decode-2x64:block     compile block of decode-2x64 (2 layers) with eager for any
+  {state}  partition:decode-2x64:last    trace last of decode-2x64
+  {state}  compile:decode-2x64:last      compile last of decode-2x64 with eager for any
+  {state}  package                       publish artifact tiny
+  {state}  qualify                       {qualify}
 buckets
-  prefill-1x32                 compiles first, block (2 layers), last
-  decode-2x64                  compiles first, block (2 layers), last
+  prefill-1x32                  compiles first, block (2 layers), last
+  decode-2x64                   compiles first, block (2 layers), last
 {end}
 """
 
 
-def test_plan_before_and_after(fresh: UserDirectory, built: UserDirectory, furiosa_build: Command) -> None:
+def test_plan_before_and_after(fresh: UserDirectory, built: UserDirectory) -> None:
+    qualify = "load the artifact in a fresh process, generate, compare with the eager reference"
     before = furiosa_build(fresh, "plan", "tiny")
-    assert before == Ran(0, PLAN.format(state="to do", end="0 steps done, 17 to do"), "")
+    assert before == Ran(0, PLAN.format(state="to do", qualify=qualify, end="0 steps done, 17 to do"), "")
     assert not fresh.artifacts.exists()
     after = furiosa_build(built, "plan", "tiny")
-    assert after == Ran(0, PLAN.format(state="done ", end="17 steps done, 0 to do"), "")
+    assert after == Ran(0, PLAN.format(state="done ", qualify=qualify, end="17 steps done, 0 to do"), "")
 
 
-def test_plan_of_a_change_shows_what_it_calls_for(built: UserDirectory, furiosa_build: Command) -> None:
+def test_plan_of_a_change_shows_what_it_calls_for(built: UserDirectory) -> None:
     planned = furiosa_build(built, "plan", "tiny", "name=other")
     assert planned.status == 0
     to_do = re.findall(r"^  to do  (\S+)", planned.out, re.MULTILINE)
     assert to_do == ["package", "qualify"]
 
 
-@pytest.mark.parametrize("recipe", SHIPPED)
-def test_every_shipped_recipe_plans_without_weights(fresh: UserDirectory, furiosa_build: Command, recipe: str) -> None:
+@pytest.mark.parametrize(("recipe", "summary"), PLANS.items(), ids=PLANS)
+def test_every_shipped_recipe_plans_without_weights(fresh: UserDirectory, recipe: str, summary: str) -> None:
     """In full, the one with 405 billion parameters as well; then with 2 layers of random weights."""
-    planned = furiosa_build(fresh, "plan", recipe)
-    assert (planned.status, planned.err) == (0, "")
-    assert "RANDOM" not in planned.out
-    assert planned.out.endswith(" steps done, " + planned.out.split(" steps done, ")[1])
+    programs = re.compile(r"^  to do  (?:partition|compile):(?:prefill|decode)\S+", re.MULTILINE)
+    full = furiosa_build(fresh, "plan", recipe)
+    assert (full.status, full.err) == (0, "")
+    assert full.out.startswith(f"recipe {recipe}: {summary}\n")
+    assert "RANDOM" not in full.out
     cut = furiosa_build(fresh, "plan", recipe, "model.num_hidden_layers=2", "model.seed_for_random_weight=0")
-    assert cut.status == 0
-    assert "THE WEIGHTS ARE RANDOM, drawn from seed 0" in cut.out
+    assert (cut.status, cut.err) == (0, "")
+    assert "\nTHE WEIGHTS ARE RANDOM, drawn from seed 0\n" in cut.out
     assert "block (2 layers)" in cut.out
-    steps = re.findall(r"^  to do  (partition|compile):(prefill|decode)", cut.out, re.MULTILINE)
-    assert len(steps) == len(re.findall(r"^  to do  (partition|compile):(prefill|decode)", planned.out, re.MULTILINE))
-
-
-def test_405b_has_as_many_parameters_as_its_name_says(fresh: UserDirectory, furiosa_build: Command) -> None:
-    first, *_ = furiosa_build(fresh, "plan", "llama3-405b-fp8").out.splitlines()
-    assert first == "recipe llama3-405b-fp8: LlamaForCausalLM, 406 B parameters, bfloat16, fp8, 882 weights"
+    assert programs.findall(cut.out) == programs.findall(full.out) != [], "depth costs no program"
 
 
 # Shipped recipes, built
@@ -206,7 +185,7 @@ SMALL = [
     ],
 )
 def test_a_shipped_recipe_is_built_and_generates(
-    fresh: UserDirectory, furiosa_build: Command, recipe: str, others: list[str], quantization: str
+    fresh: UserDirectory, recipe: str, others: list[str], quantization: str
 ) -> None:
     built = furiosa_build(fresh, "build", recipe, *SMALL, *others)
     assert (built.status, built.err) == (0, "")
@@ -242,7 +221,7 @@ def speaking(built: UserDirectory) -> Path:
     return user.root / "artifacts" / "quickstart" / "latest"
 
 
-def test_inspect(built: UserDirectory, furiosa_build: Command) -> None:
+def test_inspect(built: UserDirectory) -> None:
     shown = furiosa_build(built, "inspect", "artifacts/tiny/latest")
     assert shown.status == 0
     entries = dict(line.split(maxsplit=1) for line in shown.out.splitlines() if " " in line)
@@ -258,7 +237,7 @@ def test_inspect(built: UserDirectory, furiosa_build: Command) -> None:
 PROMPT = "It is a truth universally acknowledged, that"
 
 
-def test_generate_prints_the_text(speaking: Path, built: UserDirectory, furiosa_build: Command) -> None:
+def test_generate_prints_the_text(speaking: Path, built: UserDirectory) -> None:
     arguments = ["generate", str(speaking), "--prompt", PROMPT, "--seed", "3", "--max-tokens", "12"]
     once = furiosa_build(built, *arguments)
     assert (once.status, once.err) == (0, "")
@@ -267,7 +246,7 @@ def test_generate_prints_the_text(speaking: Path, built: UserDirectory, furiosa_
     assert once.out == LLM(speaking).generate(PROMPT, params)[0].outputs[0].text + "\n"
 
 
-def test_generate_takes_its_options(speaking: Path, built: UserDirectory, furiosa_build: Command) -> None:
+def test_generate_takes_its_options(speaking: Path, built: UserDirectory) -> None:
     greedy = ["generate", str(speaking), "--prompt", PROMPT, "--temperature", "0"]
     text = furiosa_build(built, *greedy, "--max-tokens", "12").out.rstrip("\n")
     assert furiosa_build(built, *greedy[:-1], "0.7", "--top-k", "1", "--max-tokens", "12").out == text + "\n"
@@ -281,22 +260,22 @@ def test_generate_takes_its_options(speaking: Path, built: UserDirectory, furios
 # Recipes and help
 
 
-def test_recipes_lists_the_users_and_the_shipped(built: UserDirectory, furiosa_build: Command) -> None:
+def test_recipes_lists_the_users_and_the_shipped(built: UserDirectory) -> None:
     shown = furiosa_build(built, "recipes")
     lines = dict(line.split(maxsplit=1) for line in shown.out.splitlines())
-    assert sorted(lines) == sorted(["tiny", *SHIPPED])
+    assert sorted(lines) == sorted(["tiny", *PLANS])
     assert lines["tiny"] == "A tiny model of a user."
     assert all(lines.values())
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
-def test_help_names_every_command(built: UserDirectory, furiosa_build: Command, arguments: list[str]) -> None:
+def test_help_names_every_command(built: UserDirectory, arguments: list[str]) -> None:
     shown = furiosa_build(built, *arguments)
     assert [word for word in ("build", "plan", "recipes", "inspect", "generate") if word not in shown.out] == []
 
 
 @pytest.mark.parametrize("arguments", [["build"], ["bild", "tiny"], ["generate", "x"], ["build", "tiny", "--fast"]])
-def test_a_wrong_command_line_ends_with_2(built: UserDirectory, furiosa_build: Command, arguments: list[str]) -> None:
+def test_a_wrong_command_line_ends_with_2(built: UserDirectory, arguments: list[str]) -> None:
     ran = furiosa_build(built, *arguments)
     assert ran.status == 2
     assert ran.err.startswith("Usage: ")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from test_models.tiny import LLAMA, save_random_model
 
+from furiosa_build import cli
 from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.artifact.schema import Artifact
 from furiosa_build.build import Build, open_build
@@ -82,6 +84,28 @@ def make_model(directory: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch, Path(os.devnull).open("w") as nowhere:
         patch.setattr("sys.stderr", nowhere)  # save_pretrained draws a progress bar.
         return save_random_model(CONFIG, directory)
+
+
+class Ran(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+def furiosa_build(user: UserDirectory, *arguments: str) -> Ran:
+    """Calls the console script in a user's directory: `furiosa_build(user, "plan", "tiny")`."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(user.root)
+        patch.setenv("FURIOSA_BUILD_CACHE", str(user.store))
+        patch.setattr("sys.argv", ["furiosa-build", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    status = ended.value.code or 0
+    assert isinstance(status, int)
+    return Ran(status, out.getvalue(), err.getvalue())
 
 
 def run(build: Build) -> list[str]:

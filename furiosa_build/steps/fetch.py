@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,10 +76,7 @@ def locate(model: ModelSpec, roots: Sequence[Path], revision: str | None) -> Pat
 
 
 def read_config(model: ModelSpec, roots: Sequence[Path]) -> dict[str, Any]:
-    """The fields of the model's config.json, cut to `num_hidden_layers` if that is given.
-
-    From the recipe's `architecture` if it has one, else from the directory or the hub.
-    """
+    """The fields of the model's config.json: the recipe's `architecture`, else from the directory or the hub."""
     config = _read_json(locate_config(model, roots)) if model.architecture is None else dict(model.architecture)
     if "quantization_config" in config:
         raise UserError(
@@ -88,9 +85,14 @@ def read_config(model: ModelSpec, roots: Sequence[Path]) -> dict[str, Any]:
             valid="weights in float32, bfloat16 or float16",
             hint="name the original model; recipes quantize it themselves (quantization=fp8)",
         )
-    wanted, all_layers = model.num_hidden_layers, config.get("num_hidden_layers")
-    if wanted is None or not isinstance(all_layers, int):
-        return config
+    return config
+
+
+def cut_config(config: Mapping[str, Any], model: ModelSpec) -> dict[str, Any]:
+    """The config of the model's first `num_hidden_layers` layers, if that is given."""
+    wanted, all_layers = model.num_hidden_layers, config["num_hidden_layers"]
+    if wanted is None:
+        return dict(config)
     cut = {
         key: value[:wanted] if isinstance(value, list) and len(value) == all_layers else value
         for key, value in config.items()

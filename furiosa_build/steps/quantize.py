@@ -47,13 +47,20 @@ def run(request: dict[str, Any], output: Path) -> dict[str, str]:
     names, digests = file_names(len(files)), {}
     for file, stored in zip(names, files, strict=True):
         with SafetensorsWriter(output / file, stored) as writer:
-            done: dict[str, Any] = {}
+            parts: dict[str, Any] = {}
             for tensor in writer.order:
-                if tensor not in done:
-                    name = origin[tensor]
-                    weight = source.read(name).to(getattr(torch, outline.parameters[name].dtype))
-                    done.update(quantize(name, weight, schemes.get(name, "none")))
-                writer.write(tensor, done.pop(tensor))
+                name = origin[tensor]
+                parameter = outline.parameters[name]
+                # Only the parts of the matrix at hand are kept. They stand side by side but for the shape, which is small
+                # and comes last: kept from every matrix it would scatter the heap, and memory would grow with depth.
+                if tensor.endswith(".weight_shape"):
+                    writer.write(tensor, torch.tensor(parameter.shape))
+                    continue
+                if tensor not in parts:
+                    parts = {}
+                    weight = source.read(name).to(getattr(torch, parameter.dtype))
+                    parts = quantize(name, weight, schemes.get(name, "none"))
+                writer.write(tensor, parts[tensor])
         digests[file] = writer.sha256
     if len(files) > 1:
         index = {
@@ -62,7 +69,9 @@ def run(request: dict[str, Any], output: Path) -> dict[str, str]:
         }
         (output / INDEX_FILE).write_text(json.dumps(index, indent=1, sort_keys=True))
     ignored = sorted(
-        n.removesuffix(".weight") for n, p in outline.parameters.items() if p.linear and schemes.get(n) == "none"
+        n.removesuffix(".weight")
+        for n, p in outline.parameters.items()
+        if p.linear and schemes.get(n, "none") == "none"
     )
     config["quantization_config"] = compressed_tensors_config(quantized.pop(), [*ignored, *_tied_head(outline)])
     (output / CONFIG).write_text(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 from safetensors.torch import load_file, save_file
-from test_models.tiny import LLAMA, MODELS, load, read_config, save_random_model
+from test_models.tiny import MODELS, load, read_config, save_random_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -42,13 +42,15 @@ def dequantized(checkpoint: dict[str, Tensor]) -> dict[str, Tensor]:
     weights = {}
     for name, tensor in checkpoint.items():
         module, _, kind = name.rpartition(".")
+        scale = checkpoint.get(f"{module}.weight_scale")
         if kind == "weight_packed":
+            assert scale is not None
             shape = torch.Size(checkpoint[f"{module}.weight_shape"].tolist())
-            weights[f"{module}.weight"] = unpack_from_int32(tensor, 8, shape).float()
-        elif kind not in ("weight_scale", "weight_shape"):
-            weights[name] = tensor.float()
-        if f"{module}.weight_scale" in checkpoint and f"{module}.weight" in weights:
-            weights[f"{module}.weight"] *= checkpoint.get(f"{module}.weight_scale", 1) if kind != "bias" else 1
+            weights[f"{module}.weight"] = unpack_from_int32(tensor, 8, shape).float() * scale
+        elif kind == "weight":
+            weights[name] = tensor.float() if scale is None else tensor.float() * scale
+        elif kind == "bias":
+            weights[name] = tensor
     return weights
 
 
@@ -92,7 +94,8 @@ def test_a_checkpoint_of_several_files_is_the_same_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     build = start_build(saved(name), scheme="int8", rules=KEEP_HEAD)
-    whole = load_file(outputs_of(build, "quantize") / "model.safetensors")
+    one = outputs_of(build, "quantize")
+    whole = load_file(one / "model.safetensors")
     monkeypatch.setattr(step, "LARGEST_FILE", 50_000)
     several = tmp_path / "several"
     several.mkdir()
@@ -108,11 +111,7 @@ def test_a_checkpoint_of_several_files_is_the_same_checkpoint(
         for tensor_name, tensor in load_file(file).items():
             assert index["weight_map"][tensor_name] == file.name
             assert tensor.equal(whole[tensor_name])
-    assert logits_of(load(several)).equal(logits_of(load(outputs_of_parent(several)))), "transformers reads both alike"
-
-
-def outputs_of_parent(directory: Path) -> Path:
-    return directory.parent / "quantize"
+    assert logits_of(load(several)).equal(logits_of(load(one))), "transformers reads both alike"
 
 
 def test_the_first_rule_that_matches_decides(
@@ -134,23 +133,19 @@ def test_the_first_rule_that_matches_decides(
     assert sorted(ignored) == ["lm_head", "model.layers.0.mlp.down_proj", "model.layers.2.mlp.down_proj"]
 
 
-def test_every_tensor_is_quantized_by_itself(saved: Callable[[str], Path], start_build: StartBuild) -> None:
+def test_every_tensor_is_quantized_by_itself(
+    saved: Callable[[str], Path], start_build: StartBuild, outputs_of: OutputsOf
+) -> None:
     """The step adds nothing to `models.quantization`, which has tests of its own: names, files, and no more."""
     build = start_build(saved("qwen2"), scheme="fp8")
     original = load_file(saved("qwen2") / "model.safetensors")
     expected = {}
     for name, tensor in original.items():
         expected.update(quantize(name, tensor, build.plan.schemes().get(name, "none")))
-    record = build_quantize(build)
-    stored = load_file(build.store.path(record.outputs["model.safetensors"]))
+    stored = load_file(outputs_of(build, "quantize") / "model.safetensors")
     assert set(stored) == set(expected)
     for name, tensor in stored.items():
         assert tensor.view(torch.uint8).equal(expected[name].view(torch.uint8)), name
-
-
-def build_quantize(build: Build) -> Any:
-    build.run("fetch")
-    return build.run("quantize").record
 
 
 def test_without_quantization_the_source_is_the_checkpoint(
@@ -238,15 +233,11 @@ print(run(3, output / "few"), run(12, output / "many"))
 def test_peak_memory_does_not_grow_with_depth(module: str, scheme: str, tmp_path: Path) -> None:
     """12 layers after 3, of 8 MiB each, in one fresh process: its highest memory so far may hardly rise.
 
-    Holding the source would add 72 MiB, holding the result 18 MiB (float8) or more; the bound is one matrix (2 MiB) and
-    what the allocator and the growing header need.
+    Holding the source would add 72 MiB, holding the result 18 MiB; the bound leaves 9 to the allocator's mood, which was
+    seen to take 4. (Before the shapes of int8 matrices were made when they are written, it took 14.)
     """
     script = _MEASURE.format(step=module, scheme=scheme)
     command = [sys.executable, "-c", script, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
     few, many = map(float, result.stdout.split())
-    assert many - few < 5
-
-
-def test_the_tiny_model_is_what_the_tests_say() -> None:
-    assert not LLAMA["tie_word_embeddings"]
+    assert many - few < 9

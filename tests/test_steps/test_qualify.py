@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_models.tiny import GEMMA3, LLAMA, MISTRAL, MODELS, save_random_model
+
+from furiosa_build.build import Build
+from furiosa_build.errors import StepError
+from furiosa_build.runtime.probe import probe
+from furiosa_build.steps import qualify
+
+from .requests import weights_request
+
+StartBuild = Callable[..., Build]
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    directory = tmp_path / "output"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def request_of(output: Path) -> Callable[[Build], dict[str, Any]]:
+    """The step's request for a built artifact, with what the artifact generates (in this process, to save time)."""
+
+    def make(build: Build) -> dict[str, Any]:
+        request = weights_request(build, "qualify")
+        probed = output / qualify.PROBED
+        probe(build.version_directory, probed)
+        return {**request, "probed": str(probed)}
+
+    return make
+
+
+def figures(output: Path) -> dict[str, Any]:
+    return dict(json.loads((output / qualify.OUTPUT).read_text()))
+
+
+@pytest.mark.parametrize("scheme", ["none", "fp8", "int8"])
+@pytest.mark.parametrize("name", ["llama", "tied", "mistral", "qwen2", "qwen3", "gemma3"])
+def test_a_sound_artifact_qualifies(
+    name: str,
+    scheme: str,
+    start_build: StartBuild,
+    request_of: Callable[[Build], dict[str, Any]],
+    output: Path,
+    tmp_path: Path,
+) -> None:
+    model = save_random_model({**MODELS[name], "num_hidden_layers": len(MODELS[name].get("layer_types", "12"))}, tmp_path / "m")
+    qualify.run(request_of(start_build(model, scheme=scheme, **SMALL)), output)
+    found = figures(output)
+    assert [path.name for path in output.iterdir()] == [qualify.OUTPUT], "what was generated is not kept"
+    assert found["tokens"] == 3 * 16
+    assert found["top1_agreement"] == 1.0
+    assert found["largest_logit"] > 1
+    # Well within: float32 on both sides, in another order.
+    assert found["largest_logit_difference"] < 1e-5 * max(found["largest_logit"], 1)
+    assert found["largest_logit_difference"] <= found["allowed_logit_difference"] / 5
+
+
+SMALL: dict[str, Any] = {"prefill_buckets": [[1, 32]], "decode_buckets": [[4, 64]], "max_seq_len_to_capture": 64}
+"""One bucket of each phase: tracing is what takes time here."""
+
+
+def test_a_bfloat16_artifact_qualifies(
+    start_build: StartBuild, request_of: Callable[[Build], dict[str, Any]], output: Path, tmp_path: Path
+) -> None:
+    model = save_random_model({**LLAMA, "dtype": "bfloat16"}, tmp_path / "m", torch.bfloat16)
+    qualify.run(request_of(start_build(model, **SMALL)), output)
+    found = figures(output)
+    assert found["top1_agreement"] > 0.8
+    assert 0 < found["largest_logit_difference"] < found["allowed_logit_difference"]
+
+
+def test_an_artifact_runs_in_a_fresh_process(start_build: StartBuild, output: Path, tmp_path: Path) -> None:
+    build = start_build(LLAMA, **SMALL)
+    request = weights_request(build, "qualify")
+    probed = qualify.generate(build.version_directory, output, tmp_path / "log")
+    assert set(load_file(probed)) == {f"{kind}.{i}" for kind in ("tokens", "logits") for i in range(3)}
+    qualify.run({**request, "probed": str(probed)}, output)
+    assert figures(output)["top1_agreement"] == 1.0
+
+
+# What must not qualify.
+
+
+def damaged_program(artifact: Path) -> None:
+    program = next((artifact / "programs").iterdir())
+    content = program.read_bytes()
+    program.unlink()  # it is a link into the store
+    program.write_bytes(content[:-40])
+
+
+def missing_parameters(artifact: Path) -> None:
+    next((artifact / "params").iterdir()).unlink()
+
+
+@pytest.mark.parametrize("damage", [damaged_program, missing_parameters])
+def test_an_artifact_that_does_not_run_fails_with_its_log(
+    damage: Callable[[Path], None], start_build: StartBuild, output: Path, tmp_path: Path
+) -> None:
+    build = start_build(LLAMA, **SMALL)
+    weights_request(build, "qualify")
+    copy = tmp_path / "copy"
+    shutil.copytree(build.version_directory, copy)
+    damage(copy)
+    with pytest.raises(StepError, match="does not run") as error:
+        qualify.generate(copy, output, tmp_path / "log")
+    assert str(tmp_path / "log") in str(error.value)
+    assert "damaged artifact" in (tmp_path / "log").read_text()
+    assert list(output.iterdir()) == []
+
+
+def refused(request: dict[str, Any], output: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"logits are not"):
+        qualify.run(request, output)
+
+
+@pytest.mark.parametrize(
+    ("hf_config", "changes"),
+    [
+        (LLAMA, {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
+        (LLAMA, {"rms_norm_eps": 1e-2}),
+        (LLAMA, {"hidden_act": "gelu"}),
+        (MISTRAL, {"sliding_window": None}),
+        (MISTRAL, {"sliding_window": 11}),
+        (GEMMA3, {"query_pre_attn_scalar": 32}),
+    ],
+    ids=["rope", "norm", "activation", "no-window", "window", "scaling"],
+)
+def test_programs_of_another_model_fail(
+    hf_config: dict[str, Any],
+    changes: dict[str, Any],
+    start_build: StartBuild,
+    request_of: Callable[[Build], dict[str, Any]],
+    output: Path,
+) -> None:
+    """As if tracing had got one thing wrong: the artifact runs, and says what a slightly different model would."""
+    request = request_of(start_build({**hf_config, **changes}, **SMALL))
+    refused({**request, "hf_config": hf_config}, output)
+
+
+@pytest.mark.parametrize("parameter", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight", "lm_head.weight"])
+def test_one_wrong_parameter_fails(
+    parameter: str,
+    start_build: StartBuild,
+    request_of: Callable[[Build], dict[str, Any]],
+    output: Path,
+    tmp_path: Path,
+) -> None:
+    """The artifact has the weights of a directory; the reference is given one with one row of one matrix changed."""
+    model = save_random_model(LLAMA, tmp_path / "model")
+    request = request_of(start_build(model, **SMALL))
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    weights = load_file(model / "model.safetensors")
+    weights[parameter][17:18] *= -1
+    save_file(weights, other / "model.safetensors")
+    refused({**request, "directory": str(other)}, output)
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "int8"])
+def test_one_wrong_byte_pattern_of_a_quantized_checkpoint_fails(
+    scheme: str, start_build: StartBuild, request_of: Callable[[Build], dict[str, Any]], output: Path, tmp_path: Path
+) -> None:
+    request = request_of(start_build(LLAMA, scheme=scheme, **SMALL))
+    (checkpoint,) = request["checkpoint"].values()
+    weights = load_file(checkpoint["path"])
+    weights["model.layers.2.mlp.up_proj.weight_scale"] *= 1.1
+    save_file(weights, tmp_path / "wrong.safetensors")
+    wrong = {"model.safetensors": {**checkpoint, "path": str(tmp_path / "wrong.safetensors")}}
+    refused({**request, "checkpoint": wrong}, output)
+
+
+@pytest.mark.parametrize("where", ["one logit", "every logit", "reference"])
+def test_what_is_not_a_number_fails(
+    where: str,
+    start_build: StartBuild,
+    request_of: Callable[[Build], dict[str, Any]],
+    output: Path,
+    tmp_path: Path,
+) -> None:
+    """A comparison with NaN is false whichever way it is put."""
+    model = save_random_model(LLAMA, tmp_path / "model")
+    request = request_of(start_build(model, **SMALL))
+    probed, weights = load_file(request["probed"]), load_file(model / "model.safetensors")
+    if where == "reference":
+        weights["model.norm.weight"][3] = float("nan")
+    elif where == "one logit":
+        probed["logits.0"][5, 100] = float("nan")
+    else:
+        probed = {name: t * float("nan") if name.startswith("logits") else t for name, t in probed.items()}
+    save_file(probed, request["probed"])
+    save_file(weights, model / "model.safetensors")
+    refused(request, output)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_models.tiny import MODELS, save_random_model
+
+from furiosa_build.build import Build
+from furiosa_build.steps import quantize, shard
+
+from .requests import weights_request
+
+StartBuild = Callable[..., Build]
+
+ONE = "stage-0-rank-0-00001-of-00001.safetensors"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root = tmp_path_factory.mktemp("models")
+    return cache(lambda name: save_random_model(MODELS[name], root / name))
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    directory = tmp_path / "output"
+    directory.mkdir()
+    return directory
+
+
+@pytest.mark.parametrize("name", ["llama", "tied", "qwen2", "gemma3"])
+def test_unquantized_parameters_are_those_of_the_source(
+    name: str, saved: Callable[[str], Path], start_build: StartBuild, output: Path
+) -> None:
+    digests = shard.run(weights_request(start_build(saved(name)), "partition:weights"), output)
+    assert [path.name for path in output.iterdir()] == [ONE]
+    assert digests == {ONE: hashlib.sha256((output / ONE).read_bytes()).hexdigest()}
+    found, expected = load_file(output / ONE), load_file(saved(name) / "model.safetensors")
+    assert set(found) == set(expected)
+    for tensor_name, tensor in found.items():
+        assert tensor.equal(expected[tensor_name])
+
+
+def test_parameters_take_the_dtype_of_the_model_and_no_more_than_the_model_has(
+    saved: Callable[[str], Path], start_build: StartBuild, output: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    source = load_file(saved("llama") / "model.safetensors")
+    save_file({**source, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}, model / "model.safetensors")
+    config = json.loads((saved("llama") / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    shard.run(weights_request(start_build(model), "partition:weights"), output)
+    found = load_file(output / ONE)
+    assert set(found) == set(source)
+    for name, tensor in found.items():
+        assert tensor.equal(source[name].to(torch.bfloat16))
+
+
+def test_large_parameters_are_spread_over_files(
+    saved: Callable[[str], Path], start_build: StartBuild, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard, "LARGEST_FILE", 60_000)
+    digests = shard.run(weights_request(start_build(saved("llama")), "partition:weights"), output)
+    assert len(digests) > 3
+    assert sorted(digests) == [f"stage-0-rank-0-{i + 1:05d}-of-{len(digests):05d}.safetensors" for i in range(len(digests))]
+    found: dict[str, torch.Tensor] = {}
+    for name, sha256 in digests.items():
+        assert sha256 == hashlib.sha256((output / name).read_bytes()).hexdigest()
+        assert (output / name).stat().st_size < 60_000 + 2000
+        found.update(load_file(output / name))
+    assert set(found) == set(load_file(saved("llama") / "model.safetensors"))
+
+
+def test_random_weights_are_the_same_whatever_the_files(
+    start_build: StartBuild, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = weights_request(start_build(MODELS["llama"], seed=3), "partition:weights")
+    shard.run(request, output)
+    monkeypatch.setattr(shard, "LARGEST_FILE", 60_000)
+    several = tmp_path / "several"
+    several.mkdir()
+    shard.run(request, several)
+    whole = load_file(output / ONE)
+    for file in several.iterdir():
+        for name, tensor in load_file(file).items():
+            assert tensor.equal(whole.pop(name))
+    assert whole == {}
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "int8"])
+def test_a_quantized_checkpoint_is_linked_and_not_copied(
+    scheme: str,
+    saved: Callable[[str], Path],
+    start_build: StartBuild,
+    output: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quantize, "LARGEST_FILE", 50_000)
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    request = weights_request(start_build(saved("qwen2"), scheme=scheme), "quantize")
+    made = quantize.run(request, checkpoint)
+    assert len(made) > 2
+    files = {name: {"path": str(checkpoint / name), "sha256": sha256} for name, sha256 in made.items()}
+    digests = shard.run({**request, "checkpoint": files}, output)
+    assert sorted(digests) == [f"stage-0-rank-0-{i + 1:05d}-of-{len(made):05d}.safetensors" for i in range(len(made))]
+    for (name, sha256), (original, expected) in zip(sorted(digests.items()), sorted(made.items()), strict=True):
+        assert sha256 == expected
+        assert (output / name).samefile(checkpoint / original)
