@@ -6,6 +6,7 @@ store holds the action of that key.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,6 +107,11 @@ class Build:
             if name == "qualify":
                 self._accept()
         return self.done[name]
+
+    def check_toolchain(self) -> None:
+        """Raises UserError when there are programs to compile and a tool for that is missing."""
+        if not all(self.is_done(name) for name, step in self.plan.steps.items() if step.action == "compile"):
+            self.backend.check_toolchain()
 
     def close(self) -> None:
         """Ends the worker processes."""
@@ -334,6 +340,8 @@ class Build:
         record = self.store.find(key)
         if record is None:
             request = {"hf_config": dict(self.hf_config)}
+            if sys.stderr.isatty():
+                print("surveying the model's layers: once for an architecture, some seconds", file=sys.stderr)
             with _failing("survey"):
                 log = self.store.log_path("survey")
                 record, _ = self.store.obtain(
@@ -357,7 +365,6 @@ def _failing(step: str) -> Iterator[None]:
 def open_build(recipe: str, overrides: list[str], cwd: Path | None = None) -> Build:
     """The build of the recipe of that name. Raises UserError for every mistake that can be seen before work starts."""
     build = Build(load_recipe(recipe, overrides, cwd=cwd), cwd)
-    build.backend.check_toolchain()
     try:
         _ = build.plan  # An architecture that cannot be built is refused here.
     except BaseException:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any, ClassVar, TextIO
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
 
 from doit.reporter import ConsoleReporter
 
-from furiosa_build.errors import StepError
+from furiosa_build.errors import BuildError, StepError
 from furiosa_build.show import result_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from furiosa_build.build import Build
-    from furiosa_build.errors import BuildError
 
 
 class BuildReporter(ConsoleReporter):  # type: ignore[misc]
@@ -30,6 +30,7 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
         self._begin = time.monotonic()
         self._started: set[str] = set()
         self._total = self._ran = self._up_to_date = 0
+        self._ended = False
         self._bar: Progress | None = None
         self._bar_task: Any = None
 
@@ -42,6 +43,10 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
                 reached.add(name)
                 pending.extend(tasks[name].task_dep)
         self._total = sum(1 for name in reached if tasks[name].actions)
+        try:
+            self.build.check_toolchain()
+        except BuildError as error:
+            self._end_with([error])
 
     def execute_task(self, task: Any) -> None:
         """A step begins."""
@@ -52,10 +57,14 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
     def add_success(self, task: Any) -> None:
         """A step has ended well."""
         if task.actions:
-            self._ran += 1
             self._started.remove(task.name)
             done = self.build.done[task.name]
-            took = f"{done.record.seconds:7.1f} s" if done.ran else "  found in the store, published again"
+            if done.ran:
+                self._ran += 1
+                took = f"{done.record.seconds:7.1f} s"
+            else:
+                self._up_to_date += 1
+                took = "  found in the store" + (", published again" if task.name in ("package", "qualify") else "")
             count = f"[{self._ran + self._up_to_date:{len(str(self._total))}}/{self._total}]"
             self._print(f"{count} {task.name:36} {took}")
             self._show_progress()
@@ -72,23 +81,31 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
 
     def complete_run(self) -> None:
         """Ends the run, with the exit status of the first error if there was one."""
+        if self._ended:
+            return
         if self._bar is not None:
             self._bar.stop()
         self.build.close()
         if self.errors:
-            error = self.errors[0]
+            self._print(f"{self._ran} steps ran and are kept in the store; the next build goes on from there")
+            errors = list(self.errors)
             self.errors.clear()
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(error.exit_status)
+            self._end_with(errors)
         super().complete_run()
         if not self.failures and not self.runtime_errors and "qualify" in self.build.done:
             self._print(result_text(self.build))
         seconds = time.monotonic() - self._begin
         self._print(f"ran {self._ran} of {self._total} steps in {seconds:.1f} s, {self._up_to_date} up to date")
-        if (
-            self.failures or self.runtime_errors
-        ):  # An error of this program; doit's own status for it is that of bad input.
+        if self.failures or self.runtime_errors:
+            # An error of this program; doit's own status for it is that of bad input.
             sys.exit(StepError.exit_status)
+
+    def _end_with(self, errors: Sequence[BuildError]) -> NoReturn:
+        self._ended = True
+        self.build.close()
+        for error in errors:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(errors[0].exit_status)
 
     def _print(self, line: str) -> None:
         if self._bar is not None and self._bar.live.is_started:

@@ -23,6 +23,7 @@ from furiosa_build.recipe.schema import (
     TargetSpec,
 )
 from furiosa_build.steps.pool import run_here
+from furiosa_build.store import Made
 
 # Before torch is imported. On tensors as small as these, threads cost more time than they save; where other work shares
 # the cores they cost ten times as much.
@@ -51,7 +52,7 @@ class PoolHere:
     def __init__(self, workers: int) -> None:
         del workers
 
-    def run(self, step: str, module: str, request: dict[str, Any], output: Path, log: Path) -> dict[str, str] | None:
+    def run(self, step: str, module: str, request: dict[str, Any], output: Path, log: Path) -> Made:
         """As Pool.run, but what the step raises comes out as it is."""
         del step, log
         return run_here(module, request, output)
@@ -64,8 +65,8 @@ class PoolHere:
 def start_build(tmp_path_factory: pytest.TempPathFactory) -> StartBuild:
     """Begins a build: `start_build(model, scheme="fp8", paged_attention_block_size=1, ...)`. No step has run.
 
-    `model` is the fields of a config.json (weights are drawn from `seed`), or a directory in Hugging Face layout. Further
-    keywords: `scheme` and `rules` of the quantization, `backend`, those of ModelSpec and those of BucketSpec.
+    `model` is the fields of a config.json (weights are drawn from `seed`), or a directory in Hugging Face layout.
+    Further keywords: `scheme` and `rules` of the quantization, `backend`, those of ModelSpec and those of BucketSpec.
     """
     root = tmp_path_factory.mktemp("builds")
 

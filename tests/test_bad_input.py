@@ -308,6 +308,11 @@ WEIGHTS = {
         ("MambaBlock is not supported", "attention interface"),
         config(model_type="mamba", architectures=["MambaForCausalLM"]),
     ),
+    "weights that are quantized": Case(
+        build(),
+        ("are quantized already", "where: config.json, quantization_config", "name the original model"),
+        config(quantization_config={"quant_method": "awq"}),
+    ),
     "unknown architecture": Case(
         build(), ("unsupported architecture: model_type 'lama'", "where: config.json"), config(model_type="lama")
     ),

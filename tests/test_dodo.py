@@ -209,7 +209,7 @@ def test_published_again_says_so(user: UserDirectory, capsys: pytest.CaptureFixt
     assert run(user.open()) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["[17/17]", "qualify", "found", "in", "the", "store,", "published", "again"]
-    assert lines[-1].startswith("ran 1 of 17 steps")
+    assert lines[-1].startswith("ran 0 of 17 steps")
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_the_error_of_a_step_is_the_last_thing_said(
     assert run(build) == status
     said = capsys.readouterr()
     assert said.err == f"error: {error}\n"
-    assert "Traceback" not in said.out
+    assert [line for line in said.out.splitlines() if not line.startswith("[")] == []
     assert BuildReporter.errors == [], "the next run in this process begins anew"
     assert "fetch" in build.done
     assert not user.artifacts.exists()

@@ -191,7 +191,13 @@ def _check_arguments(function: Callable[..., Any], call: Call) -> None:
         names = {argument.name for argument in function._schema.arguments}
         fits = names.issuperset(call.kwargs) and not any(map(keyword.iskeyword, call.kwargs))
     else:
-        fits = len(call.args) == 2 and not call.kwargs
+        match call.args:
+            case [{"ref": _}, {"ref": _} | int()]:
+                fits = not call.kwargs
+            case [int(), {"ref": _}]:  # a number times a size; what is indexed is never a number
+                fits = not call.kwargs and function is not operator.getitem
+            case _:
+                fits = False
     if not fits:
         raise ValueError(f"{call.op!r} takes no such arguments: {len(call.args)} and {sorted(call.kwargs)}")
 

@@ -62,6 +62,10 @@ def run(request: dict[str, Any], output: Path) -> None:
     for name, rows in zip(names, expected_logits, strict=True):
         logits = probed[f"logits.{name}"]
         expected, chosen = rows[-len(logits) :], probed[f"tokens.{name}"][-len(logits) :]
+        if not (logits.isfinite().all() and expected.isfinite().all()):  # no comparison would find that
+            raise RuntimeError(
+                "logits are not finite: the artifact's, or those of the reference (are the weights sound?)"
+            )
         tokens += len(chosen)
         agreeing += int((expected.argmax(-1) == chosen).sum())
         worst = max(worst, float((logits - expected).abs().max()))

@@ -51,8 +51,8 @@ def run(request: dict[str, Any], output: Path) -> dict[str, str]:
             for tensor in writer.order:
                 name = origin[tensor]
                 parameter = outline.parameters[name]
-                # Only the parts of the matrix at hand are kept. They stand side by side but for the shape, which is small
-                # and comes last: kept from every matrix it would scatter the heap, and memory would grow with depth.
+                # Only the parts of the matrix at hand are kept. They stand side by side but for the shape, which is
+                # small and comes last: kept from every matrix it would scatter the heap, and memory grow with depth.
                 if tensor.endswith(".weight_shape"):
                     writer.write(tensor, torch.tensor(parameter.shape))
                     continue

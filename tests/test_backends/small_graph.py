@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -24,7 +26,7 @@ def small_graph() -> Graph:
         TensorSpec(name="slots", role="activation", dtype="int64", shape=[4]),
         TensorSpec(name="weight", role="parameter", dtype="float32", shape=[24, 16]),
     ]
-    dynamic = ({}, {0: Dim("slots", min=2)}, {}, {})
+    dynamic: Any = ({}, {0: Dim("slots", min=2)}, {}, {})
     program = torch.export.export(Small(), tuple(inputs()), dynamic_shapes=dynamic)
     return Graph.from_exported(program, specs, ["y"])
 

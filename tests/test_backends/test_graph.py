@@ -26,13 +26,16 @@ REFUSED = (ValueError, TypeError, RuntimeError)
 class Everything(nn.Module):
     """One of each thing that a graph can hold."""
 
+    table: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("table", torch.linspace(-1, 1, 6), persistent=False)
 
-    def forward(self, unused: Tensor, x: Tensor, cache: Tensor, slots: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, unused: Tensor, x: Tensor, cache: Tensor, written: Tensor, slots: Tensor) -> tuple[Tensor, ...]:
         del unused
         cache.index_copy_(0, slots, x)
+        written.index_copy_(0, slots, x)  # and never read
         best, place = torch.max(x * self.table, dim=-1)  # one of several results
         masked = torch.full_like(x, float("-inf")).masked_fill(x > 0, 1.5)  # a float that JSON has no form for
         free = torch.arange(cache.shape[0] * 2 + 3)  # arithmetic on a free dimension
@@ -45,18 +48,19 @@ def specs() -> list[TensorSpec]:
         TensorSpec(name="unused", role="activation", dtype="float32", shape=[2]),
         TensorSpec(name="x", role="activation", dtype="float32", shape=[3, 6]),
         TensorSpec(name="cache", role="kv_cache", dtype="float32", shape=[None, 6]),
+        TensorSpec(name="written", role="kv_cache", dtype="float32", shape=[None, 6]),
         TensorSpec(name="slots", role="activation", dtype="int64", shape=[3]),
     ]
 
 
 def example(slots: int = 9) -> list[Tensor]:
     generator = torch.Generator().manual_seed(3)
-    random = [torch.randn(shape, generator=generator) for shape in ((2,), (3, 6), (slots, 6))]
+    random = [torch.randn(shape, generator=generator) for shape in ((2,), (3, 6), (slots, 6), (slots, 6))]
     return [*random, torch.tensor([7, 0, 4])]
 
 
 def traced() -> Graph:
-    dynamic = ({}, {}, {0: Dim("slots", min=2)}, {})
+    dynamic: Any = ({}, {}, {0: Dim("slots", min=2)}, {0: Dim("slots", min=2)}, {})
     program = torch.export.export(Everything(), tuple(example()), dynamic_shapes=dynamic)
     return Graph.from_exported(program, specs(), ["best", "place", "masked", "free", "gathered"])
 
@@ -71,17 +75,18 @@ def test_a_graph_read_from_json_gives_the_numbers_of_the_function(graph: Graph, 
     again = Graph.from_json(graph.to_json())
     arguments, expected_arguments = example(slots), example(slots)
     expected = Everything()(*expected_arguments)
-    assert arguments[2].equal(expected_arguments[2]) is False
+    assert not arguments[2].equal(expected_arguments[2]), "the function has not written"
     found = again.to_module()(*arguments[1:])
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype
         assert one.equal(other)
-    assert arguments[2].equal(expected_arguments[2]), "the cache is not written in place"
+    for cache, expected_cache in zip(arguments[2:4], expected_arguments[2:4], strict=True):
+        assert cache.equal(expected_cache), "a cache is not written in place"
 
 
 def test_a_graph_says_what_goes_in_and_out(graph: Graph) -> None:
-    assert [spec.name for spec in graph.inputs] == ["x", "cache", "slots"], "an unused input stays"
+    assert [spec.name for spec in graph.inputs] == ["x", "cache", "written", "slots"], "an unused input stays"
     assert graph.inputs[1].shape == [None, 6]
     assert [(spec.name, spec.dtype, spec.shape) for spec in graph.outputs] == [
         ("best", "float32", [3]),
@@ -99,7 +104,7 @@ def test_two_traces_give_the_same_bytes(graph: Graph) -> None:
 
 def test_a_graph_exported_again_gives_the_same_numbers_with_any_number_of_slots(graph: Graph) -> None:
     program, examples = graph.export()
-    assert [tuple(e.shape) for e in examples] == [(3, 6), (64, 6), (3,)]
+    assert [tuple(e.shape) for e in examples] == [(3, 6), (64, 6), (64, 6), (3,)]
     arguments, expected_arguments = example(21), example(21)
     expected = Everything()(*expected_arguments)
     for one, other in zip(program.module()(*arguments[1:]), expected, strict=True):
@@ -198,7 +203,7 @@ def test_operators_outside_of_aten_are_refused(op: str) -> None:
 @pytest.mark.parametrize("op", ["getitem", "add", "sub", "mul"])
 def test_the_listed_python_operators_take_two_values(op: str) -> None:
     module_of(with_call(f"operator.{op}", [{"ref": 0}, 1]))
-    for args in ([{"ref": 0}], [{"ref": 0}, 1, 2]):
+    for args in ([{"ref": 0}], [{"ref": 0}, 1, 2], [None, None], [1, 1], [{"ref": 0}, "a"], [{"ref": 0}, 0.5]):
         with pytest.raises(REFUSED):
             module_of(with_call(f"operator.{op}", args))
     with pytest.raises(REFUSED):
@@ -299,7 +304,9 @@ def test_constants_that_do_not_fit_their_bytes_are_refused(changes: dict[str, An
         module_of(with_constant(**changes))
 
 
-@pytest.mark.parametrize("changes", [{"schema_version": 2}, {"code": "1"}, {"nodes": None}, {"inputs": [{"name": "x"}]}])
+@pytest.mark.parametrize(
+    "changes", [{"schema_version": 2}, {"code": "1"}, {"nodes": None}, {"inputs": [{"name": "x"}]}]
+)
 def test_json_of_another_form_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="GraphData"):
         module_of(changes)

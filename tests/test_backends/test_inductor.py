@@ -70,7 +70,7 @@ def test_the_program_is_all_that_is_left_and_may_be_read_by_everyone(programs: l
 def test_a_program_that_is_no_library_is_refused_at_load(tmp_path: Path) -> None:
     program = tmp_path / "program.so"
     program.write_bytes(b"\x7fELF and no more")
-    with pytest.raises(RuntimeError, match="program.so"):
+    with pytest.raises(RuntimeError, match=r"program\.so"):
         InductorBackend().load(program)
 
 

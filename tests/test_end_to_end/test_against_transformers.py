@@ -24,7 +24,7 @@ PROMPT_LENGTHS = (1, 5, 17, 33, 48)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
 
 MARGIN = 1e-4
-"""The premise of comparing tokens: no choice is so close that float32 rounding, up to 3e-5 in these logits, turns it."""
+"""Premise of comparing tokens: no choice is so close that float32 rounding (up to 3e-5 in these logits) turns it."""
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def prompts(vocab_size: int = LLAMA["vocab_size"]) -> list[list[int]]:
 def reference_tokens(model: Any, prompt: Sequence[int]) -> tuple[list[int], float]:
     """transformers' greedy continuation, and by how much each choice was ahead of the next best, at the least.
 
-    Each prompt alone: padding to a common length would bring in transformers' masks and positions for padding, which is a
-    matter of its own, and of no use as a reference.
+    Each prompt alone: padding to a common length would bring in transformers' masks and positions for padding, which
+    are a matter of their own, and of no use as a reference.
     """
     result = model.generate(
         torch.tensor([prompt]),
@@ -86,9 +86,7 @@ def test_greedy_tokens_are_identical_in_float32(name: str, saved: Made, build_ar
         assert generate(artifact, prompts()) == expected, f"block size {block_size}"
 
 
-def test_requests_that_arrive_while_others_run_give_the_same_tokens(
-    saved: Made, build_artifact: BuildArtifact
-) -> None:
+def test_requests_that_arrive_while_others_run_give_the_same_tokens(saved: Made, build_artifact: BuildArtifact) -> None:
     artifact = build_artifact(saved("mistral"))
     alone = [generate(artifact, [prompt])[0] for prompt in prompts()]
     engine = LLMEngine(artifact)
@@ -149,9 +147,9 @@ def test_bfloat16_logits_are_as_close_to_float32_as_those_of_transformers(
 ) -> None:
     """bfloat16 has 8 bits: what matters is that nothing is lost beyond what the format costs anyone.
 
-    So the measure is the distance from the same weights computed in float32. Both sides round after every operation, in
-    another order and with other operations fused: their distances are samples of the same noise, and over some ten thousand
-    logits its root mean square is steady: ours is 0.91 to 1.00 of theirs. A lost mantissa bit doubles it.
+    So the measure is the distance from the same weights computed in float32. Both sides round after every operation,
+    in another order and with other operations fused: their distances are samples of the same noise. Over some ten
+    thousand logits its root mean square is steady: ours is 0.91 to 1.00 of theirs. A lost mantissa bit doubles it.
     """
     directory = saved(name, torch.bfloat16)
     exact, rounded = load(directory, torch.float32), load(directory, torch.bfloat16)
@@ -205,8 +203,8 @@ def test_a_quantized_artifact_is_the_quantized_checkpoint_in_transformers(
 ) -> None:
     """Greedy in float32: the same rounded weights on both sides, so the same tokens.
 
-    The reference runs once over what the artifact said: if each token is the best one after all before it, then it would
-    have said the same, token by token, at a sixtieth of the cost (compressed-tensors unpacks all weights at every step).
+    The reference runs once over what the artifact said: if each token is the best one after all before it, then it
+    would have said the same, token by token, at a sixtieth of the cost (all weights are unpacked at every step).
     """
     directory = saved(name)
     checkpoint = outputs_of(start_build(directory, scheme=scheme), "quantize")

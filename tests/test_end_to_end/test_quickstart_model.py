@@ -22,7 +22,7 @@ README_LOSS = 3.424
 
 @pytest.fixture(scope="module")
 def windows() -> list[list[int]]:
-    """All of heldout.txt as train.py reads it: windows side by side, each beginning with the last token of the one before."""
+    """heldout.txt as train.py reads it: windows side by side, the first token of each the last of the one before."""
     tokenizer = Tokenizer.from_file(str(QUICKSTART / "model" / "tokenizer.json"))
     chapters = (QUICKSTART / "heldout.txt").read_text(encoding="utf-8").strip("\n").split("\n\n")
     ids = [END]

@@ -158,9 +158,7 @@ def test_a_row_of_zeros_stays_one(scheme: Scheme) -> None:
 
 
 @pytest.mark.parametrize("scheme", QUANTIZED)
-def test_a_row_is_quantized_alike_whatever_the_other_rows_are(
-    scheme: Scheme, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_is_quantized_alike_whatever_the_other_rows_are(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = random_weight(40, 12)
     whole = quantized(weight, scheme)
     monkeypatch.setattr(quantization, "_ROWS_AT_A_TIME", 12 * 7)

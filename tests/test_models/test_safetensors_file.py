@@ -107,14 +107,18 @@ def test_tensors_out_of_order_are_refused(tmp_path: Path, two: dict[str, Tensor]
     "wrong", [torch.zeros((3, 2)), torch.zeros(6), torch.zeros((2, 3), dtype=torch.bfloat16)], ids=str
 )
 def test_a_tensor_of_another_shape_or_dtype_is_refused(tmp_path: Path, two: dict[str, Tensor], wrong: Tensor) -> None:
-    with pytest.raises(ValueError, match="laid out as"), SafetensorsWriter(tmp_path / "x", {"a": layout(two["a"])}) as w:
+    with (
+        pytest.raises(ValueError, match="laid out as"),
+        SafetensorsWriter(tmp_path / "x", {"a": layout(two["a"])}) as w,
+    ):
         w.write("a", wrong)
 
 
 def test_a_tensor_written_twice_is_refused(tmp_path: Path, two: dict[str, Tensor]) -> None:
-    with pytest.raises(ValueError, match="not the next"), SafetensorsWriter(tmp_path / "x", {"a": layout(two["a"])}) as w:
-        w.write("a", two["a"])
-        w.write("a", two["a"])
+    with SafetensorsWriter(tmp_path / "x", {"a": layout(two["a"])}) as writer:
+        writer.write("a", two["a"])
+        with pytest.raises(ValueError, match="not the next"):
+            writer.write("a", two["a"])
 
 
 def test_missing_tensors_are_refused_at_the_end(tmp_path: Path, two: dict[str, Tensor]) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 from typing import Any
 
 import pytest
@@ -52,6 +53,11 @@ DEEPSEEK: dict[str, Any] = {
 }
 
 
+@cache
+def llama() -> Outline:
+    return survey(LLAMA)
+
+
 def layers(outline: Outline) -> list[list[int]]:
     return [block.layers for block in outline.blocks]
 
@@ -65,7 +71,7 @@ def test_layers_that_are_alike_are_one_kind(name: str) -> None:
 
 
 def test_an_outline_says_what_planning_needs() -> None:
-    outline = survey(LLAMA)
+    outline = llama()
     assert outline.architecture == "LlamaForCausalLM"
     assert (outline.dtype, outline.vocab_size, outline.layer_prefix) == ("float32", 192, "model.layers.")
     assert outline.blocks[0].cache_shape == [2, 16]
@@ -114,6 +120,13 @@ def test_kinds_may_take_different_rotary_tables() -> None:
     assert {layer for layer, _ in outline.first_outputs} == {0, 2}
 
 
+def test_equal_programs_with_other_inputs_are_another_kind() -> None:
+    """With a window longer than any context both of Gemma's kinds compute the same, on different rotary tables."""
+    sliding, full = survey({**GEMMA3, "sliding_window": 2**21}).blocks
+    assert sliding.signature == full.signature
+    assert sliding.inputs != full.inputs
+
+
 def test_layers_without_positions_take_no_rotary_table() -> None:
     outline = survey(SMOLLM3)
     assert layers(outline) == [[0, 2], [1, 3]]
@@ -131,10 +144,11 @@ def test_dense_layers_among_experts_are_another_kind() -> None:
 
 
 def test_signatures_do_not_depend_on_the_number_of_layers() -> None:
-    two, nine = survey({**LLAMA, "num_hidden_layers": 2}), survey({**LLAMA, "num_hidden_layers": 9})
-    assert two.blocks[0].signature == nine.blocks[0].signature
-    assert two.first_signature == nine.first_signature
-    assert two.last_signature == nine.last_signature
+    three, nine = llama(), survey({**LLAMA, "num_hidden_layers": 9})
+    assert nine.blocks[0].layers == list(range(9))
+    assert three.blocks[0].signature == nine.blocks[0].signature
+    assert three.first_signature == nine.first_signature
+    assert three.last_signature == nine.last_signature
 
 
 @pytest.mark.parametrize(
@@ -150,7 +164,7 @@ def test_signatures_do_not_depend_on_the_number_of_layers() -> None:
     ids=["norm", "mlp", "rotary", "vocabulary", "activation", "nothing"],
 )
 def test_a_signature_changes_with_what_the_program_computes(changes: dict[str, Any], differs: set[str]) -> None:
-    one, other = survey(LLAMA), survey({**LLAMA, **changes})
+    one, other = llama(), survey({**LLAMA, **changes})
     found = {
         "first": one.first_signature != other.first_signature,
         "block": one.blocks[0].signature != other.blocks[0].signature,
@@ -171,7 +185,10 @@ def test_random_weights_cover_what_the_outline_lists() -> None:
 @pytest.mark.parametrize(
     ("hf_config", "message"),
     [
-        ({"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 4}, "GPT2LMHeadModel .* no list of decoder layers"),
+        (
+            {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 4},
+            "GPT2LMHeadModel .* no list of decoder layers",
+        ),
         ({"model_type": "mamba", "num_hidden_layers": 2, "hidden_size": 32}, "MambaBlock .* paged KV cache"),
         (
             {**LLAMA, "model_type": "gpt_oss", "head_dim": 16, "num_local_experts": 4, "rope_parameters": None},

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from furiosa_build.errors import UserError
 from furiosa_build.models import weights
+from furiosa_build.models.safetensors_file import Layout
 from furiosa_build.models.weights import RandomSource, SafetensorsSource, check_parameters, open_checkpoint
 from furiosa_build.plan.outline import ParameterOutline
 
@@ -98,6 +99,8 @@ def test_tensors_of_files_are_mapped(file: Path) -> None:
     assert source.names() == {"a", "b", "c"}
     assert source.read("a").tolist() == [[0, 1, 2], [3, 4, 5]]
     assert source.read("b").dtype == torch.bfloat16
+    assert source.layout("a") == Layout(torch.float32, (2, 3))
+    assert RandomSource(PARAMETERS, 0).layout("model.norm.weight") == Layout(torch.float32, (500,))
 
 
 def test_a_tensor_in_two_files_is_refused(file: Path) -> None:
@@ -204,8 +207,8 @@ class Given:
     def names(self) -> set[str]:
         return set(self.tensors)
 
-    def shape(self, name: str) -> list[int]:
-        return list(self.tensors[name].shape)
+    def layout(self, name: str) -> Layout:
+        return Layout(self.tensors[name].dtype, tuple(self.tensors[name].shape))
 
     def read(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -225,6 +228,13 @@ def test_missing_parameters_are_counted_and_named() -> None:
     assert "config.json" in str(error.value.hint)
     with pytest.raises(UserError, match="lack 1 of 6 parameters: f"):
         check_parameters(Given({name: torch.zeros(1) for name in "abcde"}), wanted, "")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8], ids=str)
+def test_weights_that_are_quantized_already_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(UserError, match=f"parameter a has dtype {dtype}") as error:
+        check_parameters(Given({"a": torch.zeros((2, 3)).to(dtype)}), {"a": parameter(2, 3)}, "/models/here")
+    assert error.value.where == "/models/here"
 
 
 def test_a_parameter_of_another_shape_is_named() -> None:

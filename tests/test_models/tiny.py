@@ -73,8 +73,8 @@ MODELS = {"llama": LLAMA, "tied": TIED, "mistral": MISTRAL, "qwen2": QWEN2, "qwe
 def save_random_model(hf_config: dict[str, Any], directory: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Writes a model of random weights by transformers' `save_pretrained`.
 
-    The weights are larger than an untrained model's (variance 1 / fan-in, biases and norms far from their neutral values):
-    every part of the layer moves the logits, and the largest logit is ahead of the next by more than rounding.
+    The weights are larger than an untrained model's (variance 2 / fan-in, biases and norms far from neutral): every
+    part of a layer moves the logits, and the largest logit is ahead of the next by more than rounding.
     """
     model = AutoModelForCausalLM.from_config(make_config(hf_config), dtype=torch.float32)
     # Gemma multiplies embeddings by 8 (the root of hidden_size) and norms by 1 + weight.
@@ -96,7 +96,8 @@ def save_random_model(hf_config: dict[str, Any], directory: Path, dtype: torch.d
 
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The model of `directory` by transformers alone, with its own attention."""
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="eager").eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="eager")
+    return model.eval()
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -174,7 +174,10 @@ def test_weights_take_the_dtype_of_the_model(
     ("change", "message"),
     [
         ({"model.norm.weight": None}, "lack 1 of 30 parameters: model.norm.weight"),
-        ({"model.norm.weight": torch.zeros(65)}, r"model.norm.weight has shape \[65\], the architecture asks for \[64\]"),
+        (
+            {"model.norm.weight": torch.zeros(65)},
+            r"model.norm.weight has shape \[65\], the architecture asks for \[64\]",
+        ),
     ],
     ids=["missing", "shape"],
 )
@@ -214,13 +217,14 @@ def run(layers, output):
     names = [f"model.layers.{{layer}}.{{i}}.weight" for layer in range(layers) for i in range(4)]
     parameters = {{name: ParameterOutline(dtype="float32", shape=[1024, 512], linear=True) for name in names}}
     outline = Outline(
-        architecture="", dtype="float32", vocab_size=1, layer_prefix="", blocks=[], first_outputs=[], first_signature="",
-        first_parameters=[], last_signature="", last_parameters=[], parameters=parameters,
+        architecture="", dtype="float32", vocab_size=1, layer_prefix="", blocks=[], first_outputs=[],
+        first_signature="", first_parameters=[], last_signature="", last_parameters=[], parameters=parameters,
     )
     output.mkdir()
     {step}.run({{
         "source": Source(kind="random", seed=0, parameters=parameters).model_dump(), "directory": "",
-        "outline": outline.model_dump(), "hf_config": {{}}, "schemes": dict.fromkeys(names, "{scheme}"), "checkpoint": {{}},
+        "outline": outline.model_dump(), "hf_config": {{}}, "schemes": dict.fromkeys(names, "{scheme}"),
+        "checkpoint": {{}},
     }}, output)
     return peak()
 
@@ -233,8 +237,8 @@ print(run(3, output / "few"), run(12, output / "many"))
 def test_peak_memory_does_not_grow_with_depth(module: str, scheme: str, tmp_path: Path) -> None:
     """12 layers after 3, of 8 MiB each, in one fresh process: its highest memory so far may hardly rise.
 
-    Holding the source would add 72 MiB, holding the result 18 MiB; the bound leaves 9 to the allocator's mood, which was
-    seen to take 4. (Before the shapes of int8 matrices were made when they are written, it took 14.)
+    Holding the source would add 72 MiB, holding the result 18 MiB; the bound leaves 9 to the allocator's mood, which
+    was seen to take 4. (When the shapes of int8 matrices were kept from the first to the last, it took 14.)
     """
     script = _MEASURE.format(step=module, scheme=scheme)
     command = [sys.executable, "-c", script, str(tmp_path)]

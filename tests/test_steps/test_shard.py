@@ -69,7 +69,9 @@ def test_large_parameters_are_spread_over_files(
     monkeypatch.setattr(shard, "LARGEST_FILE", 60_000)
     digests = shard.run(weights_request(start_build(saved("llama")), "partition:weights"), output)
     assert len(digests) > 3
-    assert sorted(digests) == [f"stage-0-rank-0-{i + 1:05d}-of-{len(digests):05d}.safetensors" for i in range(len(digests))]
+    assert sorted(digests) == [
+        f"stage-0-rank-0-{i + 1:05d}-of-{len(digests):05d}.safetensors" for i in range(len(digests))
+    ]
     found: dict[str, torch.Tensor] = {}
     for name, sha256 in digests.items():
         assert sha256 == hashlib.sha256((output / name).read_bytes()).hexdigest()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -44,9 +43,7 @@ def test_a_first_supertask_makes_hidden_states_and_rotary_tables(
     assert shapes(graph, "parameter") == {"model.embed_tokens.weight": [192, 64]}
     tables = [f"layers.{layer}.position_embeddings.{i}" for layer in (0, 2) for i in (0, 1)]
     assert [spec.name for spec in graph.outputs] == ["hidden_states", *tables]
-    assert {tuple(spec.shape) for spec in graph.outputs[1:]} == {(2, 64, 16), (1, 64, 16)} - {(2, 64, 16)} or {
-        tuple(spec.shape) for spec in graph.outputs[1:]
-    } == {(2, 64, 16)}
+    assert [spec.shape for spec in graph.outputs] == [[2, 64, 64], *[[2, 64, 16]] * 4]
 
 
 def test_a_decode_block_reads_its_context_from_slots(start_build: StartBuild, traced: Callable[..., Graph]) -> None:
@@ -100,7 +97,9 @@ def test_no_weight_is_in_a_graph(start_build: StartBuild, traced: Callable[..., 
         assert sum(len(constant.data) for constant in graph.data.constants) <= 2 * largest
 
 
-@pytest.mark.parametrize(("scheme", "name", "dtype"), [("fp8", "weight", "float8_e4m3fn"), ("int8", "weight_packed", "uint8")])
+@pytest.mark.parametrize(
+    ("scheme", "name", "dtype"), [("fp8", "weight", "float8_e4m3fn"), ("int8", "weight_packed", "uint8")]
+)
 def test_quantized_weights_are_inputs_as_they_are_stored(
     scheme: str, name: str, dtype: str, start_build: StartBuild, traced: Callable[..., Graph]
 ) -> None:
@@ -156,9 +155,3 @@ def test_the_supertasks_one_after_another_are_the_model(
         expected = model(ids, use_cache=False).logits
     # float32 in another order of summing, see test_against_transformers.
     torch.testing.assert_close(tensors["logits"], expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_request_is_plain_data(start_build: StartBuild) -> None:
-    """It goes to a worker process."""
-    request = trace_request(start_build(LLAMA), "partition:decode-1x64:block")
-    assert json.loads(json.dumps(request)) == request
