@@ -54,7 +54,7 @@ def fresh(tmp_path: Path, built: UserDirectory) -> UserDirectory:
 
 
 def test_the_console_script_is_installed(tmp_path: Path) -> None:
-    command = [Path(sys.executable).parent / "furiosa-build", "recipes"]
+    command = [str(Path(sys.executable).parent / "furiosa-build"), "recipes"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in ran.stdout.splitlines()] == list(PLANS)
 

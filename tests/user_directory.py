@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 from test_models.tiny import LLAMA, save_random_model
 
 from furiosa_build import cli
@@ -137,12 +136,7 @@ def steps_in_this_process() -> Iterator[pytest.MonkeyPatch]:
             raise StepError("qualify", str(error), str(log)) from error
         return output / qualify.PROBED
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # Threads that wait for each other cost more than such small numbers gain.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pool, "run", run_in_this_process)
         patch.setattr(qualify, "generate", generate)
-        try:
-            yield patch
-        finally:
-            torch.set_num_threads(threads)
+        yield patch
