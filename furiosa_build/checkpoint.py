@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from furiosa_build.errors import UserError
 
 INDEX_FILE = "model.safetensors.index.json"
-WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
+WEIGHT_PATTERNS = ("model*.safetensors", INDEX_FILE)
+"""Of the hub's files: some repositories hold the weights a second time, under names such as `consolidated`."""
 MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -22,8 +24,10 @@ MODEL_FILES = (
 
 def list_files(directory: Path) -> list[Path]:
     """The files that count, sorted."""
-    found = {path for pattern in (*WEIGHT_PATTERNS, *MODEL_FILES) for path in directory.glob(pattern) if path.is_file()}
-    return sorted(found)
+    found = {path for pattern in (*WEIGHT_PATTERNS, *MODEL_FILES) for path in directory.glob(pattern)}
+    with suppress(UserError):
+        found.update(directory / name for name in weight_files(directory))
+    return sorted(path for path in found if path.is_file())
 
 
 def weight_files(directory: Path) -> list[str]:

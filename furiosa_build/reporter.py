@@ -87,7 +87,7 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
             self._bar.stop()
         self.build.close()
         if self.errors:
-            self._print(f"{self._ran} steps ran and are kept in the store; the next build goes on from there")
+            self._print(f"{_steps(self._ran)} ran, kept in the store; the next build goes on from there")
             errors = list(self.errors)
             self.errors.clear()
             self._end_with(errors)
@@ -127,3 +127,7 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
             self._bar.start()
         running = ", ".join(sorted(self._started))
         self._bar.update(self._bar_task, completed=self._ran + self._up_to_date, description=running[:60])
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"

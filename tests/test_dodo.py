@@ -229,7 +229,7 @@ def test_the_error_of_a_step_is_the_last_thing_said(
     assert said.err == f"error: {error}\n"
     *ran, last = said.out.splitlines()
     assert all(line.startswith("[") for line in ran)
-    assert last == f"{len(ran)} steps ran and are kept in the store; the next build goes on from there"
+    assert last == f"{len(ran)} steps ran, kept in the store; the next build goes on from there"
     assert BuildReporter.errors == [], "the next run in this process begins anew"
     assert "fetch" in build.done
     assert not user.artifacts.exists()

@@ -188,9 +188,7 @@ def token_loss(model: LlamaForCausalLM, windows: torch.Tensor, reduction: str) -
     from torch.nn import functional
 
     logits = model(input_ids=windows[:, :-1], use_cache=False).logits
-    return functional.cross_entropy(
-        logits.float().flatten(0, 1), windows[:, 1:].flatten(), reduction=reduction
-    )
+    return functional.cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten(), reduction=reduction)
 
 
 def mean_loss(model: LlamaForCausalLM, ids: torch.Tensor, window: int) -> float:
@@ -320,14 +318,10 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3, help="peak; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
-    parser.add_argument(
-        "--fp32", action="store_true", help="no bfloat16 matrix products (for CPUs without them)"
-    )
+    parser.add_argument("--fp32", action="store_true", help="no bfloat16 matrix products (for CPUs without them)")
     parser.add_argument("--out", type=Path, default=HERE / "model", help="default: model/")
     parser.add_argument("--report", action="store_true", help="only print the figures of --out")
-    parser.add_argument(
-        "--make-text", type=Path, metavar="RDB", help="only make the text files, from this file"
-    )
+    parser.add_argument("--make-text", type=Path, metavar="RDB", help="only make the text files, from this file")
     args = parser.parse_args()
     if args.make_text:
         make_text(args.make_text, HERE)

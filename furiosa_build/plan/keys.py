@@ -58,7 +58,9 @@ def tool_versions(*packages: str) -> dict[str, str]:
 @cache
 def source_digest(modules: tuple[str, ...]) -> str:
     """Digest of these modules of the project and of all of its modules that they import, directly or not."""
-    return digest({name: _file_digest(name) for name in sorted(imported_modules(modules))})
+    # The package itself holds the version: a release is no reason to build everything again.
+    names = imported_modules(modules) - {"furiosa_build"}
+    return digest({name: _file_digest(name) for name in sorted(names)})
 
 
 @cache

@@ -96,10 +96,10 @@ def quantized_parameters(spec: BuildSpec, outline: Outline) -> dict[str, Scheme]
 
 
 def pretrained_id(model: ModelSpec) -> str:
-    """The model's name without a machine's directories: a hub id as it is, of a path its last part."""
+    """The model's name without a machine's directories: a hub id or a relative path as it is, else the last part."""
     path = PurePath(model.model_id_or_path)
-    is_place = path.is_absolute() or len(path.parts) > 2 or str(path)[0] in ".~"
-    return path.name if is_place and path.name else str(path)
+    is_place = path.is_absolute() or str(path)[0] in ".~"
+    return path.name if is_place and path.name else path.as_posix()
 
 
 def _buckets(spec: BuildSpec) -> Iterator[Bucket]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -28,16 +29,19 @@ class Pool:
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._executor: ProcessPoolExecutor | None = None
+        self._starting = threading.Lock()
 
     def run(self, step: str, module: str, request: dict[str, Any], output: Path, log: Path) -> Made:
         """Runs `furiosa_build.steps.MODULE` in a worker and waits. The log is kept when the step fails.
 
         Raises UserError as the step raised it, StepError for anything else that goes wrong.
         """
-        if self._executor is None:
-            self._executor = ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"))
+        with self._starting:
+            if self._executor is None:
+                self._executor = ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"))
+            executor = self._executor
         try:
-            outcome, value = self._executor.submit(_work, module, request, output, log).result()
+            outcome, value = executor.submit(_work, module, request, output, log).result()
         except BrokenProcessPool as error:
             self._executor = None
             raise StepError(step, "its process was killed (out of memory?)", str(log)) from error

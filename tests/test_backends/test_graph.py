@@ -81,8 +81,8 @@ def test_a_graph_read_from_json_gives_the_numbers_of_the_function(graph: Graph, 
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype
         assert one.equal(other)
-    for cache, expected_cache in zip(arguments[2:4], expected_arguments[2:4], strict=True):
-        assert cache.equal(expected_cache), "a cache is not written in place"
+    for found_cache, expected_cache in zip(arguments[2:4], expected_arguments[2:4], strict=True):
+        assert found_cache.equal(expected_cache), "a cache is not written in place"
 
 
 def test_a_graph_says_what_goes_in_and_out(graph: Graph) -> None:

@@ -226,7 +226,7 @@ def test_programs_do_not_depend_on_where_the_weights_come_from() -> None:
         ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
         ("gpt2", "gpt2"),
         ("/home/somebody/models/tiny", "tiny"),
-        ("examples/quickstart/model", "model"),
+        ("examples/quickstart/model", "examples/quickstart/model"),
         ("./tiny", "tiny"),
         ("../tiny", "tiny"),
         ("~/tiny", "tiny"),

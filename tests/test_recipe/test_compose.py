@@ -40,9 +40,7 @@ def test_the_shipped_recipes_are_listed_with_a_description(tmp_path: Path) -> No
 def test_a_shipped_recipe_is_short_and_valid(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.spec.name == name
-    assert recipe.spec.quantization.scheme == {"fp8": "fp8", "int8": "int8"}.get(
-        name.rpartition("-")[2], "none"
-    )
+    assert recipe.spec.quantization.scheme == {"fp8": "fp8", "int8": "int8"}.get(name.rpartition("-")[2], "none")
     lines = (REPOSITORY / "recipes" / f"{name}.yaml").read_text().splitlines()
     assert len(lines) <= 15
     assert BuildSpec.model_validate_json(recipe.spec.model_dump_json()) == recipe.spec
@@ -117,10 +115,7 @@ def test_the_users_directory_comes_first(tmp_path: Path, write: Write) -> None:
     write("conf/model/quickstart.yaml", "# Mine.\nmodel_id_or_path: mine\n")
     recipe = load_recipe("quickstart", cwd=tmp_path)
     assert (recipe.options.num_compile_workers, recipe.spec.model.model_id_or_path) == (7, "mine")
-    assert (
-        next(each for each in list_recipes(tmp_path) if each.name == "quickstart").path.parent.parent
-        == tmp_path
-    )
+    assert next(each for each in list_recipes(tmp_path) if each.name == "quickstart").path.parent.parent == tmp_path
     assert load_recipe("quickstart").spec.model.model_id_or_path == "examples/quickstart/model"
 
 
@@ -141,9 +136,7 @@ def test_an_odd_directory_name_is_no_trouble(tmp_path: Path, write: Write) -> No
     assert load_recipe("mine", cwd=tmp_path / "it's, [an] odd=name").spec.name == "mine"
 
 
-def test_in_an_installed_package_the_shipped_files_lie_inside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_an_installed_package_the_shipped_files_lie_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "shipped").symlink_to(REPOSITORY)
     monkeypatch.setattr(compose, "_PACKAGE", tmp_path / "package")

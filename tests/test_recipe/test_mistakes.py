@@ -43,9 +43,7 @@ RECIPE_NAMES = {
     "unknown": Case(
         "there is no recipe 'quikstart'", "recipes", "llama3-8b-fp8, mine, ", "'quickstart'", name="quikstart"
     ),
-    "nothing near": Case(
-        "there is no recipe 'zzz'", "recipes", "quickstart", "recipes/NAME.yaml", name="zzz"
-    ),
+    "nothing near": Case("there is no recipe 'zzz'", "recipes", "quickstart", "recipes/NAME.yaml", name="zzz"),
     "path": Case(
         "'recipes/mine.yaml' is no recipe's name",
         "recipes",
@@ -53,9 +51,7 @@ RECIPE_NAMES = {
         "'mine'",
         name="recipes/mine.yaml",
     ),
-    "parent": Case(
-        "'../mine' is no recipe's name", "recipes", "the name of a file", "'mine'", name="../mine"
-    ),
+    "parent": Case("'../mine' is no recipe's name", "recipes", "the name of a file", "'mine'", name="../mine"),
     "suffix": Case("'mine.yaml' is no recipe's name", "recipes", "without .yaml", "'mine'", name="mine.yaml"),
     "empty": Case("'' is no recipe's name", "recipes", name=""),
 }
@@ -84,9 +80,7 @@ KEYS_AND_CHOICES = {
         "9: quantization.rules[0].layer",
         "match, scheme",
     ),
-    "unknown choice": command_line(
-        "quantization=int4", "there is no quantization 'int4'", "fp8, int8, none", "'int8'"
-    ),
+    "unknown choice": command_line("quantization=int4", "there is no quantization 'int4'", "fp8, int8, none", "'int8'"),
     "choice of nothing": command_line("model=null", "model is a config group"),
     "unknown choice in the defaults": whole_file(
         "defaults:\n  - base\n  - model: llama-8b\n",
@@ -117,9 +111,7 @@ KEYS_AND_CHOICES = {
     "config out of conf": whole_file(
         "defaults:\n  - ../base\n", "'../base' leads out", "mine.yaml:2: defaults", "- NAME"
     ),
-    "defaults is no list": whole_file(
-        "defaults: base\n", "defaults is not a list", "mine.yaml:1", "`- GROUP: CHOICE`"
-    ),
+    "defaults is no list": whole_file("defaults: base\n", "defaults is not a list", "mine.yaml:1", "`- GROUP: CHOICE`"),
     "no entry of a defaults list": whole_file(
         "defaults:\n  - [base]\n", "no entry", "mine.yaml:2", "`- GROUP: CHOICE`"
     ),
@@ -141,9 +133,7 @@ KEYS_AND_CHOICES = {
         recipe="defaults:\n  - base\n  - model: quickstart\n",
         overrides=("quantization=int8",),
     ),
-    "recipe that takes in itself": whole_file(
-        "defaults: [mine]\n", "mine.yaml takes in itself", "mine.yaml: defaults"
-    ),
+    "recipe that takes in itself": whole_file("defaults: [mine]\n", "mine.yaml takes in itself", "mine.yaml: defaults"),
 }
 
 VALUES = {
@@ -165,17 +155,11 @@ VALUES = {
     "null": command_line("name=null", "name: null is not valid", "a string"),
     "name": command_line("name=a/b", "name: 'a/b' is not valid", "letters, digits"),
     "share": command_line("scheduler.spare_blocks_ratio=1.5", "1.5 is not valid", "less than 1"),
-    "scheme": command_line(
-        "quantization.scheme=fp9", "'fp9' is not valid", "'none', 'fp8' or 'int8'", "'fp8'"
-    ),
-    "instruction set": command_line(
-        "target.isa=x86-64-v5", "'x86-64-v5'", "'x86-64-v3' or 'x86-64-v4'", "x86-64-v"
-    ),
+    "scheme": command_line("quantization.scheme=fp9", "'fp9' is not valid", "'none', 'fp8' or 'int8'", "'fp8'"),
+    "instruction set": command_line("target.isa=x86-64-v5", "'x86-64-v5'", "'x86-64-v3' or 'x86-64-v4'", "x86-64-v"),
     "device": command_line("devices=npx:0", "the device 'npx:0' is not well formed", "npu:X:A-B"),
     "device not built yet": command_line("devices=npu:0", "'npu:0' is not built yet", "cpu"),
-    "parallel": command_line(
-        "parallel.tensor_parallel_size=2", "tensor_parallel_size=2 is not built yet", "1"
-    ),
+    "parallel": command_line("parallel.tensor_parallel_size=2", "tensor_parallel_size=2 is not built yet", "1"),
     "rule of another scheme": command_line(
         "quantization.rules=[{match: a, scheme: fp8}]",
         "the rule's scheme 'fp8' mixes with scheme='none'",
@@ -187,9 +171,7 @@ VALUES = {
         "[[4, 512], [1, 512]] are not sorted",
         "[[1, 512], [4, 512]]",
     ),
-    "bucket twice": command_line(
-        "buckets.decode_buckets=[[1,512],[1,512]]", "not sorted and unique", "[[1, 512]]"
-    ),
+    "bucket twice": command_line("buckets.decode_buckets=[[1,512],[1,512]]", "not sorted and unique", "[[1, 512]]"),
     "bucket too long": command_line(
         "buckets.prefill_buckets=[[1,64],[1,1024]]",
         "the bucket [1, 1024] is longer than",
@@ -199,39 +181,27 @@ VALUES = {
         "buckets.prefill_buckets=[[1,2,3]]", "[1, 2, 3] is not [batch, length]", "two whole numbers"
     ),
     "buckets of numbers": command_line("buckets.prefill_buckets=[1,128]", "the bucket 1 is not", "[1, 128]"),
-    "no buckets": command_line(
-        "buckets.prefill_buckets=128", "128 is not a list of buckets", "[[1, 128], [4, 128]]"
-    ),
-    "too few KV blocks": command_line(
-        "buckets.paged_attention_num_blocks=31", "31 hold 496 tokens", "at least 32"
-    ),
+    "no buckets": command_line("buckets.prefill_buckets=128", "128 is not a list of buckets", "[[1, 128], [4, 128]]"),
+    "too few KV blocks": command_line("buckets.paged_attention_num_blocks=31", "31 hold 496 tokens", "at least 32"),
 }
 
 ARCHITECTURE = {
     "too many layers": command_line(
         "model.num_hidden_layers=33", "33 is more than the model's own 32 layers", "1 to 32"
     ),
-    "too long": command_line(
-        "buckets.max_seq_len_to_capture=200000", "max_position_embeddings=131072", "1 to 131072"
-    ),
+    "too long": command_line("buckets.max_seq_len_to_capture=200000", "max_position_embeddings=131072", "1 to 131072"),
     "no type": command_line("~model.architecture.model_type", "has no model_type", "a string"),
     "no classes": command_line(
         "model.architecture.architectures=[]", "architectures=[] is not valid", "a list of class names"
     ),
-    "no size": command_line(
-        "model.architecture.hidden_size=big", "hidden_size='big' is not valid", "a whole number"
-    ),
+    "no size": command_line("model.architecture.hidden_size=big", "hidden_size='big' is not valid", "a whole number"),
 }
 
 FILES = {
     "syntax": in_file("model: [\n", "mine.yaml is not valid YAML", "8", hint="quote a value"),
     "tab": in_file("model:\n\ta: 1\n", "mine.yaml is not valid YAML", "8", hint="spaces"),
-    "control character": whole_file(
-        "name: \x01\n", "mine.yaml is not valid YAML", "recipes/mine.yaml", hint="quote"
-    ),
-    "key twice": in_file(
-        "model: {}\nmodel: {}\n", "model is written twice, first on line 7", "8", hint="remove one"
-    ),
+    "control character": whole_file("name: \x01\n", "mine.yaml is not valid YAML", "recipes/mine.yaml", hint="quote"),
+    "key twice": in_file("model: {}\nmodel: {}\n", "model is written twice, first on line 7", "8", hint="remove one"),
     "odd key": in_file("? [a]\n: b\n", "a key is a list", "7", "a word"),
     "tag": in_file("name: !!python/name:os.system\n", "unknown YAML tag", "7: name", hint="texts, numbers"),
     "empty": whole_file("", "mine.yaml is empty", "recipes/mine.yaml", "`key: value`"),
@@ -241,17 +211,13 @@ FILES = {
 }
 
 OVERRIDES = {
-    "bracket": command_line(
-        "buckets.prefill_buckets=[[1,128]", "is not an override", "key=value", "'key=[1, 2]'"
-    ),
+    "bracket": command_line("buckets.prefill_buckets=[[1,128]", "is not an override", "key=value", "'key=[1, 2]'"),
     "no value": command_line(
         "model.revision", "'model.revision' is not an override", "key=value", "model.revision=VALUE"
     ),
     "empty": command_line("", "'' is not an override", "key=value", "KEY=VALUE"),
     "sweep": command_line("quantization=fp8,int8", "gives several values", hint="one value at a time"),
-    "range": command_line(
-        "model.num_hidden_layers=range(1,4)", "gives several values", hint="one value at a time"
-    ),
+    "range": command_line("model.num_hidden_layers=range(1,4)", "gives several values", hint="one value at a time"),
     "hydra": command_line("hydra.run.dir=x", "would set Hydra up", "key=value"),
     "nothing to remove": command_line("~model.nope", "'model.nope' does not exist"),
 }
@@ -262,24 +228,16 @@ INTERPOLATIONS = {
     "environment": in_file(
         "name: ${oc.env:HOME}\n", "'${oc.env:HOME}' asks for a value from outside", "7: name", "${key}"
     ),
-    "hidden resolver": in_file(
-        "name: ${${target.name}:HOME}\n", "asks for a value from outside", "7: name", "${key}"
-    ),
+    "hidden resolver": in_file("name: ${${target.name}:HOME}\n", "asks for a value from outside", "7: name", "${key}"),
     "time": command_line("name=${now:%Y}", "asks for a value from outside", "${key}", "the same artifact"),
     "no value yet": in_file("name: ???\n", "Missing mandatory value: name", "7: name"),
 }
 
 TRAPS = {
     "no": in_file("name: no\n", "name: no is read as the boolean false", "7: name", "a string", 'name: "no"'),
-    "on": in_file(
-        "save_dir: on\n", "save_dir: on is read as the boolean true", "7: save_dir", hint='save_dir: "on"'
-    ),
-    "octal": in_file(
-        "model: {num_hidden_layers: 010}\n", "010 is read as the number 8", "7: model.", hint="write 10"
-    ),
-    "time": in_file(
-        "num_compile_workers: 12:30\n", "12:30 is read as the number 750", "7: num", hint='"12:30"'
-    ),
+    "on": in_file("save_dir: on\n", "save_dir: on is read as the boolean true", "7: save_dir", hint='save_dir: "on"'),
+    "octal": in_file("model: {num_hidden_layers: 010}\n", "010 is read as the number 8", "7: model.", hint="write 10"),
+    "time": in_file("num_compile_workers: 12:30\n", "12:30 is read as the number 750", "7: num", hint='"12:30"'),
     "revision as infinity": in_file(
         "model:\n  revision: 84e5123\n",
         "84e5123 is read as the number inf",

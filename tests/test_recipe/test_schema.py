@@ -71,9 +71,7 @@ def test_the_default_number_of_blocks_fills_every_decode_bucket_and_no_more(
     buckets: list[tuple[int, int]], block_size: int
 ) -> None:
     decode_buckets = tuple(sorted(set(buckets)))
-    spec = BucketSpec(
-        decode_buckets=decode_buckets, max_seq_len_to_capture=99, paged_attention_block_size=block_size
-    )
+    spec = BucketSpec(decode_buckets=decode_buckets, max_seq_len_to_capture=99, paged_attention_block_size=block_size)
     room = [spec.num_blocks // batch * block_size - length for batch, length in decode_buckets]
     assert min(room) >= 0
     assert min(room) < block_size
@@ -85,9 +83,7 @@ def test_the_default_number_of_blocks_fills_every_decode_bucket_and_no_more(
     st.floats(0, 1, exclude_max=True),
     st.dictionaries(st.text(), st.integers() | st.text() | st.none() | st.lists(st.integers())),
 )
-def test_a_spec_comes_back_from_json_as_it_was(
-    layers: int, scheme: str, ratio: float, extra: dict[str, Any]
-) -> None:
+def test_a_spec_comes_back_from_json_as_it_was(layers: int, scheme: str, ratio: float, extra: dict[str, Any]) -> None:
     spec = spec_of(
         model={"model_id_or_path": "x", "num_hidden_layers": layers, "architecture": extra | ARCHITECTURE},
         quantization={"scheme": scheme, "rules": [{"match": "lm_head.*", "scheme": "none"}]},
@@ -120,9 +116,7 @@ def test_the_first_rule_that_matches_wins() -> None:
         {"match": "model.layers.*", "scheme": "fp8"},
     ]
     spec = QuantizationSpec.model_validate({"scheme": "fp8", "rules": rules})
-    schemes = {
-        name: spec.scheme_of(name) for name in ("lm_head.weight", "model.layers.1.a", "model.layers.2.a", "b")
-    }
+    schemes = {name: spec.scheme_of(name) for name in ("lm_head.weight", "model.layers.1.a", "model.layers.2.a", "b")}
     assert schemes == {
         "lm_head.weight": "none",
         "model.layers.1.a": "none",
@@ -141,9 +135,7 @@ def test_the_first_rule_that_matches_wins() -> None:
         ({"max_position_embeddings": 32}, "max_seq_len_to_capture=64 is more than", "1 to 32"),
     ],
 )
-def test_an_architecture_read_later_is_checked_the_same(
-    changes: dict[str, Any], what: str, valid: str
-) -> None:
+def test_an_architecture_read_later_is_checked_the_same(changes: dict[str, Any], what: str, valid: str) -> None:
     model = {"model_id_or_path": "x", "num_hidden_layers": 2}
     spec = spec_of(model=model)
     check_architecture(spec, ARCHITECTURE, "config.json")
