@@ -19,7 +19,7 @@ from furiosa_build.artifact import writer
 from furiosa_build.artifact.schema import ARTIFACT_FILE, MANIFEST_FILE, Artifact, FileRecord, Manifest
 from furiosa_build.backends import get_backend
 from furiosa_build.checkpoint import list_files
-from furiosa_build.errors import StepError
+from furiosa_build.errors import StepError, UserError
 from furiosa_build.plan.keys import key_factors, key_of, tool_versions
 from furiosa_build.plan.outline import Outline
 from furiosa_build.plan.planner import Plan, Step, make_plan
@@ -223,8 +223,7 @@ class Build:
 
     def _weights_request(self, step: Step) -> dict[str, Any]:
         source = self._source()
-        needs_files = source.kind != "random"
-        directory = fetch.locate(self.spec.model, self.recipe.roots, source.revision) if needs_files else None
+        directory = None if source.kind == "random" else self._unchanged_directory(source)
         checkpoint = {}
         if step.action != "quantize":
             outputs = self._record("quantize").outputs
@@ -241,6 +240,14 @@ class Build:
             "schemes": self.plan.schemes(),
             "checkpoint": checkpoint,
         }
+
+    def _unchanged_directory(self, source: fetch.Source) -> Path:
+        """Where the weights are. Raises UserError when they are not those that were fetched."""
+        directory = fetch.locate(self.spec.model, self.recipe.roots, source.revision)
+        for name, file in source.files.items():
+            if self.store.hashes.hash(directory / name) != file.sha256:
+                raise UserError(f"{name} has changed since it was fetched", where=str(directory), hint="build again")
+        return directory
 
     def _trace_request(self, step: Step) -> dict[str, Any]:
         assert step.bucket is not None

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,6 +147,14 @@ def test_changed_weights_of_the_same_shapes_compile_nothing(user: UserDirectory)
     assert user.build() == ["fetch", *WEIGHTS, *ARTIFACT]
     assert user.latest().metadata.artifact_id != before.metadata.artifact_id
     assert user.latest().model_metadata.weights_digest != before.model_metadata.weights_digest
+
+
+def test_weights_that_change_during_a_build_are_refused(user: UserDirectory) -> None:
+    with closing(user.open("quantization=int8")) as build:
+        build.run("fetch")
+        change_weights(user.root / "tiny")
+        with pytest.raises(UserError, match=r"model.safetensors has changed since it was fetched"):
+            build.run("quantize")
 
 
 def test_a_touched_file_runs_nothing(user: UserDirectory) -> None:
