@@ -64,7 +64,7 @@ def make_inputs(graph: Graph, shape: BucketShape) -> list[torch.Tensor]:
     """Random parameters; sequences that lie one after the other in the cache, full to the last token."""
     slots = torch.arange(shape.batch * shape.context).reshape(shape.batch, shape.context)
     fixed = {
-        "slot_mapping": slots[:, -shape.query :],
+        "slot_mapping": slots[:, -shape.query :].contiguous(),
         "context_slots": slots,
         "context_lens": torch.full((shape.batch,), shape.context),
     }

@@ -26,8 +26,8 @@ from furiosa_build.plan.planner import Plan, Step, make_plan
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import Recipe, check_architecture
 from furiosa_build.steps import fetch, package, qualify, survey, trace
-from furiosa_build.steps.pool import Pool
 from furiosa_build.store import ActionRecord, Made, Store, default_store_root
+from furiosa_build.workers import Pool
 
 
 @dataclass(frozen=True)

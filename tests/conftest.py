@@ -22,8 +22,8 @@ from furiosa_build.recipe.schema import (
     Recipe,
     TargetSpec,
 )
-from furiosa_build.steps.pool import run_here
 from furiosa_build.store import Made
+from furiosa_build.workers import run_here
 
 # Before torch is imported. On tensors as small as these, threads cost more time than they save; where other work shares
 # the cores they cost ten times as much.

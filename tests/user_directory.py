@@ -22,8 +22,8 @@ from furiosa_build.build import Build, open_build
 from furiosa_build.errors import BuildError, StepError
 from furiosa_build.runtime.probe import probe
 from furiosa_build.steps import qualify
-from furiosa_build.steps.pool import Pool, run_here
 from furiosa_build.store import Made
+from furiosa_build.workers import Pool, run_here
 
 CONFIG: dict[str, Any] = {**LLAMA, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "vocab_size": 64}
 

@@ -112,7 +112,8 @@ Role = Literal["activation", "parameter", "kv_cache"]
 class TensorSpec(Record):
     """One input or output of a program. A dimension of None is free: the number of slots of a KV cache.
 
-    A parameter whose stored dtype differs is reinterpreted bytewise (little-endian): the number of bytes agrees.
+    All are contiguous, in row-major order. A parameter whose stored dtype differs is reinterpreted bytewise
+    (little-endian): the number of bytes agrees.
     """
 
     name: str

@@ -89,6 +89,10 @@ class InductorBackend:
                 "cpp.simdlen": _SIMD_BITS[isa],
             }
             library = aot_compile(program.module(), examples, options=options)
+            if Path(library).with_suffix(".json").exists():
+                raise RuntimeError(
+                    "the program calls operators that AOTInductor cannot call without torch's dispatcher"
+                )
             shutil.move(str(library), output)
         output.chmod(0o644)
 

@@ -187,7 +187,8 @@ class _Function(nn.Module):
         self._function = function
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        return self._function(*values)
+        # A compiled program takes its inputs' strides for granted: what one returns and the next takes is contiguous.
+        return tuple(value.contiguous() for value in self._function(*values))
 
 
 def _record(skeleton: Skeleton, ids: Tensor, positions: Tensor, calls: list[LayerCall]) -> Tensor:

@@ -22,7 +22,7 @@ _DRAW = 1 << 22
 """Random numbers drawn at a time, so that memory stays bounded."""
 
 
-_UNQUANTIZED = (torch.float32, torch.bfloat16, torch.float16)
+_UNQUANTIZED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class TensorSource(Protocol):
@@ -127,7 +127,7 @@ def check_parameters(source: TensorSource, parameters: Mapping[str, ParameterOut
             raise UserError(
                 f"parameter {name} has dtype {layout.dtype}: the weights are quantized already",
                 where=where,
-                valid="float32, bfloat16 or float16",
+                valid="float64, float32, bfloat16 or float16",
             )
         shape = list(layout.shape)
         if shape != outline.shape:
