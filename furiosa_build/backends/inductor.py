@@ -88,12 +88,12 @@ class InductorBackend:
                 "cpp.march": isa,
                 "cpp.simdlen": _SIMD_BITS[isa],
             }
-            library = aot_compile(program.module(), examples, options=options)
-            if Path(library).with_suffix(".json").exists():
+            library = Path(str(aot_compile(program.module(), examples, options=options)))
+            if library.with_suffix(".json").exists():
                 raise RuntimeError(
                     "the program calls operators that AOTInductor cannot call without torch's dispatcher"
                 )
-            shutil.move(str(library), output)
+            shutil.move(library, output)
         output.chmod(0o644)
 
     def load(self, program: Path) -> LoadedProgram:
