@@ -52,6 +52,8 @@ def doit_tasks(build: Build) -> Iterator[dict[str, Any]]:
             **({"name": name} if name else {}),
             "doc": step.description,
             "actions": [(_run, (build, step.name))],
+            # doit would put a stream of its own in place of sys.stdout, for all threads at once.
+            "io": {"capture": False},
             "uptodate": [(_is_done, (build, step.name))],
             "task_dep": list(step.needs),
         }

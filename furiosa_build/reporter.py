@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
@@ -30,6 +31,7 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
         self._begin = time.monotonic()
         self._started: set[str] = set()
         self._total = self._ran = self._up_to_date = 0
+        self._lock = threading.Lock()  # doit calls from the threads that run the steps
         self._ended = False
         self._bar: Progress | None = None
         self._bar_task: Any = None
@@ -50,15 +52,19 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
 
     def execute_task(self, task: Any) -> None:
         """A step begins."""
-        if task.actions:
+        if not task.actions:
+            return
+        with self._lock:
             self._started.add(task.name)
             self._show_progress()
 
     def add_success(self, task: Any) -> None:
         """A step has ended well."""
-        if task.actions:
+        if not task.actions:
+            return
+        done = self.build.done[task.name]
+        with self._lock:
             self._started.remove(task.name)
-            done = self.build.done[task.name]
             if done.ran:
                 self._ran += 1
                 took = f"{done.record.seconds:7.1f} s"
@@ -115,13 +121,21 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
             self.outstream.flush()
 
     def _show_progress(self) -> None:
-        if not sys.stdout.isatty():
+        if not self.outstream.isatty():
             return
         if self._bar is None:
+            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), transient=True
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("{task.description}"),
+                console=Console(file=self.outstream),
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
             )
             self._bar_task = self._bar.add_task("", total=self._total)
             self._bar.start()

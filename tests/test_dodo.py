@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
+import re
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -244,3 +248,30 @@ def test_an_error_of_this_program_shows_where_it_comes_from(
     out = capsys.readouterr().out
     assert "Traceback" in out
     assert "AssertionError: a bug" in out
+
+
+def test_a_terminal_shows_one_progress_bar(fresh: UserDirectory) -> None:
+    master, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from furiosa_build.cli import main; main()", "build", "tiny"],
+        cwd=fresh.root,
+        env={**os.environ, "FURIOSA_BUILD_CACHE": str(fresh.store), "TERM": "xterm", "COLUMNS": "120"},
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    kill = threading.Timer(120, process.kill)  # a deadlock is a failure, not a wait
+    kill.start()
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: the other side has closed it
+        while chunk := os.read(master, 1 << 16):
+            shown += chunk
+    os.close(master)
+    status = process.wait()
+    kill.cancel()
+    assert status == 0, shown
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    counts = [int(count) for count in re.findall(r"(\d+)/17 \d:\d\d:\d\d", plain)]
+    assert counts == sorted(counts), "a second bar would begin at nought again"
+    assert counts[-1] == 17
+    assert "ran 17 of 17 steps" in plain
