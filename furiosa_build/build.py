@@ -113,6 +113,11 @@ class Build:
         if not all(self.is_done(name) for name, step in self.plan.steps.items() if step.action == "compile"):
             self.backend.check_toolchain()
 
+    def interrupt(self) -> None:
+        """Makes the steps that run fail at once, and no other begin. For signal handlers."""
+        self._builders.kill()
+        self._compilers.kill()
+
     def close(self) -> None:
         """Ends the worker processes."""
         self._builders.close()

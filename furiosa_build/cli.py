@@ -106,3 +106,6 @@ def main() -> None:
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("interrupted by SIGINT", file=sys.stderr)
+        sys.exit(130)

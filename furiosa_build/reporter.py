@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 import time
@@ -33,6 +34,8 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
         self._total = self._ran = self._up_to_date = 0
         self._lock = threading.Lock()  # doit calls from the threads that run the steps
         self._ended = False
+        self._interrupted_by: int | None = None
+        self._handlers: dict[int, Any] = {}
         self._bar: Progress | None = None
         self._bar_task: Any = None
 
@@ -45,6 +48,8 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
                 reached.add(name)
                 pending.extend(tasks[name].task_dep)
         self._total = sum(1 for name in reached if tasks[name].actions)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._interrupt)
         try:
             self.build.check_toolchain()
         except BuildError as error:
@@ -89,13 +94,19 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
         """Ends the run, with the exit status of the first error if there was one."""
         if self._ended:
             return
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         if self._bar is not None:
             self._bar.stop()
         self.build.close()
-        if self.errors:
+        errors = list(self.errors)
+        self.errors.clear()
+        if errors or self._interrupted_by is not None:
             self._print(f"{_steps(self._ran)} ran, kept in the store; the next build goes on from there")
-            errors = list(self.errors)
-            self.errors.clear()
+        if self._interrupted_by is not None:
+            print(f"interrupted by {signal.Signals(self._interrupted_by).name}", file=sys.stderr)
+            sys.exit(128 + self._interrupted_by)
+        if errors:
             self._end_with(errors)
         super().complete_run()
         if not self.failures and not self.runtime_errors and "qualify" in self.build.done:
@@ -105,6 +116,11 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
         if self.failures or self.runtime_errors:
             # An error of this program; doit's own status for it is that of bad input.
             sys.exit(StepError.exit_status)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        del frame
+        self._interrupted_by = number
+        self.build.interrupt()
 
     def _end_with(self, errors: Sequence[BuildError]) -> NoReturn:
         self._ended = True

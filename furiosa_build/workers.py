@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib import import_module
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ class Pool:
         self._workers = workers
         self._executor: ProcessPoolExecutor | None = None
         self._starting = threading.Lock()
+        self._killed = False
 
     def run(self, step: str, module: str, request: dict[str, Any], output: Path, log: Path) -> Made:
         """Runs `furiosa_build.steps.MODULE` in a worker and waits. The log is kept when the step fails.
@@ -37,14 +40,21 @@ class Pool:
         Raises UserError as the step raised it, StepError for anything else that goes wrong.
         """
         with self._starting:
+            if self._killed:
+                raise StepError(step, "the build was interrupted")
             if self._executor is None:
-                self._executor = ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"))
+                _track_quietly()
+                context = multiprocessing.get_context("spawn")
+                self._executor = ProcessPoolExecutor(self._workers, context, initializer=_begin)
             executor = self._executor
         try:
             outcome, value = executor.submit(_work, module, request, output, log).result()
         except BrokenProcessPool as error:
-            self._executor = None
-            raise StepError(step, "its process was killed (out of memory?)", str(log)) from error
+            with self._starting:
+                self._executor = None
+            executor.shutdown()
+            cause = "the build was interrupted" if self._killed else "its process was killed (out of memory?)"
+            raise StepError(step, cause, str(log)) from error
         if outcome != "failed":
             log.unlink(missing_ok=True)
         if outcome == "user error":
@@ -53,11 +63,43 @@ class Pool:
             raise StepError(step, value, str(log))
         return value  # type: ignore[no-any-return]
 
+    def kill(self) -> None:
+        """Ends the workers at once, with the compilers they have started; steps that run fail. For signal handlers."""
+        self._killed = True
+        processes = {} if self._executor is None else self._executor._processes or {}
+        for process in list(processes.values()):
+            try:
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            except ProcessLookupError:  # not a group of its own yet, or gone
+                process.kill()
+
     def close(self) -> None:
         """Ends the workers."""
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
             self._executor = None
+
+
+def _begin() -> None:
+    """In a new worker: makes a process group of it and its compilers, which ends when the build's process does."""
+    os.setpgid(0, 0)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _track_quietly() -> None:
+    """Starts the process that cleans up semaphores. When workers are killed there are some, and it would say so."""
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.pop()
 
 
 def run_here(module: str, request: dict[str, Any], output: Path) -> Made:
