@@ -44,7 +44,9 @@ def main(schemes: list[str], buckets: list[BucketShape]) -> None:
             quantized = {f"model.layers.0.{name}.weight": scheme for name in LINEARS if scheme != "none"}
             tracer = Tracer(CONFIG, quantized)  # type: ignore[arg-type]
             for shape in buckets:
-                graph, library = tracer.block(shape, 0), Path(work) / "program.so"
+                graph = tracer.block(shape, 0)
+                name = f"{shape.batch}x{shape.query}x{shape.context}"
+                library = Path(work) / f"{scheme}-{name}.so"  # one path, one library: the loader knows it by its name
                 begin = time.monotonic()
                 backend.compile(graph, library, isa, Path(work) / "scratch")
                 compiled = time.monotonic() - begin
@@ -52,7 +54,6 @@ def main(schemes: list[str], buckets: list[BucketShape]) -> None:
                 seconds = fastest(backend.load(library), inputs)
                 size = sum(t.nbytes for t, spec in zip(inputs, graph.inputs, strict=True) if spec.role == "parameter")
                 flops = 2 * shape.batch * shape.query * 60.8e6
-                name = f"{shape.batch}x{shape.query}x{shape.context}"
                 print(
                     f"{scheme:8} {name:>12} {compiled:10.1f} {seconds * 1e3:8.2f} {size / seconds / 1e9:6.1f} "
                     f"{flops / seconds / 1e9:7.0f}",
