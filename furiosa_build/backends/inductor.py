@@ -62,18 +62,13 @@ class InductorBackend:
         return {"torch": version("torch"), "c++": _compiler_version(_compiler())}
 
     def compile(self, graph: Graph, output: Path, isa: str, scratch: Path) -> None:
-        """Compiles to a shared library. `scratch` keeps precompiled headers, which cost 18 s to make."""
+        """Compiles to a shared library. `scratch` keeps what torch has found out about the compiler."""
         self.check_toolchain()
         scratch.mkdir(parents=True, exist_ok=True)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scratch)
         import torch
-        from torch._inductor import aot_compile, codecache
+        from torch._inductor import aot_compile
 
-        # torch puts these 280 MB into the temporary directory, whatever its cache directory is.
-        codecache._HEADER_DIR = str(scratch / "precompiled_headers")
-        codecache._HEADER_LOCK_DIR = str(scratch / "precompiled_headers" / "locks")
-        # torch calls the openssl program to name a precompiled header. Without it, programs compile more slowly.
-        precompile = shutil.which("openssl") is not None
         program, examples = graph.export()
         with tempfile.TemporaryDirectory(dir=scratch, prefix="program-") as work, torch.no_grad():
             os.environ[_WORK_VARIABLE] = work
@@ -81,8 +76,9 @@ class InductorBackend:
                 "aot_inductor.output_path": f"{work}/program.so",
                 "aot_inductor.model_name_for_generated_files": "program",
                 "aot_inductor.enable_line_tables": False,
-                "aot_inductor.precompile_headers": precompile,
-                "cpp_cache_precompile_headers": precompile,
+                # Precompiled headers cost 270 MB, the openssl program, and more time than they save for ten programs.
+                "aot_inductor.precompile_headers": False,
+                "cpp_cache_precompile_headers": False,
                 "cpp.cxx": (None, str(_path_free_compiler(scratch))),
                 "cpp.dynamic_threads": True,
                 "cpp.march": isa,
@@ -127,8 +123,8 @@ def _compiler_version(compiler: str) -> str:
 def _path_free_compiler(scratch: Path) -> Path:
     """A compiler that forgets where it ran: inductor has no option for further flags, but takes any executable.
 
-    It stays in one place, for precompiled headers are remembered by the compiler's path; the directory of the program
-    at hand reaches it through the environment.
+    It stays in one place, for torch remembers by the compiler's path what the compiler can do; the directory of the
+    program at hand reaches it through the environment.
     """
     import torch
 
