@@ -229,19 +229,19 @@ def run(layers, output):
     return peak()
 
 output = Path(sys.argv[1])
-print(run(3, output / "few"), run(12, output / "many"))
+print(run(4, output / "few"), run(24, output / "many"))
 """
 
 
 @pytest.mark.parametrize(("module", "scheme"), [("quantize", "fp8"), ("quantize", "int8"), ("shard", "none")])
 def test_peak_memory_does_not_grow_with_depth(module: str, scheme: str, tmp_path: Path) -> None:
-    """12 layers after 3, of 8 MiB each, in one fresh process: its highest memory so far may hardly rise.
+    """24 layers after 4, of 8 MiB each, in one fresh process: its highest memory so far may hardly rise.
 
-    Holding the source would add 72 MiB, holding the result 18 MiB; the bound leaves 9 to the allocator's mood, which
-    was seen to take 4. (When the shapes of int8 matrices were kept from the first to the last, it took 14.)
+    Holding the source would add 160 MiB, holding the result 40; the bound leaves half of that to the allocator's mood,
+    which was seen to take 10 whatever the depth. (When the shapes of int8 matrices were kept, it grew with the depth.)
     """
     script = _MEASURE.format(step=module, scheme=scheme)
     command = [sys.executable, "-c", script, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
     few, many = map(float, result.stdout.split())
-    assert many - few < 9
+    assert many - few < 20
