@@ -97,10 +97,8 @@ class Build:
         step = self.plan.steps[name]
         with _failing(name):
             if name not in self.done:
-                key, factors = self._key(step), self._factors(step)
-                if key is None or factors is None:
-                    key, factors = self._late_key(step)
-                record, ran = self.store.obtain(key, name, factors, self._work_of(step))
+                factors = self._factors(step) or self._late_factors(step)
+                record, ran = self.store.obtain(key_of(factors), name, factors, self._work_of(step))
                 self.done[name] = Done(record, ran)
             if name == "package":
                 self._publish()
@@ -126,8 +124,8 @@ class Build:
     def _find(self, name: str) -> ActionRecord | None:
         """The step's action, if its key is known and the store has it."""
         if name not in self.done:
-            key = self._key(self.plan.steps[name])
-            record = self.store.find(key) if key else None
+            factors = self._factors(self.plan.steps[name])
+            record = self.store.find(key_of(factors)) if factors else None
             if record is None:
                 return None
             self.done[name] = Done(record, ran=False)
@@ -135,12 +133,8 @@ class Build:
 
     # What a step's key is made of.
 
-    def _key(self, step: Step) -> str | None:
-        """None while the output of a step that it needs is unknown."""
-        factors = self._factors(step)
-        return None if factors is None else key_of(factors)
-
     def _factors(self, step: Step) -> dict[str, Any] | None:
+        """None while the output of a step that it needs is unknown."""
         inputs = {}
         for needed in step.needs:
             record = self._find(needed)
@@ -190,8 +184,8 @@ class Build:
             hashes = {name: sha256 for name, sha256 in hashes.items() if not name.endswith(".safetensors")}
         return None if None in hashes.values() else key_of({"files": hashes})
 
-    def _late_key(self, step: Step) -> tuple[str, dict[str, Any]]:
-        """The key of a fetch whose source had to be read first."""
+    def _late_factors(self, step: Step) -> dict[str, Any]:
+        """Of a fetch whose source has to be read first."""
         if step.action != "fetch":
             raise StepError(step.name, "a step that it needs has not run")
         directory = fetch.locate(self.spec.model, self.recipe.roots, None)
@@ -200,7 +194,7 @@ class Build:
         factors = self._factors(step)
         if factors is None:
             raise StepError(step.name, f"the files in {directory} change while they are read")
-        return key_of(factors), factors
+        return factors
 
     # How a step's output is made.
 

@@ -48,12 +48,12 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
                 reached.add(name)
                 pending.extend(tasks[name].task_dep)
         self._total = sum(1 for name in reached if tasks[name].actions)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._interrupt)
         try:
             self.build.check_toolchain()
         except BuildError as error:
             self._end_with([error])
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._interrupt)
 
     def execute_task(self, task: Any) -> None:
         """A step begins."""
@@ -83,7 +83,8 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
     def skip_uptodate(self, task: Any) -> None:
         """A step had nothing to do."""
         if task.actions:
-            self._up_to_date += 1
+            with self._lock:
+                self._up_to_date += 1
 
     def add_failure(self, task: Any, fail: Any) -> None:
         """A step has failed; what is not one of our own errors is doit's to tell."""

@@ -51,8 +51,8 @@ class Pool:
             outcome, value = executor.submit(_work, module, request, output, log).result()
         except BrokenProcessPool as error:
             with self._starting:
-                self._executor = None
-            executor.shutdown()
+                if self._executor is executor:  # another step may have begun a new one meanwhile
+                    self._executor = None
             cause = "the build was interrupted" if self._killed else "its process was killed (out of memory?)"
             raise StepError(step, cause, str(log)) from error
         if outcome != "failed":
@@ -69,7 +69,8 @@ class Pool:
         processes = {} if self._executor is None else self._executor._processes or {}
         for process in list(processes.values()):
             try:
-                os.killpg(process.pid or 0, signal.SIGKILL)
+                if process.pid is not None:
+                    os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:  # not a group of its own yet, or gone
                 process.kill()
 

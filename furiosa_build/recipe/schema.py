@@ -18,7 +18,6 @@ from pydantic_core import PydanticCustomError
 from furiosa_build.errors import UserError
 
 Scheme = Literal["none", "fp8", "int8"]
-SCHEMES: tuple[Scheme, ...] = ("none", "fp8", "int8")
 
 
 def _invalid(what: str, *, key: tuple[str | int, ...] = (), valid: str = "") -> PydanticCustomError:

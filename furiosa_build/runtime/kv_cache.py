@@ -9,9 +9,6 @@ from numpy.typing import NDArray
 
 Slots = NDArray[np.int64]
 
-SCRATCH_BLOCK = 0
-"""Padding writes here (slot 0 and up). It is never handed out."""
-
 
 @dataclass
 class BlockTable:
@@ -24,7 +21,7 @@ class BlockTable:
 class BlockManager:
     """Hands out KV blocks 1 to num_blocks to sequences, each to one at a time.
 
-    The caches need (num_blocks + 1) * block_size slots, because of the scratch block.
+    Block 0 is scratch: padding writes there. So the caches need (num_blocks + 1) * block_size slots.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
