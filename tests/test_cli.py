@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from user_directory import Ran, UserDirectory, furiosa_build, make_model, make_user_directory, steps_in_this_process
+from user_directory import (
+    Ran,
+    UserDirectory,
+    furiosa_build,
+    make_built_directory,
+    make_user_directory,
+    steps_in_this_process,
+)
 
 from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.runtime import LLM, SamplingParams
@@ -37,11 +44,7 @@ def _in_this_process() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> UserDirectory:
     """A directory in which the recipe has been built."""
-    root = tmp_path_factory.mktemp("cli")
-    user = make_user_directory(root / "user", root / "store", make_model(root / "model" / "tiny"))
-    with steps_in_this_process():
-        user.build()
-    return user
+    return make_built_directory(tmp_path_factory.mktemp("cli"))
 
 
 @pytest.fixture

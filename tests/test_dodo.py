@@ -16,7 +16,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from user_directory import UserDirectory, make_model, make_user_directory, steps_in_this_process
+from user_directory import UserDirectory, make_built_directory, make_user_directory, steps_in_this_process
 
 from furiosa_build import dodo
 from furiosa_build.build import Build
@@ -55,11 +55,7 @@ STEPS = [
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> UserDirectory:
     """A directory in which the recipe has been built."""
-    root = tmp_path_factory.mktemp("dodo")
-    user = make_user_directory(root / "user", root / "store", make_model(root / "model" / "tiny"))
-    with steps_in_this_process():
-        user.build()
-    return user
+    return make_built_directory(tmp_path_factory.mktemp("dodo"))
 
 
 @pytest.fixture

@@ -78,6 +78,14 @@ def make_user_directory(root: Path, store: Path, model: Path) -> UserDirectory:
     return UserDirectory(root, store)
 
 
+def make_built_directory(root: Path) -> UserDirectory:
+    """A new directory in which the recipe has been built."""
+    user = make_user_directory(root / "user", root / "store", make_model(root / "model" / "tiny"))
+    with steps_in_this_process():
+        user.build()
+    return user
+
+
 def make_model(directory: Path) -> Path:
     """The tiny model, with random weights."""
     with pytest.MonkeyPatch.context() as patch, Path(os.devnull).open("w") as nowhere:
