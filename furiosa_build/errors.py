@@ -41,6 +41,18 @@ class StepError(BuildError):
         super().__init__(f"step {step} failed: {cause}" + (f"\n  log: {log}" if log else ""))
 
 
+class PreflightError(BuildError):
+    """The build was refused before it began: this machine has not what it needs. The message gives the figures."""
+
+    exit_status = 4
+
+
+class VerificationError(BuildError):
+    """An artifact, a store or a repeated build is not what it should be. Every finding is one line."""
+
+    exit_status = 5
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """A hint such as ``did you mean 'fp8'?`` for the choice nearest to `word`, or the empty string."""
     matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
