@@ -20,6 +20,7 @@ from furiosa_build.artifact.schema import ARTIFACT_FILE, MANIFEST_FILE, Artifact
 from furiosa_build.backends import get_backend
 from furiosa_build.checkpoint import list_files
 from furiosa_build.errors import StepError, UserError
+from furiosa_build.memory import Watch
 from furiosa_build.plan.keys import key_factors, key_of, tool_versions
 from furiosa_build.plan.outline import Outline
 from furiosa_build.plan.planner import Plan, Step, make_plan
@@ -51,7 +52,8 @@ class Build:
         self.spec, self.options = recipe.spec, recipe.options
         self.cwd = cwd or Path.cwd()
         cache = self.options.cache_dir
-        self.store = Store((Path(cache).expanduser() if cache else default_store_root()).absolute())
+        root = (Path(cache).expanduser() if cache else default_store_root()).absolute()
+        self.store = Store(root, verify=self.options.verify_inputs, spare=self.directory.parent)
         self.backend = get_backend(self.spec.backend.name)
         self.done: dict[str, Done] = {}
         self._builders = Pool(self.options.num_pipeline_builder_workers)
@@ -117,9 +119,10 @@ class Build:
         self._compilers.kill()
 
     def close(self) -> None:
-        """Ends the worker processes."""
+        """Ends the worker processes, and this process's work with the store."""
         self._builders.close()
         self._compilers.close()
+        self.store.close()
 
     def _find(self, name: str) -> ActionRecord | None:
         """The step's action, if its key is known and the store has it."""
@@ -201,9 +204,9 @@ class Build:
     def _work_of(self, step: Step) -> Callable[[Path], Made]:
         match step.action:
             case "fetch":
-                return self._fetch
+                return _watched(self._fetch)
             case "package":
-                return self._package
+                return _watched(self._package)
             case "compile":
                 return self._in_worker(step, self._compilers, self._compile_request(step))
             case "qualify":
@@ -216,9 +219,8 @@ class Build:
         log = self.store.log_path(step.name)
         return lambda output: pool.run(step.name, step.action, request, output, log)
 
-    def _fetch(self, output: Path) -> Made:
+    def _fetch(self, output: Path) -> None:
         fetch.run(self.spec.model, self.recipe.roots, self.plan.outline.parameters, self.store.hashes.hash, output)
-        return Made()
 
     def _weights_request(self, step: Step) -> dict[str, Any]:
         source = self._source()
@@ -270,7 +272,7 @@ class Build:
             "scratch": str(self.store.scratch(self.spec.backend.name)),
         }
 
-    def _package(self, output: Path) -> Made:
+    def _package(self, output: Path) -> None:
         source = self._source()
         programs = []
         for step in self.plan.steps.values():
@@ -298,7 +300,6 @@ class Build:
         }
         digest = self._record("fetch").digest
         package.write(package.package(self.plan, programs, parameters, source, digest, model_files), output)
-        return Made()
 
     def _publish(self) -> None:
         record, manifest, directory = self._record("package"), self._manifest(), self.version_directory
@@ -315,10 +316,9 @@ class Build:
 
     def _qualify(self, output: Path) -> Made:
         log = self.store.log_path("qualify")
-        probed = qualify.generate(self.version_directory, output, log)
         request = self._weights_request(self.plan.steps["qualify"])
-        self._builders.run("qualify", "qualify", {**request, "probed": str(probed)}, output, log)
-        return Made()
+        request |= {"artifact": str(self.version_directory), "log": str(log)}
+        return self._builders.run("qualify", "qualify", request, output, log)
 
     def _accept(self) -> None:
         figures = self.store.path(self._record("qualify").outputs[qualify.OUTPUT])
@@ -357,6 +357,17 @@ class Build:
                     lambda output: self._builders.run("survey", "survey", request, output, log),
                 )
         return Outline.model_validate(self.store.read_json(record, survey.OUTPUT))
+
+
+def _watched(work: Callable[[Path], None]) -> Callable[[Path], Made]:
+    """Work that is done in this process: the memory is the process's, whatever else it does meanwhile."""
+
+    def watched(output: Path) -> Made:
+        with Watch() as watch:
+            work(output)
+        return Made(peak=watch.peak)
+
+    return watched
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from furiosa_build import cache_cli
 from furiosa_build.errors import BuildError
 
 app = typer.Typer(
@@ -16,6 +17,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(cache_cli.app, name="cache")
 
 RecipeName = Annotated[str, typer.Argument(metavar="NAME", help="A recipe; `furiosa-build recipes` lists them.")]
 Overrides = Annotated[
@@ -31,12 +34,19 @@ ArtifactPath = Annotated[
 
 
 @app.command()
-def build(name: RecipeName, overrides: Overrides = None) -> None:
+def build(
+    name: RecipeName,
+    overrides: Overrides = None,
+    verify_inputs: Annotated[
+        bool, typer.Option("--verify-inputs", help="Read all inputs again, even those that look unchanged.")
+    ] = False,
+) -> None:
     """Build a recipe's artifact, doing only the steps that are not done yet."""
     from furiosa_build import dodo
     from furiosa_build.build import open_build
 
-    sys.exit(dodo.run(open_build(name, overrides or [])))
+    flags = ["verify_inputs=true"] if verify_inputs else []
+    sys.exit(dodo.run(open_build(name, [*(overrides or []), *flags])))
 
 
 @app.command()

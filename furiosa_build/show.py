@@ -45,7 +45,7 @@ def result_text(build: Build) -> str:
     directory = build.version_directory
     return "\n".join(
         [
-            f"artifact   {_short(directory)} ({_bytes(artifact_size(directory))})",
+            f"artifact   {_short(directory)} ({size_text(artifact_size(directory))})",
             f"qualified  {_qualification(directory)}",
             *_random_note(build.spec.model.seed_for_random_weight),
         ]
@@ -76,18 +76,18 @@ def artifact_text(artifact: Artifact, directory: Path) -> str:
         f"buckets       prefill {_sizes(config.prefill_buckets)}; decode {_sizes(config.decode_buckets)}; "
         f"sequences up to {config.max_seq_len_to_capture} tokens",
         f"KV cache      {config.paged_attention_num_blocks} blocks of {config.paged_attention_block_size} tokens, "
-        f"{_bytes(_kv_bytes(artifact))}",
+        f"{size_text(_kv_bytes(artifact))}",
         f"scheduler     max_processing_samples={scheduler.max_processing_samples}, "
         f"spare_blocks_ratio={scheduler.spare_blocks_ratio}",
-        f"size          {_bytes(artifact_size(directory))}: parameters {_bytes(sizes['params'])}, programs "
-        f"{_bytes(sizes['programs'])}, model files {_bytes(sizes['model'])}",
+        f"size          {size_text(artifact_size(directory))}: parameters {size_text(sizes['params'])}, programs "
+        f"{size_text(sizes['programs'])}, model files {size_text(sizes['model'])}",
         "programs",
     ]
     uses = Counter((pipeline.name, task.program) for pipeline in artifact.pipelines for task in pipeline.supertasks)
     for name, program in artifact.programs.items():
         used_by = ", ".join(f"{n} x in {pipeline}" for (pipeline, p), n in uses.items() if p == name)
         size = (directory / program.file).stat().st_size
-        lines.append(f"  {name:28} {program.kind:8} {_bytes(size):>10}  {used_by}")
+        lines.append(f"  {name:28} {program.kind:8} {size_text(size):>10}  {used_by}")
     lines.append(f"qualified     {_qualification(directory.resolve())}")
     return "\n".join(lines)
 
@@ -133,7 +133,7 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _bytes(number: int) -> str:
+def size_text(number: int) -> str:
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if number >= size:
             return f"{number / size:.3g} {unit}"

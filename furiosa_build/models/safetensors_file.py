@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from furiosa_build.faults import reach
+
 _CODES = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
@@ -63,6 +65,7 @@ class SafetensorsWriter:
         if (tensor.dtype, tuple(tensor.shape)) != self._layouts[name]:
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, laid out as {self._layouts[name]}")
         self._pending.pop(0)
+        reach("mid-write")
         self._put(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     def __exit__(

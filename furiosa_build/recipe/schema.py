@@ -304,6 +304,7 @@ class BuildOptions(Section):
     cache_dir: str | None = None
     num_compile_workers: PositiveInt = 1
     num_pipeline_builder_workers: PositiveInt = 1
+    verify_inputs: bool = False
 
 
 class Recipe(Section):

@@ -1,29 +1,37 @@
 """Actions: what a step made, under the key of all that determined it.
 
 blobs/ab/abcd...              content by sha256
-actions/ab/KEY/manifest.json  the outputs of one action; its presence is what makes the action done
+actions/ab/KEY/manifest.json  the outputs of one action; its presence is what makes the action done, its time of
+                              modification is when the action was last used
                key_factors.json   what the key was made of
-staging/  locks/  logs/  scratch/  hashes.sqlite
+sessions/  locks/  logs/  scratch/  hashes.sqlite  gc.lock
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from furiosa_build.canonical import canonical_json, digest
+from furiosa_build.faults import doing, reach
+from furiosa_build.memory import Usage
 from furiosa_build.store.blobs import Blobs
+from furiosa_build.store.guard import shared
 from furiosa_build.store.hashing import HashMemory
+from furiosa_build.store.sessions import Session
 
 
 def default_store_root() -> Path:
@@ -40,12 +48,18 @@ class Output(BaseModel):
 
 
 class ActionRecord(BaseModel):
-    """A finished action: its outputs by relative path, and how long it took (seconds; not part of any digest)."""
+    """A finished action: its outputs by relative path, and what they cost (not part of any digest).
+
+    `seconds`: how long it took. `peak_memory` and `peak_mapped`: most bytes of private memory, and of mapped pages of
+    files, that it used at a time; None where that is unknown.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     key: str
     step: str
     seconds: float
+    peak_memory: int | None = None
+    peak_mapped: int | None = None
     outputs: dict[str, Output]
 
     @property
@@ -60,65 +74,99 @@ class Made(NamedTuple):
     Attributes:
         digests: sha256 of output files (relative paths) that the work already knows.
         seconds: How long it worked, without waiting for its turn; None: all the time counts.
+        peak: The memory it used at its peak; None: unknown.
     """
 
     digests: Mapping[str, str] = {}
     seconds: float | None = None
+    peak: Usage | None = None
 
 
 class Store:
-    """A store in `root`. Every method may be called by several processes at once."""
+    """A store in `root`. Every method may be called by several processes at once.
 
-    def __init__(self, root: Path) -> None:
+    A store that cannot be written is used as it is; what it lacks is made in a directory that `close` removes.
+
+    Args:
+        root: The store's directory; need not exist.
+        verify: Read every file again, instead of trusting that one that looks unchanged is.
+        spare: Where to make, in a directory of its own, what a store that cannot be written lacks; None: in TMPDIR.
+
+    Attributes:
+        tell: Called with what a person may want to know: whom a step waits for, that nothing can be kept.
+    """
+
+    def __init__(self, root: Path, verify: bool = False, spare: Path | None = None) -> None:
         self.root = root
-        self._blobs = Blobs(root / "blobs")
-        self.hashes = HashMemory(root / "hashes.sqlite")
+        self.tell: Callable[[str], None] = lambda _: None
+        self.hashes = HashMemory(root / "hashes.sqlite", trust=not verify)
+        self._spare = spare
+        self._blobs = Blobs(root / "blobs", self.hashes)
+        self._session = Session(root)
+        self._making_substitute = threading.Lock()
+        self._substitute: Store | None = None
+
+    @cached_property
+    def is_writable(self) -> bool:
+        """Whether finished steps can be kept."""
+        nearest = next(place for place in (self.root, *self.root.parents) if place.exists())
+        return os.access(nearest, os.W_OK | os.X_OK)
 
     def find(self, key: str) -> ActionRecord | None:
-        """The action of this key, if it is done and all its blobs are there."""
-        try:
-            record = ActionRecord.model_validate_json(self._manifest(key).read_bytes())
-        except (FileNotFoundError, ValueError):
-            return None
-        complete = all(self._blobs.holds(output.sha256, output.size) for output in record.outputs.values())
-        return record if complete else None
+        """The action of this key, if it is done and all its blobs are whole."""
+        with shared(self.root):
+            found = self._find(key)
+        if found is None and self._substitute is not None:
+            return self._substitute.find(key)
+        return found
 
     def path(self, output: Output) -> Path:
         """The read-only file that holds an output."""
-        return self._blobs.path(output.sha256)
+        path = self._blobs.path(output.sha256)
+        return self._substitute.path(output) if self._substitute is not None and not path.exists() else path
 
     def read_json(self, record: ActionRecord, path: str) -> Any:
         """An output as JSON."""
         return json.loads(self.path(record.outputs[path]).read_bytes())
 
+    def records(self) -> Iterator[tuple[ActionRecord, dict[str, Any], float]]:
+        """All finished actions with the factors of their keys and the time they were last used (Unix seconds)."""
+        for manifest in sorted(self.root.glob("actions/*/*/manifest.json")):
+            try:
+                record = ActionRecord.model_validate_json(manifest.read_bytes())
+                factors = json.loads((manifest.parent / "key_factors.json").read_bytes())
+                yield record, factors, manifest.stat().st_mtime
+            except (OSError, ValueError):  # removed or damaged: as good as not there
+                continue
+
     def scratch(self, name: str) -> Path:
         """A directory that survives, for a tool's own caches; nothing may depend on what is in it."""
-        return self.root / "scratch" / name
+        return self._written().root / "scratch" / name
 
     def log_path(self, step: str) -> Path:
         """Where a step's log goes."""
-        path = self.root / "logs" / f"{step.replace(':', '-')}-{os.getpid()}.log"
+        path = self._written().root / "logs" / f"{step.replace(':', '-')}-{os.getpid()}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     @contextmanager
-    def lock(self, key: str) -> Iterator[None]:
+    def lock(self, key: str, step: str) -> Iterator[None]:
         """Saves two processes from doing the same work. Nothing is wrong without it."""
         path = self.root / "locks" / key
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path):
-            yield
-
-    @contextmanager
-    def staging(self) -> Iterator[Path]:
-        """An empty directory on the store's file system; gone afterwards."""
-        parent = self.root / "staging"
-        parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(dir=parent))
+        holder = path.with_suffix(".holder")
+        lock = FileLock(path)
         try:
-            yield directory
+            lock.acquire(timeout=0)
+        except Timeout:
+            self.tell(f"{step}: waiting for {_read_holder(holder)}, which is doing it")
+            lock.acquire()
+        try:
+            with suppress(OSError):  # it only informs
+                holder.write_text(f"process {os.getpid()} on {platform.node()}")
+            yield
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            lock.release()
 
     def obtain(
         self,
@@ -131,40 +179,103 @@ class Store:
 
         Returns the action and whether `work` ran. When `work` raises, nothing is recorded.
         """
-        with self.lock(key):
+        if not self.is_writable:
+            found = self.find(key)
+            return (found, False) if found is not None else self._written().obtain(key, step, factors, work)
+        with doing(step), self.lock(key, step):
             found = self.find(key)
             if found is not None:
                 return found, False
-            with self.staging() as staged:
+            reach("before-staging")
+            with self._session.staging() as staged:
                 begin = time.monotonic()
                 made = work(staged)
                 return self._commit(key, step, staged, factors, made, time.monotonic() - begin), True
+
+    def close(self) -> None:
+        """Ends this process's work with the store."""
+        self._session.close()
+        if self._substitute is not None:
+            self._substitute.close()
+            shutil.rmtree(self._substitute.root, ignore_errors=True)
+
+    def _find(self, key: str) -> ActionRecord | None:
+        manifest = self._manifest(key)
+        try:
+            record = ActionRecord.model_validate_json(manifest.read_bytes())
+        except (OSError, ValueError):
+            return None
+        if not all(self._blobs.holds(output.sha256, output.size) for output in record.outputs.values()):
+            return None
+        if self.is_writable:
+            with suppress(OSError):  # a full disk, or another user's file
+                self._session.pin(key)
+                os.utime(manifest)
+        return record
+
+    def _written(self) -> Store:
+        """The store that takes what is new: this one, or its substitute."""
+        if self.is_writable:
+            return self
+        with self._making_substitute:
+            if self._substitute is None:
+                if self._spare is not None:
+                    self._spare.mkdir(parents=True, exist_ok=True)
+                self._substitute = Store(Path(tempfile.mkdtemp(dir=self._spare, prefix=".store-")))
+                self.tell(f"the store {self.root} cannot be written: what is built is not kept there")
+            return self._substitute
 
     def _commit(
         self, key: str, step: str, staged: Path, factors: Mapping[str, Any], made: Made, elapsed: float
     ) -> ActionRecord:
         """Takes all files of `staged` in and publishes the action by one rename."""
-        outputs = {}
-        for file in sorted(path for path in staged.rglob("*") if path.is_file()):
-            relative = file.relative_to(staged).as_posix()
-            sha256, size = self._blobs.adopt(file, made.digests.get(relative))
-            outputs[relative] = Output(size=size, sha256=sha256)
-        seconds = round(elapsed if made.seconds is None else made.seconds, 3)
-        record = ActionRecord(key=key, step=step, seconds=seconds, outputs=outputs)
-        directory = self._manifest(key).parent
-        directory.mkdir(parents=True, exist_ok=True)
-        self._write(directory / "key_factors.json", canonical_json(factors))
-        self._write(self._manifest(key), canonical_json(record.model_dump(mode="json")))
-        return record
+        with shared(self.root):
+            outputs = {}
+            for file in sorted(path for path in staged.rglob("*") if path.is_file()):
+                relative = file.relative_to(staged).as_posix()
+                sha256, size = self._blobs.adopt(file, made.digests.get(relative))
+                outputs[relative] = Output(size=size, sha256=sha256)
+            seconds = round(elapsed if made.seconds is None else made.seconds, 3)
+            private, mapped = made.peak or (None, None)
+            record = ActionRecord(
+                key=key, step=step, seconds=seconds, peak_memory=private, peak_mapped=mapped, outputs=outputs
+            )
+            directory = self._manifest(key).parent
+            directory.mkdir(parents=True, exist_ok=True)
+            self._session.pin(key)
+            _write(directory / "key_factors.json", canonical_json(factors))
+            _write(self._manifest(key), canonical_json(record.model_dump(mode="json")), announced=True)
+            return record
 
     def _manifest(self, key: str) -> Path:
         return self.root / "actions" / key[:2] / key / "manifest.json"
 
-    def _write(self, path: Path, data: bytes) -> None:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+
+def _read_holder(path: Path) -> str:
+    try:
+        return path.read_text() or "another process"
+    except OSError:
+        return "another process"
+
+
+def _write(path: Path, data: bytes, announced: bool = False) -> None:
+    """Writes a file that is there whole or not at all."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            file.write(data[: len(data) // 2])
+            if announced:
+                file.flush()
+                reach("mid-write")
+            file.write(data[len(data) // 2 :])
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
+        if announced:
+            reach("before-rename")
         Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    if announced:
+        reach("after-rename")

@@ -6,24 +6,27 @@ import os
 import shutil
 from pathlib import Path
 
-from furiosa_build.store.hashing import hash_file
+from furiosa_build.faults import reach
+from furiosa_build.store.hashing import HashMemory, hash_file
 
 
 class Blobs:
-    """A directory of files named by their sha256."""
+    """A directory of files named by their sha256. `hashes` remembers which of them were read and found whole."""
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, hashes: HashMemory) -> None:
+        self.root = root
+        self._hashes = hashes
 
     def path(self, sha256: str) -> Path:
         """Where the blob is, or would be."""
-        return self._root / sha256[:2] / sha256
+        return self.root / sha256[:2] / sha256
 
     def holds(self, sha256: str, size: int) -> bool:
-        """Whether the blob is there with its full size."""
+        """Whether the blob is there and whole. It is read only if it looks changed since it was last read."""
+        path = self.path(sha256)
         try:
-            return self.path(sha256).stat().st_size == size
-        except FileNotFoundError:
+            return path.stat().st_size == size and self._hashes.hash(path) == sha256
+        except OSError:
             return False
 
     def adopt(self, file: Path, sha256: str | None = None) -> tuple[str, int]:
@@ -35,10 +38,12 @@ class Blobs:
             file.unlink()
             return sha256, size
         file.chmod(0o444)
-        _sync(file)
+        sync(file)
+        reach("after-fsync")
         target.parent.mkdir(parents=True, exist_ok=True)
         file.replace(target)
-        _sync(target.parent)
+        sync(target.parent)
+        self._hashes.remember(target, sha256)
         return sha256, size
 
 
@@ -52,7 +57,8 @@ def place(source: Path, target: Path) -> None:
         target.chmod(0o444)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Returns when a file, or the entries of a directory, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

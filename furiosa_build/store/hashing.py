@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
 
 _CHUNK = 1 << 22
 
@@ -23,25 +25,36 @@ def hash_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
 
 
 class HashMemory:
-    """Hashes seen before. A file that changes without changing its size, times and inode goes unnoticed."""
+    """Hashes seen before. A file that changes without changing its size, times and inode goes unnoticed.
 
-    def __init__(self, database: Path) -> None:
+    A memory that cannot be read or written is no error: everything is hashed again.
+
+    Args:
+        database: Where hashes are remembered between processes.
+        trust: False: what other processes have hashed is read again.
+    """
+
+    def __init__(self, database: Path, trust: bool = True) -> None:
         self._database = database
+        self._trust = trust
+        self._known_here: dict[_Identity, str] = {}
 
     def recall(self, path: Path) -> str | None:
         """The file's sha256 if it is known and the file looks unchanged."""
-        if not self._database.exists():
-            return None
-        with closing(self._connect()) as connection:
+        identity = _identity(path)
+        if identity in self._known_here or not self._trust:
+            return self._known_here.get(identity)
+        with suppress(sqlite3.Error), self._connected("ro") as connection:
             row = connection.execute(
                 "SELECT sha256 FROM hashes WHERE path=? AND size=? AND mtime_ns=? AND inode=?",
-                _identity(path),
+                identity,
             ).fetchone()
-        return None if row is None else str(row[0])
+            return None if row is None else str(row[0])
+        return None
 
-    def hash(self, path: Path, progress: Callable[[int], None] | None = None) -> str:
-        """The file's sha256, read only if it is not known yet."""
-        known = self.recall(path)
+    def hash(self, path: Path, progress: Callable[[int], None] | None = None, anew: bool = False) -> str:
+        """The file's sha256, read only if it is not known yet, or is wanted `anew`."""
+        known = None if anew else self.recall(path)
         if known is not None:
             if progress is not None:
                 progress(path.stat().st_size)
@@ -49,20 +62,48 @@ class HashMemory:
         before = _identity(path)
         sha256 = hash_file(path, progress)
         if _identity(path) == before:
-            with closing(self._connect()) as connection, connection:
-                connection.execute("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?, ?)", (*before, sha256))
+            self._remember(before, sha256)
         return sha256
 
-    def _connect(self) -> sqlite3.Connection:
+    def remember(self, path: Path, sha256: str) -> None:
+        """Notes what the caller knows: that `path`, as it is now, has this sha256."""
+        self._remember(_identity(path), sha256)
+
+    def forget_missing(self) -> None:
+        """Forgets files that are gone."""
+        with suppress(sqlite3.Error), self._connected("rw") as connection:
+            paths = [path for (path,) in connection.execute("SELECT path FROM hashes")]
+            gone = [(path,) for path in paths if not Path(path).exists()]
+            connection.executemany("DELETE FROM hashes WHERE path=?", gone)
+
+    def _remember(self, identity: _Identity, sha256: str) -> None:
+        self._known_here[identity] = sha256
+        try:
+            self._write(identity, sha256)
+        except (sqlite3.OperationalError, OSError):  # read-only, full, or locked for a minute
+            return
+        except sqlite3.DatabaseError:  # damaged
+            self._database.unlink(missing_ok=True)
+
+    def _write(self, identity: _Identity, sha256: str) -> None:
         self._database.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self._database, timeout=60)
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS hashes "
-            "(path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, sha256 TEXT)"
-        )
-        return connection
+        with self._connected("rwc") as connection:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS hashes "
+                "(path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, sha256 TEXT)"
+            )
+            connection.execute("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?, ?)", (*identity, sha256))
+
+    @contextmanager
+    def _connected(self, mode: Literal["ro", "rw", "rwc"]) -> Iterator[sqlite3.Connection]:
+        uri = f"file:{quote(str(self._database))}?mode={mode}"
+        with closing(sqlite3.connect(uri, uri=True, timeout=60)) as connection, connection:
+            yield connection
 
 
-def _identity(path: Path) -> tuple[str, int, int, int]:
+_Identity = tuple[str, int, int, int]
+
+
+def _identity(path: Path) -> _Identity:
     stat = path.stat()
     return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from furiosa_build import faults
 from furiosa_build.canonical import canonical_json, digest
 from furiosa_build.store import ActionRecord, Made, Store, default_store_root
 
@@ -93,7 +94,7 @@ def test_key_factors_lie_beside_the_manifest(store: Store) -> None:
 
 def test_nothing_but_the_action_is_left(store: Store) -> None:
     obtain(store, TWO_FILES)
-    assert not list((store.root / "staging").iterdir())
+    assert not [path for path in (store.root / "sessions").glob("*/*") if path.is_dir()]
 
 
 def test_outputs_are_read_only(store: Store) -> None:
@@ -140,22 +141,16 @@ def test_a_failure_is_not_recorded(store: Store, error: BaseException) -> None:
         obtain(store, work)
     assert store.find(KEY) is None
     assert not (store.root / "actions").exists()
-    assert not list((store.root / "staging").iterdir())
+    assert not [path for path in (store.root / "sessions").glob("*/*") if path.is_dir()]
     assert obtain(store, TWO_FILES)[1], "the next build tries again"
 
 
 def test_an_action_is_not_done_before_its_manifest_is_written(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = Store._write
-
-    def write_but_manifests(self: Store, path: Path, data: bytes) -> None:
-        if path.name == "manifest.json":
-            raise OSError("disk full")
-        write(self, path, data)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "_write", write_but_manifests)
-        with pytest.raises(OSError, match="disk full"):
+        patch.setenv(faults.VARIABLE, "test@before-rename=errno:ENOSPC")
+        with pytest.raises(OSError, match="No space left"):
             obtain(store, TWO_FILES)
+    assert not list(store.root.glob("actions/*/*/.manifest*"))
     assert store.find(KEY) is None
     assert obtain(store, TWO_FILES)[1]
 
@@ -225,8 +220,8 @@ def test_other_keys_do_not_wait_for_each_other(store: Store) -> None:
 
 def test_with_locks_that_do_nothing_the_result_is_right(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def nothing(self: Store, key: str) -> Iterator[None]:
-        del self, key
+    def nothing(self: Store, key: str, step: str) -> Iterator[None]:
+        del self, key, step
         yield
 
     monkeypatch.setattr(Store, "lock", nothing)
@@ -245,7 +240,7 @@ def test_with_locks_that_do_nothing_the_result_is_right(store: Store, monkeypatc
     assert found is not None
     assert store.read_json(found, "deep/er/two") == {"a": 2}
     assert len([path for path in (store.root / "blobs").rglob("*") if path.is_file()]) == 2
-    assert not list((store.root / "staging").iterdir())
+    assert not [path for path in (store.root / "sessions").glob("*/*") if path.is_dir()]
 
 
 def _obtain_in_process(root: Path, runs: Path, start: Barrier, results: Queue[Any]) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import furiosa_build.store.blobs
 from furiosa_build.store.blobs import Blobs, place
+from furiosa_build.store.hashing import HashMemory
 
 CONTENT = b"some content"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -20,7 +21,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture
 def blobs(tmp_path: Path) -> Blobs:
-    return Blobs(tmp_path / "blobs")
+    return Blobs(tmp_path / "blobs", HashMemory(tmp_path / "hashes.sqlite"))
 
 
 def new_file(directory: Path, content: bytes = CONTENT, name: str = "new") -> Path:
@@ -72,8 +73,12 @@ def test_a_digest_that_is_known_is_not_computed_again(
     assert blobs.adopt(new_file(tmp_path), SHA256) == (SHA256, len(CONTENT))
 
 
-@pytest.mark.parametrize("damage", [b"", CONTENT[:-1], CONTENT + b"x", None], ids=["empty", "short", "long", "gone"])
-def test_holds_only_what_is_there_in_full(blobs: Blobs, tmp_path: Path, damage: bytes | None) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [b"", CONTENT[:-1], CONTENT + b"x", CONTENT[:-1] + b"x", None],
+    ids=["empty", "short", "long", "other", "gone"],
+)
+def test_holds_only_what_is_there_and_whole(blobs: Blobs, tmp_path: Path, damage: bytes | None) -> None:
     assert not blobs.holds(SHA256, len(CONTENT))
     blobs.adopt(new_file(tmp_path))
     assert blobs.holds(SHA256, len(CONTENT))
@@ -86,7 +91,7 @@ def test_holds_only_what_is_there_in_full(blobs: Blobs, tmp_path: Path, damage: 
 @given(st.binary(max_size=200))
 def test_what_is_adopted_is_found_by_its_digest(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as name:
-        blobs = Blobs(Path(name) / "blobs")
+        blobs = Blobs(Path(name) / "blobs", HashMemory(Path(name) / "hashes.sqlite"))
         sha256, size = blobs.adopt(new_file(Path(name), content))
         assert (sha256, size) == (hashlib.sha256(content).hexdigest(), len(content))
         assert blobs.holds(sha256, size)

@@ -1,0 +1,46 @@
+"""Named points at which a test may stop or fail a build: how the fault tests in tests/faults reach a certain moment.
+
+`FURIOSA_BUILD_FAULT=STEP@POINT=FIFO` makes the process that first reaches POINT while doing STEP write a line into the
+named pipe and wait there for ever, to be killed. `STEP@POINT=errno:ENOSPC` makes it fail with that error instead.
+Without the variable a point does nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+VARIABLE = "FURIOSA_BUILD_FAULT"
+
+_step: ContextVar[str] = ContextVar("step", default="")
+
+
+@contextmanager
+def doing(step: str) -> Iterator[None]:
+    """What is done within is done for `step`."""
+    token = _step.set(step)
+    try:
+        yield
+    finally:
+        _step.reset(token)
+
+
+def reach(point: str) -> None:
+    """Says that the current step has come to `point`. Raises OSError when such a fault is asked for."""
+    wanted = os.environ.get(VARIABLE)
+    if not wanted:
+        return
+    place, _, fault = wanted.partition("=")
+    if place != f"{_step.get()}@{point}":
+        return
+    if fault.startswith("errno:"):
+        number = getattr(errno, fault.removeprefix("errno:"))
+        raise OSError(number, os.strerror(number), f"fault point {point}")
+    with Path(fault).open("w") as pipe:
+        pipe.write(f"{os.getpid()}\n")
+    threading.Event().wait()

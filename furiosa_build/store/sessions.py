@@ -1,0 +1,94 @@
+"""A session is one process at work with a store: what it uses is pinned, its unfinished work lies in one directory.
+
+sessions/ID/lock   held as long as the process lives, however it ends
+            pins   keys of the actions that it uses, a line each
+            ...    staging directories
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from furiosa_build.store.guard import shared
+
+_LOCK = "lock"
+_PINS = "pins"
+
+
+class Session:
+    """This process's session in the store at `root`; its directory is made when it is first needed."""
+
+    def __init__(self, root: Path) -> None:
+        self._store = root
+        self._beginning = threading.Lock()
+        self._directory: Path | None = None
+        self._lock: FileLock | None = None
+        self._pinned: set[str] = set()
+
+    def pin(self, key: str) -> None:
+        """Keeps gc from removing an action while the session lasts."""
+        directory = self._begun()
+        with self._beginning:
+            if key not in self._pinned:
+                self._pinned.add(key)
+                with (directory / _PINS).open("a") as file:
+                    file.write(f"{key}\n")
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """An empty directory on the store's file system; gone afterwards."""
+        directory = Path(tempfile.mkdtemp(dir=self._begun()))
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def close(self) -> None:
+        """Ends the session."""
+        with self._beginning:
+            if self._directory is not None and self._lock is not None:
+                shutil.rmtree(self._directory, ignore_errors=True)
+                self._lock.release()
+            self._directory = self._lock = None
+            self._pinned.clear()
+
+    def _begun(self) -> Path:
+        with self._beginning:
+            if self._directory is None:
+                with shared(self._store):  # gc would take a directory whose lock is not held for one that was left
+                    parent = self._store / "sessions"
+                    parent.mkdir(parents=True, exist_ok=True)
+                    directory = Path(tempfile.mkdtemp(dir=parent, prefix=f"{os.getpid()}-"))
+                    lock = FileLock(directory / _LOCK, thread_local=False)
+                    lock.acquire()
+                self._directory, self._lock = directory, lock
+            return self._directory
+
+
+def all_sessions(root: Path) -> list[Path]:
+    """The directories of all sessions of the store at `root`."""
+    parent = root / "sessions"
+    return sorted(parent.iterdir()) if parent.is_dir() else []
+
+
+def is_alive(directory: Path) -> bool:
+    """Whether the session's process still holds its lock. Only where locks work."""
+    try:
+        with FileLock(directory / _LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def pins(directory: Path) -> set[str]:
+    """Keys of the actions that a session uses."""
+    file = directory / _PINS
+    return set(file.read_text().split()) if file.is_file() else set()
