@@ -10,23 +10,25 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from furiosa_build import __version__
 from furiosa_build.artifact import writer
-from furiosa_build.artifact.schema import ARTIFACT_FILE, MANIFEST_FILE, Artifact, FileRecord, Manifest
+from furiosa_build.artifact.schema import MANIFEST_FILE, FileRecord, Manifest
 from furiosa_build.backends import get_backend
 from furiosa_build.checkpoint import list_files
 from furiosa_build.errors import StepError, UserError
 from furiosa_build.memory import Watch
+from furiosa_build.plan.explain import Explanation, nearest
 from furiosa_build.plan.keys import key_factors, key_of, tool_versions
 from furiosa_build.plan.outline import Outline
 from furiosa_build.plan.planner import Plan, Step, make_plan
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import Recipe, check_architecture
-from furiosa_build.steps import fetch, package, qualify, survey, trace
+from furiosa_build.steps import fetch, package, qualify, source, survey, trace
 from furiosa_build.store import ActionRecord, Made, Store, default_store_root
 from furiosa_build.workers import Pool
 
@@ -86,7 +88,7 @@ class Build:
         if self._find(name) is None:
             return False
         if name == "package":
-            return writer.is_published(self.version_directory, self._manifest())
+            return writer.is_published(self.version_directory, self._manifest(), self.store.hashes.hash)
         if name == "qualify":
             return writer.latest_is(self.version_directory) and self._qualification_file().is_file()
         return True
@@ -107,6 +109,21 @@ class Build:
             if name == "qualify":
                 self._accept()
         return self.done[name]
+
+    def explain(self) -> Iterator[Explanation]:
+        """For each step: up to date, or why not. Runs nothing."""
+        earlier: dict[str, list[dict[str, Any]]] = {}
+        for record, factors, _ in sorted(self.store.records(), key=lambda found: -found[2]):
+            earlier.setdefault(record.step, []).append(factors)
+        for name, step in self.plan.steps.items():
+            if self.is_done(name):
+                yield Explanation(name, "up to date")
+            elif self._find(name) is not None:
+                yield Explanation(name, "to do", self._why_not_in_place(name))
+            elif missing := tuple(needed for needed in step.needs if self._find(needed) is None):
+                yield Explanation(name, "waits", "its key depends on what they make", waits_for=missing)
+            else:
+                yield self._why_not_done(step, earlier.get(name, []))
 
     def check_toolchain(self) -> None:
         """Raises UserError when there are programs to compile and a tool for that is missing."""
@@ -134,16 +151,33 @@ class Build:
             self.done[name] = Done(record, ran=False)
         return self.done[name].record
 
+    def _why_not_done(self, step: Step, earlier: list[dict[str, Any]]) -> Explanation:
+        factors = self._factors(step)
+        if factors is None:
+            return Explanation(step.name, "to do", "the model's files have not been read as they are now")
+        changes = nearest(factors, earlier)
+        if changes is None:
+            return Explanation(step.name, "to do", "never done")
+        if not changes:
+            return Explanation(step.name, "to do", "it was done, and what it made is damaged or gone from the store")
+        return Explanation(step.name, "to do", "changed since it was done", changes)
+
+    def _why_not_in_place(self, name: str) -> str:
+        if name == "package":
+            state = "damaged" if self.version_directory.exists() else "not there"
+            return f"the artifact is in the store, and {state} in {self.version_directory}"
+        return f"it qualified before, and latest does not point to {self.version_directory.name}"
+
     # What a step's key is made of.
 
     def _factors(self, step: Step) -> dict[str, Any] | None:
         """None while the output of a step that it needs is unknown."""
         inputs = {}
-        for needed in step.needs:
+        for needed, pattern in step.needs.items():
             record = self._find(needed)
             if record is None:
                 return None
-            inputs[needed] = record.digest
+            inputs[needed] = {name: o.sha256 for name, o in record.outputs.items() if fnmatchcase(name, pattern)}
         if step.action == "fetch":
             identity = self._source_identity()
             if identity is None:
@@ -151,7 +185,9 @@ class Build:
             inputs["source"] = identity
         return self._factors_of(step.action, step.reads, inputs)
 
-    def _factors_of(self, action: str, reads: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+    def _factors_of(
+        self, action: str, reads: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]
+    ) -> dict[str, Any]:
         return key_factors(action, reads, inputs, self._tools(action), self._modules(action))
 
     def _modules(self, action: str) -> list[str]:
@@ -176,16 +212,18 @@ class Build:
                 return {"furiosa_build": __version__, **tool_versions("torch")}
         return {}
 
-    def _source_identity(self) -> str | None:
-        """What the weights are, as far as that is known without reading or downloading them."""
+    def _source_identity(self) -> dict[str, str] | None:
+        """What the model's files are, by name, as far as that is known without reading or downloading them."""
         model, known = self.spec.model, self.store.hashes.recall
         directory = fetch.local_directory(model, self.recipe.roots)
         if directory is None and model.seed_for_random_weight is None:
-            return fetch.resolve_commit(model)
+            commit = fetch.resolve_commit(model)
+            return None if commit is None else {"commit": commit}
         hashes = {} if directory is None else {file.name: known(file) for file in list_files(directory)}
         if model.seed_for_random_weight is not None:
             hashes = {name: sha256 for name, sha256 in hashes.items() if not name.endswith(".safetensors")}
-        return None if None in hashes.values() else key_of({"files": hashes})
+        found = {name: sha256 for name, sha256 in hashes.items() if sha256 is not None}
+        return found if found.keys() == hashes.keys() else None
 
     def _late_factors(self, step: Step) -> dict[str, Any]:
         """Of a fetch whose source has to be read first."""
@@ -223,8 +261,8 @@ class Build:
         fetch.run(self.spec.model, self.recipe.roots, self.plan.outline.parameters, self.store.hashes.hash, output)
 
     def _weights_request(self, step: Step) -> dict[str, Any]:
-        source = self._source()
-        directory = None if source.kind == "random" else self._unchanged_directory(source)
+        weights = self._source()
+        directory = None if weights.seed is not None else self._unchanged_directory(weights)
         checkpoint = {}
         if step.action != "quantize":
             outputs = self._record("quantize").outputs
@@ -234,7 +272,7 @@ class Build:
                 if name.endswith(".safetensors")
             }
         return {
-            "source": source.model_dump(mode="json"),
+            "source": weights.model_dump(mode="json"),
             "directory": str(directory) if directory else "",
             "outline": self.plan.outline.model_dump(mode="json"),
             "hf_config": dict(self.hf_config),
@@ -242,10 +280,10 @@ class Build:
             "checkpoint": checkpoint,
         }
 
-    def _unchanged_directory(self, source: fetch.Source) -> Path:
+    def _unchanged_directory(self, weights: source.Source) -> Path:
         """Where the weights are. Raises UserError when they are not those that were fetched."""
-        directory = fetch.locate(self.spec.model, self.recipe.roots, source.revision)
-        for name, file in source.files.items():
+        directory = fetch.locate(self.spec.model, self.recipe.roots, self._model_files().revision)
+        for name, file in weights.files.items():
             if self.store.hashes.hash(directory / name) != file.sha256:
                 raise UserError(f"{name} has changed since it was fetched", where=str(directory), hint="build again")
         return directory
@@ -264,7 +302,7 @@ class Build:
         }
 
     def _compile_request(self, step: Step) -> dict[str, Any]:
-        graph = self._record(step.needs[0]).outputs[trace.OUTPUT]
+        graph = self._record(*step.needs).outputs[trace.OUTPUT]
         return {
             "graph": str(self.store.path(graph)),
             "backend": self.spec.backend.name,
@@ -273,46 +311,42 @@ class Build:
         }
 
     def _package(self, output: Path) -> None:
-        source = self._source()
+        weights, others = self._source(), self._model_files()
         programs = []
         for step in self.plan.steps.values():
             if step.action == "compile":
                 assert step.bucket is not None
                 assert step.kind is not None
                 name, made = next(iter(self._record(step.name).outputs.items()))
-                graph = self.store.read_json(self._record(step.needs[0]), trace.OUTPUT)
+                graph = self.store.read_json(self._record(*step.needs), trace.OUTPUT)
                 record = FileRecord(size=made.size, sha256=made.sha256)
-                programs.append(
-                    package.BuiltProgram(
-                        step.bucket, step.kind, self.store.path(made), Path(name).suffix, record, graph
-                    )
-                )
+                programs.append(package.BuiltProgram(step.bucket, step.kind, Path(name).suffix, record, graph))
         parameters = {
-            name: (self.store.path(made), FileRecord(size=made.size, sha256=made.sha256))
+            name: FileRecord(size=made.size, sha256=made.sha256)
             for name, made in self._record("partition:weights").outputs.items()
         }
         model_directory = output / "model"
         model_directory.mkdir()
-        directory = fetch.locate(self.spec.model, self.recipe.roots, source.revision) if source.files else None
-        package.copy_model_files(directory, source, self.hf_config, model_directory)
-        model_files = {
-            path.name: (path, package.file_record(path.read_bytes())) for path in sorted(model_directory.iterdir())
-        }
-        digest = self._record("fetch").digest
-        package.write(package.package(self.plan, programs, parameters, source, digest, model_files), output)
+        directory = fetch.locate(self.spec.model, self.recipe.roots, others.revision) if others.files else None
+        package.copy_model_files(directory, others, self.hf_config, model_directory)
+        model_files = {path.name: package.file_record(path.read_bytes()) for path in sorted(model_directory.iterdir())}
+        package.write(
+            package.package(self.plan, programs, parameters, weights, others, model_files, self.backend.key_factors()),
+            output,
+        )
 
     def _publish(self) -> None:
-        record, manifest, directory = self._record("package"), self._manifest(), self.version_directory
-        if writer.is_published(directory, manifest):
+        manifest, directory = self._manifest(), self.version_directory
+        hashes = self.store.hashes
+        if writer.is_published(directory, manifest, hashes.hash):
             return
         by_digest = {
             output.sha256: self.store.path(output)
             for done in self.done.values()
             for output in done.record.outputs.values()
         }
-        files = {path: by_digest[file.sha256] for path, file in manifest.files.items() if path != ARTIFACT_FILE}
-        artifact = Artifact.model_validate(self.store.read_json(record, ARTIFACT_FILE))
-        writer.publish(directory, artifact, manifest, files)
+        files = {path: by_digest[file.sha256] for path, file in manifest.files.items()}
+        writer.publish(directory, manifest, files, hashes.hash, hashes.remember)
 
     def _qualify(self, output: Path) -> Made:
         log = self.store.log_path("qualify")
@@ -337,8 +371,11 @@ class Build:
     def _manifest(self) -> Manifest:
         return Manifest.model_validate(self.store.read_json(self._record("package"), MANIFEST_FILE))
 
-    def _source(self) -> fetch.Source:
-        return fetch.Source.model_validate(self.store.read_json(self._record("fetch"), fetch.OUTPUT))
+    def _source(self) -> source.Source:
+        return source.Source.model_validate(self.store.read_json(self._record("fetch"), source.WEIGHTS))
+
+    def _model_files(self) -> source.ModelFiles:
+        return source.ModelFiles.model_validate(self.store.read_json(self._record("fetch"), source.MODEL_FILES))
 
     def _outline(self) -> Outline:
         factors = self._factors_of("survey", {"hf_config": dict(self.hf_config)}, {})

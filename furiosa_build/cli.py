@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,8 @@ from typing import Annotated
 import typer
 
 from furiosa_build import cache_cli
-from furiosa_build.errors import BuildError
+from furiosa_build.errors import BuildError, UserError
+from furiosa_build.show import size_text
 
 app = typer.Typer(
     help="Builds a large language model into a versioned artifact, and runs it.",
@@ -40,13 +42,22 @@ def build(
     verify_inputs: Annotated[
         bool, typer.Option("--verify-inputs", help="Read all inputs again, even those that look unchanged.")
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Then build again without the store, and compare every file.")
+    ] = False,
 ) -> None:
     """Build a recipe's artifact, doing only the steps that are not done yet."""
     from furiosa_build import dodo
     from furiosa_build.build import open_build
 
     flags = ["verify_inputs=true"] if verify_inputs else []
-    sys.exit(dodo.run(open_build(name, [*(overrides or []), *flags])))
+    opened = open_build(name, [*(overrides or []), *flags])
+    status = dodo.run(opened)
+    if check and status == 0:
+        from furiosa_build.check import check_reproducible
+
+        check_reproducible(opened, dodo.run)
+    sys.exit(status)
 
 
 @app.command()
@@ -58,6 +69,29 @@ def plan(name: RecipeName, overrides: Overrides = None) -> None:
     opened = open_build(name, overrides or [])
     try:
         print(plan_text(opened))
+    finally:
+        opened.close()
+
+
+@app.command()
+def explain(
+    name: RecipeName,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One object a line, for each step.")] = False,
+) -> None:
+    """Say for each step whether it is up to date, and if not, what has changed since it was done."""
+    from dataclasses import asdict
+
+    from furiosa_build.build import open_build
+    from furiosa_build.show import explain_text
+
+    opened = open_build(name, overrides or [])
+    try:
+        if as_json:
+            for explanation in opened.explain():
+                print(json.dumps(asdict(explanation)))
+        else:
+            print(explain_text(opened.explain()))
     finally:
         opened.close()
 
@@ -79,6 +113,38 @@ def inspect(artifact: ArtifactPath) -> None:
 
     opened = open_artifact(artifact)
     print(artifact_text(opened.artifact, opened.directory))
+
+
+@app.command()
+def verify(
+    artifact: ArtifactPath,
+    public_key: Annotated[Path | None, typer.Option(help="The signer's elliptic key, PEM.")] = None,
+    identity: Annotated[str | None, typer.Option(help="Who must have signed (Sigstore), such as an email.")] = None,
+    identity_provider: Annotated[str | None, typer.Option(help="The OpenID issuer who vouches for it, a URL.")] = None,
+) -> None:
+    """Read every byte of an artifact, and name every file that is not as it was published. Exit status 5 if any is."""
+    from furiosa_build import signing
+    from furiosa_build.artifact.reader import open_artifact
+
+    if (identity is None) != (identity_provider is None):
+        raise UserError("--identity and --identity-provider belong together", where="command line")
+    directory = signing.verify(artifact)
+    if public_key is not None or identity is not None:
+        signing.verify_signature(directory, public_key, identity or "", identity_provider or "")
+    files = open_artifact(directory).manifest.files
+    signed = "" if public_key is None and identity is None else ", and signed so"
+    print(f"whole{signed}: {directory}, {len(files)} files, {size_text(sum(r.size for r in files.values()))}")
+
+
+@app.command()
+def sign(
+    artifact: ArtifactPath,
+    private_key: Annotated[Path, typer.Option(help="An elliptic key, PEM.")],
+) -> None:
+    """Sign an artifact with a key; `verify --public-key` tells whether it was signed with it, and not changed since."""
+    from furiosa_build import signing
+
+    print(f"signed: {signing.sign(artifact, private_key)}")
 
 
 @app.command()

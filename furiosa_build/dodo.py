@@ -21,6 +21,7 @@ from furiosa_build.build import Build, open_build
 from furiosa_build.errors import BuildError, UserError
 from furiosa_build.recipe.compose import list_recipes
 from furiosa_build.reporter import BuildReporter
+from furiosa_build.show import explain_text
 
 
 def doit_config(build: Build) -> dict[str, Any]:
@@ -58,6 +59,12 @@ def doit_tasks(build: Build) -> Iterator[dict[str, Any]]:
             "task_dep": list(step.needs),
         }
     yield {
+        "basename": "explain",
+        "doc": "say for each step whether it is up to date, and if not, why",
+        "actions": [(_explain, (build,))],
+        "io": {"capture": False},
+    }
+    yield {
         "basename": "build",
         "doc": f"build artifact {build.spec.name}: all of these steps",
         "actions": None,
@@ -79,6 +86,10 @@ def _run(build: Build, name: str) -> TaskError | None:
         BuildReporter.errors.append(error)
         return TaskError(str(error), report=False)
     return None
+
+
+def _explain(build: Build) -> None:
+    print(explain_text(build.explain()))
 
 
 def _is_done(task: Any, values: Any, build: Build, name: str) -> bool:

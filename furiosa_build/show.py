@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,11 @@ from furiosa_build.artifact.schema import Artifact
 
 if TYPE_CHECKING:
     from furiosa_build.build import Build
+    from furiosa_build.plan.explain import Explanation
+
+
+_MOST_CHANGES = 8
+"""Of one step, in an explanation for people; `--json` has all."""
 
 
 def plan_text(build: Build) -> str:
@@ -37,6 +43,26 @@ def plan_text(build: Build) -> str:
         lines.append(f"  {bucket.name:{width}}  compiles {kinds}")
     done = sum(states.values())
     lines.append(f"{done} steps done, {len(states) - done} to do")
+    return "\n".join(lines)
+
+
+def explain_text(explanations: Iterable[Explanation]) -> str:
+    """For each step whether it is up to date, and if not, why."""
+    found = list(explanations)
+    width = max(len(one.step) for one in found)
+    lines = []
+    for one in found:
+        why = (
+            f"waits for {', '.join(one.waits_for[:2])}{' ...' if one.waits_for[2:] else ''}"
+            if one.waits_for
+            else one.reason
+        )
+        lines.append(f"{one.state:10}  {one.step:{width}}  {why}".rstrip())
+        lines += [f"{'':10}  {'':{width}}    {change}" for change in one.changes[:_MOST_CHANGES]]
+        if more := len(one.changes) - _MOST_CHANGES:
+            lines += [f"{'':10}  {'':{width}}    and {more} more"] if more > 0 else []
+    done = sum(one.state == "up to date" for one in found)
+    lines.append(f"{done} of {len(found)} steps are up to date")
     return "\n".join(lines)
 
 

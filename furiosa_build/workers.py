@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from furiosa_build.errors import StepError, UserError
+from furiosa_build.faults import doing
+from furiosa_build.memory import Watch
 from furiosa_build.store import Made
 
 
@@ -48,7 +50,7 @@ class Pool:
                 self._executor = ProcessPoolExecutor(self._workers, context, initializer=_begin)
             executor = self._executor
         try:
-            outcome, value = executor.submit(_work, module, request, output, log).result()
+            outcome, value = executor.submit(_work, step, module, request, output, log).result()
         except BrokenProcessPool as error:
             with self._starting:
                 if self._executor is executor:  # another step may have begun a new one meanwhile
@@ -104,14 +106,15 @@ def _track_quietly() -> None:
 
 
 def run_here(module: str, request: dict[str, Any], output: Path) -> Made:
-    """Runs a step in this process."""
+    """Runs a step in this process. The memory of what it starts, such as compilers, counts as its own."""
     begin = time.monotonic()
-    digests = import_module(f"furiosa_build.steps.{module}").run(request, output)
-    return Made(digests or {}, time.monotonic() - begin)
+    with Watch(children=True) as watch:
+        digests = import_module(f"furiosa_build.steps.{module}").run(request, output)
+    return Made(digests or {}, time.monotonic() - begin, watch.peak)
 
 
-def _work(module: str, request: dict[str, Any], output: Path, log: Path) -> tuple[str, Any]:
-    with _output_to(log):
+def _work(step: str, module: str, request: dict[str, Any], output: Path, log: Path) -> tuple[str, Any]:
+    with _output_to(log), doing(step):
         try:
             return "done", run_here(module, request, output)
         except UserError as error:
@@ -121,6 +124,8 @@ def _work(module: str, request: dict[str, Any], output: Path, log: Path) -> tupl
                 "valid": error.valid,
                 "hint": error.hint,
             }
+        except StepError as error:
+            return "failed", error.cause
         except Exception as error:
             traceback.print_exc()
             first_line = (str(error).strip().splitlines() or [""])[0]

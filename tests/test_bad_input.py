@@ -20,7 +20,16 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from user_directory import UserDirectory, furiosa_build, make_model, make_user_directory, steps_in_this_process
 
-from furiosa_build.artifact.schema import ARTIFACT_FILE, MANIFEST_FILE, Artifact, Manifest, artifact_id, timeless
+from furiosa_build.artifact.schema import (
+    ARTIFACT_FILE,
+    MANIFEST_FILE,
+    TIMESTAMP_FILE,
+    Artifact,
+    Manifest,
+    Timestamp,
+    artifact_id,
+    to_json,
+)
 from furiosa_build.errors import UserError
 from furiosa_build.runtime import LLM, SamplingParams
 from furiosa_build.steps.package import file_record
@@ -173,14 +182,14 @@ def artifact(**changes: Any) -> Spoil:
             for name in path:
                 part = part[name]
             part[last] = value
+        manifest = Manifest.model_validate_json((directory / MANIFEST_FILE).read_bytes())
+        identity = manifest.artifact_id
         if "schema_version" not in changes:
-            made = Artifact.model_validate(data)
-            manifest = Manifest.model_validate_json((directory / MANIFEST_FILE).read_bytes())
-            identity = artifact_id(made, manifest.files)
-            data["metadata"]["artifact_id"] = identity
-            files = {**manifest.files, ARTIFACT_FILE: file_record(timeless(Artifact.model_validate(data)))}
-            (directory / MANIFEST_FILE).write_text(Manifest(artifact_id=identity, files=files).model_dump_json())
-        (directory / ARTIFACT_FILE).write_text(json.dumps(data))
+            identity = data["metadata"]["artifact_id"] = artifact_id(Artifact.model_validate(data), manifest.files)
+        files = {**manifest.files, ARTIFACT_FILE: file_record(to_json(data))}
+        (directory / MANIFEST_FILE).write_bytes(to_json(Manifest(artifact_id=identity, files=files)))
+        (directory / TIMESTAMP_FILE).write_bytes(to_json(Timestamp.of(identity, 1)))
+        (directory / ARTIFACT_FILE).write_bytes(to_json(data))
 
     return spoil
 
@@ -355,11 +364,11 @@ OUTPUT = {
 ARTIFACTS = {
     "there is none": ("is not a directory", "valid: the directory of an artifact", move_away("artifacts/tiny")),
     "a directory of something else": (
-        "is not an artifact: it has no artifact.json",
+        "artifact.json is missing",
         "where: ",
         remove(f"{SAVED}/artifact.json"),
     ),
-    "no manifest": ("is not an artifact: it has no manifest.json", "where: ", remove(f"{SAVED}/manifest.json")),
+    "no manifest": ("manifest.json is missing", "where: ", remove(f"{SAVED}/manifest.json")),
     "a missing program": (
         "decode-2x64.block.json is missing",
         "again",
@@ -380,8 +389,8 @@ ARTIFACTS = {
         "build or copy",
         flip_last_bit(f"{SAVED}/programs/decode-2x64.last.json"),
     ),
-    "JSON cut short": ("artifact.json is no JSON", "build or copy it again", truncate(f"{SAVED}/artifact.json", -5)),
-    "another schema version": ("artifact.json is of schema version 2", "valid: 1", artifact(schema_version=2)),
+    "JSON cut short": ("artifact.json has", "build or copy it again", truncate(f"{SAVED}/artifact.json", -5)),
+    "another schema version": ("artifact.json is of schema version 1", "valid: 2", artifact(schema_version=1)),
     "another instruction set": (
         "need instruction set 'riscv64'",
         "build it for this machine",
@@ -434,7 +443,7 @@ def test_bad_input_is_one_message(user: UserDirectory, case: Case) -> None:
     assert snapshot(user) == files
     finished = {step.split(":")[0] for key, step in actions(user).items() if key not in done}
     assert finished <= case.finished
-    assert not list((user.store / "staging").iterdir())
+    assert not [path for path in (user.store / "sessions").glob("*/*") if path.is_dir()]
 
 
 def test_a_missing_compiler_is_told_with_both_ways_out(user: UserDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from user_directory import CONFIG, RANDOM, UserDirectory, make_model, make_user_
 import furiosa_build.artifact.writer
 import furiosa_build.backends
 from furiosa_build.artifact.reader import open_artifact
-from furiosa_build.artifact.schema import Artifact, timeless
+from furiosa_build.artifact.schema import Artifact, to_json
 from furiosa_build.backends.eager import EagerBackend
 from furiosa_build.errors import StepError, UserError
 from furiosa_build.plan import keys
@@ -101,6 +101,8 @@ def test_the_first_build_runs_every_step(new: UserDirectory) -> None:
         "model/generation_config.json",
         "params/stage-0-rank-0-00001-of-00001.safetensors",
         *sorted(f"programs/{bucket}.{kind}.json" for _, bucket, kind in (name.split(":") for name in TRACES)),
+        "provenance.json",
+        "timestamp.json",
     ]
 
 
@@ -185,12 +187,15 @@ def test_a_model_of_another_name_is_packaged_again(user: UserDirectory) -> None:
 
 def test_equal_output_stops_the_rebuild(user: UserDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """An edit of the tracer that changes no graph traces again, and compiles nothing."""
-    digest = keys.source_digest
+    digests = keys.source_digests
 
-    def edited(modules: tuple[str, ...]) -> str:
-        return digest(modules) + ("edited" if "furiosa_build.steps.trace" in modules else "")
+    def edited(modules: Iterable[str]) -> dict[str, str]:
+        return {
+            **digests(modules),
+            **({"furiosa_build.steps.trace": "edited"} if "furiosa_build.steps.trace" in modules else {}),
+        }
 
-    monkeypatch.setattr(keys, "source_digest", edited)
+    monkeypatch.setattr(keys, "source_digests", edited)
     assert user.build() == TRACES
 
 
@@ -198,12 +203,15 @@ def test_a_backend_that_has_been_edited_compiles_again_and_qualifies(
     user: UserDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What loads a program is the backend's code as well as what makes it."""
-    digest = keys.source_digest
+    digests = keys.source_digests
 
-    def edited(modules: tuple[str, ...]) -> str:
-        return digest(modules) + ("edited" if "furiosa_build.backends.eager" in modules else "")
+    def edited(modules: Iterable[str]) -> dict[str, str]:
+        return {
+            **digests(modules),
+            **({"furiosa_build.backends.eager": "edited"} if "furiosa_build.backends.eager" in modules else {}),
+        }
 
-    monkeypatch.setattr(keys, "source_digest", edited)
+    monkeypatch.setattr(keys, "source_digests", edited)
     assert user.build() == [name.replace("partition", "compile") for name in TRACES] + ["qualify"]
 
 
@@ -223,10 +231,10 @@ def test_two_recipes_share_their_steps(user: UserDirectory) -> None:
 
 
 def test_a_deleted_artifact_is_published_again_without_work(user: UserDirectory) -> None:
-    before = timeless(user.latest())
+    before = to_json(user.latest())
     shutil.rmtree(user.root / "artifacts")
     assert user.build() == []
-    assert timeless(user.latest()) == before
+    assert to_json(user.latest()) == before
 
 
 def test_a_deleted_link_is_made_again_without_work(user: UserDirectory) -> None:
@@ -236,8 +244,10 @@ def test_a_deleted_link_is_made_again_without_work(user: UserDirectory) -> None:
 
 
 MAKES = {
-    "artifact.json": set(),
+    "artifact.json": {"package"},
+    "provenance.json": {"package"},
     "manifest.json": set(),
+    "timestamp.json": set(),
     "model/config.json": {"quantize", "package"},
     "params/stage-0-rank-0-00001-of-00001.safetensors": {"partition:weights"},
     "programs/decode-2x64.block.json": {"partition:decode-2x64:block", "compile:decode-2x64:block"},
@@ -249,7 +259,7 @@ MAKES = {
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_a_damaged_artifact_is_healed(user: UserDirectory, file: str, damage: str) -> None:
     """A truncated file truncates the store's blob as well, for they are one; that is a miss, and it is made again."""
-    before = timeless(user.latest())
+    before = to_json(user.latest())
     path = user.artifacts / "latest" / file
     if damage == "missing":
         path.unlink()
@@ -257,7 +267,7 @@ def test_a_damaged_artifact_is_healed(user: UserDirectory, file: str, damage: st
         path.chmod(0o644)
         os.truncate(path, path.stat().st_size - 1)
     ran = user.build()
-    assert timeless(user.latest()) == before
+    assert to_json(user.latest()) == before
     assert set(ran) <= {"truncated": MAKES[file], "missing": set()}[damage]
 
 
@@ -265,7 +275,7 @@ def test_an_artifact_json_that_says_something_else_is_replaced(user: UserDirecto
     path = user.artifacts / "latest" / "artifact.json"
     data = json.loads(path.read_text())
     path.write_text(json.dumps({**data, "devices": "gpu"}))
-    assert user.build() == []
+    assert user.build() == ["package"], "it is a link into the store"
     assert user.latest().devices == "cpu"
 
 
@@ -280,7 +290,7 @@ def test_no_second_copy_of_what_the_store_holds(user: UserDirectory) -> None:
     blobs = {path.stat().st_ino for path in (user.store / "blobs").rglob("*")}
     directory = (user.artifacts / "latest").resolve()
     own = {name for name in files(directory) if (directory / name).stat().st_ino not in blobs}
-    assert own == {"artifact.json", "manifest.json"}
+    assert own == {"manifest.json", "timestamp.json"}
 
 
 def test_another_file_system_gets_copies(user: UserDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,29 +301,29 @@ def test_another_file_system_gets_copies(user: UserDirectory, monkeypatch: pytes
             raise OSError(18, "Invalid cross-device link")
         link(source, target, **others)
 
-    before = timeless(user.latest())
+    before = to_json(user.latest())
     monkeypatch.setattr(os, "link", only_within_the_store)
     shutil.rmtree(user.root / "artifacts")
     assert user.build() == []
-    assert timeless(user.latest()) == before
+    assert to_json(user.latest()) == before
 
 
 def test_another_save_dir_gets_the_same_artifact(user: UserDirectory, tmp_path: Path) -> None:
     assert user.build(f"save_dir='{tmp_path}/a b/ö'") == []
     there = open_artifact(tmp_path / "a b" / "ö" / "tiny" / "latest", verify="full")
-    assert timeless(there.artifact) == timeless(user.latest())
+    assert to_json(there.artifact) == to_json(user.latest())
 
 
 def test_another_place_gives_the_same_bytes_and_keys(new: UserDirectory, built_store: Path) -> None:
-    """Another directory, another store, another process's memory: only the time in artifact.json differs."""
+    """Another directory, another store, another process's memory: only the time differs."""
     new.build()
     first = built_store.parent / "user" / "artifacts" / "tiny" / "latest"
     second = new.artifacts / "latest"
     assert first.readlink() == second.readlink()
     assert files(first) == files(second)
     different = [file for file in files(first) if (first / file).read_bytes() != (second / file).read_bytes()]
-    assert set(different) <= {"artifact.json"}
-    assert timeless(read_artifact(first)) == timeless(read_artifact(second))
+    assert set(different) <= {"timestamp.json"}
+    assert to_json(read_artifact(first)) == to_json(read_artifact(second))
     factors = [
         {path.read_bytes() for path in store.glob("actions/*/*/key_factors.json")} for store in (built_store, new.store)
     ]

@@ -98,7 +98,7 @@ def test_a_first_build_runs_every_step_in_workers_and_ends_them(fresh: UserDirec
     assert "top-1 agreement 100%" in qualified
     assert summary.startswith("ran 17 of 17 steps in ")
     assert sorted(path.name for path in fresh.root.iterdir()) == ["artifacts", "pyproject.toml", "recipes", "tiny"]
-    assert not list((fresh.store / "staging").iterdir())
+    assert not list((fresh.store / "sessions").glob("*"))
     assert not list((fresh.store / "logs").iterdir()), "logs are kept of steps that fail"
     fresh.latest()
 
@@ -124,7 +124,7 @@ def test_list_shows_a_task_a_step_with_a_line_each(built: UserDirectory) -> None
     ran = doit(built, "list", "--all", "recipe=tiny")
     assert (ran.returncode, ran.stderr) == (0, LIGHT)
     described = dict(line.split(maxsplit=1) for line in ran.stdout.splitlines())
-    assert sorted(described) == sorted([*STEPS, "partition", "compile", "build"])
+    assert sorted(described) == sorted([*STEPS, "partition", "compile", "explain", "build"])
     assert all(described.values())
     assert described["build"] == "build artifact tiny: all of these steps"
 
@@ -302,4 +302,4 @@ def test_an_interrupted_build_ends_its_compilers_and_keeps_what_is_done(
     state = Path(f"/proc/{compiler_process}/stat")
     assert not state.exists() or state.read_text().split()[2] == "Z"
     assert any((fresh.store / "actions").iterdir())
-    assert list((fresh.store / "staging").iterdir()) == []
+    assert list((fresh.store / "sessions").glob("*")) == []

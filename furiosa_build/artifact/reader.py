@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
@@ -23,12 +23,14 @@ from furiosa_build.artifact.schema import (
     ARTIFACT_FILE,
     MANIFEST_FILE,
     SCHEMA_VERSION,
+    SIGNATURE_FILE,
+    TIMESTAMP_FILE,
     Artifact,
-    FileRecord,
     Manifest,
     Record,
+    Timestamp,
     artifact_id,
-    timeless,
+    to_json,
 )
 from furiosa_build.canonical import canonical_json
 from furiosa_build.errors import UserError
@@ -65,28 +67,86 @@ def open_artifact(path: str | Path, verify: Literal["fast", "full"] = "fast") ->
         UserError: It is no artifact, is damaged, is of another schema version, or cannot run on this machine.
             One message, which names the file.
     """
+    directory = _directory(path)
+    try:
+        for problem in _problems(directory, verify):
+            raise problem
+        opened = _read_all(directory)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}", where=str(error.filename or path)) from error
+    _check_host(opened)
+    return opened
+
+
+def find_damage(path: str | Path) -> list[UserError]:
+    """Everything that is wrong with the artifact in directory `path`, each file by its name; every byte is read.
+
+    Raises UserError when it is no artifact at all.
+    """
+    directory = _directory(path)
+    try:
+        found = list(_problems(directory, "full"))
+        if not found:
+            _read_all(directory)
+    except UserError as error:
+        return [error]
+    except OSError as error:
+        return [UserError(f"{path} cannot be read: {error}", where=str(error.filename or path))]
+    return found
+
+
+def _directory(path: str | Path) -> Path:
     directory = Path(os.path.realpath(path))
     if not directory.is_dir():
         raise UserError(f"{path} is not a directory", where=str(path), valid="the directory of an artifact")
-    for name in (ARTIFACT_FILE, MANIFEST_FILE):
-        if not (directory / name).exists():
-            hint = f"did you mean {path}/latest?" if (directory / "latest").is_dir() else ""
-            raise UserError(f"{path} is not an artifact: it has no {name}", where=str(path), hint=hint)
+    if not any((directory / name).exists() for name in (ARTIFACT_FILE, MANIFEST_FILE)):
+        hint = f"did you mean {path}/latest?" if (directory / "latest").is_dir() else ""
+        raise UserError(f"{path} is not an artifact: it has no {ARTIFACT_FILE}", where=str(path), hint=hint)
+    return directory
+
+
+def _problems(directory: Path, verify: Literal["fast", "full"]) -> Iterator[UserError]:
+    """What differs from manifest.json, or is not safe to be opened."""
     try:
-        return _open(directory, verify)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}", where=str(error.filename or path)) from error
+        _check_links(directory)
+        if not (directory / MANIFEST_FILE).exists():
+            raise _damaged(f"{MANIFEST_FILE} is missing", directory / MANIFEST_FILE)
+        manifest = _read(directory / MANIFEST_FILE, Manifest)
+        _check_names(directory, manifest)
+    except UserError as error:
+        yield error
+        # Without a manifest, at least those that can be told by themselves.
+        for name, record in ((ARTIFACT_FILE, Artifact), (TIMESTAMP_FILE, Timestamp)):
+            try:
+                _read(directory / name, record)
+            except UserError as other:
+                yield other
+            except OSError:
+                yield _damaged(f"{name} is missing", directory / name)
+        return
+    broken = {}
+    for name, misplaced in _misplaced_files(directory, manifest):
+        broken[name] = misplaced
+        yield misplaced
+    for name in manifest.files:
+        if name not in broken and (problem := _content_problem(directory, manifest, name, verify)) is not None:
+            yield problem
+    if TIMESTAMP_FILE not in broken and (problem := _timestamp_problem(directory, manifest)) is not None:
+        yield problem
 
 
-def _open(directory: Path, verify: Literal["fast", "full"]) -> OpenArtifact:
-    _check_links(directory)
+def _read_all(directory: Path) -> OpenArtifact:
+    """The files are as the manifest says; what they say must fit together as well."""
     manifest = _read(directory / MANIFEST_FILE, Manifest)
     artifact = _read(directory / ARTIFACT_FILE, Artifact)
-    opened = OpenArtifact(directory, artifact, manifest)
-    _check_files(opened)
+    time = _read(directory / TIMESTAMP_FILE, Timestamp).timestamp
+    opened = OpenArtifact(
+        directory,
+        artifact.model_copy(update={"metadata": artifact.metadata.model_copy(update={"timestamp": time})}),
+        manifest,
+    )
     _check_references(opened)
-    _check_host(opened)
-    _check_content(opened, verify)
+    _check_id(opened)
     return opened
 
 
@@ -108,11 +168,14 @@ def _read(path: Path, record: type[_R]) -> _R:
             hint="use the furiosa_build that made the artifact, or build it again",
         )
     try:
-        return record.model_validate(data)
+        read = record.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise _damaged(f"{path.name}: {place}: {first['msg']}", path) from error
+    if path.read_bytes() != to_json(read):  # so that no changed byte goes unnoticed where there is no digest
+        raise _damaged(f"{path.name} is not written as {record.__name__} is", path)
+    return read
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -170,24 +233,28 @@ def _walk(directory: Path) -> Iterable[Path]:
             yield Path(entry.path)
 
 
-def _check_files(opened: OpenArtifact) -> None:
-    """The manifest lists what there is, no more and no less, in its right size."""
-    directory, files = opened.directory, opened.manifest.files
+def _check_names(directory: Path, manifest: Manifest) -> None:
+    """Before any file of the manifest is opened."""
     manifest_path = directory / MANIFEST_FILE
-    for name in files:
+    for name in manifest.files:
         if not _stays_inside(name):
             raise _damaged(f"{MANIFEST_FILE} lists {name!r}, which is no plain path in the artifact", manifest_path)
-    if ARTIFACT_FILE not in files:
+    if ARTIFACT_FILE not in manifest.files:
         raise _damaged(f"{MANIFEST_FILE} does not list {ARTIFACT_FILE}", manifest_path)
-    found = {path.relative_to(directory).as_posix() for path in _walk(directory)} - {MANIFEST_FILE}
-    for name in sorted(set(files) - found):
-        raise _damaged(f"{name} is missing", directory / name)
-    for name in sorted(found - set(files)):
-        raise _damaged(f"{name} is not in {MANIFEST_FILE}", directory / name)
-    for name, record in files.items():
-        size = len(timeless(opened.artifact)) if name == ARTIFACT_FILE else opened.path(name).stat().st_size
-        if size != record.size:
-            raise _damaged(f"{name} has {size} bytes, {record.size} by {MANIFEST_FILE}", directory / name)
+
+
+def _misplaced_files(directory: Path, manifest: Manifest) -> Iterator[tuple[str, UserError]]:
+    """The manifest lists what there is, no more and no less, in its right size."""
+    found = {path.relative_to(directory).as_posix() for path in _walk(directory)}
+    expected = {*manifest.files, MANIFEST_FILE, TIMESTAMP_FILE}
+    for name in sorted(expected - found):
+        yield name, _damaged(f"{name} is missing", directory / name)
+    for name in sorted(found - expected - {SIGNATURE_FILE}):
+        yield name, _damaged(f"{name} is not in {MANIFEST_FILE}", directory / name)
+    for name in sorted(manifest.files.keys() & found):
+        size, stated = (directory / name).stat().st_size, manifest.files[name].size
+        if size != stated:
+            yield name, _damaged(f"{name} has {size} bytes, {stated} by {MANIFEST_FILE}", directory / name)
 
 
 def _stays_inside(name: str) -> bool:
@@ -196,31 +263,41 @@ def _stays_inside(name: str) -> bool:
     return plain and not path.is_absolute() and name != "." and ".." not in path.parts
 
 
-def _check_content(opened: OpenArtifact, verify: Literal["fast", "full"]) -> None:
-    directory, files = opened.directory, opened.manifest.files
-    for name, record in files.items():
-        if _is_parameters(name):
-            check_safetensors(opened.path(name))
-            if verify == "fast":
-                continue
-        if _sha256(opened, name) != record.sha256:
-            raise _damaged(f"the sha256 of {name} is not that of {MANIFEST_FILE}", directory / name)
-    _check_id(opened, files)
+def _content_problem(
+    directory: Path, manifest: Manifest, name: str, verify: Literal["fast", "full"]
+) -> UserError | None:
+    path = directory / name
+    if _is_parameters(name):
+        try:
+            check_safetensors(path)
+        except UserError as error:
+            return error
+        if verify == "fast":
+            return None
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != manifest.files[name].sha256:
+        return _damaged(f"the sha256 of {name} is not that of {MANIFEST_FILE}", path)
+    return None
+
+
+def _timestamp_problem(directory: Path, manifest: Manifest) -> UserError | None:
+    path = directory / TIMESTAMP_FILE
+    try:
+        found = _read(path, Timestamp)
+    except UserError as error:
+        return error
+    if found != Timestamp.of(manifest.artifact_id, found.timestamp):
+        return _damaged(f"{TIMESTAMP_FILE} is not of this artifact, or was changed", path)
+    return None
 
 
 def _is_parameters(name: str) -> bool:
     return PurePosixPath(name).parts[0] == _PARAMETERS
 
 
-def _sha256(opened: OpenArtifact, name: str) -> str:
-    if name == ARTIFACT_FILE:
-        return hashlib.sha256(timeless(opened.artifact)).hexdigest()
-    with opened.path(name).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_id(opened: OpenArtifact, files: dict[str, FileRecord]) -> None:
-    content = artifact_id(opened.artifact, files)
+def _check_id(opened: OpenArtifact) -> None:
+    content = artifact_id(opened.artifact, opened.manifest.files)
     for name, stated in (
         (MANIFEST_FILE, opened.manifest.artifact_id),
         (ARTIFACT_FILE, opened.artifact.metadata.artifact_id),

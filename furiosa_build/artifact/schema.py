@@ -1,4 +1,4 @@
-"""artifact.json as types. docs/artifact-format.md is the specification in prose; keep the two together.
+"""The artifact's JSON files as types. docs/artifact-format.md is the specification in prose; keep the two together.
 
 `Artifact`, `ArtifactMetadata` and `ArtifactVersion` have the fields of the Furiosa LLM API of the same names.
 """
@@ -10,12 +10,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from furiosa_build.canonical import canonical_json, digest
+from furiosa_build.canonical import digest
 
-SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_VERSION: Literal[2] = 2
 
 ARTIFACT_FILE = "artifact.json"
 MANIFEST_FILE = "manifest.json"
+PROVENANCE_FILE = "provenance.json"
+TIMESTAMP_FILE = "timestamp.json"
+SIGNATURE_FILE = "model.sig"
 
 
 class Record(BaseModel):
@@ -32,11 +35,14 @@ class ArtifactVersion(Record):
 
 
 class ArtifactMetadata(Record):
-    """`artifact_id` derives from the content (see `artifact_id`); `timestamp` (Unix seconds) is not part of it."""
+    """`artifact_id` derives from the content (see `artifact_id`).
+
+    `timestamp` (Unix seconds) is not in artifact.json: timestamp.json has it, and opening an artifact fills it in.
+    """
 
     artifact_id: str
     name: str
-    timestamp: int
+    timestamp: int = Field(default=0, exclude=True)
     version: ArtifactVersion
 
 
@@ -182,7 +188,7 @@ class KvCacheSpec(Record):
 class Artifact(Record):
     """artifact.json."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     metadata: ArtifactMetadata
     devices: str
     generator_config: GeneratorConfig
@@ -206,23 +212,36 @@ class FileRecord(Record):
 
 
 class Manifest(Record):
-    """manifest.json: every other file by its path relative to the artifact. artifact.json by its `timeless` bytes."""
+    """manifest.json: every other file by its path relative to the artifact, but timestamp.json and a signature."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     artifact_id: str
     files: dict[str, FileRecord]
 
 
-def timeless(artifact: Artifact) -> bytes:
-    """The bytes of artifact.json that count: canonical, with `metadata.timestamp` set to 0."""
-    data = artifact.model_dump(mode="json")
-    data["metadata"]["timestamp"] = 0
-    return canonical_json(data)
+class Timestamp(Record):
+    """timestamp.json: when the artifact was published (Unix seconds). `sha256` is the digest of the other fields."""
+
+    schema_version: Literal[2] = SCHEMA_VERSION
+    artifact_id: str
+    timestamp: int
+    sha256: str
+
+    @classmethod
+    def of(cls, artifact_id: str, timestamp: int) -> Timestamp:
+        """The record of that time."""
+        return cls(artifact_id=artifact_id, timestamp=timestamp, sha256=digest([artifact_id, timestamp]))
+
+
+def to_json(value: Record | dict[str, Any]) -> bytes:
+    """The one form in which the artifact's own files are written: sorted, indented, UTF-8."""
+    data = value.model_dump(mode="json") if isinstance(value, Record) else value
+    return (json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def artifact_id(artifact: Artifact, files: dict[str, FileRecord]) -> str:
-    """sha256 of the artifact's content: artifact.json without id and time, and all other files' digests."""
-    data = json.loads(timeless(artifact))
+    """sha256 of the artifact's content: artifact.json without the id, and the digests of what it describes."""
+    data = artifact.model_dump(mode="json")
     data["metadata"]["artifact_id"] = ""
-    others = {path: record.sha256 for path, record in files.items() if path != ARTIFACT_FILE}
-    return digest({"artifact": data, "files": others})
+    described = {path: r.sha256 for path, r in files.items() if path not in (ARTIFACT_FILE, PROVENANCE_FILE)}
+    return digest({"artifact": data, "files": described})

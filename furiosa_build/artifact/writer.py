@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import platform
 import re
+import secrets
 import shutil
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from furiosa_build.artifact.schema import ARTIFACT_FILE, MANIFEST_FILE, Artifact, Manifest, timeless
+from furiosa_build.artifact.schema import MANIFEST_FILE, SIGNATURE_FILE, TIMESTAMP_FILE, Manifest, Timestamp, to_json
 from furiosa_build.errors import UserError
-from furiosa_build.store.blobs import place
+from furiosa_build.faults import reach
+from furiosa_build.store.blobs import place, sync
 
 LATEST = "latest"
 
@@ -44,7 +44,9 @@ def check_destination(directory: Path) -> None:
         ours = (
             entry.is_symlink()
             if entry.name == LATEST
-            else entry.name.startswith(".") or entry.name.endswith(".qualify.json") or _is_version(entry)
+            else entry.name.startswith(".")
+            or entry.name.endswith((".qualify.json", ".build-report.json", ".build-report.html"))
+            or _is_version(entry)
         )
         if not ours:
             raise UserError(
@@ -54,63 +56,122 @@ def check_destination(directory: Path) -> None:
             )
 
 
-def is_published(directory: Path, manifest: Manifest) -> bool:
-    """Whether `directory` holds this artifact: its two JSON files, all others with their sizes, and no more."""
+def is_published(directory: Path, manifest: Manifest, sha256_of: Callable[[Path], str]) -> bool:
+    """Whether `directory` holds this artifact, whole, and no more. `sha256_of` may remember."""
     try:
-        if Manifest.model_validate_json((directory / MANIFEST_FILE).read_bytes()) != manifest:
+        if (directory / MANIFEST_FILE).read_bytes() != to_json(manifest):
             return False
-        artifact = Artifact.model_validate_json((directory / ARTIFACT_FILE).read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        if _published_at(directory, manifest) is None:
+            return False
+        found = {
+            path.relative_to(directory).as_posix()
+            for path in directory.rglob("*")
+            if path.is_symlink() or not path.is_dir()
+        }
+        return found - {SIGNATURE_FILE} == {*manifest.files, MANIFEST_FILE, TIMESTAMP_FILE} and all(
+            not (directory / name).is_symlink()
+            and (directory / name).stat().st_size == record.size
+            and sha256_of(directory / name) == record.sha256
+            for name, record in manifest.files.items()
+        )
+    except (OSError, ValueError):
         return False
-    found = {
-        path.relative_to(directory).as_posix(): path.lstat().st_size
-        for path in directory.rglob("*")
-        if path.is_symlink() or not path.is_dir()
-    }
-    found[ARTIFACT_FILE] = len(timeless(artifact))
-    del found[MANIFEST_FILE]
-    sizes = {path: record.size for path, record in manifest.files.items()}
-    stated = manifest.files[ARTIFACT_FILE].sha256
-    return found == sizes and hashlib.sha256(timeless(artifact)).hexdigest() == stated
 
 
-def publish(directory: Path, artifact: Artifact, manifest: Manifest, files: Mapping[str, Path]) -> None:
+def _published_at(directory: Path, manifest: Manifest) -> int | None:
+    try:
+        data = (directory / TIMESTAMP_FILE).read_bytes()
+        timestamp = Timestamp.model_validate_json(data).timestamp
+    except (OSError, ValueError):
+        return None
+    return timestamp if data == to_json(Timestamp.of(manifest.artifact_id, timestamp)) else None
+
+
+def publish(
+    directory: Path,
+    manifest: Manifest,
+    files: Mapping[str, Path],
+    sha256_of: Callable[[Path], str],
+    remember: Callable[[Path, str], None],
+) -> None:
     """Makes `directory` (SAVE_DIR/NAME/VERSION) this artifact, stamped with the time.
 
-    `files` maps each path of the manifest but artifact.json to the file to be linked there. What stood there before, an
-    artifact that has been damaged, is replaced.
+    What stood there before, an artifact that has been damaged, is replaced; its signature stays.
+
+    Args:
+        directory: Where.
+        manifest: What.
+        files: Every path of the manifest, and the file to be linked there.
+        sha256_of: sha256 of a file; may remember.
+        remember: Told the sha256 of each file that is a link.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    _remove_leftovers(directory.parent)
+    staging = _new_directory(directory)
     try:
         for path in manifest.files:
-            if path != ARTIFACT_FILE:
-                place(files[path], staging / path)
-        stamped = artifact.model_dump(mode="json")
-        stamped["metadata"]["timestamp"] = int(time.time())
-        _write(staging / ARTIFACT_FILE, json.dumps(stamped, indent=1, sort_keys=True, ensure_ascii=False))
-        _write(staging / MANIFEST_FILE, manifest.model_dump_json(indent=1))
-        staging.chmod(0o755)
+            place(files[path], staging / path)
+            reach("mid-publish")
+        published_at = _published_at(directory, manifest) or int(time.time())  # the signature is of this, too
+        stamp = Timestamp.of(manifest.artifact_id, published_at)
+        _write(staging / TIMESTAMP_FILE, to_json(stamp))
+        _write(staging / MANIFEST_FILE, to_json(manifest))
+        if (directory / SIGNATURE_FILE).is_file():
+            place(directory / SIGNATURE_FILE, staging / SIGNATURE_FILE)
+        for made in (path for path in (staging, *staging.rglob("*")) if path.is_dir()):
+            sync(made)
         if directory.exists():
-            damaged = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}.damaged."))
-            directory.rename(damaged / "artifact")
+            damaged = _new_directory(directory)
+            directory.rename(damaged / "damaged")
             shutil.rmtree(damaged)
+        reach("before-publish")
         try:
             staging.rename(directory)
         except OSError:
             # Another build of the same artifact was faster.
-            if not is_published(directory, manifest):
+            if not is_published(directory, manifest, sha256_of):
                 raise
+        reach("after-publish")
+        sync(directory.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+    for path, record in manifest.files.items():
+        if (directory / path).samefile(files[path]):
+            remember(directory / path, record.sha256)
+
+
+def _new_directory(beside: Path) -> Path:
+    """A hidden directory, named for this process."""
+    path = beside.parent / f".{beside.name}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}"
+    path.mkdir()
+    return path
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Removes what processes of this machine have left that were killed while they published."""
+    for path in parent.glob(f".*.{platform.node()}.*.*"):
+        process = path.name.split(".")[-2]
+        if process.isdecimal() and not _is_running(int(process)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink(True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def point_latest_to(directory: Path) -> None:
     """Makes `latest`, beside `directory`, a link to it."""
-    link = directory.parent / f".{LATEST}.{os.getpid()}"
-    link.unlink(missing_ok=True)
+    latest = directory.parent / LATEST
+    link = latest.with_name(f".{LATEST}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}")
     link.symlink_to(directory.name)
-    link.replace(directory.parent / LATEST)
+    reach("before-latest")
+    link.replace(latest)
 
 
 def latest_is(directory: Path) -> bool:
@@ -124,8 +185,8 @@ def _is_version(path: Path) -> bool:
     return _VERSION.fullmatch(path.name) is not None and path.is_dir()
 
 
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())

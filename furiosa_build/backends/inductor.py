@@ -6,6 +6,7 @@ are mapped away from `__FILE__`, so that two builds anywhere give the same bytes
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import shutil
@@ -65,6 +66,7 @@ class InductorBackend:
         """Compiles to a shared library. `scratch` keeps what torch has found out about the compiler."""
         self.check_toolchain()
         scratch.mkdir(parents=True, exist_ok=True)
+        scratch = _plain(scratch)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scratch)
         import torch
         from torch._inductor import aot_compile
@@ -106,6 +108,22 @@ class _InductorProgram:
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return self._runner.run(list(inputs))
+
+
+@cache
+def _plain(directory: Path) -> Path:
+    """The directory by a path that needs no quotes: torch puts paths into command lines as they are."""
+    if _needs_no_quotes(str(directory)):
+        return directory
+    place = next(place for place in (tempfile.gettempdir(), "/tmp", "/var/tmp") if _needs_no_quotes(place))
+    own = Path(tempfile.mkdtemp(dir=place, prefix="furiosa-build-"))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    (own / "scratch").symlink_to(directory)
+    return own / "scratch"
+
+
+def _needs_no_quotes(path: str) -> bool:
+    return path.isascii() and shlex.quote(path) == path
 
 
 def _compiler() -> str:

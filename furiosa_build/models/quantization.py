@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from furiosa_build.models.linear import FP8, FP8_MAX, INT8_MAX, INT8_ZERO, packe
 from furiosa_build.models.safetensors_file import Layout
 from furiosa_build.recipe.schema import Scheme
 
-_ROWS_AT_A_TIME = 1 << 24
-"""Elements turned into float32 at a time, so that a large matrix needs little more memory than its result."""
+_ELEMENTS_AT_A_TIME = 1 << 20
+"""Turned into float32 at a time: a large matrix needs little more memory than its result, and the processor's caches
+hold what is computed on (7 times faster than 2**24 on 2 cores)."""
 
 _FORMATS = {"fp8": ("float-quantized", "float"), "int8": ("pack-quantized", "int")}
 
@@ -40,9 +41,7 @@ def quantize(name: str, weight: Tensor, scheme: Scheme) -> dict[str, Tensor]:
     scale = torch.empty((rows, 1), dtype=weight.dtype)
     padded = packed_columns(columns) if scheme == "int8" else columns
     stored = torch.empty((rows, padded), dtype=FP8 if scheme == "fp8" else torch.uint8)
-    step = max(1, _ROWS_AT_A_TIME // columns)
-    for begin in range(0, rows, step):
-        part = slice(begin, begin + step)
+    for part in _parts(rows, columns):
         _quantize_rows(weight[part].float(), stored[part], scale[part])
     if scheme == "fp8":
         return {f"{module}.weight": stored, f"{module}.weight_scale": scale}
@@ -57,10 +56,13 @@ def dequantize(stored: Mapping[str, Tensor], scheme: Scheme) -> Tensor:
     """The inverse of `quantize`, up to its rounding: [out, in] in the scale's dtype. `stored` has relative names."""
     scale = stored["weight_scale"]
     if scheme == "fp8":
-        return (stored["weight"].float() * scale.float()).to(scale.dtype)
-    columns = int(stored["weight_shape"][1])
-    integers = stored["weight_packed"].view(torch.uint8)[:, :columns].float() - INT8_ZERO
-    return (integers * scale.float()).to(scale.dtype)
+        weight, zero = stored["weight"], 0
+    else:
+        weight, zero = stored["weight_packed"].view(torch.uint8)[:, : int(stored["weight_shape"][1])], INT8_ZERO
+    result = torch.empty(weight.shape, dtype=scale.dtype)
+    for part in _parts(*weight.shape):
+        result[part] = (weight[part].float() - zero) * scale[part].float()
+    return result
 
 
 def compressed_tensors_config(scheme: Scheme, ignored_modules: list[str]) -> dict[str, Any]:
@@ -82,6 +84,12 @@ def compressed_tensors_config(scheme: Scheme, ignored_modules: list[str]) -> dic
         },
         "ignore": ignored_modules,
     }
+
+
+def _parts(rows: int, columns: int) -> Iterator[slice]:
+    """All rows, in slices that are small enough to be worked on."""
+    step = max(1, _ELEMENTS_AT_A_TIME // columns)
+    return (slice(begin, begin + step) for begin in range(0, rows, step))
 
 
 def _quantize_rows(weight: Tensor, stored: Tensor, scale: Tensor) -> None:

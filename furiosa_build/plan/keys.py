@@ -23,7 +23,7 @@ _IMPORT = re.compile(r"^\s*(?:from|import) +(furiosa_build(?:\.\w+)*)(?: +import
 def key_factors(
     step: str,
     reads: Mapping[str, Any],
-    inputs: Mapping[str, str],
+    inputs: Mapping[str, Mapping[str, str]],
     tools: Mapping[str, str],
     modules: Iterable[str],
 ) -> dict[str, Any]:
@@ -32,16 +32,16 @@ def key_factors(
     Args:
         step: Kind of step.
         reads: What it reads of the BuildSpec and the outline.
-        inputs: Digests of what it consumes, by name.
+        inputs: sha256 of the files it consumes, by the step that made them.
         tools: Versions of the tools that shape its output.
         modules: The project's modules that it runs.
     """
     return {
         "step": step,
         "reads": dict(reads),
-        "inputs": dict(inputs),
+        "inputs": {step: dict(files) for step, files in inputs.items()},
         "tools": dict(tools),
-        "source": source_digest(tuple(sorted(modules))),
+        "source": source_digests(modules),
     }
 
 
@@ -55,12 +55,11 @@ def tool_versions(*packages: str) -> dict[str, str]:
     return {package: version(package) for package in packages}
 
 
-@cache
-def source_digest(modules: tuple[str, ...]) -> str:
-    """Digest of these modules of the project and of all of its modules that they import, directly or not."""
+def source_digests(modules: Iterable[str]) -> dict[str, str]:
+    """sha256 of the source of these modules of the project and of all that they import of it, directly or not."""
     # The package itself holds the version: a release is no reason to build everything again.
-    names = imported_modules(modules) - {"furiosa_build"}
-    return digest({name: _file_digest(name) for name in sorted(names)})
+    names = imported_modules(tuple(modules)) - {"furiosa_build"}
+    return {name: _file_digest(name) for name in sorted(names)}
 
 
 @cache

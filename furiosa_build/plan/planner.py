@@ -12,6 +12,11 @@ from furiosa_build.recipe.schema import BuildSpec, ModelSpec, Scheme, bucket_nam
 
 Role = Literal["first", "block", "last"]
 
+# What steps consume of others. What else these make, such as a tokenizer's files, does not make them run again.
+_ALL = "*"
+_SOURCE = {"fetch": "weights.json"}
+_CHECKPOINT = {"quantize": "*.safetensors"}
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -51,14 +56,14 @@ class Step:
         name: The doit task's name, such as `compile:decode-1x512:block`.
         action: Kind of step; all steps of a kind run the same code.
         description: One line for listings.
-        needs: Steps whose outputs it consumes.
+        needs: Steps whose outputs it consumes, and which files of them: a shell pattern.
         reads: What it reads of the BuildSpec and the outline: part of its key.
     """
 
     name: str
     action: Literal["fetch", "quantize", "shard", "trace", "compile", "package", "qualify"]
     description: str
-    needs: tuple[str, ...] = ()
+    needs: Mapping[str, str] = field(default_factory=dict)
     reads: Mapping[str, Any] = field(default_factory=dict)
     bucket: Bucket | None = None
     kind: Kind | None = None
@@ -149,7 +154,7 @@ def _weight_steps(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outlin
         "quantize",
         "quantize",
         f"quantize {len(schemes)} weights to {scheme}" if schemes else "no quantization: check the weights",
-        needs=("fetch",),
+        needs=_SOURCE,
         reads={
             "schemes": schemes,
             "parameters": parameters,
@@ -161,7 +166,7 @@ def _weight_steps(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outlin
         "partition:weights",
         "shard",
         f"lay out {len(parameters)} parameters for stage 0, rank 0",
-        needs=("quantize",) if schemes else ("fetch", "quantize"),
+        needs=_CHECKPOINT if schemes else {**_SOURCE, **_CHECKPOINT},
         reads={"parameters": parameters},
     )
 
@@ -189,7 +194,7 @@ def _program_steps(
                 f"compile:{bucket.name}:{kind.name}",
                 "compile",
                 f"compile {what}{shared} with {spec.backend.name} for {isa}",
-                needs=(trace,),
+                needs={trace: _ALL},
                 reads={"backend": spec.backend.name, "isa": isa},
                 bucket=bucket,
                 kind=kind,
@@ -199,17 +204,20 @@ def _program_steps(
 def _artifact_steps(
     spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline, steps: list[Step], isa: str
 ) -> Iterator[Step]:
-    reads = spec.model_dump(mode="json", exclude={"model"})
+    schemes = quantized_parameters(spec, outline)
+    reads = spec.model_dump(mode="json", exclude={"model", "quantization"})
     reads["target"]["isa"] = isa
+    reads["quantization"] = spec.quantization.scheme if schemes else "none"
     reads["pretrained_id"] = pretrained_id(spec.model)
     reads["calculate_logit_only_for_last_token"] = spec.model.calculate_logit_only_for_last_token
     reads["hf_config"] = dict(hf_config)
     reads["outline"] = outline.model_dump(mode="json")
-    needs = tuple(step.name for step in steps if step.name != "quantize")
+    needs = {step.name: _ALL for step in steps if step.name != "quantize"}
     yield Step("package", "package", f"publish artifact {spec.name}", needs=needs, reads=reads)
     yield Step(
         "qualify",
         "qualify",
         "load the artifact in a fresh process, generate, compare with the eager reference",
-        needs=("package", "quantize", "fetch"),
+        needs={"package": _ALL, **(_CHECKPOINT if schemes else _SOURCE)},
+        reads={"schemes": schemes},
     )

@@ -5,12 +5,15 @@ The build runs this in a fresh process to find out that an artifact works with t
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from furiosa_build.artifact.reader import open_artifact
+from furiosa_build.artifact.schema import GeneratorConfig
 from furiosa_build.errors import BuildError
 from furiosa_build.runtime.engine import LLMEngine
 from furiosa_build.runtime.request import SamplingParams
@@ -23,7 +26,12 @@ _PROMPT_TOKENS = 24
 def probe(artifact: Path, output: Path) -> None:
     """Writes a safetensors file: for request i `tokens.i` int64 [prompt + new] and `logits.i` float32 [new, vocab]."""
     logits: dict[str, list[torch.Tensor]] = {}
-    engine = LLMEngine(artifact, on_logits=lambda request, row: logits.setdefault(request, []).append(row.clone()))
+    opened = open_artifact(artifact)
+    engine = LLMEngine(
+        opened,
+        paged_attention_num_blocks=_num_blocks(opened.artifact.generator_config),
+        on_logits=lambda request, row: logits.setdefault(request, []).append(row.clone()),
+    )
     for i, prompt in enumerate(_prompts(engine)):
         engine.add_request(str(i), prompt, SamplingParams(temperature=0.0, max_tokens=_NEW_TOKENS, ignore_eos=True))
     tokens = {}
@@ -37,15 +45,26 @@ def probe(artifact: Path, output: Path) -> None:
 
 def _prompts(engine: LLMEngine) -> list[list[int]]:
     """Token ids that fit the buckets: of fixed texts, or spread over the vocabulary where there is no tokenizer."""
-    config = engine.artifact.generator_config
-    longest = max(length for _, length in config.prefill_buckets)
-    room = max(1, min(longest, max(length for _, length in config.decode_buckets) - _NEW_TOKENS, _PROMPT_TOKENS))
+    room = _room(engine.artifact.generator_config)
     if engine.tokenizer is not None:
         prompts = [engine.tokenizer.encode(text) for text in _TEXTS]
     else:
         size = engine.artifact.model_metadata.vocab_size
         prompts = [[(7919 * (i + 1) * (k + 1)) % size for k in range(8 + 5 * i)] for i in range(len(_TEXTS))]
     return [prompt[:room] for prompt in prompts]
+
+
+def _room(config: GeneratorConfig) -> int:
+    """How many tokens a prompt may have."""
+    longest = max(length for _, length in config.prefill_buckets)
+    return max(1, min(longest, max(length for _, length in config.decode_buckets) - _NEW_TOKENS, _PROMPT_TOKENS))
+
+
+def _num_blocks(config: GeneratorConfig) -> int:
+    """KV blocks to run all prompts side by side. What an artifact suggests may be all the memory of a server."""
+    blocks = len(_TEXTS) * -(-(_room(config) + _NEW_TOKENS) // config.paged_attention_block_size)
+    with_spare = math.ceil(blocks / (1 - config.default_scheduler_config.spare_blocks_ratio))
+    return min(config.paged_attention_num_blocks, with_spare)
 
 
 if __name__ == "__main__":

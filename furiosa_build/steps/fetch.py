@@ -1,4 +1,4 @@
-"""fetch: the source of the weights, as a manifest. They stay where they are: a directory, the hub's cache, a seed."""
+"""fetch: the source of the model, as two lists. Its files stay where they are: a directory or the hub's cache."""
 
 from __future__ import annotations
 
@@ -7,43 +7,18 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
+from typing import Any
 
 from furiosa_build.canonical import canonical_json
-from furiosa_build.checkpoint import MODEL_FILES, WEIGHT_PATTERNS, list_files, weight_files
+from furiosa_build.checkpoint import INDEX_FILE, MODEL_FILES, WEIGHT_PATTERNS, weight_files
 from furiosa_build.errors import UserError
 from furiosa_build.plan.outline import ParameterOutline
 from furiosa_build.recipe.schema import ModelSpec
-
-OUTPUT = "source.json"
+from furiosa_build.steps import source
+from furiosa_build.steps.source import ModelFiles, Source, SourceFile
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-class SourceFile(BaseModel):
-    """Size in bytes and sha256 (hex)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    size: int
-    sha256: str
-
-
-class Source(BaseModel):
-    """source.json: says which weights, never where they lie on this machine.
-
-    `files` are those of the model's directory; for random weights `parameters` are what is drawn from `seed`.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: Literal["directory", "hub", "random"]
-    repo: str | None = None
-    revision: str | None = None
-    seed: int | None = None
-    files: dict[str, SourceFile] = {}
-    parameters: dict[str, ParameterOutline] = {}
 
 
 def is_hub_model(model: ModelSpec, roots: Sequence[Path]) -> bool:
@@ -126,11 +101,6 @@ def resolve_commit(model: ModelSpec) -> str | None:
     return reference.read_text().strip() if reference.is_file() else None
 
 
-def model_files(source: Source) -> dict[str, SourceFile]:
-    """The files that travel into the artifact: tokenizer, generation config, chat template."""
-    return {name: file for name, file in source.files.items() if name in MODEL_FILES and name != "config.json"}
-
-
 def run(
     model: ModelSpec,
     roots: Sequence[Path],
@@ -138,23 +108,30 @@ def run(
     hash_file: Callable[[Path], str],
     output: Path,
 ) -> None:
-    """Writes source.json. `hash_file` may remember; `parameters` are used when weights are random."""
-    if model.seed_for_random_weight is not None:
-        directory = local_directory(model, roots)
-        kept = [] if directory is None else [path for path in list_files(directory) if path.name in MODEL_FILES]
-        files = _describe(kept, hash_file)
-        source = Source(kind="random", seed=model.seed_for_random_weight, parameters=parameters, files=files)
-    elif is_hub_model(model, roots):
-        directory = _download(model, model.revision)
-        files = _describe(list_files(directory), hash_file)
-        source = Source(kind="hub", repo=model.model_id_or_path, revision=directory.name, files=files)
-    else:
-        directory = locate(model, roots, None)
-        weight_files(directory)
-        source = Source(kind="directory", files=_describe(list_files(directory), hash_file))
-    if directory is not None and (directory / "config.json").is_file():
+    """Writes weights.json and model_files.json.
+
+    Args:
+        model: Which model.
+        roots: Where a relative path is looked up.
+        parameters: What is drawn when weights are random.
+        hash_file: sha256 of a file; may remember.
+        output: Where to write.
+    """
+    seed = model.seed_for_random_weight
+    directory = local_directory(model, roots) if seed is not None else locate(model, roots, None)
+    described = {} if directory is None else _describe(directory, MODEL_FILES, hash_file)
+    config = described.pop("config.json", None)
+    if directory is not None and config is not None:
         _check_config(model, directory / "config.json")
-    (output / OUTPUT).write_bytes(canonical_json(source.model_dump(mode="json")))
+    if seed is not None:
+        weights = Source(seed=seed, parameters=parameters)
+    else:
+        assert directory is not None
+        weights = Source(files=_describe(directory, [*weight_files(directory), INDEX_FILE], hash_file))
+    revision = directory.name if directory is not None and is_hub_model(model, roots) else None
+    others = ModelFiles(files=described, revision=revision)
+    (output / source.WEIGHTS).write_bytes(canonical_json(weights.model_dump(mode="json")))
+    (output / source.MODEL_FILES).write_bytes(canonical_json(others.model_dump(mode="json")))
 
 
 def _check_config(model: ModelSpec, path: Path) -> None:
@@ -170,7 +147,8 @@ def _check_config(model: ModelSpec, path: Path) -> None:
             )
 
 
-def _describe(files: Sequence[Path], hash_file: Callable[[Path], str]) -> dict[str, SourceFile]:
+def _describe(directory: Path, names: Sequence[str], hash_file: Callable[[Path], str]) -> dict[str, SourceFile]:
+    files = [directory / name for name in names if (directory / name).is_file()]
     return {file.name: SourceFile(size=file.stat().st_size, sha256=hash_file(file)) for file in files}
 
 

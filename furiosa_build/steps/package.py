@@ -13,6 +13,7 @@ import furiosa_build
 from furiosa_build.artifact.schema import (
     ARTIFACT_FILE,
     MANIFEST_FILE,
+    PROVENANCE_FILE,
     Artifact,
     ArtifactMetadata,
     ArtifactVersion,
@@ -31,20 +32,20 @@ from furiosa_build.artifact.schema import (
     Target,
     TensorSpec,
     artifact_id,
-    timeless,
+    to_json,
 )
 from furiosa_build.canonical import canonical_json, digest
 from furiosa_build.plan.planner import Bucket, Kind, Plan, pretrained_id
-from furiosa_build.steps.fetch import Source
+from furiosa_build.steps.provenance import provenance
+from furiosa_build.steps.source import ModelFiles, Source
 
 
 @dataclass(frozen=True)
 class BuiltProgram:
-    """One compile step's result: the program's file and digest, and the signature of its graph."""
+    """One compile step's result: the program's digest, and the signature of its graph."""
 
     bucket: Bucket
     kind: Kind
-    file: Path
     suffix: str
     record: FileRecord
     graph: Mapping[str, Any]
@@ -57,51 +58,48 @@ class BuiltProgram:
 
 @dataclass(frozen=True)
 class Package:
-    """A finished artifact, not yet published. `files` says where each file of the manifest is, but artifact.json."""
+    """A finished artifact, not yet published."""
 
     artifact: Artifact
     manifest: Manifest
-    files: dict[str, Path]
+    provenance: dict[str, Any]
 
 
 def package(
     plan: Plan,
     programs: list[BuiltProgram],
-    parameters: Mapping[str, tuple[Path, FileRecord]],
-    source: Source,
-    source_digest: str,
-    model_files: Mapping[str, tuple[Path, FileRecord]],
+    parameters: Mapping[str, FileRecord],
+    weights: Source,
+    others: ModelFiles,
+    model_files: Mapping[str, FileRecord],
+    compiler: Mapping[str, str],
 ) -> Package:
-    """Describes the artifact. Every mapping is from a file's name to where it is, and its size and digest."""
+    """Describes the artifact. `compiler` has the versions of what made the programs."""
     names = _program_names(programs)
-    files: dict[str, tuple[Path, FileRecord]] = {}
-    for program in programs:
-        files[f"programs/{names[program.identity]}{program.suffix}"] = program.file, program.record
-    files.update({f"params/{name}": entry for name, entry in parameters.items()})
-    files.update({f"model/{name}": entry for name, entry in model_files.items()})
-    records = {path: record for path, (_, record) in files.items()}
+    records = {f"programs/{names[program.identity]}{program.suffix}": program.record for program in programs}
+    records.update({f"params/{name}": record for name, record in parameters.items()})
+    records.update({f"model/{name}": record for name, record in model_files.items()})
 
-    draft = _describe(plan, programs, names, sorted(parameters), source, source_digest)
+    draft = _describe(plan, programs, names, sorted(parameters), weights, others)
     identity = artifact_id(draft, records)
     artifact = draft.model_copy(update={"metadata": draft.metadata.model_copy(update={"artifact_id": identity})})
-    stamped = timeless(artifact)
-    records[ARTIFACT_FILE] = file_record(stamped)
-    manifest = Manifest(artifact_id=identity, files=dict(sorted(records.items())))
-    return Package(artifact, manifest, {path: file for path, (file, _) in files.items()})
+    records[ARTIFACT_FILE] = file_record(to_json(artifact))
+    record = provenance(plan, records, weights, others, compiler)
+    records[PROVENANCE_FILE] = file_record(to_json(record))
+    return Package(artifact, Manifest(artifact_id=identity, files=dict(sorted(records.items()))), record)
 
 
 def write(built: Package, output: Path) -> None:
-    """Writes the package's own two files; artifact.json without the time."""
-    (output / ARTIFACT_FILE).write_bytes(timeless(built.artifact))
-    (output / MANIFEST_FILE).write_bytes(canonical_json(built.manifest.model_dump(mode="json")))
+    """Writes the package's own three files."""
+    (output / ARTIFACT_FILE).write_bytes(to_json(built.artifact))
+    (output / PROVENANCE_FILE).write_bytes(to_json(built.provenance))
+    (output / MANIFEST_FILE).write_bytes(to_json(built.manifest))
 
 
-def copy_model_files(directory: Path | None, source: Source, hf_config: Mapping[str, Any], output: Path) -> None:
+def copy_model_files(directory: Path | None, files: ModelFiles, hf_config: Mapping[str, Any], output: Path) -> None:
     """Writes what the artifact's model/ directory will hold: the config, and the tokenizer's files as they are."""
-    from furiosa_build.steps.fetch import model_files
-
     (output / "config.json").write_bytes(canonical_json(dict(hf_config)))
-    for name in model_files(source):
+    for name in files.files:
         assert directory is not None
         shutil.copyfile(directory / name, output / name)
 
@@ -126,8 +124,8 @@ def _describe(
     programs: list[BuiltProgram],
     names: Mapping[str, str],
     parameter_files: list[str],
-    source: Source,
-    source_digest: str,
+    weights: Source,
+    others: ModelFiles,
 ) -> Artifact:
     spec, buckets = plan.spec, plan.spec.buckets
     last_only = spec.model.calculate_logit_only_for_last_token
@@ -135,7 +133,6 @@ def _describe(
         metadata=ArtifactMetadata(
             artifact_id="",
             name=spec.name,
-            timestamp=0,
             version=ArtifactVersion(
                 furiosa_llm=furiosa_build.__version__,
                 furiosa_compiler=f"{spec.backend.name} {_torch_release()}",
@@ -154,9 +151,9 @@ def _describe(
         hf_config=dict(plan.hf_config),
         model_metadata=ModelMetadata(
             pretrained_id=pretrained_id(spec.model),
-            revision=source.revision,
-            weights_digest=source_digest,
-            seed_for_random_weight=source.seed,
+            revision=others.revision,
+            weights_digest=digest(weights.model_dump(mode="json")),
+            seed_for_random_weight=weights.seed,
             architecture=plan.outline.architecture,
             dtype=plan.outline.dtype,
             num_hidden_layers=sum(len(block.layers) for block in plan.outline.blocks),

@@ -40,17 +40,24 @@ def generate(artifact: Path, output: Path, log: Path) -> Path:
 
 
 def run(request: dict[str, Any], output: Path) -> None:
-    """Compares and writes qualification.json. Raises RuntimeError when the artifact says something else.
+    """Writes qualification.json.
 
-    request: `probed` (what `generate` returned) and what `steps.shard` takes.
+    request: `artifact` (its directory), `log`, and what `steps.shard` takes. Raises StepError when the artifact does
+    not run, RuntimeError when it says something else than the model.
     """
+    probed = generate(Path(request["artifact"]), output, Path(request["log"]))
+    compare(probed, request, output)
+    probed.unlink()
+
+
+def compare(generated: Path, request: dict[str, Any], output: Path) -> None:
+    """Compares what `generate` returned with the reference, and writes qualification.json."""
     from safetensors.torch import load_file
 
     from furiosa_build.models.weights import SafetensorsSource
     from furiosa_build.steps.quantize import open_source
 
-    probed = load_file(request["probed"])
-    Path(request["probed"]).unlink()
+    probed = load_file(generated)
     checkpoint = request["checkpoint"]
     source = SafetensorsSource([Path(f["path"]) for f in checkpoint.values()]) if checkpoint else open_source(request)
     reference = _Reference(request["hf_config"], Outline.model_validate(request["outline"]), request["schemes"], source)

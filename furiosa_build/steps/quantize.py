@@ -21,7 +21,7 @@ LARGEST_FILE = 4 << 30
 def run(request: dict[str, Any], output: Path) -> dict[str, str]:
     """Writes the checkpoint; returns the sha256 of its weight files.
 
-    request: `source` (source.json's content), `directory` (where its files are), `outline`, `hf_config`, `schemes`
+    request: `source` (weights.json's content), `directory` (where its files are), `outline`, `hf_config`, `schemes`
     (parameter -> scheme). When no parameter is quantized only config.json is written: the source is the checkpoint.
     """
     import torch
@@ -83,11 +83,10 @@ def run(request: dict[str, Any], output: Path) -> dict[str, str]:
 def open_source(request: dict[str, Any]) -> TensorSource:
     """The weights that `source` and `directory` of a request describe."""
     from furiosa_build.models.weights import RandomSource, open_checkpoint
-    from furiosa_build.steps.fetch import Source
+    from furiosa_build.steps.source import Source
 
     source = Source.model_validate(request["source"])
-    if source.kind == "random":
-        assert source.seed is not None
+    if source.seed is not None:
         return RandomSource(source.parameters, source.seed)
     return open_checkpoint(Path(request["directory"]))
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from furiosa_build import host
-from furiosa_build.artifact.reader import open_artifact
-from furiosa_build.artifact.schema import Artifact, FileRecord, artifact_id, timeless
+from furiosa_build.artifact.reader import find_damage, open_artifact
+from furiosa_build.artifact.schema import Artifact, FileRecord, Manifest, Timestamp, artifact_id, to_json
 from furiosa_build.errors import UserError
 
 PARAMETERS = "params/p.safetensors"
@@ -25,11 +25,10 @@ PROGRAM = "programs/first.so"
 
 def artifact_data() -> dict[str, Any]:
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "metadata": {
             "artifact_id": "",
             "name": "small",
-            "timestamp": 1,
             "version": {"furiosa_llm": "0", "furiosa_compiler": "none 0"},
         },
         "devices": "cpu",
@@ -109,17 +108,17 @@ def seal(root: Path, data: dict[str, Any] | None = None) -> None:
     """artifact.json and manifest.json that fit what lies in `root`."""
     files = {}
     for path in sorted(root.rglob("*")):
-        if path.is_file() and path.name not in ("artifact.json", "manifest.json"):
+        if path.is_file() and path.name not in ("artifact.json", "manifest.json", "timestamp.json"):
             content = path.read_bytes()
             record = FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
             files[path.relative_to(root).as_posix()] = record
     data = data or artifact_data()
     data["metadata"]["artifact_id"] = id_ = artifact_id(Artifact.model_validate(data), files)
-    content = timeless(Artifact.model_validate(data))
+    content = to_json(Artifact.model_validate(data))
     files["artifact.json"] = FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
-    (root / "artifact.json").write_text(json.dumps(data, indent=1))
-    records = {name: record.model_dump() for name, record in files.items()}
-    write_json(root / "manifest.json", {"schema_version": 1, "artifact_id": id_, "files": records})
+    (root / "artifact.json").write_bytes(content)
+    (root / "manifest.json").write_bytes(to_json(Manifest(artifact_id=id_, files=files)))
+    (root / "timestamp.json").write_bytes(to_json(Timestamp.of(id_, 1)))
 
 
 @pytest.fixture
@@ -152,8 +151,16 @@ def test_it_opens_through_latest_and_by_links_that_stay_inside(root: Path) -> No
 
 
 def test_the_time_is_not_part_of_the_content(root: Path) -> None:
-    change_json(root / "artifact.json", lambda data: data["metadata"].update(timestamp=99))
+    id_ = open_artifact(root).artifact.metadata.artifact_id
+    (root / "timestamp.json").write_bytes(to_json(Timestamp.of(id_, 99)))
     assert open_artifact(root).artifact.metadata.timestamp == 99
+    assert find_damage(root) == []
+
+
+def test_a_signature_is_the_one_file_that_no_list_has(root: Path) -> None:
+    (root / "model.sig").write_bytes(b"signed")
+    open_artifact(root, "full")
+    assert find_damage(root) == []
 
 
 def test_only_full_verification_reads_parameters(root: Path) -> None:
@@ -198,9 +205,31 @@ def listed(name: str) -> Callable[[Path], None]:
     return manifest(lambda data: data["files"].update({name: record}))
 
 
-def artifact(change: Callable[[Any], object]) -> Callable[[Path], None]:
+def edited(change: Callable[[Any], object]) -> Callable[[Path], None]:
     """Edits artifact.json and nothing else: what damage does."""
     return lambda root: change_json(root / "artifact.json", change)
+
+
+def artifact_of(content: bytes) -> Callable[[Path], None]:
+    """Another artifact.json, with the right digest: what an enemy does."""
+
+    def apply(root: Path) -> None:
+        (root / "artifact.json").write_bytes(content)
+        record = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        change_json(root / "manifest.json", lambda data: data["files"].update({"artifact.json": record}))
+
+    return apply
+
+
+def artifact(change: Callable[[Any], object]) -> Callable[[Path], None]:
+    """Edits artifact.json, with the right digest."""
+
+    def apply(root: Path) -> None:
+        data = json.loads((root / "artifact.json").read_bytes())
+        change(data)
+        artifact_of(to_json(data))(root)
+
+    return apply
 
 
 def resealed(change: Callable[[Any], object]) -> Callable[[Path], None]:
@@ -241,7 +270,7 @@ def void(_: object) -> None: ...
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value))
+    path.write_bytes(to_json(value))
 
 
 def change_json(path: Path, change: Callable[[Any], object]) -> None:
@@ -256,36 +285,49 @@ def oversize(root: Path) -> None:
 
 
 CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no artifact.json": (remove("artifact.json"), "it has no artifact.json"),
-    "no manifest.json": (remove("manifest.json"), "it has no manifest.json"),
+    "no artifact.json": (remove("artifact.json"), "artifact.json is missing"),
+    "no manifest.json": (remove("manifest.json"), "manifest.json is missing"),
     "manifest is no JSON": (write("manifest.json", b"{"), "manifest.json is no JSON"),
     "manifest is not UTF-8": (write("manifest.json", b'{"\xff": 1}'), "manifest.json is no JSON"),
     "manifest is a list": (write("manifest.json", b"[]"), "manifest.json is no JSON object"),
     "manifest too large": (oversize, "manifest.json has 68719476736 bytes"),
     "manifest lacks a key": (manifest(lambda data: data.pop("artifact_id")), "manifest.json: artifact_id"),
-    "artifact is no JSON": (write("artifact.json", b"\0"), "artifact.json is no JSON"),
-    "artifact nested too deep to parse": (write("artifact.json", b"[" * 10**6), "artifact.json is no JSON"),
+    "artifact is no JSON": (artifact_of(b"\0"), "artifact.json is no JSON"),
+    "artifact nested too deep to parse": (artifact_of(b"[" * 10**6), "artifact.json is no JSON"),
     "artifact nested deep": (
         artifact(lambda data: data.update(hf_config=json.loads('{"a":' * 80 + "1" + "}" * 80))),
         "artifact.json is nested 81 levels deep",
     ),
     "artifact has an infinite number": (
-        lambda root: void((root / "artifact.json").write_text('{"schema_version": 1, "hf_config": 1e999}')),
+        artifact_of(b'{"schema_version": 2, "hf_config": 1e999}'),
         "artifact.json is no JSON",
     ),
     "artifact has half a surrogate pair": (
-        lambda root: void((root / "artifact.json").write_text('{"schema_version": 1, "a": "\\ud800"}')),
+        artifact_of(b'{"schema_version": 2, "a": "\\ud800"}'),
         "artifact.json is no JSON",
     ),
-    "artifact has an enormous number": (write("artifact.json", b"9" * 5000), "artifact.json is no JSON"),
-    "artifact of another schema": (artifact(lambda data: data.update(schema_version=2)), "schema version 2"),
+    "artifact has an enormous number": (artifact_of(b"9" * 5000), "artifact.json is no JSON"),
+    "artifact of another schema": (artifact(lambda data: data.update(schema_version=1)), "schema version 1"),
     "artifact without schema": (artifact(lambda data: data.pop("schema_version")), "schema version None"),
     "manifest of another schema": (manifest(lambda data: data.update(schema_version=0)), "schema version 0"),
     "artifact with an unknown key": (artifact(lambda data: data.update(surprise=1)), "artifact.json: surprise"),
     "artifact with a wrong type": (artifact(lambda data: data.update(devices=3)), "artifact.json: devices"),
-    "artifact edited": (artifact(lambda data: data.update(devices="npu:0")), "artifact.json has"),
+    "artifact written otherwise": (
+        artifact_of(json.dumps(artifact_data()).encode()),
+        "artifact.json is not written as Artifact is",
+    ),
+    "timestamp gone": (remove("timestamp.json"), "timestamp.json is missing"),
+    "timestamp changed": (
+        lambda root: change_json(root / "timestamp.json", lambda data: data.update(timestamp=2)),
+        "timestamp.json is not of this artifact, or was changed",
+    ),
+    "timestamp of another artifact": (
+        write("timestamp.json", to_json(Timestamp.of("0" * 64, 1))),
+        "timestamp.json is not of this artifact",
+    ),
+    "artifact edited": (edited(lambda data: data.update(devices="npu:0")), "artifact.json has"),
     "artifact edited, same size": (
-        artifact(lambda data: data.update(devices="gpu")),
+        edited(lambda data: data.update(devices="gpu")),
         "sha256 of artifact.json",
     ),
     "missing program": (remove(PROGRAM), "programs/first.so is missing"),
@@ -317,6 +359,13 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another id in the manifest": (
         manifest(lambda data: data.update(artifact_id="0" * 64)),
+        "timestamp.json is not of this artifact",
+    ),
+    "an id that is not of the content": (
+        lambda root: (
+            change_json(root / "manifest.json", lambda data: data.update(artifact_id="0" * 64)),
+            (root / "timestamp.json").write_bytes(to_json(Timestamp.of("0" * 64, 1))),
+        ),
         "artifact_id in manifest.json",
     ),
     "unlisted program file": (
@@ -414,7 +463,94 @@ def test_an_instruction_set_this_host_lacks(root: Path, monkeypatch: pytest.Monk
 
 def test_opening_does_not_import_torch(root: Path) -> None:
     code = (
-        "import sys; from furiosa_build.artifact.reader import open_artifact; "
+        "import sys; from furiosa_build.artifact.reader import find_damage, open_artifact; "
         f"open_artifact({str(root)!r}); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Every file, damaged in every way
+
+
+def truncated(size: Callable[[int], int]) -> Callable[[Path], None]:
+    def damage(file: Path) -> None:
+        with file.open("r+b") as opened:
+            opened.truncate(size(file.stat().st_size))
+
+    return damage
+
+
+def flipped(at: Callable[[int], int], mask: int = 0xFF) -> Callable[[Path], None]:
+    def damage(file: Path) -> None:
+        content = bytearray(file.read_bytes())
+        content[at(len(content))] ^= mask
+        file.write_bytes(content)
+
+    return damage
+
+
+def swapped(file: Path) -> None:
+    """With the file that comes next in its directory, or the first."""
+    beside = sorted(path for path in file.parent.iterdir() if path.is_file())
+    other = beside[(beside.index(file) + 1) % len(beside)]
+    content = file.read_bytes()
+    file.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "truncated to 0": truncated(lambda _: 0),
+    "truncated to 1": truncated(lambda _: 1),
+    "one byte short": truncated(lambda size: size - 1),
+    "first byte": flipped(lambda _: 0),
+    "middle byte": flipped(lambda size: size // 2),
+    "last byte": flipped(lambda size: size - 1),
+    "space to tab": flipped(lambda size: size - 1, ord(" ") ^ ord("\t")),
+    "missing": Path.unlink,
+    "swapped": swapped,
+}
+FILES = [
+    "artifact.json",
+    "manifest.json",
+    "timestamp.json",
+    "model/config.json",
+    "model/tokenizer.json",
+    PARAMETERS,
+    "params/q.safetensors",
+    PROGRAM,
+    "programs/last.so",
+]
+
+
+@pytest.fixture
+def full(root: Path) -> Path:
+    """An artifact with two files in every directory."""
+    (root / "params" / "q.safetensors").write_bytes(safetensors({"weight": tensor()}))
+    (root / "programs" / "last.so").write_bytes(b"other code..")
+    (root / "model" / "tokenizer.json").write_text("[]")
+    seal(root)
+    assert sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()) == sorted(FILES)
+    assert find_damage(root) == []
+    return root
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_any_file_is_found_by_its_name_and_refused(full: Path, file: str, damage: str) -> None:
+    DAMAGES[damage](full / file)
+    found = find_damage(full)
+    assert any(Path(file).name in problem.what for problem in found)
+    with pytest.raises(UserError):
+        open_artifact(full, "full")
+    data_only = file.startswith("params/") and damage in ("last byte", "space to tab")
+    if not data_only:
+        with pytest.raises(UserError):
+            open_artifact(full, "fast")
+
+
+def test_all_that_is_damaged_is_named_at_once(full: Path) -> None:
+    (full / "model" / "config.json").unlink()
+    flipped(lambda size: size - 1)(full / PARAMETERS)
+    (full / "programs" / "more.so").touch()
+    named = [problem.where.removeprefix(f"{full}/") for problem in find_damage(full)]
+    assert named == ["model/config.json", "programs/more.so", PARAMETERS]

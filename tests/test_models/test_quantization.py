@@ -161,7 +161,7 @@ def test_a_row_of_zeros_stays_one(scheme: Scheme) -> None:
 def test_a_row_is_quantized_alike_whatever_the_other_rows_are(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = random_weight(40, 12)
     whole = quantized(weight, scheme)
-    monkeypatch.setattr(quantization, "_ROWS_AT_A_TIME", 12 * 7)
+    monkeypatch.setattr(quantization, "_ELEMENTS_AT_A_TIME", 12 * 7)
     for name, tensor in quantized(weight, scheme).items():
         assert tensor.equal(whole[name]), name
     alone = quantized(weight[17:18].clone(), scheme)

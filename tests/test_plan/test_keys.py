@@ -14,7 +14,7 @@ import pytest
 
 from furiosa_build.canonical import canonical_json
 from furiosa_build.plan import keys
-from furiosa_build.plan.keys import imported_modules, key_factors, key_of, source_digest, tool_versions
+from furiosa_build.plan.keys import imported_modules, key_factors, key_of, tool_versions
 
 PACKAGE = Path(keys.__file__).resolve().parent.parent
 STEPS = ("survey", "fetch", "quantize", "shard", "trace", "compile", "package", "qualify")
@@ -86,13 +86,13 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def forget() -> None:
-    for cached in (source_digest, imported_modules, keys._direct_imports, keys._file_digest):
+    for cached in (imported_modules, keys._direct_imports, keys._file_digest):
         cached.cache_clear()
 
 
-def source_digests() -> dict[str, str]:
+def source_digests() -> dict[str, dict[str, str]]:
     forget()
-    return {step: source_digest((f"furiosa_build.steps.{step}",)) for step in STEPS}
+    return {step: keys.source_digests((f"furiosa_build.steps.{step}",)) for step in STEPS}
 
 
 WITH_WEIGHTS = {"quantize", "shard", "qualify"}
@@ -103,7 +103,8 @@ EDITS = {
     "store/actions.py": set(),
     "steps/trace.py": {"trace"},
     "steps/package.py": {"package"},
-    "steps/fetch.py": {"fetch", "package", *WITH_WEIGHTS},
+    "steps/fetch.py": {"fetch"},
+    "steps/source.py": {"fetch", "package", *WITH_WEIGHTS},
     "models/quantization.py": WITH_WEIGHTS,
     "models/attention.py": {*WITH_GRAPHS, "qualify"},
     "backends/graph.py": {*WITH_GRAPHS, "compile"},
@@ -137,7 +138,7 @@ def factors(**others: object) -> dict[str, object]:
     arguments: dict[str, object] = {
         "step": "test",
         "reads": {"a": 1},
-        "inputs": {"fetch": "d1"},
+        "inputs": {"fetch": {"f": "d1"}},
         "tools": {"torch": "2.13.0"},
         "modules": ["furiosa_build.canonical"],
     }
@@ -150,8 +151,8 @@ def factors(**others: object) -> dict[str, object]:
         {"step": "other"},
         {"reads": {"a": 2}},
         {"reads": {"a": 1, "b": None}},
-        {"inputs": {"fetch": "d2"}},
-        {"inputs": {"quantize": "d1"}},
+        {"inputs": {"fetch": {"f": "d2"}}},
+        {"inputs": {"quantize": {"f": "d1"}}},
         {"tools": {"torch": "2.13.1"}},
         {"modules": ["furiosa_build.errors"]},
     ],

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from furiosa_build.artifact.schema import Artifact, FileRecord, artifact_id, timeless
+from furiosa_build.artifact.schema import Artifact, FileRecord, Manifest, Timestamp, artifact_id, to_json
 
 P = 997
 BYTES = 256
@@ -155,11 +155,10 @@ def artifact_data(
         for batch, length in sizes:
             pipelines.append(_pipeline(programs, phase, batch, length, last_only))
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "metadata": {
             "artifact_id": "",
             "name": "toy",
-            "timestamp": 1,
             "version": {"furiosa_llm": "0", "furiosa_compiler": "toy 0"},
         },
         "devices": "cpu",
@@ -312,21 +311,17 @@ def seal(directory: Path, data: dict[str, Any]) -> None:
     files = {
         path.relative_to(directory).as_posix(): FileRecord(size=path.stat().st_size, sha256=_digest(path.read_bytes()))
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name not in ("artifact.json", "manifest.json")
+        if path.is_file() and path.name not in ("artifact.json", "manifest.json", "timestamp.json")
     }
     artifact = Artifact.model_validate(data)
     id_ = artifact_id(artifact, files)
     metadata = artifact.metadata.model_copy(update={"artifact_id": id_})
     artifact = artifact.model_copy(update={"metadata": metadata})
-    content = timeless(artifact)
+    content = to_json(artifact)
     files["artifact.json"] = FileRecord(size=len(content), sha256=_digest(content))
-    manifest = {
-        "schema_version": 1,
-        "artifact_id": id_,
-        "files": {k: v.model_dump() for k, v in files.items()},
-    }
-    (directory / "artifact.json").write_text(artifact.model_dump_json(indent=1))
-    (directory / "manifest.json").write_text(json.dumps(manifest))
+    (directory / "artifact.json").write_bytes(content)
+    (directory / "manifest.json").write_bytes(to_json(Manifest(artifact_id=id_, files=files)))
+    (directory / "timestamp.json").write_bytes(to_json(Timestamp.of(id_, 1)))
 
 
 def _digest(content: bytes) -> str:

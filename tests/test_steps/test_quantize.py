@@ -207,7 +207,7 @@ import sys
 from pathlib import Path
 from furiosa_build.plan.outline import Outline, ParameterOutline
 from furiosa_build.steps import {step}
-from furiosa_build.steps.fetch import Source
+from furiosa_build.steps.source import Source
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -222,7 +222,7 @@ def run(layers, output):
     )
     output.mkdir()
     {step}.run({{
-        "source": Source(kind="random", seed=0, parameters=parameters).model_dump(), "directory": "",
+        "source": Source(seed=0, parameters=parameters).model_dump(), "directory": "",
         "outline": outline.model_dump(), "hf_config": {{}}, "schemes": dict.fromkeys(names, "{scheme}"),
         "checkpoint": {{}},
     }}, output)

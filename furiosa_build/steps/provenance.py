@@ -1,0 +1,97 @@
+"""provenance.json: what the artifact was made of, and by what: an in-toto Statement v1, SLSA provenance v1.
+
+https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md, https://slsa.dev/spec/v1.1/provenance
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import furiosa_build
+from furiosa_build.artifact.schema import FileRecord
+from furiosa_build.canonical import digest
+from furiosa_build.plan.planner import Plan, pretrained_id
+from furiosa_build.steps.source import ModelFiles, Source
+
+STATEMENT = "https://in-toto.io/Statement/v1"
+PREDICATE = "https://slsa.dev/provenance/v1"
+BUILD_TYPE = "urn:furiosa-build:recipe:v1"
+BUILDER = "urn:furiosa-build"
+
+_TOOLS = ("torch", "transformers", "numpy", "safetensors")
+
+
+def provenance(
+    plan: Plan, subjects: Mapping[str, FileRecord], weights: Source, others: ModelFiles, compiler: Mapping[str, str]
+) -> dict[str, Any]:
+    """The statement. No path of this machine, no user and no time is in it.
+
+    Args:
+        plan: The build.
+        subjects: The artifact's files.
+        weights: The source of the parameters.
+        others: The source of the tokenizer and such, and the commit of a model on the hub.
+        compiler: Names and versions of the tools that made the programs.
+    """
+    spec = plan.spec.model_dump(mode="json")
+    spec["model"]["model_id_or_path"] = pretrained_id(plan.spec.model)
+    tools = {name: version(name) for name in _TOOLS}
+    return {
+        "_type": STATEMENT,
+        "subject": [{"name": name, "digest": {"sha256": record.sha256}} for name, record in sorted(subjects.items())],
+        "predicateType": PREDICATE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {"recipe": spec},
+                "internalParameters": {"isa": plan.isa, "hf_config": dict(plan.hf_config)},
+                "resolvedDependencies": _dependencies(plan, weights, others),
+            },
+            "runDetails": {
+                "builder": {
+                    "id": BUILDER,
+                    "version": {
+                        "furiosa_build": furiosa_build.__version__,
+                        "python": ".".join(map(str, sys.version_info[:2])),
+                        **tools,
+                        **compiler,
+                    },
+                    "builderDependencies": [
+                        {"name": "source of furiosa_build", "digest": {"sha256": project_digest()}}
+                    ],
+                },
+            },
+        },
+    }
+
+
+def project_digest() -> str:
+    """sha256 over all of this project's own source files."""
+    from furiosa_build.store.hashing import hash_file
+
+    root = Path(furiosa_build.__file__).parent
+    return digest({path.relative_to(root).as_posix(): hash_file(path) for path in sorted(root.rglob("*.py"))})
+
+
+def _dependencies(plan: Plan, weights: Source, others: ModelFiles) -> list[dict[str, Any]]:
+    files = {**weights.files, **others.files}
+    found: list[dict[str, Any]] = [
+        {"name": name, "digest": {"sha256": file.sha256}} for name, file in sorted(files.items())
+    ]
+    if others.revision is not None:
+        name = pretrained_id(plan.spec.model)
+        found.insert(
+            0,
+            {
+                "name": name,
+                "uri": f"pkg:huggingface/{name}@{others.revision}",
+                "digest": {"gitCommit": others.revision},
+            },
+        )
+    if weights.seed is not None:
+        found.append({"name": "random weights", "annotations": {"seed": weights.seed}})
+    return found

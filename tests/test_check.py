@@ -1,0 +1,62 @@
+"""`build --check`: what is built again without the store is the same, or every file that differs is named."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from user_directory import UserDirectory, furiosa_build, make_model, make_user_directory, steps_in_this_process
+
+from furiosa_build.backends.eager import EagerBackend
+from furiosa_build.check import differing_files
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> UserDirectory:
+    return make_user_directory(tmp_path / "user", tmp_path / "store", make_model(tmp_path / "model" / "tiny"))
+
+
+def test_a_build_that_is_reproducible_passes_and_leaves_nothing_behind(
+    user: UserDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    with steps_in_this_process():
+        ran = furiosa_build(user, "build", "tiny", "--check")
+    assert (ran.status, ran.err) == (0, "")
+    assert "building again, without the store\n" in ran.out
+    assert ran.out.endswith("the same bytes in every file\n")
+    assert [path for path in temporary.iterdir() if "check" in path.name] == []
+
+
+def test_files_that_differ_are_named(user: UserDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_graph, count = EagerBackend.compile, itertools.count()
+
+    def compile_with_a_counter(self: EagerBackend, graph: Any, output: Path, isa: str, scratch: Path) -> None:
+        compile_graph(self, graph, output, isa, scratch)
+        output.write_bytes(output.read_bytes() + b" " * next(count))
+
+    monkeypatch.setattr(EagerBackend, "compile", compile_with_a_counter)
+    with steps_in_this_process():
+        ran = furiosa_build(user, "build", "tiny", "--check")
+    assert ran.status == 5
+    message, *named = ran.err.splitlines()
+    assert message == f"error: built again, {(user.artifacts / 'latest').resolve()} is not the same:"
+    programs = sorted(path.name for path in (user.artifacts / "latest" / "programs").iterdir())
+    assert [line.split()[0] for line in named if "programs/" in line] == [f"programs/{name}" for name in programs]
+    assert not [line for line in named if "params/" in line or "model/" in line]
+
+
+def test_files_of_one_side_only_are_named(tmp_path: Path) -> None:
+    for name, files in {"a": ("same", "deep/one", "other"), "b": ("same", "two", "other")}.items():
+        for file in files:
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_text(name if file == "other" else "x")
+    assert differing_files(tmp_path / "a", tmp_path / "b") == [
+        "deep/one is only in the first build",
+        "other differs",
+        "two is only in the second build",
+    ]
