@@ -7,7 +7,7 @@ store holds the action of that key.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,15 +19,22 @@ from furiosa_build import __version__
 from furiosa_build.artifact import writer
 from furiosa_build.artifact.schema import MANIFEST_FILE, FileRecord, Manifest
 from furiosa_build.backends import get_backend
+from furiosa_build.canonical import digest
 from furiosa_build.checkpoint import list_files
-from furiosa_build.errors import StepError, UserError
+from furiosa_build.errors import PreflightError, StepError, UserError
+from furiosa_build.faults import doing
+from furiosa_build.machine import Machine, disk_of, this_machine
 from furiosa_build.memory import Watch
+from furiosa_build.plan.durations import Durations, Past
 from furiosa_build.plan.explain import Explanation, nearest
 from furiosa_build.plan.keys import key_factors, key_of, tool_versions
+from furiosa_build.plan.needs import Places
 from furiosa_build.plan.outline import Outline
 from furiosa_build.plan.planner import Plan, Step, make_plan
+from furiosa_build.plan.preflight import Preflight, preflight
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import Recipe, check_architecture
+from furiosa_build.show import lowered_text, refusal_text
 from furiosa_build.steps import fetch, package, qualify, source, survey, trace
 from furiosa_build.store import ActionRecord, Made, Store, default_store_root
 from furiosa_build.workers import Pool
@@ -99,7 +106,7 @@ class Build:
         Raises UserError or StepError; what other steps have finished stays in the store.
         """
         step = self.plan.steps[name]
-        with _failing(name):
+        with _failing(name), doing(name):
             if name not in self.done:
                 factors = self._factors(step) or self._late_factors(step)
                 record, ran = self.store.obtain(key_of(factors), name, factors, self._work_of(step))
@@ -125,6 +132,35 @@ class Build:
             else:
                 yield self._why_not_done(step, earlier.get(name, []))
 
+    def preflight(self, steps: Iterable[str] | None = None, machine: Machine | None = None) -> Preflight:
+        """What is to do of `steps` (None: of all) needs, and what cannot fit. `machine`: not this one."""
+        names = self.plan.steps if steps is None else steps
+        undone = {name: self._is_surely_to_do(name) for name in names if not self.is_done(name)}
+        machine = machine or this_machine()
+        return preflight(self.plan, self.options, undone, self._places(), machine, self._durations)
+
+    def estimate_seconds(self, name: str) -> float | None:
+        """How long a step will take, from earlier steps of its kind; None when there is none to compare with."""
+        return self._durations.estimate(self.plan.steps[name], self.plan)
+
+    def begin(self, steps: Iterable[str], machine: Machine | None = None) -> list[str]:
+        """To be called before `steps` are run. Returns what a person should know.
+
+        Raises UserError when a tool is missing, PreflightError when the steps that are to do cannot fit. Without such
+        steps it asks nothing of the machine. `machine`: not this one.
+        """
+        self.check_toolchain()
+        undone = [name for name in steps if not self.is_done(name)]
+        if not undone:
+            return []
+        figures = self.preflight(undone, machine)
+        if figures.shortages:
+            raise PreflightError(refusal_text(figures))
+        if figures.compile_workers == self.options.num_compile_workers:
+            return []
+        self._compilers = Pool(figures.compile_workers)
+        return [lowered_text(figures, self.options.num_compile_workers)]
+
     def check_toolchain(self) -> None:
         """Raises UserError when there are programs to compile and a tool for that is missing."""
         if not all(self.is_done(name) for name, step in self.plan.steps.items() if step.action == "compile"):
@@ -134,6 +170,7 @@ class Build:
         """Makes the steps that run fail at once, and no other begin. For signal handlers."""
         self._builders.kill()
         self._compilers.kill()
+        self.store.interrupt()
 
     def close(self) -> None:
         """Ends the worker processes, and this process's work with the store."""
@@ -150,6 +187,39 @@ class Build:
                 return None
             self.done[name] = Done(record, ran=False)
         return self.done[name].record
+
+    # What a build needs, and how long it takes.
+
+    def _is_surely_to_do(self, name: str) -> bool:
+        """Of a step that is not done: False when the store may have it, which its inputs will tell."""
+        step, earlier = self.plan.steps[name], [past.factors for past in self._history if past.step == name]
+        if not earlier or self._factors(step) is not None:
+            return True
+        apart_from_inputs = digest(self._factors_of(step.action, step.reads, {}))
+        return all(digest({**factors, "inputs": {}}) != apart_from_inputs for factors in earlier)
+
+    def _places(self) -> Places:
+        model, store = self.spec.model, self.store.root if self.store.is_writable else self.directory.parent
+        directory, downloads, cached, unread = fetch.local_directory(model, self.recipe.roots), None, 0, 0
+        if directory is not None and not self.is_done("fetch"):
+            unread = sum(f.stat().st_size for f in list_files(directory) if self.store.hashes.recall(f) is None)
+        elif directory is None and model.seed_for_random_weight is None:
+            cache = fetch.hub_cache(model)
+            downloads, cached = disk_of(cache), sum(file.stat().st_size for file in cache.glob("blobs/*"))
+        return Places(disk_of(store), disk_of(self.directory), downloads, cached, unread)
+
+    @cached_property
+    def _history(self) -> list[Past]:
+        return [
+            Past(record.step, record.seconds, factors, frozenset(o.sha256 for o in record.outputs.values()))
+            for record, factors, _ in self.store.records()
+        ]
+
+    @cached_property
+    def _durations(self) -> Durations:
+        return Durations(self._history)
+
+    # Why a step is to do.
 
     def _why_not_done(self, step: Step, earlier: list[dict[str, Any]]) -> Explanation:
         factors = self._factors(step)

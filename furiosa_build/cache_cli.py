@@ -72,7 +72,11 @@ def collect(
     """
     size = None if max_size is None else _parse(max_size, "--max-size", _UNITS)
     age = None if older_than is None else _parse(older_than, "--older-than", _SECONDS)
-    done = gc.collect(_store(cache_dir), None if size is None else int(size), age, dry_run)
+    store = _store(cache_dir)
+    try:
+        done = gc.collect(store, None if size is None else int(size), age, dry_run)
+    except OSError as error:
+        raise UserError(f"what is there cannot be removed: {error}", where=str(store.root)) from error
     would = "would remove" if dry_run else "removed"
     for entry in done.actions:
         print(f"{would} {entry.record.key[:12]}  {entry.record.step}")
@@ -89,17 +93,20 @@ def verify(cache_dir: CacheDir = None) -> None:
     findings = list(gc.verify(store))
     if findings:
         listed = "".join(f"\n  {finding}" for finding in findings)
-        raise VerificationError(f"the store {store.root} is damaged; the next build makes it again{listed}")
+        raise VerificationError(f"the store {store.root} is damaged; the next build makes again what it needs{listed}")
     found = gc.entries(store)
     print(f"whole: {len(found)} steps, {size_text(gc.total_size(found))} in {store.root}")
 
 
 def _store(cache_dir: Path | None) -> Store:
-    return Store((cache_dir or default_store_root()).expanduser().absolute())
+    root = (cache_dir or default_store_root()).expanduser().absolute()
+    if root.exists() and not root.is_dir():
+        raise UserError("the store is not a directory", where=str(root))
+    return Store(root)
 
 
 def _parse(text: str, option: str, units: dict[str, int]) -> float:
-    match = re.fullmatch(rf"(\d+\.?\d*) ?({'|'.join(units)})", text.strip().lower())
+    match = re.fullmatch(rf"(\d{{1,15}}\.?\d*) ?({'|'.join(units)})", text.strip().lower())
     if match is None:
         valid = f"a number and one of {', '.join(unit for unit in units if unit)}"
         raise UserError(f"{text!r} is not understood", where=option, valid=valid)

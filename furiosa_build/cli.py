@@ -45,6 +45,7 @@ def build(
     check: Annotated[
         bool, typer.Option("--check", help="Then build again without the store, and compare every file.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one event a line, as JSON.")] = False,
 ) -> None:
     """Build a recipe's artifact, doing only the steps that are not done yet."""
     from furiosa_build import dodo
@@ -52,7 +53,7 @@ def build(
 
     flags = ["verify_inputs=true"] if verify_inputs else []
     opened = open_build(name, [*(overrides or []), *flags])
-    status = dodo.run(opened)
+    status = dodo.run(opened, as_json=as_json)
     if check and status == 0:
         from furiosa_build.check import check_reproducible
 
@@ -61,14 +62,18 @@ def build(
 
 
 @app.command()
-def plan(name: RecipeName, overrides: Overrides = None) -> None:
-    """Show the steps with their state, and what each bucket compiles."""
+def plan(
+    name: RecipeName,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One object.")] = False,
+) -> None:
+    """Show the steps with their state, what each bucket compiles, and what a build needs: bytes, memory, disk, time."""
     from furiosa_build.build import open_build
-    from furiosa_build.show import plan_text
+    from furiosa_build.show import plan_data, plan_text
 
     opened = open_build(name, overrides or [])
     try:
-        print(plan_text(opened))
+        print(json.dumps(plan_data(opened)) if as_json else plan_text(opened))
     finally:
         opened.close()
 

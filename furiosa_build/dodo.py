@@ -72,8 +72,9 @@ def doit_tasks(build: Build) -> Iterator[dict[str, Any]]:
     }
 
 
-def run(build: Build, task: str = "build") -> int:
-    """Runs a task and what it needs; returns the exit status."""
+def run(build: Build, task: str = "build", as_json: bool = False) -> int:
+    """Runs a task and what it needs; returns the exit status. `as_json`: prints an event a line in place of text."""
+    BuildReporter.as_json = as_json
     loader = ModuleTaskLoader({"DOIT_CONFIG": doit_config(build), "task_steps": lambda: doit_tasks(build)})
     status: int = doit_cmd.DoitMain(loader, config_filenames=()).run([task])
     return status

@@ -1,7 +1,8 @@
 """Named points at which a test may stop or fail a build: how the fault tests in tests/faults reach a certain moment.
 
 `FURIOSA_BUILD_FAULT=STEP@POINT=FIFO` makes the process that first reaches POINT while doing STEP write a line into the
-named pipe and wait there for ever, to be killed. `STEP@POINT=errno:ENOSPC` makes it fail with that error instead.
+named pipe and wait there for ever, to be killed; or, where a pipe FIFO.go is, until something is written to that.
+`STEP@POINT=errno:ENOSPC` makes it fail with that error instead.
 Without the variable a point does nothing.
 """
 
@@ -43,4 +44,7 @@ def reach(point: str) -> None:
         raise OSError(number, os.strerror(number), f"fault point {point}")
     with Path(fault).open("w") as pipe:
         pipe.write(f"{os.getpid()}\n")
-    threading.Event().wait()
+    go_on = Path(f"{fault}.go")
+    if not go_on.exists():
+        threading.Event().wait()
+    go_on.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import threading
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TextIO
 from doit.reporter import ConsoleReporter
 
 from furiosa_build.errors import BuildError, StepError
-from furiosa_build.show import result_text
+from furiosa_build.report import Record, memory_text, step_data, write_report
+from furiosa_build.show import duration_text, result_text, short_path
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -26,11 +28,15 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
     desc = "the steps of a furiosa build"
     build: ClassVar[Build]
     errors: ClassVar[list[BuildError]] = []
+    as_json: ClassVar[bool] = False
+    """One event a line, in place of text."""
 
     def __init__(self, outstream: TextIO, options: Any) -> None:
         super().__init__(outstream, options)
         self._begin = time.monotonic()
-        self._started: set[str] = set()
+        self._record = Record()
+        self._rows: dict[str, Any] = {}
+        self._left: dict[str, float | None] = {}
         self._total = self._ran = self._up_to_date = 0
         self._lock = threading.Lock()  # doit calls from the threads that run the steps
         self._ended = False
@@ -41,6 +47,7 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
 
     def initialize(self, tasks: dict[str, Any], selected_tasks: list[str]) -> None:
         """Counts the steps that this run may come to."""
+        self.build.store.tell = self._tell
         pending, reached = list(selected_tasks), set()
         while pending:
             name = pending.pop()
@@ -49,9 +56,16 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
                 pending.extend(tasks[name].task_dep)
         self._total = sum(1 for name in reached if tasks[name].actions)
         try:
-            self.build.check_toolchain()
+            notes = self.build.begin([name for name in self.build.plan.steps if name in reached])
         except BuildError as error:
             self._end_with([error])
+        steps = [name for name in self.build.plan.steps if name in reached]
+        self._emit("build-begun", recipe=self.build.spec.name, steps=steps)
+        for note in notes:
+            self._tell(note)
+        if self.outstream.isatty():
+            undone = [name for name in steps if not self.build.is_done(name)]
+            self._left = {name: self.build.estimate_seconds(name) for name in undone}
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._interrupt)
 
@@ -60,31 +74,35 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
         if not task.actions:
             return
         with self._lock:
-            self._started.add(task.name)
-            self._show_progress()
+            self._record.begins(task.name)
+            self._emit("step-begun", step=task.name)
+            self._show_progress(begun=task.name)
 
     def add_success(self, task: Any) -> None:
         """A step has ended well."""
-        if not task.actions:
+        if not task.actions or task.name not in self.build.plan.steps:
             return
         done = self.build.done[task.name]
         with self._lock:
-            self._started.remove(task.name)
+            self._record.ends(task.name, "ran" if done.ran else "reused")
+            self._emit("step-ended", **step_data(self.build, self._record.steps[task.name]))
             if done.ran:
                 self._ran += 1
-                took = f"{done.record.seconds:7.1f} s"
+                took = f"{done.record.seconds:7.1f} s  {memory_text(done.record.peak_memory):>8}"
             else:
                 self._up_to_date += 1
                 took = "  found in the store" + (", published again" if task.name in ("package", "qualify") else "")
             count = f"[{self._ran + self._up_to_date:{len(str(self._total))}}/{self._total}]"
-            self._print(f"{count} {task.name:36} {took}")
-            self._show_progress()
+            if not self.as_json:
+                self._print(f"{count} {task.name:36} {took}")
+            self._show_progress(ended=task.name)
 
     def skip_uptodate(self, task: Any) -> None:
         """A step had nothing to do."""
         if task.actions:
             with self._lock:
                 self._up_to_date += 1
+                self._record.ends(task.name, "up to date")
 
     def add_failure(self, task: Any, fail: Any) -> None:
         """A step has failed; what is not one of our own errors is doit's to tell."""
@@ -103,20 +121,32 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
         errors = list(self.errors)
         self.errors.clear()
         if errors or self._interrupted_by is not None:
-            self._print(f"{_steps(self._ran)} ran, kept in the store; the next build goes on from there")
+            self._tell(f"{_steps(self._ran)} ran, kept in the store; the next build goes on from there")
         if self._interrupted_by is not None:
+            self._emit("build-ended", status=128 + self._interrupted_by)
             print(f"interrupted by {signal.Signals(self._interrupted_by).name}", file=sys.stderr)
             sys.exit(128 + self._interrupted_by)
         if errors:
             self._end_with(errors)
         super().complete_run()
-        if not self.failures and not self.runtime_errors and "qualify" in self.build.done:
+        failed = bool(self.failures or self.runtime_errors)
+        built = not failed and "qualify" in self.build.done
+        if built and not self.as_json:
             self._print(result_text(self.build))
+        if built and self._ran:
+            report = write_report(self.build, self._record)
+            self._tell(f"report     {short_path(report)}")
         seconds = time.monotonic() - self._begin
-        self._print(f"ran {self._ran} of {self._total} steps in {seconds:.1f} s, {self._up_to_date} up to date")
-        if self.failures or self.runtime_errors:
-            # An error of this program; doit's own status for it is that of bad input.
-            sys.exit(StepError.exit_status)
+        # An error of this program; doit's own status for it is that of bad input.
+        status = StepError.exit_status if failed else 0
+        artifact = {"artifact": str(self.build.version_directory)} if built else {}
+        self._emit(
+            "build-ended", status=status, ran=self._ran, up_to_date=self._up_to_date, seconds=seconds, **artifact
+        )
+        if self._total and not self.as_json:
+            self._print(f"ran {self._ran} of {self._total} steps in {seconds:.1f} s, {self._up_to_date} up to date")
+        if failed:
+            sys.exit(status)
 
     def _interrupt(self, number: int, frame: Any) -> None:
         del frame
@@ -127,8 +157,22 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
         self._ended = True
         self.build.close()
         for error in errors:
+            self._emit("error", message=str(error), status=error.exit_status)
             print(f"error: {error}", file=sys.stderr)
+        self._emit("build-ended", status=errors[0].exit_status)
         sys.exit(errors[0].exit_status)
+
+    def _tell(self, message: str) -> None:
+        """Says something to the person who waits."""
+        if self.as_json:
+            self._emit("message", text=message)
+        else:
+            self._print(message)
+
+    def _emit(self, event: str, **what: Any) -> None:
+        if self.as_json:
+            self.write(json.dumps({"event": event, "time": time.time(), **what}) + "\n")
+            self.outstream.flush()
 
     def _print(self, line: str) -> None:
         if self._bar is not None and self._bar.live.is_started:
@@ -137,8 +181,9 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
             self.write(line + "\n")
             self.outstream.flush()
 
-    def _show_progress(self) -> None:
-        if not self.outstream.isatty():
+    def _show_progress(self, begun: str = "", ended: str = "") -> None:
+        """One bar for the whole build, and a line for each step that runs."""
+        if not self.outstream.isatty() or self.as_json:
             return
         if self._bar is None:
             from rich.console import Console
@@ -156,8 +201,21 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
             )
             self._bar_task = self._bar.add_task("", total=self._total)
             self._bar.start()
-        running = ", ".join(sorted(self._started))
-        self._bar.update(self._bar_task, completed=self._ran + self._up_to_date, description=running[:60])
+        if begun:
+            self._rows[begun] = self._bar.add_task(begun, total=None)
+        if ended in self._rows:
+            self._bar.remove_task(self._rows.pop(ended))
+        self._left.pop(ended, None)
+        self._bar.update(self._bar_task, completed=self._ran + self._up_to_date, description=self._time_left())
+
+    def _time_left(self) -> str:
+        """By earlier steps of the same kinds. Compile workers share the compiling."""
+        known = {name: seconds for name, seconds in self._left.items() if seconds is not None}
+        if len(known) < len(self._left):
+            return "time left not known yet"
+        workers = self.build.options.num_compile_workers
+        seconds = sum(s / workers if name.startswith("compile:") else s for name, s in known.items())
+        return f"about {duration_text(seconds)} left"
 
 
 def _steps(count: int) -> str:

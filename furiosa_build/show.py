@@ -4,46 +4,91 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from furiosa_build.artifact.schema import Artifact
 
 if TYPE_CHECKING:
     from furiosa_build.build import Build
+    from furiosa_build.machine import Machine
     from furiosa_build.plan.explain import Explanation
+    from furiosa_build.plan.needs import Need
+    from furiosa_build.plan.preflight import Preflight
 
 
 _MOST_CHANGES = 8
 """Of one step, in an explanation for people; `--json` has all."""
 
 
-def plan_text(build: Build) -> str:
-    """The steps with their state, and what each bucket compiles."""
+def plan_text(build: Build, machine: Machine | None = None) -> str:
+    """The steps with their state, what each bucket compiles, and what the build needs. `machine`: not this one."""
     plan, spec = build.plan, build.spec
     quantized = f"{spec.quantization.scheme}, {len(plan.schemes())} weights" if plan.schemes() else "no quantization"
-    seed = spec.model.seed_for_random_weight
     lines = [
         f"recipe {spec.name}: {plan.outline.architecture}, {_count(plan.outline.num_parameters)} parameters, "
         f"{plan.outline.dtype}, {quantized}",
         f"target {spec.target.name} ({plan.isa}), backend {spec.backend.name}, devices {spec.devices}",
+        *_random_note(spec.model.seed_for_random_weight),
+        "steps",
     ]
-    if seed is not None:
-        lines.append(f"THE WEIGHTS ARE RANDOM, drawn from seed {seed}")
-    lines.append("steps")
-    states = {name: build.is_done(name) for name in plan.steps}
+    figures = build.preflight(machine=machine)
     width = max(len(name) for name in plan.steps)
     for name, step in plan.steps.items():
-        lines.append(f"  {'done ' if states[name] else 'to do'}  {name:{width}}  {step.description}")
+        lines.append(f"  {'to do' if name in figures.work else 'done '}  {name:{width}}  {step.description}")
     lines.append("buckets")
     for bucket in plan.buckets:
         kinds = ", ".join(f"{k.name} ({len(k.layers)} layers)" if k.layers else k.name for k in plan.kinds)
         lines.append(f"  {bucket.name:{width}}  compiles {kinds}")
-    done = sum(states.values())
-    lines.append(f"{done} steps done, {len(states) - done} to do")
+    lines += ["needs", *(f"  {line}" for line in _need_lines(build, figures))]
+    if figures.shortages:
+        lines += ["A BUILD WOULD BE REFUSED", *_shortage_lines(figures)]
+    lines.append(f"{len(plan.steps) - len(figures.work)} steps done, {len(figures.work)} to do")
     return "\n".join(lines)
+
+
+def plan_data(build: Build, machine: Machine | None = None) -> dict[str, Any]:
+    """What `plan_text` says, as plain data: bytes and seconds, null where they are unknown."""
+    figures = build.preflight(machine=machine)
+    return {
+        "recipe": build.spec.name,
+        "steps": [
+            {
+                "step": name,
+                "description": step.description,
+                "state": "to do" if name in figures.work else "done",
+                **({} if name not in figures.work else asdict(figures.work[name])),
+                **({} if name not in figures.work else {"seconds": build.estimate_seconds(name)}),
+            }
+            for name, step in build.plan.steps.items()
+        ],
+        "programs": figures.programs,
+        "num_compile_workers": figures.compile_workers,
+        "read": figures.read,
+        "written": figures.written,
+        "disks": [_need_data(need) for need in figures.disks],
+        "memory": _need_data(figures.memory),
+        "device": _need_data(figures.device),
+        "seconds": None if figures.unknown_times else figures.seconds,
+        "refused": [{**_need_data(short.need), "remedy": short.remedy} for short in figures.shortages],
+    }
+
+
+def refusal_text(figures: Preflight) -> str:
+    """Why a build is refused."""
+    return "\n".join(["the build cannot fit", *_shortage_lines(figures)])
+
+
+def lowered_text(figures: Preflight, asked: int) -> str:
+    """That fewer programs are compiled at a time than was asked for."""
+    assert figures.memory.available is not None
+    return (
+        f"num_compile_workers: {asked} asked for, the memory is for {figures.compile_workers} "
+        f"({size_text(figures.memory.available)} available, each takes {size_text(figures.compile_worker)})"
+    )
 
 
 def explain_text(explanations: Iterable[Explanation]) -> str:
@@ -71,7 +116,7 @@ def result_text(build: Build) -> str:
     directory = build.version_directory
     return "\n".join(
         [
-            f"artifact   {_short(directory)} ({size_text(artifact_size(directory))})",
+            f"artifact   {short_path(directory)} ({size_text(artifact_size(directory))})",
             f"qualified  {_qualification(directory)}",
             *_random_note(build.spec.model.seed_for_random_weight),
         ]
@@ -123,6 +168,62 @@ def artifact_size(directory: Path) -> int:
     return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
 
+def _need_lines(build: Build, figures: Preflight) -> Iterator[str]:
+    asked = build.options.num_compile_workers
+    if figures.programs:
+        at_a_time = min(figures.compile_workers, figures.programs)
+        lowered = "" if figures.compile_workers == asked else f"; {lowered_text(figures, asked)}"
+        yield f"programs  {figures.programs} to compile, {at_a_time} at a time{lowered}"
+    if figures.work:
+        yield f"bytes     {size_text(figures.read)} to read, {size_text(figures.written)} to write"
+    for need in figures.disks:
+        yield f"disk      {_need_text(need)} of {_available(need)} free in {need.what}"
+    if figures.work:
+        yield f"memory    {_need_text(figures.memory)} of {_available(figures.memory)} available"
+    yield f"device    {_need_text(figures.device)}{_device_note(figures)}"
+    if figures.work:
+        yield f"time      {_time_text(figures)}"
+
+
+def _need_text(need: Need) -> str:
+    """Such as `2.5 GB (parameters 2.4 GB, programs 100 MB)`."""
+    parts = ", ".join(f"{what} {size_text(size)}" for what, size in need.parts.items())
+    return size_text(need.needed) + (f" ({parts})" if len(need.parts) > 1 else "")
+
+
+def _available(need: Need) -> str:
+    return "an unknown amount" if need.available is None else size_text(need.available)
+
+
+def _device_note(figures: Preflight) -> str:
+    """Whether the artifact fits the device."""
+    if figures.device.available is None:
+        return "; the target does not say how much memory it has"
+    whose = "this machine" if figures.device_is_host else "the target"
+    of = f" of the {size_text(figures.device.available)} that {whose} has"
+    if figures.device.fits:
+        return f"{of}: fits"
+    slow = ", parameters will be read from the disk again and again" if figures.device_is_host else ""
+    return f"{of}: does not fit{slow}"
+
+
+def _time_text(figures: Preflight) -> str:
+    if figures.seconds == 0 and figures.unknown_times:
+        return "not known: no step of these kinds has run before"
+    unknown = f", besides {', '.join(figures.unknown_times)}: not known" if figures.unknown_times else ""
+    return f"about {duration_text(figures.seconds)}, as such steps took before{unknown}"
+
+
+def _shortage_lines(figures: Preflight) -> Iterator[str]:
+    for short in figures.shortages:
+        yield f"  {short.need.what}: {_need_text(short.need)} needed, {_available(short.need)} there"
+        yield f"    hint: {short.remedy}"
+
+
+def _need_data(need: Need) -> dict[str, Any]:
+    return {"what": need.what, "needed": need.needed, "parts": dict(need.parts), "available": need.available}
+
+
 def _qualification(directory: Path) -> str:
     path = directory.with_suffix(".qualify.json")
     if not path.is_file():
@@ -160,13 +261,21 @@ def _count(number: int) -> str:
 
 
 def size_text(number: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number} B"
 
 
-def _short(path: Path) -> str:
+def duration_text(seconds: float) -> str:
+    """Such as `8 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def short_path(path: Path) -> str:
+    """Relative to the current directory if it is below."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

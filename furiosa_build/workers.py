@@ -23,7 +23,7 @@ from typing import Any
 
 from furiosa_build.errors import StepError, UserError
 from furiosa_build.faults import doing
-from furiosa_build.memory import Watch
+from furiosa_build.memory import Watch, give_back
 from furiosa_build.store import Made
 
 
@@ -130,6 +130,8 @@ def _work(step: str, module: str, request: dict[str, Any], output: Path, log: Pa
             traceback.print_exc()
             first_line = (str(error).strip().splitlines() or [""])[0]
             return "failed", f"{type(error).__name__}: {first_line}"
+        finally:
+            give_back()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from furiosa_build.artifact.schema import MANIFEST_FILE, SIGNATURE_FILE, TIMESTAMP_FILE, Manifest, Timestamp, to_json
@@ -120,9 +121,10 @@ def publish(
             place(directory / SIGNATURE_FILE, staging / SIGNATURE_FILE)
         for made in (path for path in (staging, *staging.rglob("*")) if path.is_dir()):
             sync(made)
-        if directory.exists():
+        if directory.exists() and not is_published(directory, manifest, sha256_of):
             damaged = _new_directory(directory)
-            directory.rename(damaged / "damaged")
+            with suppress(FileNotFoundError):  # another build of the same artifact was faster
+                directory.rename(damaged / "damaged")
             shutil.rmtree(damaged)
         reach("before-publish")
         try:
@@ -135,9 +137,10 @@ def publish(
         sync(directory.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    for path, record in manifest.files.items():
-        if (directory / path).samefile(files[path]):
-            remember(directory / path, record.sha256)
+    with suppress(FileNotFoundError):  # another build replaces it at this moment
+        for path, record in manifest.files.items():
+            if (directory / path).samefile(files[path]):
+                remember(directory / path, record.sha256)
 
 
 def _new_directory(beside: Path) -> Path:
@@ -167,11 +170,16 @@ def _is_running(process: int) -> bool:
 
 def point_latest_to(directory: Path) -> None:
     """Makes `latest`, beside `directory`, a link to it."""
+    _remove_leftovers(directory.parent)
     latest = directory.parent / LATEST
     link = latest.with_name(f".{LATEST}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}")
     link.symlink_to(directory.name)
-    reach("before-latest")
-    link.replace(latest)
+    try:
+        reach("before-latest")
+        link.replace(latest)
+    except OSError:
+        link.unlink()
+        raise
 
 
 def latest_is(directory: Path) -> bool:

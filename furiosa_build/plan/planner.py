@@ -206,7 +206,7 @@ def _artifact_steps(
 ) -> Iterator[Step]:
     schemes = quantized_parameters(spec, outline)
     reads = spec.model_dump(mode="json", exclude={"model", "quantization"})
-    reads["target"]["isa"] = isa
+    reads["target"] = {"name": spec.target.name, "isa": isa}
     reads["quantization"] = spec.quantization.scheme if schemes else "none"
     reads["pretrained_id"] = pretrained_id(spec.model)
     reads["calculate_logit_only_for_last_token"] = spec.model.calculate_logit_only_for_last_token

@@ -71,10 +71,17 @@ class ModelSpec(Section):
 
 
 class TargetSpec(Section):
-    """The machine that programs are compiled for. `isa`: an x86-64 psABI level, or `native`: this host's."""
+    """The machine that programs are compiled for.
+
+    Attributes:
+        isa: An x86-64 psABI level, or `native`: this host's.
+        memory_gb: Memory of one device in GB (10^9 bytes). None: this host's where `isa` is `native`, else unknown.
+            A build whose parameters and KV cache are larger is refused; no byte of the artifact depends on it.
+    """
 
     name: str
     isa: Literal["native", "x86-64-v3", "x86-64-v4"] = "native"
+    memory_gb: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] | None = None
 
 
 class ParallelSpec(Section):

@@ -90,14 +90,19 @@ def locate_config(model: ModelSpec, roots: Sequence[Path]) -> Path:
     return path
 
 
+def hub_cache(model: ModelSpec) -> Path:
+    """Where the hub's cache on this machine keeps the model, if it does."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE) / f"models--{model.model_id_or_path.replace('/', '--')}"
+
+
 def resolve_commit(model: ModelSpec) -> str | None:
     """The commit that a hub model's revision stands for, if that is known without asking the hub."""
     revision = model.revision or "main"
     if _COMMIT.fullmatch(revision):
         return revision
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    reference = Path(HF_HUB_CACHE) / f"models--{model.model_id_or_path.replace('/', '--')}" / "refs" / revision
+    reference = hub_cache(model) / "refs" / revision
     return reference.read_text().strip() if reference.is_file() else None
 
 

@@ -1,8 +1,8 @@
 """Actions: what a step made, under the key of all that determined it.
 
-blobs/ab/abcd...              content by sha256
-actions/ab/KEY/manifest.json  the outputs of one action; its presence is what makes the action done, its time of
-                              modification is when the action was last used
+blobs/ab/abcd...                  content by sha256
+actions/ab/KEY/manifest.json      the outputs of one action; its presence is what makes the action done, its time of
+                                  modification is when the action was last used
                key_factors.json   what the key was made of
 sessions/  locks/  logs/  scratch/  hashes.sqlite  gc.lock
 """
@@ -22,15 +22,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict
-
-from furiosa_build.canonical import canonical_json, digest
+from furiosa_build.errors import StepError
 from furiosa_build.faults import doing, reach
 from furiosa_build.memory import Usage
 from furiosa_build.store.blobs import Blobs
-from furiosa_build.store.guard import shared
+from furiosa_build.store.guard import open_lock, shared, try_lock
 from furiosa_build.store.hashing import HashMemory
+from furiosa_build.store.records import MANIFEST, ActionRecord, Output, read_action, write_action
 from furiosa_build.store.sessions import Session
 
 
@@ -39,33 +37,8 @@ def default_store_root() -> Path:
     return Path(os.environ.get("FURIOSA_BUILD_CACHE") or "~/.cache/furiosa/llm").expanduser()
 
 
-class Output(BaseModel):
-    """One file that an action made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    size: int
-    sha256: str
-
-
-class ActionRecord(BaseModel):
-    """A finished action: its outputs by relative path, and what they cost (not part of any digest).
-
-    `seconds`: how long it took. `peak_memory` and `peak_mapped`: most bytes of private memory, and of mapped pages of
-    files, that it used at a time; None where that is unknown.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    key: str
-    step: str
-    seconds: float
-    peak_memory: int | None = None
-    peak_mapped: int | None = None
-    outputs: dict[str, Output]
-
-    @property
-    def digest(self) -> str:
-        """Of the outputs' names and contents: what the steps that follow depend on."""
-        return digest({path: output.sha256 for path, output in self.outputs.items()})
+_POLL = 0.05
+"""Seconds between two looks at a lock that another process holds."""
 
 
 class Made(NamedTuple):
@@ -103,13 +76,14 @@ class Store:
         self._spare = spare
         self._blobs = Blobs(root / "blobs", self.hashes)
         self._session = Session(root)
+        self._interrupted = False
         self._making_substitute = threading.Lock()
         self._substitute: Store | None = None
 
     @cached_property
     def is_writable(self) -> bool:
         """Whether finished steps can be kept."""
-        nearest = next(place for place in (self.root, *self.root.parents) if place.exists())
+        nearest = next(place for place in (self.root, *self.root.parents) if os.access(place, os.F_OK))
         return os.access(nearest, os.W_OK | os.X_OK)
 
     def find(self, key: str) -> ActionRecord | None:
@@ -122,8 +96,11 @@ class Store:
 
     def path(self, output: Output) -> Path:
         """The read-only file that holds an output."""
-        path = self._blobs.path(output.sha256)
-        return self._substitute.path(output) if self._substitute is not None and not path.exists() else path
+        if self._substitute is not None:
+            made = self._substitute.path(output)
+            if made.exists():  # what has the same name in this store may be damaged
+                return made
+        return self._blobs.path(output.sha256)
 
     def read_json(self, record: ActionRecord, path: str) -> Any:
         """An output as JSON."""
@@ -131,13 +108,13 @@ class Store:
 
     def records(self) -> Iterator[tuple[ActionRecord, dict[str, Any], float]]:
         """All finished actions with the factors of their keys and the time they were last used (Unix seconds)."""
-        for manifest in sorted(self.root.glob("actions/*/*/manifest.json")):
+        for manifest in sorted(self.root.glob(f"actions/*/*/{MANIFEST}")):
             try:
-                record = ActionRecord.model_validate_json(manifest.read_bytes())
-                factors = json.loads((manifest.parent / "key_factors.json").read_bytes())
-                yield record, factors, manifest.stat().st_mtime
+                record, factors = read_action(manifest.parent)
+                last_used = manifest.stat().st_mtime
             except (OSError, ValueError):  # removed or damaged: as good as not there
                 continue
+            yield record, factors, last_used
 
     def scratch(self, name: str) -> Path:
         """A directory that survives, for a tool's own caches; nothing may depend on what is in it."""
@@ -153,20 +130,19 @@ class Store:
     def lock(self, key: str, step: str) -> Iterator[None]:
         """Saves two processes from doing the same work. Nothing is wrong without it."""
         path = self.root / "locks" / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        holder = path.with_suffix(".holder")
-        lock = FileLock(path)
+        descriptor = open_lock(path)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self.tell(f"{step}: waiting for {_read_holder(holder)}, which is doing it")
-            lock.acquire()
-        try:
+            if not try_lock(descriptor):
+                self.tell(f"{step}: waiting for {_read(path) or 'another process'}, which is doing it")
+            while not try_lock(descriptor):
+                if self._interrupted:
+                    raise StepError(step, "the build was interrupted")
+                time.sleep(_POLL)
             with suppress(OSError):  # it only informs
-                holder.write_text(f"process {os.getpid()} on {platform.node()}")
+                path.write_text(f"process {os.getpid()} on {platform.node()}")
             yield
         finally:
-            lock.release()
+            os.close(descriptor)
 
     def obtain(
         self,
@@ -192,6 +168,10 @@ class Store:
                 made = work(staged)
                 return self._commit(key, step, staged, factors, made, time.monotonic() - begin), True
 
+    def interrupt(self) -> None:
+        """Makes steps that wait for another process fail at once. For signal handlers."""
+        self._interrupted = True
+
     def close(self) -> None:
         """Ends this process's work with the store."""
         self._session.close()
@@ -200,9 +180,9 @@ class Store:
             shutil.rmtree(self._substitute.root, ignore_errors=True)
 
     def _find(self, key: str) -> ActionRecord | None:
-        manifest = self._manifest(key)
+        directory = self._directory(key)
         try:
-            record = ActionRecord.model_validate_json(manifest.read_bytes())
+            record, _ = read_action(directory)
         except (OSError, ValueError):
             return None
         if not all(self._blobs.holds(output.sha256, output.size) for output in record.outputs.values()):
@@ -210,7 +190,7 @@ class Store:
         if self.is_writable:
             with suppress(OSError):  # a full disk, or another user's file
                 self._session.pin(key)
-                os.utime(manifest)
+                os.utime(directory / MANIFEST)
         return record
 
     def _written(self) -> Store:
@@ -240,42 +220,16 @@ class Store:
             record = ActionRecord(
                 key=key, step=step, seconds=seconds, peak_memory=private, peak_mapped=mapped, outputs=outputs
             )
-            directory = self._manifest(key).parent
-            directory.mkdir(parents=True, exist_ok=True)
             self._session.pin(key)
-            _write(directory / "key_factors.json", canonical_json(factors))
-            _write(self._manifest(key), canonical_json(record.model_dump(mode="json")), announced=True)
+            write_action(self._directory(key), record, factors)
             return record
 
-    def _manifest(self, key: str) -> Path:
-        return self.root / "actions" / key[:2] / key / "manifest.json"
+    def _directory(self, key: str) -> Path:
+        return self.root / "actions" / key[:2] / key
 
 
-def _read_holder(path: Path) -> str:
+def _read(path: Path) -> str:
     try:
-        return path.read_text() or "another process"
+        return path.read_text(errors="replace")
     except OSError:
-        return "another process"
-
-
-def _write(path: Path, data: bytes, announced: bool = False) -> None:
-    """Writes a file that is there whole or not at all."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data[: len(data) // 2])
-            if announced:
-                file.flush()
-                reach("mid-write")
-            file.write(data[len(data) // 2 :])
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        if announced:
-            reach("before-rename")
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    if announced:
-        reach("after-rename")
+        return ""

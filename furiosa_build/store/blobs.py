@@ -30,7 +30,7 @@ class Blobs:
             return False
 
     def adopt(self, file: Path, sha256: str | None = None) -> tuple[str, int]:
-        """Moves `file` in; returns its sha256 and size. It is on disk before it becomes visible under its name."""
+        """Moves `file` in; returns its sha256 and size. Its content is on disk before it has its name."""
         sha256 = sha256 or hash_file(file)
         size = file.stat().st_size
         target = self.path(sha256)
@@ -42,7 +42,6 @@ class Blobs:
         reach("after-fsync")
         target.parent.mkdir(parents=True, exist_ok=True)
         file.replace(target)
-        sync(target.parent)
         self._hashes.remember(target, sha256)
         return sha256, size
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from furiosa_build.errors import UserError
-from furiosa_build.store.actions import ActionRecord, Store
-from furiosa_build.store.guard import exclusive, locks_work
+from furiosa_build.store.actions import Store
+from furiosa_build.store.guard import exclusive, locks_work, shared
+from furiosa_build.store.records import MANIFEST, ActionRecord, read_action
 from furiosa_build.store.sessions import all_sessions, is_alive, pins
 
 
@@ -59,26 +60,33 @@ def total_size(entries: Iterable[Entry]) -> int:
 
 
 def verify(store: Store) -> Iterator[str]:
-    """Reads every blob; yields a line for each thing that is not as it should be. The next build makes it again."""
-    records = [record for record, _, _ in store.records()]
-    users = {output.sha256: f"{r.step}/{name}" for r in records for name, output in r.outputs.items()}
-    blobs = {path.name: path for path in _blob_files(store.root)}
-    for sha256, path in blobs.items():
-        if store.hashes.hash(path, anew=True) != sha256:
-            yield f"damaged: {path} ({users.get(sha256, 'used by nothing')})"
-    for sha256 in sorted(users.keys() - blobs.keys()):
-        yield f"missing: {store.root / 'blobs' / sha256[:2] / sha256} ({users[sha256]})"
-    readable = {record.key for record in records}
-    for manifest in sorted(store.root.glob("actions/*/*/manifest.json")):
-        if manifest.parent.name not in readable:
-            yield f"unreadable: {manifest}"
+    """Reads every file; yields a line for each that is not as it should be."""
+    with shared(store.root):
+        users: dict[str, str] = {}
+        for directory in _finished(store.root):
+            try:
+                record, _ = read_action(directory)
+                users |= {output.sha256: f"{record.step}: {name}" for name, output in record.outputs.items()}
+            except FileNotFoundError as error:
+                yield f"{error.filename} is missing"
+            except (OSError, ValueError) as error:
+                yield str(error)
+        blobs = {path.name: path for path in _blob_files(store.root)}
+        for sha256, path in blobs.items():
+            try:
+                if store.hashes.hash(path, anew=True) != sha256:
+                    yield f"{path} is damaged ({users.get(sha256, 'used by nothing')})"
+            except OSError as error:
+                yield str(error)
+        for sha256 in sorted(users.keys() - blobs.keys()):
+            yield f"{store.root / 'blobs' / sha256[:2] / sha256} is missing ({users[sha256]})"
 
 
 def collect(
     store: Store, max_size: int | None = None, older_than: float | None = None, dry_run: bool = False
 ) -> Collected:
-    """Removes what killed builds have left; actions not used for `older_than` seconds; then the longest unused ones
-    until the store holds at most `max_size` bytes. What a running build uses stays.
+    """Removes what killed builds have left and what is damaged; actions not used for `older_than` seconds; then the
+    longest unused ones until the store holds at most `max_size` bytes. What a running build uses stays.
 
     Raises UserError where locks do nothing: there it cannot be known whether a build runs.
     """
@@ -97,8 +105,7 @@ def collect(
         doomed = _doomed(found, max_size, older_than)
         removed = [entry for entry in found if entry.record.key in doomed]
         kept = [entry for entry in found if entry.record.key not in doomed]
-        used = {output.sha256 for entry in kept for output in entry.record.outputs.values()}
-        leftovers = _leftovers(store.root, used, older_than)
+        leftovers = _leftovers(store.root, found, kept, older_than)
         freed = sum(_size(path) for path in leftovers)
         if not dry_run:
             for entry in removed:
@@ -129,27 +136,31 @@ def _doomed(found: list[Entry], max_size: int | None, older_than: float | None) 
     return doomed
 
 
-def _leftovers(root: Path, used: set[str], older_than: float | None) -> list[Path]:
-    """Files and directories that nothing needs."""
+def _leftovers(root: Path, found: list[Entry], kept: list[Entry], older_than: float | None) -> list[Path]:
+    """Files and directories that nothing needs, besides the actions that are removed."""
     sessions = all_sessions(root)
     ended = [directory for directory in sessions if not is_alive(directory)]
-    found = [*ended, *(path for path in _blob_files(root) if path.name not in used)]
-    found += [path for path in root.glob("actions/*/*/.*") if path.is_file()]
-    found += [
-        path.parent
-        for path in root.glob("actions/*/*/key_factors.json")
-        if not (path.parent / "manifest.json").exists()
-    ]
+    pinned, whole = _pinned(root), {entry.record.key for entry in found}
+    leftovers = [*ended, *(path for path in root.glob("actions/*/*") if path.name not in whole | pinned)]
+    staying = {entry.record.key for entry in kept}
+    leftovers += [path for path in root.glob("actions/*/*/.*") if path.parent.name in staying]
+    if pinned <= whole:  # what an action uses that a build has found, and that was damaged since, nobody can tell
+        used = {output.sha256 for entry in kept for output in entry.record.outputs.values()}
+        leftovers += [path for path in _blob_files(root) if path.name not in used]
     if len(ended) == len(sessions):  # no build holds a lock, or compiles
-        found += [*root.glob("locks/*"), *root.glob("scratch/*")]
+        leftovers += [*root.glob("locks/*"), *root.glob("scratch/*")]
     logs = root / "logs"
     if older_than is not None and logs.is_dir():
-        found += [path for path in logs.iterdir() if time.time() - path.stat().st_mtime > older_than]
-    return sorted(found)
+        leftovers += [path for path in logs.iterdir() if time.time() - path.stat().st_mtime > older_than]
+    return sorted(leftovers)
 
 
 def _pinned(root: Path) -> set[str]:
     return {key for directory in all_sessions(root) if is_alive(directory) for key in pins(directory)}
+
+
+def _finished(root: Path) -> list[Path]:
+    return [manifest.parent for manifest in sorted(root.glob(f"actions/*/*/{MANIFEST}"))]
 
 
 def _blob_files(root: Path) -> Iterator[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -45,11 +46,9 @@ class HashMemory:
         if identity in self._known_here or not self._trust:
             return self._known_here.get(identity)
         with suppress(sqlite3.Error), self._connected("ro") as connection:
-            row = connection.execute(
-                "SELECT sha256 FROM hashes WHERE path=? AND size=? AND mtime_ns=? AND inode=?",
-                identity,
-            ).fetchone()
-            return None if row is None else str(row[0])
+            query = "SELECT sha256, seal FROM files WHERE path=? AND size=? AND mtime_ns=? AND inode=?"
+            for sha256, seal in connection.execute(query, identity):
+                return str(sha256) if seal == _seal(identity, str(sha256)) else None
         return None
 
     def hash(self, path: Path, progress: Callable[[int], None] | None = None, anew: bool = False) -> str:
@@ -72,38 +71,47 @@ class HashMemory:
     def forget_missing(self) -> None:
         """Forgets files that are gone."""
         with suppress(sqlite3.Error), self._connected("rw") as connection:
-            paths = [path for (path,) in connection.execute("SELECT path FROM hashes")]
-            gone = [(path,) for path in paths if not Path(path).exists()]
-            connection.executemany("DELETE FROM hashes WHERE path=?", gone)
+            paths = [path for (path,) in connection.execute("SELECT path FROM files")]
+            gone = [(path,) for path in paths if not Path(os.fsdecode(path)).exists()]
+            connection.executemany("DELETE FROM files WHERE path=?", gone)
 
     def _remember(self, identity: _Identity, sha256: str) -> None:
         self._known_here[identity] = sha256
-        try:
-            self._write(identity, sha256)
-        except (sqlite3.OperationalError, OSError):  # read-only, full, or locked for a minute
-            return
-        except sqlite3.DatabaseError:  # damaged
-            self._database.unlink(missing_ok=True)
+        with suppress(OSError):
+            try:
+                self._write(identity, sha256)
+            except sqlite3.Error as error:  # else it is read-only, full, or locked for a minute
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+                    self._database.unlink(missing_ok=True)
 
     def _write(self, identity: _Identity, sha256: str) -> None:
         self._database.parent.mkdir(parents=True, exist_ok=True)
         with self._connected("rwc") as connection:
             connection.execute(
-                "CREATE TABLE IF NOT EXISTS hashes "
-                "(path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, sha256 TEXT)"
+                "CREATE TABLE IF NOT EXISTS files "
+                "(path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, sha256 TEXT, seal TEXT)"
             )
-            connection.execute("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?, ?)", (*identity, sha256))
+            row = (*identity, sha256, _seal(identity, sha256))
+            connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", row)
 
     @contextmanager
     def _connected(self, mode: Literal["ro", "rw", "rwc"]) -> Iterator[sqlite3.Connection]:
         uri = f"file:{quote(str(self._database))}?mode={mode}"
         with closing(sqlite3.connect(uri, uri=True, timeout=60)) as connection, connection:
+            connection.execute("PRAGMA synchronous=OFF")  # what a power cut spoils is read again
             yield connection
 
 
-_Identity = tuple[str, int, int, int]
+_DAMAGED = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_MISMATCH)
+
+_Identity = tuple[bytes, int, int, int]
 
 
 def _identity(path: Path) -> _Identity:
     stat = path.stat()
-    return str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino
+    return os.fsencode(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _seal(identity: _Identity, sha256: str) -> str:
+    """A row whose seal is another has been damaged."""
+    return hashlib.sha256(repr((identity, sha256)).encode()).hexdigest()

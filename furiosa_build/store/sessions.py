@@ -15,9 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from furiosa_build.store.guard import shared
+from furiosa_build.store.guard import is_locked, open_lock, shared, take_lock
 
 _LOCK = "lock"
 _PINS = "pins"
@@ -28,19 +26,19 @@ class Session:
 
     def __init__(self, root: Path) -> None:
         self._store = root
-        self._beginning = threading.Lock()
+        self._changing = threading.Lock()
         self._directory: Path | None = None
-        self._lock: FileLock | None = None
+        self._lock = -1
         self._pinned: set[str] = set()
 
     def pin(self, key: str) -> None:
         """Keeps gc from removing an action while the session lasts."""
         directory = self._begun()
-        with self._beginning:
+        with self._changing:
             if key not in self._pinned:
-                self._pinned.add(key)
                 with (directory / _PINS).open("a") as file:
-                    file.write(f"{key}\n")
+                    file.write(f"\n{key}\n")  # on a line of its own, even if a full disk cut the last one short
+                self._pinned.add(key)
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -53,23 +51,25 @@ class Session:
 
     def close(self) -> None:
         """Ends the session."""
-        with self._beginning:
-            if self._directory is not None and self._lock is not None:
-                shutil.rmtree(self._directory, ignore_errors=True)
-                self._lock.release()
-            self._directory = self._lock = None
+        with self._changing:
+            if self._directory is not None:
+                with shared(self._store):  # gc would come across a directory that is half gone
+                    shutil.rmtree(self._directory, ignore_errors=True)
+                os.close(self._lock)
+            self._directory = None
             self._pinned.clear()
 
     def _begun(self) -> Path:
-        with self._beginning:
+        with self._changing:
             if self._directory is None:
+                parent = self._store / "sessions"
+                parent.mkdir(parents=True, exist_ok=True)
                 with shared(self._store):  # gc would take a directory whose lock is not held for one that was left
-                    parent = self._store / "sessions"
-                    parent.mkdir(parents=True, exist_ok=True)
                     directory = Path(tempfile.mkdtemp(dir=parent, prefix=f"{os.getpid()}-"))
-                    lock = FileLock(directory / _LOCK, thread_local=False)
-                    lock.acquire()
-                self._directory, self._lock = directory, lock
+                    directory.chmod(0o755)  # others may see what is pinned
+                    self._lock = open_lock(directory / _LOCK)
+                    take_lock(self._lock)
+                self._directory = directory
             return self._directory
 
 
@@ -81,14 +81,10 @@ def all_sessions(root: Path) -> list[Path]:
 
 def is_alive(directory: Path) -> bool:
     """Whether the session's process still holds its lock. Only where locks work."""
-    try:
-        with FileLock(directory / _LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True
+    return is_locked(directory / _LOCK)
 
 
 def pins(directory: Path) -> set[str]:
     """Keys of the actions that a session uses."""
     file = directory / _PINS
-    return set(file.read_text().split()) if file.is_file() else set()
+    return set(file.read_text(errors="replace").split()) if file.is_file() else set()

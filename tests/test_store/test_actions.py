@@ -20,9 +20,9 @@ from furiosa_build import faults
 from furiosa_build.canonical import canonical_json, digest
 from furiosa_build.store import ActionRecord, Made, Store, default_store_root
 
-KEY = digest("a key")
-OTHER_KEY = digest("another key")
 FACTORS = {"step": "test", "reads": {"b": 1, "a": [1, 2]}}
+OTHER_FACTORS = {"step": "test", "reads": {"b": 2}}
+KEY, OTHER_KEY = digest(FACTORS), digest(OTHER_FACTORS)
 
 Work = Callable[[Path], Made]
 
@@ -49,7 +49,7 @@ def no_work(output: Path) -> Made:
 
 
 def obtain(store: Store, work: Work, key: str = KEY) -> tuple[ActionRecord, bool]:
-    return store.obtain(key, "test", FACTORS, work)
+    return store.obtain(key, "test", {KEY: FACTORS, OTHER_KEY: OTHER_FACTORS}[key], work)
 
 
 def blob(store: Store, record: ActionRecord, name: str) -> Path:

@@ -1,0 +1,48 @@
+"""Bytes of parameters and KV caches, from shapes alone."""
+
+from __future__ import annotations
+
+import math
+
+from furiosa_build.plan.outline import ParameterOutline
+from furiosa_build.plan.planner import Plan
+from furiosa_build.recipe.schema import Scheme
+
+_WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+_INT8_SHAPE = 16
+"""The shape that stands beside an int8 weight: two int64."""
+
+
+def nbytes(parameter: ParameterOutline) -> int:
+    """Of a parameter as the model has it."""
+    return math.prod(parameter.shape) * _WIDTHS[parameter.dtype]
+
+
+def stored_bytes(parameter: ParameterOutline, scheme: Scheme = "none") -> int:
+    """Of all tensors that a parameter becomes in the artifact."""
+    if scheme == "none":
+        return nbytes(parameter)
+    rows, columns = parameter.shape
+    scales = rows * _WIDTHS[parameter.dtype]
+    if scheme == "fp8":
+        return rows * columns + scales
+    return rows * -(-columns // 4) * 4 + scales + _INT8_SHAPE
+
+
+def parameter_bytes(plan: Plan) -> int:
+    """Of all parameters in the artifact. Its files also have headers, some hundred bytes a parameter."""
+    schemes = plan.schemes()
+    return sum(
+        stored_bytes(parameter, schemes.get(name, "none")) for name, parameter in plan.outline.parameters.items()
+    )
+
+
+def kv_block_bytes(plan: Plan) -> int:
+    """Of one block of the KV cache in all layers."""
+    slot = sum(len(kind.layers) * 2 * math.prod(kind.cache_shape) for kind in plan.outline.blocks)
+    return plan.spec.buckets.paged_attention_block_size * slot * _WIDTHS[plan.outline.dtype]
+
+
+def kv_cache_bytes(plan: Plan) -> int:
+    """Of the whole KV cache."""
+    return plan.spec.buckets.num_blocks * kv_block_bytes(plan)

@@ -1,0 +1,113 @@
+"""What is written down of a finished action: its outputs and what they cost, beside the factors of its key."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from furiosa_build.canonical import canonical_json, digest
+from furiosa_build.faults import reach
+
+MANIFEST = "manifest.json"
+FACTORS = "key_factors.json"
+
+_OBJECT = TypeAdapter(dict[str, Any])
+_T = TypeVar("_T")
+
+
+class Output(BaseModel):
+    """One file that an action made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    size: int
+    sha256: str
+
+
+class ActionRecord(BaseModel):
+    """A finished action: its outputs by relative path, and what they cost (not part of any digest).
+
+    `seconds`: how long it took. `peak_memory` and `peak_mapped`: most bytes of private memory, and of mapped pages of
+    files, that it used at a time; None where that is unknown.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    key: str
+    step: str
+    seconds: float
+    peak_memory: int | None = None
+    peak_mapped: int | None = None
+    outputs: dict[str, Output]
+
+    @property
+    def digest(self) -> str:
+        """Of the outputs' names and contents: what the steps that follow depend on."""
+        return digest({path: output.sha256 for path, output in self.outputs.items()})
+
+
+def read_action(directory: Path) -> tuple[ActionRecord, dict[str, Any]]:
+    """The action in `directory`, which is named by its key, and the factors of the key.
+
+    Raises OSError, or ValueError that names the file, when it is not whole: the key is the digest of the factors, and
+    the manifest has one of its own.
+    """
+    return _read(directory / MANIFEST, _record), _read(directory / FACTORS, _factors)
+
+
+def write_action(directory: Path, record: ActionRecord, factors: Mapping[str, Any]) -> None:
+    """Publishes an action: the manifest comes last, by a rename."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _write(directory / FACTORS, canonical_json(factors))
+    manifest = record.model_dump(mode="json")
+    _write(directory / MANIFEST, canonical_json({**manifest, "sha256": digest(manifest)}), announced=True)
+
+
+def _read(path: Path, parse: Callable[[bytes, str], _T]) -> _T:
+    try:
+        return parse(path.read_bytes(), path.parent.name)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged") from error
+
+
+def _record(data: bytes, key: str) -> ActionRecord:
+    manifest = _OBJECT.validate_json(data)
+    if manifest.pop("sha256", None) != digest(manifest):
+        raise ValueError("its digest is another")
+    record = ActionRecord.model_validate(manifest)
+    if record.key != key:
+        raise ValueError("it is that of another action")
+    return record
+
+
+def _factors(data: bytes, key: str) -> dict[str, Any]:
+    factors = _OBJECT.validate_json(data)
+    if digest(factors) != key:
+        raise ValueError("they are those of another key")
+    return factors
+
+
+def _write(path: Path, data: bytes, announced: bool = False) -> None:
+    """Writes a file that is there whole or not at all."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data[: len(data) // 2])
+            if announced:
+                file.flush()
+                reach("mid-write")
+            file.write(data[len(data) // 2 :])
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        if announced:
+            reach("before-rename")
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    if announced:
+        reach("after-rename")

@@ -1,0 +1,121 @@
+"""Many builds and many writers at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+from user_directory import UserDirectory
+
+from furiosa_build.store import Store, gc
+from furiosa_build.store.blobs import Blobs
+from furiosa_build.store.hashing import HashMemory
+
+from .conftest import StartChild, assert_sound, build, forget
+
+COMPILES = [
+    f"compile:{bucket}:{kind}" for bucket in ("prefill-1x32", "decode-2x64") for kind in ("first", "block", "last")
+]
+
+
+def six_builds(user: UserDirectory, start_child: StartChild) -> Counter[str]:
+    """How often each step did work, in six builds that all succeed."""
+    children = [start_child(user) for _ in range(6)]
+    results = [child.result() for child in children]
+    assert [result for result in results if "error" in result] == []
+    return Counter(step for result in results for step in result["ran"])
+
+
+def test_six_builds_at_once_do_every_step_once(fresh: UserDirectory, artifact_id: str, start_child: StartChild) -> None:
+    times = six_builds(fresh, start_child)
+    assert set(COMPILES) <= set(times)
+    assert set(times.values()) == {1}
+    assert_sound(fresh, artifact_id)
+
+
+def test_with_locks_that_do_nothing_the_result_is_right(
+    fresh: UserDirectory, artifact_id: str, start_child: StartChild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def nothing(self: Store, key: str, step: str) -> Iterator[None]:
+        del self, key, step
+        yield
+
+    monkeypatch.setattr(Store, "lock", nothing)
+    assert set(COMPILES) <= set(six_builds(fresh, start_child))
+    assert_sound(fresh, artifact_id)
+
+
+def test_a_build_that_waits_says_for_whom_and_goes_on_when_that_is_killed(
+    fresh: UserDirectory, artifact_id: str, start_child: StartChild, tmp_path: Path
+) -> None:
+    pipe, told = tmp_path / "pipe", tmp_path / "told"
+    os.mkfifo(pipe)
+    os.mkfifo(told)
+    step = "compile:decode-2x64:block"
+    first = start_child(fresh, fault=f"{step}@before-staging={pipe}")
+    assert pipe.read_text() == f"{first.pid}\n"
+    second = start_child(fresh, tell=told)
+    message = told.read_text()
+    assert message.startswith(f"{step}: waiting for process {first.pid} on ")
+    first.kill()
+    assert second.result()["ran"][0] == step
+    assert_sound(fresh, artifact_id)
+
+
+def test_gc_beside_a_build_removes_nothing_that_it_uses(
+    user: UserDirectory, artifact_id: str, start_child: StartChild, tmp_path: Path
+) -> None:
+    """The other builds' steps go, however: those of another recipe."""
+    build(user, "name=other", "quantization=int8")
+    for name in ("pipe", "pipe.go"):
+        os.mkfifo(tmp_path / name)
+    forget(user, "package")
+    child = start_child(user, fault=f"package@before-staging={tmp_path / 'pipe'}")
+    assert (tmp_path / "pipe").read_text() == f"{child.pid}\n"
+    collected = gc.collect(Store(user.store), max_size=0)
+    steps = {entry.record.step for entry in collected.actions}
+    assert {"quantize", "compile:decode-2x64:block"} <= steps
+    (tmp_path / "pipe.go").write_text("go")
+    # quantize shares a file with package, so it was forgotten as well; nobody had asked for qualify yet.
+    assert child.result() == {"ran": ["quantize", "package", "qualify"]}
+    assert_sound(user, artifact_id)
+
+
+def test_a_hundred_writers_of_one_blob(tmp_path: Path) -> None:
+    content, together = b"the same" * 1000, Barrier(100)
+    sha256 = hashlib.sha256(content).hexdigest()
+
+    def write(number: int) -> None:
+        file = tmp_path / f"new-{number}"
+        file.write_bytes(content)
+        blobs = Blobs(tmp_path / "blobs", HashMemory(tmp_path / "hashes.sqlite"))
+        together.wait()
+        assert blobs.adopt(file) == (sha256, len(content))
+        assert blobs.path(sha256).read_bytes() == content
+
+    with ThreadPoolExecutor(100) as pool:
+        list(pool.map(write, range(100)))
+    assert [path.name for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == [sha256]
+    assert list(tmp_path.glob("new-*")) == []
+
+
+def test_a_thousand_blobs_at_once(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path / "blobs", HashMemory(tmp_path / "hashes.sqlite"))
+
+    def write(number: int) -> tuple[str, int]:
+        file = tmp_path / f"new-{number}"
+        file.write_text(str(number))
+        return blobs.adopt(file)
+
+    with ThreadPoolExecutor(32) as pool:
+        made = list(pool.map(write, range(1000)))
+    assert len(set(made)) == 1000
+    assert all(blobs.holds(sha256, size) for sha256, size in made)
