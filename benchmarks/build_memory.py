@@ -4,8 +4,8 @@ Makes a checkpoint with random weights in the shape of Llama-3.2-1B (2.5 GB) or 
 and builds it, in one bucket of each phase. Everything is made in a temporary directory (`--directory`: where) and
 removed: 8b takes up to 35 GB.
 
-Ends with exit status 1 when a promise is broken: private memory of the steps that handle weights at most 0.5 (1b) or 0.25
-(8b) of the model's size; disk at most the checkpoint and 1.1 times the artifact. Times are reported, not judged.
+Ends with exit status 1 when a promise is broken: private memory of the steps that handle weights at most 0.5 (1b) or
+0.25 (8b) of the model's size; disk at most the checkpoint and 1.1 times the artifact. Times are reported, not judged.
 """
 
 from __future__ import annotations

@@ -97,7 +97,8 @@ def report_html(data: dict[str, Any]) -> str:
 <html lang="en"><head><meta charset="utf-8"><title>{escape(data["recipe"])}: build report</title>
 <style>
 body {{ font: 14px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; }}
-table {{ border-collapse: collapse; width: 100%; }} td, th {{ padding: 2px 8px; text-align: left; white-space: nowrap; }}
+table {{ border-collapse: collapse; width: 100%; }}
+td, th {{ padding: 2px 8px; text-align: left; white-space: nowrap; }}
 td.number {{ text-align: right; font-variant-numeric: tabular-nums; }} td.wide {{ width: 50%; }}
 .lane {{ background: #8881; height: 1em; position: relative; }}
 .bar {{ background: #36c; height: 1em; min-width: 2px; position: absolute; }}

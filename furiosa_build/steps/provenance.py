@@ -5,6 +5,7 @@ https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md, https://s
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -39,7 +40,6 @@ def provenance(
     """
     spec = plan.spec.model_dump(mode="json")
     spec["model"]["model_id_or_path"] = pretrained_id(plan.spec.model)
-    tools = {name: version(name) for name in _TOOLS}
     return {
         "_type": STATEMENT,
         "subject": [{"name": name, "digest": {"sha256": record.sha256}} for name, record in sorted(subjects.items())],
@@ -54,12 +54,7 @@ def provenance(
             "runDetails": {
                 "builder": {
                     "id": BUILDER,
-                    "version": {
-                        "furiosa_build": furiosa_build.__version__,
-                        "python": ".".join(map(str, sys.version_info[:2])),
-                        **tools,
-                        **compiler,
-                    },
+                    "version": versions(compiler),
                     "builderDependencies": [
                         {"name": "source of furiosa_build", "digest": {"sha256": project_digest()}}
                     ],
@@ -69,12 +64,18 @@ def provenance(
     }
 
 
+def versions(compiler: Mapping[str, str]) -> dict[str, str]:
+    """The tools that the statement names: this project, Python, its libraries and the `compiler`."""
+    python = ".".join(map(str, sys.version_info[:2]))
+    libraries = {name: version(name) for name in _TOOLS}
+    return {"furiosa_build": furiosa_build.__version__, "python": python, **libraries, **compiler}
+
+
 def project_digest() -> str:
     """sha256 over all of this project's own source files."""
-    from furiosa_build.store.hashing import hash_file
-
     root = Path(furiosa_build.__file__).parent
-    return digest({path.relative_to(root).as_posix(): hash_file(path) for path in sorted(root.rglob("*.py"))})
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.py")}
+    return digest({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
 
 
 def _dependencies(plan: Plan, weights: Source, others: ModelFiles) -> list[dict[str, Any]]:
