@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from user_directory import (
-    Ran,
     UserDirectory,
     furiosa_build,
     make_built_directory,
@@ -125,17 +124,22 @@ steps
 buckets
   prefill-1x32                  compiles first, block (2 layers), last
   decode-2x64                   compiles first, block (2 layers), last
-{end}
+needs
 """
+"""What is needed depends on the machine: test_preflight.py."""
 
 
 def test_plan_before_and_after(fresh: UserDirectory, built: UserDirectory) -> None:
     qualify = "load the artifact in a fresh process, generate, compare with the eager reference"
     before = furiosa_build(fresh, "plan", "tiny")
-    assert before == Ran(0, PLAN.format(state="to do", qualify=qualify, end="0 steps done, 17 to do"), "")
+    assert (before.status, before.err) == (0, "")
+    assert before.out.startswith(PLAN.format(state="to do", qualify=qualify))
+    assert before.out.endswith("\n0 steps done, 17 to do\n")
     assert not fresh.artifacts.exists()
     after = furiosa_build(built, "plan", "tiny")
-    assert after == Ran(0, PLAN.format(state="done ", qualify=qualify, end="17 steps done, 0 to do"), "")
+    assert (after.status, after.err) == (0, "")
+    assert after.out.startswith(PLAN.format(state="done ", qualify=qualify))
+    assert after.out.endswith("\n17 steps done, 0 to do\n")
 
 
 def test_plan_of_a_change_shows_what_it_calls_for(built: UserDirectory) -> None:
