@@ -11,6 +11,7 @@ Ends with exit status 1 when a promise is broken: private memory of the steps th
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import multiprocessing
 import os
@@ -18,11 +19,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from furiosa_build.build import open_build
+from furiosa_build.memory import Watch
 
 COMMON = {
     "architectures": ["LlamaForCausalLM"],
@@ -80,6 +82,8 @@ def main() -> int:
     parser.add_argument("scheme", nargs="?", choices=("int8", "fp8", "none"), default="int8")
     parser.add_argument("--directory", type=Path, help="where to make everything (default: the system's temporary)")
     given = parser.parse_args()
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(line_buffering=True)
     with tempfile.TemporaryDirectory(dir=given.directory, prefix="build-memory-") as work:
         return measure(Path(work), given.size, given.scheme)
 
@@ -88,23 +92,29 @@ def measure(work: Path, size: str, scheme: str) -> int:
     checkpoint = work / "checkpoint"
     apart(make_checkpoint, CONFIGS[size], checkpoint)
     model = disk_use(checkpoint)
-    print(f"Llama {size} to {scheme}: a checkpoint of {gb(model)}", flush=True)
+    print(f"Llama {size} to {scheme}: a checkpoint of {gb(model)}")
+    os.sync()
+    copying = seconds(lambda: copy(checkpoint, work / "copy"))
+    shutil.rmtree(work / "copy")
 
     (work / "recipes").mkdir()
     (work / "recipes" / "measured.yaml").write_text(RECIPE.format(scheme=scheme))
-    rows, disk, copying = build(work)
-    artifact = disk_use(*(work / "artifacts" / "measured").glob("*/"))
+    disk, weights, broken = 0, 0.0, []
+    print(f"{'step':28} {'seconds':>8} {'private':>9} {'of model':>9} {'mapped':>9}")
+    for row in build(work):
+        share, verdict = row.private / model, ""
+        if row.step in BOUNDED:
+            verdict = f"at most {MOST_MEMORY[size]}"
+            if share > MOST_MEMORY[size]:
+                verdict += ": BROKEN"
+                broken.append(row.step)
+        print(f"{row.step:28} {row.seconds:8.1f} {gb(row.private):>9} {share:9.3f} {gb(row.mapped):>9}  {verdict}")
+        if row.step in ("quantize", "partition:weights"):
+            weights += row.seconds
+        disk = max(disk, disk_use(work))
 
-    print(f"{'step':34} {'seconds':>8} {'private':>10} {'of model':>9} {'mapped':>10}")
-    broken = []
-    for row in rows:
-        share, bound = row.private / model, MOST_MEMORY[size] if row.step in BOUNDED else None
-        verdict = "" if bound is None else f"  bound {bound}" + ("" if share <= bound else ": BROKEN")
-        print(f"{row.step:34} {row.seconds:8.1f} {gb(row.private):>10} {share:9.2f} {gb(row.mapped):>10}{verdict}")
-        if "BROKEN" in verdict:
-            broken.append(row.step)
-    weights = sum(row.seconds for row in rows if row.step in ("quantize", "partition:weights"))
     print(f"quantize + partition:weights: {weights:.1f} s; `cp` of the checkpoint's files: {copying:.1f} s")
+    artifact = disk_use(*(work / "artifacts" / "measured").glob("[0-9a-f]*/"))
     allowed = model + MOST_DISK * artifact
     print(f"disk: {gb(disk)}; checkpoint + {MOST_DISK} x artifact ({gb(artifact)}): {gb(allowed)}")
     if disk > allowed:
@@ -114,23 +124,20 @@ def measure(work: Path, size: str, scheme: str) -> int:
     return 1 if broken else 0
 
 
-def build(work: Path) -> tuple[list[Row], int, float]:
-    """Runs every step by itself. Returns what each took, the most disk used after any, and the seconds of `cp`."""
-    steps, rows, disk, copying = open_build("measured", [f"cache_dir='{work / 'store'}'"], work), [], 0, 0.0
+def build(work: Path) -> Iterator[Row]:
+    """Runs every step by itself."""
+    steps = open_build("measured", [f"cache_dir='{work / 'store'}'"], work)
     try:
         for name in steps.plan.steps:
-            if name == "quantize":
-                copying = seconds(lambda: copy(work / "checkpoint", work / "copy"))
-                shutil.rmtree(work / "copy")
-            took = seconds(lambda name=name: steps.run(name))  # type: ignore[misc]
+            with Watch() as here:  # the build's own process, which also hashes what is fetched and published
+                took = seconds(lambda: steps.run(name))  # noqa: B023
             record = steps.done[name].record
-            if record.peak_memory is None or record.peak_mapped is None:
+            if here.peak is None or record.peak_memory is None or record.peak_mapped is None:
                 sys.exit("this system does not tell private memory from mapped files")
-            rows.append(Row(name, took, record.peak_memory, record.peak_mapped))
-            disk = max(disk, disk_use(work))
+            private, mapped = max(here.peak.private, record.peak_memory), max(here.peak.mapped, record.peak_mapped)
+            yield Row(name, took, private, mapped)
     finally:
         steps.close()
-    return rows, disk, copying
 
 
 def make_checkpoint(config: dict[str, Any], directory: Path) -> None:

@@ -19,14 +19,13 @@ from furiosa_build import __version__
 from furiosa_build.artifact import writer
 from furiosa_build.artifact.schema import MANIFEST_FILE, FileRecord, Manifest
 from furiosa_build.backends import get_backend
-from furiosa_build.canonical import digest
-from furiosa_build.checkpoint import list_files
+from furiosa_build.checkpoint import MODEL_FILES, list_files
 from furiosa_build.errors import PreflightError, StepError, UserError
 from furiosa_build.faults import doing
 from furiosa_build.machine import Machine, disk_of, this_machine
 from furiosa_build.memory import Watch
 from furiosa_build.plan.durations import Durations, Past
-from furiosa_build.plan.explain import Explanation, nearest
+from furiosa_build.plan.explain import Explanation, Place, explain_step
 from furiosa_build.plan.keys import key_factors, key_of, tool_versions
 from furiosa_build.plan.needs import Places
 from furiosa_build.plan.outline import Outline
@@ -119,23 +118,18 @@ class Build:
 
     def explain(self) -> Iterator[Explanation]:
         """For each step: up to date, or why not. Runs nothing."""
-        earlier: dict[str, list[dict[str, Any]]] = {}
-        for record, factors, _ in sorted(self.store.records(), key=lambda found: -found[2]):
-            earlier.setdefault(record.step, []).append(factors)
-        for name, step in self.plan.steps.items():
+        for name in self.plan.steps:
             if self.is_done(name):
                 yield Explanation(name, "up to date")
             elif self._find(name) is not None:
                 yield Explanation(name, "to do", self._why_not_in_place(name))
-            elif missing := tuple(needed for needed in step.needs if self._find(needed) is None):
-                yield Explanation(name, "waits", "its key depends on what they make", waits_for=missing)
             else:
-                yield self._why_not_done(step, earlier.get(name, []))
+                yield self._why_not_done(name)
 
     def preflight(self, steps: Iterable[str] | None = None, machine: Machine | None = None) -> Preflight:
         """What is to do of `steps` (None: of all) needs, and what cannot fit. `machine`: not this one."""
         names = self.plan.steps if steps is None else steps
-        undone = {name: self._is_surely_to_do(name) for name in names if not self.is_done(name)}
+        undone = {name: self._why_not_done(name).state == "to do" for name in names if not self.is_done(name)}
         machine = machine or this_machine()
         return preflight(self.plan, self.options, undone, self._places(), machine, self._durations)
 
@@ -190,14 +184,6 @@ class Build:
 
     # What a build needs, and how long it takes.
 
-    def _is_surely_to_do(self, name: str) -> bool:
-        """Of a step that is not done: False when the store may have it, which its inputs will tell."""
-        step, earlier = self.plan.steps[name], [past.factors for past in self._history if past.step == name]
-        if not earlier or self._factors(step) is not None:
-            return True
-        apart_from_inputs = digest(self._factors_of(step.action, step.reads, {}))
-        return all(digest({**factors, "inputs": {}}) != apart_from_inputs for factors in earlier)
-
     def _places(self) -> Places:
         model, store = self.spec.model, self.store.root if self.store.is_writable else self.directory.parent
         directory, downloads, cached, unread = fetch.local_directory(model, self.recipe.roots), None, 0, 0
@@ -205,14 +191,15 @@ class Build:
             unread = sum(f.stat().st_size for f in list_files(directory) if self.store.hashes.recall(f) is None)
         elif directory is None and model.seed_for_random_weight is None:
             cache = fetch.hub_cache(model)
-            downloads, cached = disk_of(cache), sum(file.stat().st_size for file in cache.glob("blobs/*"))
+            downloads, cached = disk_of(cache), sum(f.lstat().st_size for f in cache.rglob("*") if f.is_file())
         return Places(disk_of(store), disk_of(self.directory), downloads, cached, unread)
 
     @cached_property
     def _history(self) -> list[Past]:
+        """The last used first."""
         return [
             Past(record.step, record.seconds, factors, frozenset(o.sha256 for o in record.outputs.values()))
-            for record, factors, _ in self.store.records()
+            for record, factors, _ in sorted(self.store.records(), key=lambda found: -found[2])
         ]
 
     @cached_property
@@ -221,39 +208,42 @@ class Build:
 
     # Why a step is to do.
 
-    def _why_not_done(self, step: Step, earlier: list[dict[str, Any]]) -> Explanation:
-        factors = self._factors(step)
-        if factors is None:
-            return Explanation(step.name, "to do", "the model's files have not been read as they are now")
-        changes = nearest(factors, earlier)
-        if changes is None:
-            return Explanation(step.name, "to do", "never done")
-        if not changes:
-            return Explanation(step.name, "to do", "it was done, and what it made is damaged or gone from the store")
-        return Explanation(step.name, "to do", "changed since it was done", changes)
+    def _why_not_done(self, name: str) -> Explanation:
+        factors, missing = self._known_factors(self.plan.steps[name])
+        return explain_step(name, factors, missing, (past.factors for past in self._history if past.step == name))
 
     def _why_not_in_place(self, name: str) -> str:
-        if name == "package":
-            state = "damaged" if self.version_directory.exists() else "not there"
-            return f"the artifact is in the store, and {state} in {self.version_directory}"
-        return f"it qualified before, and latest does not point to {self.version_directory.name}"
+        directory = self.version_directory
+        if name == "qualify":
+            missing = "latest does not point to it" if self._qualification_file().is_file() else "the figures are gone"
+            return f"{directory.name} qualified before; {missing}"
+        if not directory.exists():
+            return f"the artifact is in the store, and not in {directory}"
+        damaged = list(writer.damaged_files(directory, self._manifest(), self.store.hashes.hash))
+        return f"damaged in {directory}: {', '.join(damaged[:3])}{', ...' if damaged[3:] else ''}"
 
     # What a step's key is made of.
 
     def _factors(self, step: Step) -> dict[str, Any] | None:
         """None while the output of a step that it needs is unknown."""
-        inputs = {}
+        factors, missing = self._known_factors(step)
+        return None if missing else factors
+
+    def _known_factors(self, step: Step) -> tuple[dict[str, Any], list[Place]]:
+        """The factors that are known, and where in them something will stand that is not known yet."""
+        inputs: dict[str, dict[str, str]] = {}
+        missing: list[Place] = []
         for needed, pattern in step.needs.items():
             record = self._find(needed)
             if record is None:
-                return None
-            inputs[needed] = {name: o.sha256 for name, o in record.outputs.items() if fnmatchcase(name, pattern)}
+                missing.append(("inputs", needed))
+            else:
+                inputs[needed] = {name: o.sha256 for name, o in record.outputs.items() if fnmatchcase(name, pattern)}
         if step.action == "fetch":
-            identity = self._source_identity()
-            if identity is None:
-                return None
-            inputs["source"] = identity
-        return self._factors_of(step.action, step.reads, inputs)
+            source = self._source_identity()
+            inputs["source"] = {name: known for name, known in source.items() if known is not None}
+            missing += [("inputs", "source", name) for name, known in source.items() if known is None]
+        return self._factors_of(step.action, step.reads, inputs), missing
 
     def _factors_of(
         self, action: str, reads: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]
@@ -272,36 +262,37 @@ class Build:
 
     def _tools(self, action: str) -> Mapping[str, str]:
         match action:
-            case "survey" | "trace" | "qualify":
+            case "survey" | "trace":
                 return tool_versions("torch", "transformers")
             case "quantize" | "shard":
                 return tool_versions("torch", "numpy")
             case "compile":
                 return self.backend.key_factors()
             case "package":
-                return {"furiosa_build": __version__, **tool_versions("torch")}
+                # All that had a hand in the artifact: provenance.json tells.
+                own = {"furiosa_build": __version__, "python": ".".join(map(str, sys.version_info[:2]))}
+                libraries = tool_versions("torch", "transformers", "numpy", "safetensors")
+                return {**own, **libraries, **self.backend.key_factors()}
+            case "qualify":
+                return tool_versions("torch", "transformers", "numpy", "tokenizers")
         return {}
 
-    def _source_identity(self) -> dict[str, str] | None:
-        """What the model's files are, by name, as far as that is known without reading or downloading them."""
-        model, known = self.spec.model, self.store.hashes.recall
+    def _source_identity(self) -> dict[str, str | None]:
+        """sha256 of the model's files, or the commit on the hub; None where it takes reading or downloading to know."""
+        model, is_random = self.spec.model, self.spec.model.seed_for_random_weight is not None
         directory = fetch.local_directory(model, self.recipe.roots)
-        if directory is None and model.seed_for_random_weight is None:
-            commit = fetch.resolve_commit(model)
-            return None if commit is None else {"commit": commit}
-        hashes = {} if directory is None else {file.name: known(file) for file in list_files(directory)}
-        if model.seed_for_random_weight is not None:
-            hashes = {name: sha256 for name, sha256 in hashes.items() if not name.endswith(".safetensors")}
-        found = {name: sha256 for name, sha256 in hashes.items() if sha256 is not None}
-        return found if found.keys() == hashes.keys() else None
+        if directory is None:
+            return {} if is_random else {"commit": fetch.resolve_commit(model)}
+        files = [file for file in list_files(directory) if file.name in MODEL_FILES or not is_random]
+        return {file.name: self.store.hashes.recall(file) for file in files}
 
     def _late_factors(self, step: Step) -> dict[str, Any]:
         """Of a fetch whose source has to be read first."""
         if step.action != "fetch":
             raise StepError(step.name, "a step that it needs has not run")
         directory = fetch.locate(self.spec.model, self.recipe.roots, None)
-        for file in list_files(directory):
-            self.store.hashes.hash(file)
+        for name in self._source_identity().keys() - {"commit"}:
+            self.store.hashes.hash(directory / name)
         factors = self._factors(step)
         if factors is None:
             raise StepError(step.name, f"the files in {directory} change while they are read")
@@ -331,9 +322,7 @@ class Build:
         fetch.run(self.spec.model, self.recipe.roots, self.plan.outline.parameters, self.store.hashes.hash, output)
 
     def _weights_request(self, step: Step) -> dict[str, Any]:
-        weights = self._source()
-        directory = None if weights.seed is not None else self._unchanged_directory(weights)
-        checkpoint = {}
+        weights, checkpoint = self._source(), {}
         if step.action != "quantize":
             outputs = self._record("quantize").outputs
             checkpoint = {
@@ -341,19 +330,20 @@ class Build:
                 for name, output in outputs.items()
                 if name.endswith(".safetensors")
             }
+        reads_source = not checkpoint and weights.seed is None
         return {
             "source": weights.model_dump(mode="json"),
-            "directory": str(directory) if directory else "",
+            "directory": str(self._unchanged_directory(weights.files)) if reads_source else "",
             "outline": self.plan.outline.model_dump(mode="json"),
             "hf_config": dict(self.hf_config),
             "schemes": self.plan.schemes(),
             "checkpoint": checkpoint,
         }
 
-    def _unchanged_directory(self, weights: source.Source) -> Path:
-        """Where the weights are. Raises UserError when they are not those that were fetched."""
+    def _unchanged_directory(self, files: Mapping[str, source.SourceFile]) -> Path:
+        """Where the model's files are. Raises UserError when `files` are not as they were fetched."""
         directory = fetch.locate(self.spec.model, self.recipe.roots, self._model_files().revision)
-        for name, file in weights.files.items():
+        for name, file in files.items():
             if self.store.hashes.hash(directory / name) != file.sha256:
                 raise UserError(f"{name} has changed since it was fetched", where=str(directory), hint="build again")
         return directory
@@ -397,11 +387,12 @@ class Build:
         }
         model_directory = output / "model"
         model_directory.mkdir()
-        directory = fetch.locate(self.spec.model, self.recipe.roots, others.revision) if others.files else None
+        directory = self._unchanged_directory(others.files) if others.files else None
         package.copy_model_files(directory, others, self.hf_config, model_directory)
         model_files = {path.name: package.file_record(path.read_bytes()) for path in sorted(model_directory.iterdir())}
+        tools = self._tools("package")
         package.write(
-            package.package(self.plan, programs, parameters, weights, others, model_files, self.backend.key_factors()),
+            package.package(self.plan, programs, parameters, weights, others, model_files, tools),
             output,
         )
 

@@ -106,7 +106,7 @@ def _store(cache_dir: Path | None) -> Store:
 
 
 def _parse(text: str, option: str, units: dict[str, int]) -> float:
-    match = re.fullmatch(rf"(\d{{1,15}}\.?\d*) ?({'|'.join(units)})", text.strip().lower())
+    match = re.fullmatch(rf"(\d{{1,15}}(?:\.\d*)?) ?({'|'.join(units)})", text.strip().lower())
     if match is None:
         valid = f"a number and one of {', '.join(unit for unit in units if unit)}"
         raise UserError(f"{text!r} is not understood", where=option, valid=valid)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from furiosa_build.artifact.schema import Artifact
+from furiosa_build.plan.explain import lines as change_lines
 
 if TYPE_CHECKING:
     from furiosa_build.build import Build
@@ -97,15 +98,13 @@ def explain_text(explanations: Iterable[Explanation]) -> str:
     width = max(len(one.step) for one in found)
     lines = []
     for one in found:
-        why = (
-            f"waits for {', '.join(one.waits_for[:2])}{' ...' if one.waits_for[2:] else ''}"
-            if one.waits_for
-            else one.reason
-        )
+        awaited = f"for {', '.join(one.waits_for[:2])}{', ...' if one.waits_for[2:] else ''}: "
+        why = f"{awaited if one.state == 'waits' else ''}{one.reason}"
         lines.append(f"{one.state:10}  {one.step:{width}}  {why}".rstrip())
-        lines += [f"{'':10}  {'':{width}}    {change}" for change in one.changes[:_MOST_CHANGES]]
-        if more := len(one.changes) - _MOST_CHANGES:
-            lines += [f"{'':10}  {'':{width}}    and {more} more"] if more > 0 else []
+        changes = change_lines(one.changes)
+        lines += [f"{'':14}{change}" for change in changes[:_MOST_CHANGES]]
+        if len(changes) > _MOST_CHANGES:
+            lines.append(f"{'':14}and {len(changes) - _MOST_CHANGES} more")
     done = sum(one.state == "up to date" for one in found)
     lines.append(f"{done} of {len(found)} steps are up to date")
     return "\n".join(lines)

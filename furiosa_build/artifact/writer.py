@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -60,22 +60,37 @@ def check_destination(directory: Path) -> None:
 def is_published(directory: Path, manifest: Manifest, sha256_of: Callable[[Path], str]) -> bool:
     """Whether `directory` holds this artifact, whole, and no more. `sha256_of` may remember."""
     try:
-        if (directory / MANIFEST_FILE).read_bytes() != to_json(manifest):
-            return False
-        if _published_at(directory, manifest) is None:
-            return False
-        found = {
-            path.relative_to(directory).as_posix()
-            for path in directory.rglob("*")
-            if path.is_symlink() or not path.is_dir()
-        }
-        return found - {SIGNATURE_FILE} == {*manifest.files, MANIFEST_FILE, TIMESTAMP_FILE} and all(
-            not (directory / name).is_symlink()
-            and (directory / name).stat().st_size == record.size
-            and sha256_of(directory / name) == record.sha256
-            for name, record in manifest.files.items()
-        )
-    except (OSError, ValueError):
+        return next(damaged_files(directory, manifest, sha256_of), None) is None
+    except OSError:  # another build replaces it at this moment
+        return False
+
+
+def damaged_files(directory: Path, manifest: Manifest, sha256_of: Callable[[Path], str]) -> Iterator[str]:
+    """The files of `directory` that are not those of this artifact; missing ones and such as are too many as well."""
+    found = {
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
+    if not _holds(directory / MANIFEST_FILE, to_json(manifest)):
+        yield MANIFEST_FILE
+    if _published_at(directory, manifest) is None:
+        yield TIMESTAMP_FILE
+    yield from sorted(found - {*manifest.files, MANIFEST_FILE, TIMESTAMP_FILE, SIGNATURE_FILE})
+    for name, record in manifest.files.items():
+        path = directory / name
+        try:
+            is_whole = not path.is_symlink() and path.stat().st_size == record.size and sha256_of(path) == record.sha256
+        except OSError:
+            is_whole = False
+        if not is_whole:
+            yield name
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return path.read_bytes() == data
+    except OSError:
         return False
 
 

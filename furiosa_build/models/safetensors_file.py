@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -52,6 +53,7 @@ class SafetensorsWriter:
         self._path = path
         self._pending = list(self.order)
         self._hash = hashlib.sha256()
+        self._hasher = ThreadPoolExecutor(1)  # hashing takes about as long as writing, and a core of its own
 
     def __enter__(self) -> SafetensorsWriter:
         self._file = self._path.open("wb")
@@ -72,14 +74,16 @@ class SafetensorsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+        self._hasher.shutdown()
         if kind is None:
             if self._pending:
                 raise ValueError(f"{len(self._pending)} tensors were not written: {self._pending[0]}, ...")
             self.sha256 = self._hash.hexdigest()
 
     def _put(self, data: bytes | memoryview) -> None:
+        hashing = self._hasher.submit(self._hash.update, data)
         self._file.write(data)
-        self._hash.update(data)
+        hashing.result()
 
 
 def split_into_files(groups: Iterable[Mapping[str, Layout]], largest: int) -> list[dict[str, Layout]]:

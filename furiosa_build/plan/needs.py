@@ -24,7 +24,7 @@ _GRAPH = 20_000
 _PROGRAM = {"inductor": 500_000}
 _SCRATCH = {"inductor": 5_000_000}
 """What a compile worker writes beside its program."""
-_HEADER = 160
+_HEADER = 120
 """Of a parameter file, for each tensor."""
 
 

@@ -16,6 +16,7 @@ Role = Literal["first", "block", "last"]
 _ALL = "*"
 _SOURCE = {"fetch": "weights.json"}
 _CHECKPOINT = {"quantize": "*.safetensors"}
+_ARTIFACT = {"package": "artifact.json"}  # Its id stands for all files but provenance.json.
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,13 @@ def pretrained_id(model: ModelSpec) -> str:
     path = PurePath(model.model_id_or_path)
     is_place = path.is_absolute() or str(path)[0] in ".~"
     return path.name if is_place and path.name else path.as_posix()
+
+
+def resolved_recipe(spec: BuildSpec) -> dict[str, Any]:
+    """The BuildSpec as the artifact tells of it, without what belongs to a machine or changes no byte."""
+    recipe = spec.model_dump(mode="json", exclude={"target": {"memory_gb"}})
+    recipe["model"]["model_id_or_path"] = pretrained_id(spec.model)
+    return recipe
 
 
 def _buckets(spec: BuildSpec) -> Iterator[Bucket]:
@@ -205,19 +213,18 @@ def _artifact_steps(
     spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline, steps: list[Step], isa: str
 ) -> Iterator[Step]:
     schemes = quantized_parameters(spec, outline)
-    reads = spec.model_dump(mode="json", exclude={"model", "quantization"})
-    reads["target"] = {"name": spec.target.name, "isa": isa}
-    reads["quantization"] = spec.quantization.scheme if schemes else "none"
-    reads["pretrained_id"] = pretrained_id(spec.model)
-    reads["calculate_logit_only_for_last_token"] = spec.model.calculate_logit_only_for_last_token
-    reads["hf_config"] = dict(hf_config)
-    reads["outline"] = outline.model_dump(mode="json")
+    reads = resolved_recipe(spec)
+    reads |= {"isa": isa, "hf_config": dict(hf_config), "outline": outline.model_dump(mode="json")}
     needs = {step.name: _ALL for step in steps if step.name != "quantize"}
     yield Step("package", "package", f"publish artifact {spec.name}", needs=needs, reads=reads)
     yield Step(
         "qualify",
         "qualify",
         "load the artifact in a fresh process, generate, compare with the eager reference",
-        needs={"package": _ALL, **(_CHECKPOINT if schemes else _SOURCE)},
-        reads={"schemes": schemes},
+        needs={**_ARTIFACT, **(_CHECKPOINT if schemes else _SOURCE)},
+        reads={
+            "schemes": schemes,
+            "parameters": {name: parameter.model_dump() for name, parameter in outline.parameters.items()},
+            "hf_config": dict(hf_config),
+        },
     )

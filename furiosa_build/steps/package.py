@@ -72,9 +72,9 @@ def package(
     weights: Source,
     others: ModelFiles,
     model_files: Mapping[str, FileRecord],
-    compiler: Mapping[str, str],
+    tools: Mapping[str, str],
 ) -> Package:
-    """Describes the artifact. `compiler` has the versions of what made the programs."""
+    """Describes the artifact. `tools` has the versions of what made it."""
     names = _program_names(programs)
     records = {f"programs/{names[program.identity]}{program.suffix}": program.record for program in programs}
     records.update({f"params/{name}": record for name, record in parameters.items()})
@@ -84,7 +84,7 @@ def package(
     identity = artifact_id(draft, records)
     artifact = draft.model_copy(update={"metadata": draft.metadata.model_copy(update={"artifact_id": identity})})
     records[ARTIFACT_FILE] = file_record(to_json(artifact))
-    record = provenance(plan, records, weights, others, compiler)
+    record = provenance(plan, records, weights, others, tools)
     records[PROVENANCE_FILE] = file_record(to_json(record))
     return Package(artifact, Manifest(artifact_id=identity, files=dict(sorted(records.items()))), record)
 

@@ -6,16 +6,14 @@ https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md, https://s
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import furiosa_build
 from furiosa_build.artifact.schema import FileRecord
 from furiosa_build.canonical import digest
-from furiosa_build.plan.planner import Plan, pretrained_id
+from furiosa_build.plan.planner import Plan, pretrained_id, resolved_recipe
 from furiosa_build.steps.source import ModelFiles, Source
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -23,11 +21,9 @@ PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:furiosa-build:recipe:v1"
 BUILDER = "urn:furiosa-build"
 
-_TOOLS = ("torch", "transformers", "numpy", "safetensors")
-
 
 def provenance(
-    plan: Plan, subjects: Mapping[str, FileRecord], weights: Source, others: ModelFiles, compiler: Mapping[str, str]
+    plan: Plan, subjects: Mapping[str, FileRecord], weights: Source, others: ModelFiles, tools: Mapping[str, str]
 ) -> dict[str, Any]:
     """The statement. No path of this machine, no user and no time is in it.
 
@@ -36,10 +32,8 @@ def provenance(
         subjects: The artifact's files.
         weights: The source of the parameters.
         others: The source of the tokenizer and such, and the commit of a model on the hub.
-        compiler: Names and versions of the tools that made the programs.
+        tools: Names and versions of what made the artifact.
     """
-    spec = plan.spec.model_dump(mode="json")
-    spec["model"]["model_id_or_path"] = pretrained_id(plan.spec.model)
     return {
         "_type": STATEMENT,
         "subject": [{"name": name, "digest": {"sha256": record.sha256}} for name, record in sorted(subjects.items())],
@@ -47,14 +41,14 @@ def provenance(
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
-                "externalParameters": {"recipe": spec},
+                "externalParameters": {"recipe": resolved_recipe(plan.spec)},
                 "internalParameters": {"isa": plan.isa, "hf_config": dict(plan.hf_config)},
                 "resolvedDependencies": _dependencies(plan, weights, others),
             },
             "runDetails": {
                 "builder": {
                     "id": BUILDER,
-                    "version": versions(compiler),
+                    "version": dict(tools),
                     "builderDependencies": [
                         {"name": "source of furiosa_build", "digest": {"sha256": project_digest()}}
                     ],
@@ -62,13 +56,6 @@ def provenance(
             },
         },
     }
-
-
-def versions(compiler: Mapping[str, str]) -> dict[str, str]:
-    """The tools that the statement names: this project, Python, its libraries and the `compiler`."""
-    python = ".".join(map(str, sys.version_info[:2]))
-    libraries = {name: version(name) for name in _TOOLS}
-    return {"furiosa_build": furiosa_build.__version__, "python": python, **libraries, **compiler}
 
 
 def project_digest() -> str:

@@ -55,7 +55,7 @@ def compare(generated: Path, request: dict[str, Any], output: Path) -> None:
     from safetensors.torch import load_file
 
     from furiosa_build.models.weights import SafetensorsSource
-    from furiosa_build.steps.quantize import open_source
+    from furiosa_build.steps.weights import open_source
 
     probed = load_file(generated)
     checkpoint = request["checkpoint"]

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from furiosa_build.canonical import canonical_json
 from furiosa_build.checkpoint import INDEX_FILE
 from furiosa_build.plan.outline import Outline
-
-if TYPE_CHECKING:
-    from furiosa_build.models.weights import TensorSource
+from furiosa_build.steps.weights import LARGEST_FILE, open_source
 
 CONFIG = "config.json"
-LARGEST_FILE = 4 << 30
-"""Bytes in one file of the checkpoint."""
 
 
 def run(request: dict[str, Any], output: Path) -> dict[str, str]:
@@ -78,17 +74,6 @@ def run(request: dict[str, Any], output: Path) -> dict[str, str]:
         json.dumps({"architectures": [outline.architecture], **config}, indent=2, sort_keys=True)
     )
     return digests
-
-
-def open_source(request: dict[str, Any]) -> TensorSource:
-    """The weights that `source` and `directory` of a request describe."""
-    from furiosa_build.models.weights import RandomSource, open_checkpoint
-    from furiosa_build.steps.source import Source
-
-    source = Source.model_validate(request["source"])
-    if source.seed is not None:
-        return RandomSource(source.parameters, source.seed)
-    return open_checkpoint(Path(request["directory"]))
 
 
 def _tied_head(outline: Outline) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from furiosa_build.plan.outline import Outline
-from furiosa_build.steps.quantize import LARGEST_FILE, open_source
+from furiosa_build.steps.weights import LARGEST_FILE, open_source
 
 
 def run(request: dict[str, Any], output: Path) -> dict[str, str]:

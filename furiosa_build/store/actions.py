@@ -37,6 +37,7 @@ def default_store_root() -> Path:
     return Path(os.environ.get("FURIOSA_BUILD_CACHE") or "~/.cache/furiosa/llm").expanduser()
 
 
+_LOGS = "logs"
 _POLL = 0.05
 """Seconds between two looks at a lock that another process holds."""
 
@@ -83,7 +84,7 @@ class Store:
     @cached_property
     def is_writable(self) -> bool:
         """Whether finished steps can be kept."""
-        nearest = next(place for place in (self.root, *self.root.parents) if os.access(place, os.F_OK))
+        nearest = next(place for place in (self.root, *self.root.parents) if os.path.lexists(place))
         return os.access(nearest, os.W_OK | os.X_OK)
 
     def find(self, key: str) -> ActionRecord | None:
@@ -122,7 +123,7 @@ class Store:
 
     def log_path(self, step: str) -> Path:
         """Where a step's log goes."""
-        path = self._written().root / "logs" / f"{step.replace(':', '-')}-{os.getpid()}.log"
+        path = self._written().root / _LOGS / f"{step.replace(':', '-')}-{os.getpid()}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -177,7 +178,8 @@ class Store:
         self._session.close()
         if self._substitute is not None:
             self._substitute.close()
-            shutil.rmtree(self._substitute.root, ignore_errors=True)
+            _remove_but_logs(self._substitute.root)
+            self._substitute = None
 
     def _find(self, key: str) -> ActionRecord | None:
         directory = self._directory(key)
@@ -226,6 +228,16 @@ class Store:
 
     def _directory(self, key: str) -> Path:
         return self.root / "actions" / key[:2] / key
+
+
+def _remove_but_logs(root: Path) -> None:
+    """There are logs of steps that failed, if of any; messages have named them."""
+    for path in root.iterdir():
+        if path.name != _LOGS:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+    for path in (root / _LOGS, root):
+        with suppress(OSError):
+            path.rmdir()
 
 
 def _read(path: Path) -> str:

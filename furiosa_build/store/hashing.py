@@ -92,7 +92,10 @@ class HashMemory:
                 "(path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, sha256 TEXT, seal TEXT)"
             )
             row = (*identity, sha256, _seal(identity, sha256))
-            connection.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", row)
+            connection.execute(
+                "INSERT OR REPLACE INTO files (path, size, mtime_ns, inode, sha256, seal) VALUES (?, ?, ?, ?, ?, ?)",
+                row,
+            )
 
     @contextmanager
     def _connected(self, mode: Literal["ro", "rw", "rwc"]) -> Iterator[sqlite3.Connection]:

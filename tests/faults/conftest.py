@@ -109,11 +109,11 @@ def start_child(tmp_path: Path) -> Iterator[StartChild]:
     """`start_child(user, fault="STEP@POINT=FIFO", tell=FIFO)`: a build; `tell` is where its messages go."""
     children: list[Child] = []
 
-    def start(user: UserDirectory, fault: str = "", tell: Path | None = None) -> Child:
+    def start(user: UserDirectory, fault: str = "", tell: Path | None = None, recipe: str = "tiny") -> Child:
         output = tmp_path / f"child-{len(children)}.json"
         pid = os.fork()
         if pid == 0:
-            _child(user, fault, tell, output)
+            _child(user, recipe, fault, tell, output)
         children.append(Child(pid, output))
         return children[-1]
 
@@ -125,11 +125,11 @@ def start_child(tmp_path: Path) -> Iterator[StartChild]:
             continue
 
 
-def _child(user: UserDirectory, fault: str, tell: Path | None, output: Path) -> None:
+def _child(user: UserDirectory, recipe: str, fault: str, tell: Path | None, output: Path) -> None:
     try:
         if fault:
             os.environ[faults.VARIABLE] = fault
-        with closing(user.open()) as opened:
+        with closing(user.open(recipe=recipe)) as opened:
             if tell is not None:
                 opened.store.tell = lambda message: void(tell.write_text(message))
             output.write_text(json.dumps({"ran": run(opened)}))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from user_directory import UserDirectory, furiosa_build
+from user_directory import UserDirectory, furiosa_build, run
 
-from furiosa_build.store import Store, gc
+from furiosa_build.store import ActionRecord, Store, gc
 
 from .conftest import assert_sound, build
 
@@ -39,10 +40,24 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
+def swap(one: Path, other: Path) -> None:
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+def record_of(user: UserDirectory, step: str) -> ActionRecord:
+    return next(record for record, _, _ in Store(user.store).records() if record.step == step)
+
+
+def action_of(user: UserDirectory, step: str) -> Path:
+    key = record_of(user, step).key
+    return user.store / "actions" / key[:2] / key
+
+
 def blob_of(user: UserDirectory, step: str) -> Path:
-    store = Store(user.store)
-    record = next(record for record, _, _ in store.records() if record.step == step)
-    return store.path(next(iter(record.outputs.values())))
+    return Store(user.store).path(next(iter(record_of(user, step).outputs.values())))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -50,37 +65,58 @@ def blob_of(user: UserDirectory, step: str) -> Path:
 def test_a_damaged_blob_is_named_and_made_again(user: UserDirectory, artifact_id: str, damage: str, step: str) -> None:
     path = blob_of(user, step)
     DAMAGES[damage](path)
-    ran = furiosa_build(user, "cache", "verify")
-    assert ran.status == 5
-    assert str(path) in ran.err
+    said = furiosa_build(user, "cache", "verify")
+    assert said.status == 5
+    assert str(path) in said.err
     assert step in build(user)
     assert_sound(user, artifact_id)
 
 
 def test_swapped_blobs_are_both_made_again(user: UserDirectory, artifact_id: str) -> None:
     one, other = blob_of(user, STEP), blob_of(user, "compile:prefill-1x32:block")
-    aside = one.with_name("aside")
-    one.rename(aside)
-    other.rename(one)
-    aside.rename(other)
+    swap(one, other)
     assert len(list(gc.verify(Store(user.store)))) == 2
     assert {STEP, "compile:prefill-1x32:block"} <= set(build(user))
     assert_sound(user, artifact_id)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"key": 1}', b"\xff" * 100])
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("file", ["manifest.json", "key_factors.json"])
-def test_garbage_for_an_action(user: UserDirectory, artifact_id: str, file: str, content: bytes) -> None:
-    for path in user.store.glob(f"actions/*/*/{file}"):
-        path.write_bytes(content)
-    ran = build(user)
-    assert bool(ran) == (file == "manifest.json")
-    if file == "manifest.json":
-        assert_sound(user, artifact_id)
+def test_a_damaged_action_is_named_and_made_again(
+    user: UserDirectory, artifact_id: str, file: str, damage: str
+) -> None:
+    path = action_of(user, STEP) / file
+    DAMAGES[damage](path)
+    said = furiosa_build(user, "cache", "verify")
+    if (file, damage) == ("manifest.json", "missing"):
+        assert said.status == 0, "nothing is left that says that it was there"
+    else:
+        assert said.status == 5
+        assert str(path) in said.err
+    assert build(user) == [STEP]
+    assert_sound(user, artifact_id)
 
 
-def test_garbage_for_the_memory_of_hashes(user: UserDirectory, artifact_id: str) -> None:
-    (user.store / "hashes.sqlite").write_bytes(b"no database" * 1000)
+def test_swapped_actions_are_both_made_again(user: UserDirectory, artifact_id: str) -> None:
+    one, other = action_of(user, STEP), action_of(user, "compile:prefill-1x32:block")
+    swap(one, other)
+    assert len(list(gc.verify(Store(user.store)))) == 2
+    assert sorted(build(user)) == sorted([STEP, "compile:prefill-1x32:block"])
+    assert_sound(user, artifact_id)
+
+
+def test_garbage_everywhere(user: UserDirectory, artifact_id: str) -> None:
+    """Of the store nothing is left but names."""
+    for path in [path for path in user.store.rglob("*") if path.is_file()]:
+        overwrite(path, b"\xff garbage \x00" * 10)
+    with closing(user.open()) as opened:
+        assert run(opened) == list(opened.plan.steps)
+    assert_sound(user, artifact_id)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_the_memory_of_hashes_makes_no_difference(user: UserDirectory, artifact_id: str, damage: str) -> None:
+    DAMAGES[damage](user.store / "hashes.sqlite")
     assert build(user) == []
     assert_sound(user, artifact_id)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from user_directory import UserDirectory
 
+from furiosa_build.store import Store
+
 from .conftest import StartChild, assert_sound, build, forget
 
 STEPS = [
@@ -30,6 +32,10 @@ def kill_at(user: UserDirectory, start_child: StartChild, pipe: Path, step: str,
     child.kill()
 
 
+def steps_kept(user: UserDirectory) -> set[str]:
+    return {record.step for record, _, _ in Store(user.store).records()}
+
+
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("point", [*BEFORE, "after-rename"])
 def test_a_step_that_is_killed_is_repeated_alone(
@@ -38,6 +44,19 @@ def test_a_step_that_is_killed_is_repeated_alone(
     forget(user, step)
     kill_at(user, start_child, tmp_path / "pipe", step, point)
     assert build(user) == ([step] if point in BEFORE else [])
+    assert_sound(user, artifact_id)
+
+
+@pytest.mark.parametrize("point", [*BEFORE, "after-rename"])
+def test_a_survey_that_is_killed_is_made_again(
+    user: UserDirectory, artifact_id: str, start_child: StartChild, tmp_path: Path, point: str
+) -> None:
+    """Before there is a plan."""
+    forget(user, "survey")
+    kill_at(user, start_child, tmp_path / "pipe", "survey", point)
+    assert ("survey" in steps_kept(user)) == (point == "after-rename")
+    assert build(user) == []
+    assert "survey" in steps_kept(user)
     assert_sound(user, artifact_id)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from test_models.tiny import GEMMA3, LLAMA, MISTRAL, MODELS, save_random_model
 
 from furiosa_build.build import Build
 from furiosa_build.errors import StepError
+from furiosa_build.memory import Watch
 from furiosa_build.runtime.probe import probe
 from furiosa_build.steps import qualify
 
@@ -97,6 +99,23 @@ def test_an_artifact_runs_in_a_fresh_process(start_build: StartBuild, output: Pa
     assert set(load_file(probed)) == {f"{kind}.{i}" for kind in ("tokens", "logits") for i in range(3)}
     qualify.compare(probed, request, output)
     assert figures(output)["top1_agreement"] == 1.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells private memory from mapped files")
+def test_no_more_kv_cache_is_taken_than_the_prompts_need(start_build: StartBuild, tmp_path: Path) -> None:
+    """An artifact may suggest KV blocks that fill a server. What is generated does not depend on how many there are."""
+    peaks = []
+    for num_blocks in (12, 40_000):
+        build = start_build(LLAMA, paged_attention_num_blocks=num_blocks, **SMALL)
+        weights_request(build, "qualify")
+        with Watch() as watch:
+            probe(build.version_directory, tmp_path / f"{num_blocks}.safetensors")
+        assert watch.peak is not None
+        peaks.append(watch.peak.private)
+    few, many = (load_file(path) for path in sorted(tmp_path.glob("*.safetensors")))
+    assert few.keys() == many.keys()
+    assert all(tensor.equal(many[name]) for name, tensor in few.items())
+    assert peaks[1] - peaks[0] < 50e6, "40,000 blocks of 16 tokens take 491 MB"
 
 
 # What must not qualify.

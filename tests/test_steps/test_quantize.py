@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -200,48 +198,3 @@ def test_weights_of_another_model_are_refused_before_anything_is_written(
         step.run(request, output)
     assert error.value.where == str(model)
     assert list(output.iterdir()) == []
-
-
-_MEASURE = """
-import sys
-from pathlib import Path
-from furiosa_build.plan.outline import Outline, ParameterOutline
-from furiosa_build.steps import {step}
-from furiosa_build.steps.source import Source
-
-def peak():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-def run(layers, output):
-    names = [f"model.layers.{{layer}}.{{i}}.weight" for layer in range(layers) for i in range(4)]
-    parameters = {{name: ParameterOutline(dtype="float32", shape=[1024, 512], linear=True) for name in names}}
-    outline = Outline(
-        architecture="", dtype="float32", vocab_size=1, layer_prefix="", blocks=[], first_outputs=[],
-        first_signature="", first_parameters=[], last_signature="", last_parameters=[], parameters=parameters,
-    )
-    output.mkdir()
-    {step}.run({{
-        "source": Source(seed=0, parameters=parameters).model_dump(), "directory": "",
-        "outline": outline.model_dump(), "hf_config": {{}}, "schemes": dict.fromkeys(names, "{scheme}"),
-        "checkpoint": {{}},
-    }}, output)
-    return peak()
-
-output = Path(sys.argv[1])
-print(run(4, output / "few"), run(24, output / "many"))
-"""
-
-
-@pytest.mark.parametrize(("module", "scheme"), [("quantize", "fp8"), ("quantize", "int8"), ("shard", "none")])
-def test_peak_memory_does_not_grow_with_depth(module: str, scheme: str, tmp_path: Path) -> None:
-    """24 layers after 4, of 8 MiB each, in one fresh process: its highest memory so far may hardly rise.
-
-    Holding the source would add 160 MiB, holding the result 40; the bound leaves half of that to the allocator's mood,
-    which was seen to take 10 whatever the depth. (When the shapes of int8 matrices were kept, it grew with the depth.)
-    """
-    script = _MEASURE.format(step=module, scheme=scheme)
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
-    few, many = map(float, result.stdout.split())
-    assert many - few < 20

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import platform
+import signal
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,11 +17,13 @@ from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from furiosa_build import faults
 from furiosa_build.canonical import canonical_json, digest
+from furiosa_build.errors import StepError
 from furiosa_build.store import ActionRecord, Made, Store, default_store_root
 
 FACTORS = {"step": "test", "reads": {"b": 1, "a": [1, 2]}}
@@ -268,6 +274,128 @@ def test_two_processes_do_the_work_once(store: Store, tmp_path: Path) -> None:
     assert [ran for _, ran in found] == [False, True]
     assert found[0][0] == found[1][0]
     assert (tmp_path / "runs").read_text() == "ran\n"
+
+
+class Holder:
+    """A process that holds the lock of KEY until it is killed."""
+
+    def __init__(self, store: Store) -> None:
+        held, says = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            with Store(store.root).lock(KEY, "test"):
+                os.write(says, b"x")
+                signal.pause()
+        os.read(held, 1)
+        os.close(held)
+        os.close(says)
+
+    def kill(self) -> None:
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+
+
+@pytest.fixture
+def holder(store: Store) -> Iterator[Holder]:
+    started = Holder(store)
+    yield started
+    started.kill()
+
+
+def test_who_waits_says_for_whom_and_goes_on_when_that_is_killed(store: Store, holder: Holder) -> None:
+    told: list[str] = []
+    killed_at = []
+
+    def tell(message: str) -> None:
+        told.append(message)
+        holder.kill()
+        killed_at.append(time.monotonic())
+
+    store.tell, pid = tell, holder.pid
+    assert obtain(store, TWO_FILES)[1]
+    assert time.monotonic() - killed_at[0] < 5
+    assert told == [f"test: waiting for process {pid} on {platform.node()}, which is doing it"]
+    told.clear()
+    obtain(store, TWO_FILES, OTHER_KEY)
+    assert told == [], "nobody to wait for"
+
+
+def test_who_waits_can_be_interrupted(store: Store, holder: Holder) -> None:
+    store.tell = lambda _: store.interrupt()
+    with pytest.raises(StepError, match="step test failed: the build was interrupted"):
+        obtain(store, no_work)
+    holder.kill()
+    assert store.find(KEY) is None
+
+
+# A store that cannot be written
+
+
+@pytest.fixture
+def sealed(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A store with the action of KEY, as someone sees it who may not write there."""
+    obtain(store, TWO_FILES)
+    store.close()
+    monkeypatch.setattr(Store, "is_writable", property(lambda self: self.root != tmp_path / "store"))
+    before = {path: path.stat() for path in store.root.rglob("*")}
+    yield Store(store.root, spare=tmp_path / "spare" / "deep")
+    assert {path: path.stat() for path in store.root.rglob("*")} == before
+
+
+def test_what_it_has_is_used(sealed: Store, tmp_path: Path) -> None:
+    record, ran = obtain(sealed, no_work)
+    assert not ran
+    assert blob(sealed, record, "one").read_text() == "1"
+    sealed.close()
+    assert not (tmp_path / "spare").exists()
+
+
+def test_what_it_lacks_is_made_beside_it_and_said_once(sealed: Store, tmp_path: Path) -> None:
+    told: list[str] = []
+    sealed.tell = told.append
+    sealed.log_path("test").touch()
+    record, ran = obtain(sealed, writing({"new": "[2]"}), OTHER_KEY)
+    assert ran
+    assert told == [f"the store {sealed.root} cannot be written: what is built is not kept there"]
+    assert obtain(sealed, no_work, OTHER_KEY) == (record, False)
+    assert sealed.find(OTHER_KEY) == record
+    assert sealed.read_json(record, "new") == [2]
+    assert tmp_path / "spare" / "deep" in blob(sealed, record, "new").parents
+    sealed.close()
+    assert list((tmp_path / "spare" / "deep").iterdir()) == []
+
+
+def test_the_log_of_a_step_that_fails_stays(sealed: Store, tmp_path: Path) -> None:
+    """The rest of the substitute goes."""
+    with pytest.raises(ZeroDivisionError):
+        obtain(sealed, Mock(side_effect=ZeroDivisionError), OTHER_KEY)
+    obtain(sealed, TWO_FILES, OTHER_KEY)
+    log = sealed.log_path("test")
+    log.write_text("why")
+    sealed.close()
+    assert log.read_text() == "why"
+    assert [path for path in (tmp_path / "spare").rglob("*") if not path.is_dir()] == [log]
+
+
+def test_what_is_damaged_there_is_made_beside_it(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And taken from there, although a blob of its name is in the store."""
+    record, _ = obtain(store, TWO_FILES)
+    overwrite(blob(store, record, "one"), b"?")
+    store.close()
+    monkeypatch.setattr(Store, "is_writable", property(lambda self: self.root != tmp_path / "store"))
+    sealed = Store(store.root, spare=tmp_path / "spare")
+    again, ran = obtain(sealed, TWO_FILES)
+    assert ran
+    assert blob(sealed, again, "one").read_text() == "1"
+    sealed.close()
+
+
+def test_whether_it_can_be_written_is_that_of_the_nearest_directory(tmp_path: Path) -> None:
+    assert Store(tmp_path / "not" / "yet").is_writable
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    assert not Store(tmp_path / "gone").is_writable, "a link that leads nowhere can be neither made nor written"
 
 
 # Where things are

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -145,3 +149,95 @@ def test_many_threads_share_a_memory(memory: HashMemory, tmp_path: Path) -> None
         found = list(pool.map(memory.hash, files * 2))
     assert found == [hashlib.sha256(b"%d" % number).hexdigest() for number in range(40)] * 2
     assert [memory.recall(path) for path in files] == found[:40]
+
+
+# A memory that is damaged, full or cannot be written
+
+
+def test_no_flip_of_a_byte_makes_it_tell_a_wrong_hash(memory: HashMemory, file: Path, tmp_path: Path) -> None:
+    """A wrong sha256 of a source would be a wrong key, and stand in the artifact."""
+    memory.hash(file)
+    database = tmp_path / "memory" / "hashes.sqlite"
+    whole = database.read_bytes()
+    known = set()
+    for place in range(len(whole)):
+        if whole[place] or place % 64 == 0:  # most of a database is empty
+            database.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            known.add(HashMemory(database).recall(file))
+    assert known == {None, SHA256}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data[:0],
+        lambda data: b"no database" * len(data),
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:100] + b"\xff" * (len(data) - 100),
+        lambda data: data.replace(b"mtime_ns", b"mtime_xx"),
+    ],
+    ids=["empty", "garbage", "cut", "pages", "another table"],
+)
+def test_a_damaged_memory_forgets_and_heals(
+    memory: HashMemory, file: Path, tmp_path: Path, spoil: Callable[[bytes], bytes]
+) -> None:
+    memory.hash(file)
+    database = tmp_path / "memory" / "hashes.sqlite"
+    database.write_bytes(spoil(database.read_bytes()))
+    for _ in range(2):  # the first may only clear away
+        again = HashMemory(database)
+        assert again.hash(file) == SHA256
+        again.remember(file, SHA256)
+    assert HashMemory(database).recall(file) == SHA256
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR_WRITE, None])
+def test_a_memory_that_cannot_be_written_is_no_error(
+    memory: HashMemory, file: Path, monkeypatch: pytest.MonkeyPatch, code: int | None
+) -> None:
+    memory.hash(file)
+    error = sqlite3.OperationalError("no")
+    if code is not None:
+        error.sqlite_errorcode = code
+    other = file.with_name("other")
+    other.write_bytes(b"other")
+    with monkeypatch.context() as patch:
+        patch.setattr(HashMemory, "_write", Mock(side_effect=error))
+        assert memory.hash(other) == hashlib.sha256(b"other").hexdigest()
+    assert memory.recall(other) is not None, "here it is known"
+    assert memory.recall(file) == SHA256, "and what was known still is"
+    assert HashMemory(memory._database).recall(file) == SHA256
+
+
+def test_a_directory_in_its_place_is_no_error(tmp_path: Path, file: Path) -> None:
+    (tmp_path / "hashes.sqlite").mkdir()
+    assert HashMemory(tmp_path / "hashes.sqlite").hash(file) == SHA256
+
+
+def test_files_that_are_gone_are_forgotten(memory: HashMemory, file: Path, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.write_bytes(b"gone")
+    memory.hash(file)
+    memory.hash(gone)
+    gone.unlink()
+    memory.forget_missing()
+    with closing(sqlite3.connect(memory._database)) as connection:
+        assert [path for (path,) in connection.execute("SELECT path FROM files")] == [os.fsencode(file.resolve())]
+
+
+def test_a_name_that_is_not_utf8_is_remembered(memory: HashMemory, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    odd.write_bytes(CONTENT)
+    memory.hash(odd)
+    assert HashMemory(memory._database).recall(odd) == SHA256
+
+
+def test_a_memory_that_does_not_trust_reads_again(memory: HashMemory, file: Path) -> None:
+    set_mtime(file, SECOND)
+    memory.hash(file)
+    file.write_bytes(CONTENT.upper())
+    set_mtime(file, SECOND)
+    distrustful = HashMemory(memory._database, trust=False)
+    assert distrustful.recall(file) is None
+    assert distrustful.hash(file) == hashlib.sha256(CONTENT.upper()).hexdigest()
+    assert distrustful.recall(file) is not None, "once is enough"

@@ -1,0 +1,148 @@
+"""`furiosa-build build` itself, with its workers: killed, waiting, interrupted, failing."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from user_directory import UserDirectory, furiosa_build, steps_in_this_process
+
+from furiosa_build import faults
+from furiosa_build.store import Store
+
+from .conftest import assert_sound, build
+
+COMMAND = [sys.executable, "-c", "from furiosa_build.cli import main; main()", "build", "tiny"]
+STEP = "compile:decode-2x64:block"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_unlike_graphs() -> Iterator[None]:
+    """Here they are as in the other processes."""
+    with steps_in_this_process():
+        yield
+
+
+@contextmanager
+def building(user: UserDirectory, *overrides: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """The command, running; killed if it still runs at the end."""
+    process = subprocess.Popen(
+        [*COMMAND, *overrides],
+        cwd=user.root,
+        env={**os.environ, "FURIOSA_BUILD_CACHE": str(user.store), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def descendants(pid: int) -> list[int]:
+    children = [
+        int(child)
+        for thread in Path(f"/proc/{pid}/task").iterdir()
+        for child in (thread / "children").read_text().split()
+    ]
+    return [*children, *(grandchild for child in children for grandchild in descendants(child))]
+
+
+def wait_for_the_end(pid: int) -> None:
+    """Of a process that is not a child of this one."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([descriptor], [], [], 30)[0], f"process {pid} goes on"
+    finally:
+        os.close(descriptor)
+
+
+def test_a_build_that_waits_says_so_and_can_be_interrupted_and_one_that_is_killed_takes_its_workers_along(
+    fresh: UserDirectory, artifact_id: str, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with building(fresh, **{faults.VARIABLE: f"{STEP}@before-rename={pipe}"}) as first:
+        assert pipe.read_text() == f"{first.pid}\n"
+
+        with building(fresh) as second:
+            assert second.stdout is not None
+            message = f"{STEP}: waiting for process {first.pid} on {os.uname().nodename}, which is doing it\n"
+            assert message in iter(second.stdout.readline, "")
+            second.send_signal(signal.SIGINT)
+            out, err = second.communicate(timeout=60)
+            assert (second.returncode, err) == (130, "interrupted by SIGINT\n")
+            assert "the next build goes on from there" in out
+
+        processes = descendants(first.pid)
+        assert processes, "there are workers"
+        first.kill()
+        first.wait()
+    for pid in processes:
+        wait_for_the_end(pid)
+
+    kept = {record.step for record, _, _ in Store(fresh.store).records()}
+    assert STEP not in kept
+    ran = build(fresh)
+    assert STEP in ran
+    assert not kept & set(ran)
+    assert_sound(fresh, artifact_id)
+
+
+def test_the_log_of_a_step_that_fails_is_kept_and_named_and_the_next_build_tries_again(user: UserDirectory) -> None:
+    fault = {faults.VARIABLE: "quantize@mid-write=errno:ENOSPC"}
+    with building(user, "quantization=int8", **fault) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 3
+    assert "Traceback" not in out + err
+    message = re.fullmatch(
+        r"error: step quantize failed: OSError: \[Errno 28\] No space left on device: .*\n  log: (.*)\n", err
+    )
+    assert message is not None
+    log = Path(message[1])
+    assert (log.parent, log.name) == (user.store / "logs", f"quantize-{process.pid}.log")
+    assert "OSError: [Errno 28] No space left on device" in log.read_text()
+    assert furiosa_build(user, "cache", "verify").status == 0
+    assert build(user, "quantization=int8")[0] == "quantize"
+    assert log.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_compilation_ends_its_processes_and_the_next_build_goes_on(
+    fresh: UserDirectory, artifact_id: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    reached = tmp_path / "reached"
+    os.mkfifo(reached)
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\necho $$ > "{reached}"\nexec sleep 600\n'
+    )
+    compiler.chmod(0o755)
+    with building(fresh, "backend=inductor", CXX=str(compiler)) as process:
+        compiling = int(reached.read_text())
+        processes = [*descendants(process.pid), compiling]
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert err == f"interrupted by {number.name}\n"
+    assert out.splitlines()[-1].endswith("kept in the store; the next build goes on from there")
+    for pid in processes:
+        wait_for_the_end(pid)
+    assert list((fresh.store / "sessions").iterdir()) == []
+    kept = {record.step for record, _, _ in Store(fresh.store).records()}
+    assert {"survey", "fetch"} <= kept
+    assert not kept & set(build(fresh))
+    assert_sound(fresh, artifact_id)

@@ -1,0 +1,393 @@
+"""Figures before a build, and what is refused: for plans, disks and machines made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from furiosa_build.machine import Disk, Machine
+from furiosa_build.plan.durations import Durations
+from furiosa_build.plan.needs import Places
+from furiosa_build.plan.planner import Plan
+from furiosa_build.plan.preflight import Preflight, preflight
+from furiosa_build.plan.sizes import kv_cache_bytes, parameter_bytes
+from furiosa_build.recipe.schema import BuildOptions, BuildSpec
+
+from .outlines import outline, plan, spec
+
+GB = 10**9
+FP8, INT8 = {"scheme": "fp8"}, {"scheme": "int8"}
+INDUCTOR = {"name": "inductor"}
+FROM_HUB = {"seed_for_random_weight": None}
+BIG = Machine(cores=8, memory=64 * GB, available=60 * GB)
+STORE, OUTPUT, HUB = (Path("/") / name for name in ("store", "artifacts", "hub"))
+
+# Memory of a worker, of one that compiles with inductor, and of the process that runs the artifact: see plan/needs.py.
+WORKER, COMPILE_WORKER, PROBE = 300_000_000, 760_000_000, 170_000_000
+
+
+def places(store: int | None = 60 * GB, output: int | None = None, hub: int | None = None, cached: int = 0) -> Places:
+    """Disks with so many free bytes; where `output` is not given the artifact is on the store's."""
+    return Places(
+        Disk(STORE, 1, store),
+        Disk(OUTPUT, 1, store) if output is None else Disk(OUTPUT, 2, output),
+        None if hub is None else Disk(HUB, 3, hub),
+        cached,
+    )
+
+
+def figures(
+    of: Plan,
+    at: Places | None = None,
+    machine: Machine = BIG,
+    steps: Iterable[str] | None = None,
+    perhaps: Iterable[str] = (),
+    **options: int,
+) -> Preflight:
+    """`steps` are to do (None: all). Those of `perhaps` may turn out to be up to date."""
+    undone = {name: name not in set(perhaps) for name in (of.steps if steps is None else steps)}
+    return preflight(of, BuildOptions(**options), undone, at or places(), machine, Durations([]))
+
+
+def refused(found: Preflight) -> dict[str, tuple[int, int | None]]:
+    """What is short: bytes needed and there."""
+    return {short.need.what: (short.need.needed, short.need.available) for short in found.shortages}
+
+
+def remedies(found: Preflight) -> str:
+    return "\n".join(short.remedy for short in found.shortages)
+
+
+# Disk
+
+
+def parts(found: Preflight) -> dict[str, set[str]]:
+    return {need.what: set(need.parts) for need in found.disks}
+
+
+@pytest.mark.parametrize("quantization", [{}, FP8, INT8], ids=["none", "fp8", "int8"])
+def test_parameters_are_written_once(quantization: dict[str, str]) -> None:
+    built = plan(spec(quantization=quantization))
+    (disk,) = figures(built).disks
+    assert parts(figures(built)) == {"/store": {"parameters", "programs"}}
+    assert parameter_bytes(built) < disk.parts["parameters"] < parameter_bytes(built) + 200 * 40  # and file headers
+
+
+def test_a_copy_for_an_artifact_on_another_disk() -> None:
+    found = figures(plan(), places(output=60 * GB))
+    assert parts(found) == {"/store": {"parameters", "programs"}, "/artifacts": {"a copy for the artifact"}}
+    store, output = found.disks
+    assert output.needed == store.parts["parameters"]
+
+
+def test_a_download_is_counted_where_the_hubs_cache_is() -> None:
+    built = plan(spec(model=FROM_HUB, quantization=FP8))
+    source = parameter_bytes(plan())
+    assert figures(built, places(hub=60 * GB)).disks[1].parts == {"download": source}
+    assert figures(built, places(hub=60 * GB, cached=source - 5)).disks[1].parts == {"download": 5}
+    assert len(figures(built, places(hub=60 * GB, cached=source + 5)).disks) == 1
+
+
+def test_what_shares_a_disk_is_added_up() -> None:
+    built = plan(spec(model=FROM_HUB))
+    one = Disk(STORE, 1, 60 * GB)
+    (disk,) = figures(built, Places(one, one, one)).disks
+    assert set(disk.parts) == {"parameters", "programs", "download"}
+
+
+def test_only_steps_that_are_to_do_count() -> None:
+    found = figures(plan(), places(output=60 * GB), steps=["package", "qualify"])
+    assert parts(found) == {"/artifacts": {"a copy for the artifact"}}
+    assert found.programs == 0
+    nothing = figures(plan(), places(0, 0), Machine(1, 0, 0), steps=[])
+    assert (nothing.read, nothing.written, nothing.disks, nothing.memory.needed) == (0, 0, (), 0)
+    assert refused(nothing) == {}
+
+
+def test_a_disk_that_is_one_byte_too_small() -> None:
+    (disk,) = figures(plan()).disks
+    assert refused(figures(plan(), places(disk.needed))) == {}
+    found = figures(plan(), places(disk.needed - 1))
+    assert refused(found) == {"/store": (disk.needed, disk.needed - 1)}
+    assert "cache_dir=DIRECTORY" in remedies(found)
+    assert "quantization=fp8" in remedies(found)
+    assert "quantization" not in remedies(figures(plan(spec(quantization=FP8)), places(0)))
+
+
+def test_each_disk_is_refused_with_what_helps_there() -> None:
+    built = plan(spec(model=FROM_HUB))
+    found = figures(built, places(output=1, hub=1))
+    assert set(refused(found)) == {"/artifacts", "/hub"}
+    assert "save_dir=DIRECTORY" in remedies(found)
+    assert "HF_HUB_CACHE=DIRECTORY" in remedies(found)
+    assert "cache_dir" not in remedies(found)
+
+
+def test_a_disk_that_does_not_say_is_not_refused() -> None:
+    assert refused(figures(plan(), places(None))) == {}
+
+
+def test_for_a_step_that_may_be_up_to_date_nothing_is_refused() -> None:
+    built = plan(spec(quantization=FP8))
+    found = figures(built, places(1000), perhaps=["quantize", *(n for n in built.steps if n.startswith("compile"))])
+    assert found.disks[0].needed > 1000, "the plan shows all that may be needed"
+    assert set(refused(found)) == {"/store"}, "the graphs do not fit either"
+    graphs = sum(found.work[name].written for name in built.steps if name.startswith("partition:"))
+    assert refused(found)["/store"][0] == graphs
+    assert refused(figures(built, places(graphs), perhaps=["quantize", *built.steps])) == {}
+
+
+# What is read and written
+
+
+def test_bytes_of_every_step() -> None:
+    built = plan(spec(model=FROM_HUB, quantization=FP8))
+    source, files = parameter_bytes(plan()), figures(built).disks[0].parts["parameters"]
+    found = figures(built, Places(Disk(STORE, 1, GB), Disk(OUTPUT, 2, GB), unread=77)).work
+    weights = {name: (work.read, work.written) for name, work in found.items() if ":" not in name or "weights" in name}
+    assert weights == {
+        "fetch": (77, 0),
+        "quantize": (source, files),
+        "partition:weights": (0, 0),
+        "package": (files, files),
+        "qualify": (2 * files, 0),
+    }
+
+
+def test_weights_that_are_drawn_are_not_read() -> None:
+    found = figures(plan()).work
+    assert (found["fetch"].read, found["quantize"].written, found["partition:weights"].read) == (0, 0, 0)
+    assert found["partition:weights"].written > 0
+
+
+def test_sums() -> None:
+    found = figures(plan(spec(model=FROM_HUB)))
+    assert found.read == sum(work.read for work in found.work.values()) > 0
+    assert found.written == sum(work.written for work in found.work.values()) == found.disks[0].needed
+    assert found.programs == sum(name.startswith("compile") for name in found.work) == 6
+
+
+# Memory
+
+
+COMPILING = tuple(name for name in plan().steps if name.startswith(("compile", "partition:decode")))
+
+
+def test_workers_side_by_side() -> None:
+    built = plan(spec(backend=INDUCTOR))
+    found = figures(built, steps=COMPILING, num_compile_workers=3, num_pipeline_builder_workers=2).memory
+    assert found.parts == {"tracing": 2 * WORKER, "compiling": 3 * COMPILE_WORKER}
+
+
+def test_no_more_workers_than_there_is_work() -> None:
+    built = plan(spec(backend=INDUCTOR))
+    found = figures(built, steps=COMPILING[:1], num_compile_workers=9, num_pipeline_builder_workers=9).memory
+    assert sum(found.parts.values()) in (WORKER, COMPILE_WORKER)
+
+
+def large(**sections: object) -> Plan:
+    """A model whose head is 800 MB, and a layer's largest weight 1 GB: weights count more than processes."""
+    model = outline()
+    sizes = {"lm_head.weight": [25000, 8000], "mlp.down_proj.weight": [25000, 10000]}
+    changed = {
+        name: parameter.model_copy(update={"shape": shape})
+        for name, parameter in model.parameters.items()
+        for ending, shape in sizes.items()
+        if name.endswith(ending)
+    }
+    return plan(spec(**sections), model.model_copy(update={"parameters": {**model.parameters, **changed}}))
+
+
+HEAD, DOWN = 25000 * 8000 * 4, 25000 * 10000 * 4
+REST = (100 * 8 + 8) * 4  # embedding and norm
+LAYER = DOWN + (8 * 8 + 8) * 4
+
+
+@pytest.mark.parametrize(
+    ("sections", "step", "held"),
+    [
+        ({"model": FROM_HUB}, "partition:weights", 0),
+        ({}, "partition:weights", DOWN),
+        ({}, "quantize", 0),
+        ({"model": FROM_HUB, "quantization": FP8}, "quantize", DOWN // 4 + 25000 * 4),
+        ({"quantization": FP8}, "quantize", DOWN + DOWN // 4 + 25000 * 4),
+        ({"quantization": FP8}, "partition:weights", 0),
+    ],
+)
+def test_a_weight_is_held_unless_it_is_mapped(sections: dict[str, object], step: str, held: int) -> None:
+    found = figures(large(**sections), steps=[step]).memory
+    assert found.needed == WORKER + held
+
+
+@pytest.mark.parametrize(
+    ("sections", "held"),
+    [
+        ({"model": FROM_HUB}, PROBE),
+        ({}, HEAD + REST + LAYER),
+        ({"model": FROM_HUB, "quantization": FP8}, LAYER - 8 * 4),  # what is quantized: neither head nor norm
+        ({"quantization": {"scheme": "fp8", "rules": []}}, LAYER - 8 * 4 + HEAD),
+    ],
+)
+def test_the_reference_holds_one_layer_of_what_is_not_mapped(sections: dict[str, object], held: int) -> None:
+    assert figures(large(**sections), steps=["qualify"]).memory.needed == WORKER + held
+
+
+def machine(available: int, swap: int = 0) -> Machine:
+    return Machine(cores=2, memory=64 * GB, available=available, swap=swap)
+
+
+def workers(available: int | None, asked: int = 4, steps: Iterable[str] | None = COMPILING) -> int:
+    built = plan(spec(backend=INDUCTOR))
+    has = Machine(2, None, None) if available is None else machine(available)
+    return figures(built, machine=has, steps=steps, num_compile_workers=asked).compile_workers
+
+
+@pytest.mark.parametrize("fitting", [1, 2, 3, 4])
+def test_as_many_compile_workers_as_the_memory_allows(fitting: int) -> None:
+    enough = WORKER + fitting * COMPILE_WORKER
+    assert workers(enough) == fitting
+    assert workers(enough - 1) == max(1, fitting - 1)
+
+
+def test_workers_are_as_asked_where_nothing_compiles_or_the_memory_is_unknown() -> None:
+    assert workers(None) == 4
+    assert workers(0, steps=["package"]) == 4
+    assert workers(0, steps=["partition:weights"]) == 4
+
+
+@given(st.integers(0, 20 * GB), st.integers(1, 32), st.integers(0, 4 * GB))
+def test_workers_are_never_none_never_more_than_asked_and_grow_with_memory(
+    available: int, asked: int, more: int
+) -> None:
+    assert 1 <= workers(available, asked) <= workers(available + more, asked) <= asked
+    assert workers(available, asked) <= workers(available, asked + 1)
+
+
+def test_memory_is_refused_when_one_worker_of_each_kind_does_not_fit() -> None:
+    built = plan(spec(backend=INDUCTOR))
+    enough = WORKER + COMPILE_WORKER
+    many = {"num_compile_workers": 8, "num_pipeline_builder_workers": 8}
+    assert refused(figures(built, machine=machine(enough), steps=COMPILING, **many)) == {}
+    found = figures(built, machine=machine(enough - 1), steps=COMPILING, **many)
+    assert refused(found) == {"memory": (enough, enough - 1)}
+
+
+def test_swapping_is_slow_but_not_refused() -> None:
+    built = plan(spec(backend=INDUCTOR))
+    found = figures(built, machine=machine(WORKER, swap=COMPILE_WORKER), steps=COMPILING, num_compile_workers=2)
+    assert (refused(found), found.compile_workers) == ({}, 1)
+
+
+def test_memory_is_not_refused_where_it_is_unknown() -> None:
+    assert refused(figures(plan(spec(backend=INDUCTOR)), machine=Machine(1, None, None))) == {}
+
+
+def test_memory_is_not_refused_for_what_may_be_up_to_date() -> None:
+    built = plan(spec(backend=INDUCTOR))
+    heavy = [name for name in built.steps if not name.startswith("partition:decode")]
+    assert refused(figures(built, machine=machine(WORKER), perhaps=heavy)) == {}
+
+
+# The device
+
+
+def device(of: BuildSpec, **machine: int) -> Preflight:
+    return figures(plan(of), machine=Machine(**{"cores": 2, "memory": 64 * GB, "available": 60 * GB, **machine}))
+
+
+KV, PARAMETERS = kv_cache_bytes(plan()), parameter_bytes(plan())
+
+
+def target(nbytes: int, **others: str) -> dict[str, object]:
+    return {"name": "npu", "memory_gb": nbytes / GB, **others}
+
+
+def test_a_target_holds_parameters_and_kv_cache() -> None:
+    enough = device(spec(target=target(PARAMETERS + KV)))
+    assert dict(enough.device.parts) == {"parameters": PARAMETERS, "KV cache": KV}
+    assert (refused(enough), enough.device.fits, enough.device_is_host) == ({}, True, False)
+    found = device(spec(target=target(PARAMETERS + KV - 1)))
+    assert refused(found) == {"a device of target npu": (PARAMETERS + KV, PARAMETERS + KV - 1)}
+
+
+def test_the_remedy_is_a_number_of_blocks_that_fits() -> None:
+    short = PARAMETERS + KV * 3 // 4
+    assert "paged_attention_num_blocks=768 or less (1024 now)" in remedies(device(spec(target=target(short))))
+    better = spec(target=target(short), buckets={"paged_attention_num_blocks": 768})
+    assert refused(device(better)) == {}
+
+
+def test_where_not_one_sequence_fits_fewer_blocks_are_no_remedy() -> None:
+    found = remedies(device(spec(target=target(PARAMETERS + KV // 100))))
+    assert "num_blocks" not in found
+    assert "decode_buckets" in found
+
+
+def test_where_the_parameters_do_not_fit_smaller_ones_are_the_remedy() -> None:
+    assert "quantization=fp8" in remedies(device(spec(target=target(PARAMETERS // 2))))
+    assert "quantization" not in remedies(device(spec(target=target(PARAMETERS // 9), quantization=FP8)))
+
+
+def test_this_machine_maps_the_parameters_so_the_kv_cache_has_to_fit() -> None:
+    found = device(spec(), memory=KV)
+    assert (found.device.available, found.device_is_host, found.device.fits) == (KV, True, False)
+    assert refused(found) == {}
+    assert refused(device(spec(), memory=KV - 1)) == {"this machine": (KV, KV - 1)}
+    assert refused(device(spec(), memory=KV - 5, swap=5)) == {}
+
+
+def test_of_another_machine_nothing_is_known() -> None:
+    found = device(spec(target={"name": "x86-64-v3", "isa": "x86-64-v3"}), memory=1)
+    assert (found.device.available, found.device.fits, refused(found)) == (None, True, {})
+
+
+def test_a_target_that_says_how_much_it_has_is_believed() -> None:
+    found = device(spec(target=target(GB, isa="native")), memory=1)
+    assert (found.device.available, found.device_is_host, refused(found)) == (GB, False, {})
+
+
+def test_an_artifact_that_is_not_to_be_made_is_not_refused() -> None:
+    short = plan(spec(target=target(1)))
+    assert refused(figures(short, steps=COMPILING)) == {}
+    assert refused(figures(short, steps=["package"])) != {}
+
+
+# Growing
+
+
+def total(of: Plan) -> tuple[int, ...]:
+    found = figures(of, places(output=60 * GB))
+    return found.read, found.written, found.device.needed, found.memory.needed, *(disk.needed for disk in found.disks)
+
+
+lengths = st.lists(st.integers(1, 128), min_size=1, max_size=4, unique=True)
+
+
+@given(lengths, lengths, st.sampled_from([{}, FP8, INT8]))
+def test_buckets_cost_something(some: list[int], more: list[int], quantization: dict[str, str]) -> None:
+    def of(found: list[int]) -> Plan:
+        buckets = {"decode_buckets": [[1, length] for length in sorted(found)], "paged_attention_num_blocks": None}
+        return plan(spec(buckets=buckets, quantization=quantization))
+
+    fewer, all_of_them = total(of(some)), total(of([*some, *(length for length in more if length not in some)]))
+    assert all(one <= other for one, other in zip(fewer, all_of_them, strict=True))
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.sampled_from([{}, FP8, INT8]))
+def test_layers_cost_something(layers: int, more: int, quantization: dict[str, str]) -> None:
+    few, many = (total(plan(spec(quantization=quantization), outline(count))) for count in (layers, layers + more))
+    assert all(one <= other for one, other in zip(few, many, strict=True))
+    assert few[:3] < many[:3]
+
+
+@given(st.integers(0, 100_000), st.integers(0, 100_000), st.sampled_from([{}, FP8]))
+def test_what_fits_a_small_machine_fits_a_larger_one(small: int, more: int, quantization: dict[str, str]) -> None:
+    def found(size: int) -> Preflight:
+        has = Machine(2, memory=size, available=WORKER * 3 - 50_000 + size)
+        return figures(plan(spec(quantization=quantization)), places(size, size), has)
+
+    assert set(refused(found(small + more))) <= set(refused(found(small)))
