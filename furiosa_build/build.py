@@ -122,7 +122,7 @@ class Build:
             if self.is_done(name):
                 yield Explanation(name, "up to date")
             elif self._find(name) is not None:
-                yield Explanation(name, "to do", self._why_not_in_place(name))
+                yield Explanation(name, "to publish", self._why_not_in_place(name))
             else:
                 yield self._why_not_done(name)
 

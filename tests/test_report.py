@@ -83,7 +83,7 @@ def test_explain_names_the_factor(built: UserDirectory) -> None:
     ran = furiosa_build(built, "explain", "tiny")
     assert ran.out.splitlines()[-1] == "17 of 17 steps are up to date"
     ran = furiosa_build(built, "explain", "tiny", "scheduler.max_processing_samples=7")
-    assert "reads.scheduler.max_processing_samples: 65536 -> 7" in ran.out
+    assert "scheduler.max_processing_samples changed: 65536 -> 7" in ran.out
     found = [
         json.loads(line)
         for line in furiosa_build(built, "explain", "tiny", "quantization=int8", "--json").out.splitlines()
@@ -91,7 +91,8 @@ def test_explain_names_the_factor(built: UserDirectory) -> None:
     states = {one["step"]: one["state"] for one in found}
     assert states["fetch"] == "up to date"
     assert states["quantize"] == "to do"
-    assert states["package"] == "waits"
+    assert states["package"] == "to do", "the artifact tells the scheme"
+    assert states["qualify"] == "to do"
     assert states["partition:decode-2x64:first"] == "up to date"
     [quantize] = [one for one in found if one["step"] == "quantize"]
     assert all(change["factor"].startswith("reads.schemes") for change in quantize["changes"])

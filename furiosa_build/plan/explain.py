@@ -47,14 +47,15 @@ class Explanation:
 
     Attributes:
         step: Its name.
-        state: `waits`: it is up to date if what it waits for is the same as it was.
+        state: `to publish`: what it makes is in the store, and not in the output directory. `waits`: it is up to date
+            if what it waits for is the same as it was.
         reason: One line, empty when it is up to date.
         changes: What differs from the nearest earlier action of the step.
         waits_for: What its key depends on and is not known yet: what these steps make; for `fetch`, these files.
     """
 
     step: str
-    state: Literal["up to date", "to do", "waits"]
+    state: Literal["up to date", "to publish", "to do", "waits"]
     reason: str = ""
     changes: tuple[Change, ...] = ()
     waits_for: tuple[str, ...] = ()

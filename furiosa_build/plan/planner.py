@@ -109,8 +109,11 @@ def pretrained_id(model: ModelSpec) -> str:
 
 
 def resolved_recipe(spec: BuildSpec) -> dict[str, Any]:
-    """The BuildSpec as the artifact tells of it, without what belongs to a machine or changes no byte."""
-    recipe = spec.model_dump(mode="json", exclude={"target": {"memory_gb"}})
+    """The BuildSpec as the artifact tells of it, without what belongs to a machine or changes no byte.
+
+    Nor the revision: a branch is the commit that it stands for, and `fetch` says which.
+    """
+    recipe = spec.model_dump(mode="json", exclude={"target": {"memory_gb"}, "model": {"revision"}})
     recipe["model"]["model_id_or_path"] = pretrained_id(spec.model)
     return recipe
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ from furiosa_build.canonical import canonical_json
 from furiosa_build.plan import keys
 from furiosa_build.plan.keys import imported_modules, key_factors, key_of, tool_versions
 
-PACKAGE = Path(keys.__file__).resolve().parent.parent
+from .source_tree import PACKAGE, copied_package, forget_sources
+
 STEPS = ("survey", "fetch", "quantize", "shard", "trace", "compile", "package", "qualify")
 ENTRIES = (
     *(f"furiosa_build.steps.{step}" for step in STEPS),
@@ -75,23 +75,14 @@ def test_modules_of_the_faces_are_in_no_key() -> None:
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def package(tmp_path: Path) -> Iterator[Path]:
     """A copy of the package that keys are computed from."""
-    copied = tmp_path / "furiosa_build"
-    shutil.copytree(PACKAGE, copied, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(keys, "_PACKAGE", copied)
-    forget()
-    yield copied
-    forget()
-
-
-def forget() -> None:
-    for cached in (imported_modules, keys._direct_imports, keys._file_digest):
-        cached.cache_clear()
+    with copied_package(tmp_path) as copied:
+        yield copied
 
 
 def source_digests() -> dict[str, dict[str, str]]:
-    forget()
+    forget_sources()
     return {step: keys.source_digests((f"furiosa_build.steps.{step}",)) for step in STEPS}
 
 
@@ -105,11 +96,12 @@ EDITS = {
     "steps/package.py": {"package"},
     "steps/fetch.py": {"fetch"},
     "steps/source.py": {"fetch", "package", *WITH_WEIGHTS},
-    "models/quantization.py": WITH_WEIGHTS,
+    "models/quantization.py": {"quantize", "qualify"},
+    "steps/weights.py": WITH_WEIGHTS,
     "models/attention.py": {*WITH_GRAPHS, "qualify"},
     "backends/graph.py": {*WITH_GRAPHS, "compile"},
     "steps/__init__.py": set(STEPS),
-    "canonical.py": set(STEPS),
+    "canonical.py": set(STEPS) - {"shard"},
 }
 
 

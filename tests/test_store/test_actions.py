@@ -355,7 +355,7 @@ def test_what_it_has_is_used(sealed: Store, tmp_path: Path) -> None:
 def test_what_it_lacks_is_made_beside_it_and_said_once(sealed: Store, tmp_path: Path) -> None:
     told: list[str] = []
     sealed.tell = told.append
-    sealed.log_path("test").touch()
+    sealed.log_path("test")
     record, ran = obtain(sealed, writing({"new": "[2]"}), OTHER_KEY)
     assert ran
     assert told == [f"the store {sealed.root} cannot be written: what is built is not kept there"]
