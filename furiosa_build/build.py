@@ -31,6 +31,8 @@ from furiosa_build.plan.needs import Places
 from furiosa_build.plan.outline import Outline
 from furiosa_build.plan.planner import Plan, Step, make_plan
 from furiosa_build.plan.preflight import Preflight, preflight
+from furiosa_build.progress import expect, metered
+from furiosa_build.progress import read as read_meter
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import Recipe, check_architecture
 from furiosa_build.show import lowered_text, refusal_text
@@ -105,7 +107,7 @@ class Build:
         Raises UserError or StepError; what other steps have finished stays in the store.
         """
         step = self.plan.steps[name]
-        with _failing(name), doing(name):
+        with _failing(name), doing(name), metered(self.store.meter_path(name)):
             if name not in self.done:
                 factors = self._factors(step) or self._late_factors(step)
                 record, ran = self.store.obtain(key_of(factors), name, factors, self._work_of(step))
@@ -136,6 +138,11 @@ class Build:
     def estimate_seconds(self, name: str) -> float | None:
         """How long a step will take, from earlier steps of its kind; None when there is none to compare with."""
         return self._durations.estimate(self.plan.steps[name], self.plan)
+
+    def bytes_done(self, name: str) -> tuple[int, int] | None:
+        """Of a step that streams bytes and runs: how many are done, and of how many."""
+        path = self.store.meter_path(name)
+        return None if path is None else read_meter(path)
 
     def begin(self, steps: Iterable[str], machine: Machine | None = None) -> list[str]:
         """To be called before `steps` are run. Returns what a person should know.
@@ -291,8 +298,10 @@ class Build:
         if step.action != "fetch":
             raise StepError(step.name, "a step that it needs has not run")
         directory = fetch.locate(self.spec.model, self.recipe.roots, None)
-        for name in self._source_identity().keys() - {"commit"}:
-            self.store.hashes.hash(directory / name)
+        unread = [directory / name for name, known in self._source_identity().items() if not known and name != "commit"]
+        expect(sum(file.stat().st_size for file in unread))
+        for file in unread:
+            self.store.hashes.hash(file)
         factors = self._factors(step)
         if factors is None:
             raise StepError(step.name, f"the files in {directory} change while they are read")

@@ -14,12 +14,11 @@ from doit.reporter import ConsoleReporter
 
 from furiosa_build.errors import BuildError, StepError
 from furiosa_build.report import Record, memory_text, step_data, write_report
-from furiosa_build.show import duration_text, result_text, short_path
+from furiosa_build.show import result_text, short_path
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from furiosa_build.build import Build
+    from furiosa_build.display import Display
 
 
 class BuildReporter(ConsoleReporter):  # type: ignore[misc]
@@ -35,15 +34,13 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
         super().__init__(outstream, options)
         self._begin = time.monotonic()
         self._record = Record()
-        self._rows: dict[str, Any] = {}
-        self._left: dict[str, float | None] = {}
+        self._steps: list[str] = []
         self._total = self._ran = self._up_to_date = 0
         self._lock = threading.Lock()  # doit calls from the threads that run the steps
         self._ended = False
         self._interrupted_by: int | None = None
         self._handlers: dict[int, Any] = {}
-        self._bar: Progress | None = None
-        self._bar_task: Any = None
+        self._display: Display | None = None
 
     def initialize(self, tasks: dict[str, Any], selected_tasks: list[str]) -> None:
         """Counts the steps that this run may come to."""
@@ -63,9 +60,7 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
         self._emit("build-begun", recipe=self.build.spec.name, steps=steps)
         for note in notes:
             self._tell(note)
-        if self.outstream.isatty():
-            undone = [name for name in steps if not self.build.is_done(name)]
-            self._left = {name: self.build.estimate_seconds(name) for name in undone}
+        self._steps = steps
         for number in (signal.SIGINT, signal.SIGTERM):
             self._handlers[number] = signal.signal(number, self._interrupt)
 
@@ -76,7 +71,10 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
         with self._lock:
             self._record.begins(task.name)
             self._emit("step-begun", step=task.name)
-            self._show_progress(begun=task.name)
+            if self._display is None and self.outstream.isatty() and not self.as_json:
+                self._display = self._begin_display()
+            if self._display is not None:
+                self._display.begins(task.name)
 
     def add_success(self, task: Any) -> None:
         """A step has ended well."""
@@ -95,7 +93,8 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
             count = f"[{self._ran + self._up_to_date:{len(str(self._total))}}/{self._total}]"
             if not self.as_json:
                 self._print(f"{count} {task.name:36} {took}")
-            self._show_progress(ended=task.name)
+            if self._display is not None:
+                self._display.ends(task.name, self._ran + self._up_to_date)
 
     def skip_uptodate(self, task: Any) -> None:
         """A step had nothing to do."""
@@ -115,8 +114,8 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
             return
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if self._bar is not None:
-            self._bar.stop()
+        if self._display is not None:
+            self._display.stop()
         self.build.close()
         errors = list(self.errors)
         self.errors.clear()
@@ -175,47 +174,18 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
             self.outstream.flush()
 
     def _print(self, line: str) -> None:
-        if self._bar is not None and self._bar.live.is_started:
-            self._bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if self._display is not None and self._display.live.is_started:
+            self._display.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
             self.write(line + "\n")
             self.outstream.flush()
 
-    def _show_progress(self, begun: str = "", ended: str = "") -> None:
-        """One bar for the whole build, and a line for each step that runs."""
-        if not self.outstream.isatty() or self.as_json:
-            return
-        if self._bar is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    def _begin_display(self) -> Display:
+        from furiosa_build.display import Display
 
-            self._bar = Progress(
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.description}"),
-                console=Console(file=self.outstream),
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self._bar_task = self._bar.add_task("", total=self._total)
-            self._bar.start()
-        if begun:
-            self._rows[begun] = self._bar.add_task(begun, total=None)
-        if ended in self._rows:
-            self._bar.remove_task(self._rows.pop(ended))
-        self._left.pop(ended, None)
-        self._bar.update(self._bar_task, completed=self._ran + self._up_to_date, description=self._time_left())
-
-    def _time_left(self) -> str:
-        """By earlier steps of the same kinds. Compile workers share the compiling."""
-        known = {name: seconds for name, seconds in self._left.items() if seconds is not None}
-        if len(known) < len(self._left):
-            return "time left not known yet"
+        left = {name: self.build.estimate_seconds(name) for name in self._steps if not self.build.is_done(name)}
         workers = self.build.options.num_compile_workers
-        seconds = sum(s / workers if name.startswith("compile:") else s for name, s in known.items())
-        return f"about {duration_text(seconds)} left"
+        return Display(self.outstream, self._total, left, workers, self.build.bytes_done)
 
 
 def _steps(count: int) -> str:

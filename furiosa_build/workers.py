@@ -24,6 +24,7 @@ from typing import Any
 from furiosa_build.errors import StepError, UserError
 from furiosa_build.faults import doing
 from furiosa_build.memory import Watch, give_back
+from furiosa_build.progress import current, metered
 from furiosa_build.store import Made
 
 
@@ -49,8 +50,10 @@ class Pool:
                 context = multiprocessing.get_context("spawn")
                 self._executor = ProcessPoolExecutor(self._workers, context, initializer=_begin)
             executor = self._executor
+        meter = current()
+        counted = None if meter is None else meter.path
         try:
-            outcome, value = executor.submit(_work, step, module, request, output, log).result()
+            outcome, value = executor.submit(_work, step, module, request, output, log, counted).result()
         except BrokenProcessPool as error:
             with self._starting:
                 if self._executor is executor:  # another step may have begun a new one meanwhile
@@ -113,8 +116,10 @@ def run_here(module: str, request: dict[str, Any], output: Path) -> Made:
     return Made(digests or {}, time.monotonic() - begin, watch.peak)
 
 
-def _work(step: str, module: str, request: dict[str, Any], output: Path, log: Path) -> tuple[str, Any]:
-    with _output_to(log), doing(step):
+def _work(
+    step: str, module: str, request: dict[str, Any], output: Path, log: Path, counted: Path | None
+) -> tuple[str, Any]:
+    with _output_to(log), doing(step), metered(counted):
         try:
             return "done", run_here(module, request, output)
         except UserError as error:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from furiosa_build.faults import reach
+from furiosa_build.progress import advance
 
 _CODES = {
     torch.float32: "F32",
@@ -69,6 +70,7 @@ class SafetensorsWriter:
         self._pending.pop(0)
         reach("mid-write")
         self._put(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        advance(tensor.nbytes)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -7,15 +7,19 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from furiosa_build.canonical import canonical_json
 from furiosa_build.checkpoint import INDEX_FILE, MODEL_FILES, WEIGHT_PATTERNS, weight_files
 from furiosa_build.errors import UserError
 from furiosa_build.plan.outline import ParameterOutline
+from furiosa_build.progress import current
 from furiosa_build.recipe.schema import ModelSpec
 from furiosa_build.steps import source
 from furiosa_build.steps.source import ModelFiles, Source, SourceFile
+
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -170,7 +174,7 @@ def _download(
                 model.model_id_or_path,
                 revision=revision or model.revision or "main",
                 allow_patterns=list(patterns),
-                tqdm_class=None,
+                tqdm_class=_download_meter(),
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -182,6 +186,25 @@ def _download(
             hint=f"is the network there, and does HF_TOKEN ({token}) give access? A local copy works as well: "
             "model.model_id_or_path=DIRECTORY. For random weights: model.seed_for_random_weight=0",
         ) from error
+
+
+def _download_meter() -> type[tqdm[Any]]:
+    """What the hub's library tells of its progress, which it would draw itself, goes to this step's meter."""
+    from tqdm.auto import tqdm
+
+    meter = current()
+
+    class DownloadMeter(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.counts = kwargs.get("unit") == "B" and not kwargs.get("desc", "").startswith("Downloading")
+            super().__init__(*args, **{**kwargs, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            if self.counts and meter is not None:
+                self.n += int(n or 0)
+                meter.note(int(self.n), int(self.total or 0))
+
+    return DownloadMeter
 
 
 def _read_json(path: Path) -> dict[str, Any]:

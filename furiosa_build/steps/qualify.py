@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from furiosa_build.canonical import canonical_json
 from furiosa_build.errors import StepError
 from furiosa_build.plan.outline import Outline
+from furiosa_build.progress import advance, expect
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from furiosa_build.models.safetensors_file import Layout
     from furiosa_build.models.weights import TensorSource
 
 OUTPUT = "qualification.json"
@@ -114,6 +116,7 @@ class _Reference:
         from furiosa_build.models.skeleton import functional
 
         skeleton = self._skeleton
+        expect(sum(layout.nbytes for name in self._outline.parameters for layout in self._stored(name).values()))
         ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
         outer = {name: self._read(name) for name in skeleton.outer_parameters()}
         layers = [self._streamed(layer) for layer in range(len(skeleton.layers))]
@@ -143,13 +146,17 @@ class _Reference:
     def _read(self, name: str) -> Tensor:
         import torch
 
-        from furiosa_build.models.quantization import dequantize, stored_layouts
-        from furiosa_build.models.weights import layout_of
+        from furiosa_build.models.quantization import dequantize
 
-        parameter = self._outline.parameters[name]
-        scheme = self._schemes.get(name, "none")
+        stored, scheme = self._stored(name), self._schemes.get(name, "none")
+        advance(sum(layout.nbytes for layout in stored.values()))
         if scheme == "none":
-            return self._source.read(name).to(getattr(torch, parameter.dtype))
-        stored = stored_layouts(name, layout_of(parameter), scheme)
+            return self._source.read(name).to(getattr(torch, self._outline.parameters[name].dtype))
         module = name.removesuffix("weight")
         return dequantize({part.removeprefix(module): self._source.read(part) for part in stored}, scheme)
+
+    def _stored(self, name: str) -> dict[str, Layout]:
+        from furiosa_build.models.quantization import stored_layouts
+        from furiosa_build.models.weights import layout_of
+
+        return stored_layouts(name, layout_of(self._outline.parameters[name]), self._schemes.get(name, "none"))

@@ -9,6 +9,7 @@ from typing import Any
 from furiosa_build.canonical import canonical_json
 from furiosa_build.checkpoint import INDEX_FILE
 from furiosa_build.plan.outline import Outline
+from furiosa_build.progress import expect
 from furiosa_build.steps.weights import LARGEST_FILE, open_source
 
 CONFIG = "config.json"
@@ -41,6 +42,7 @@ def run(request: dict[str, Any], output: Path) -> dict[str, str]:
     files = split_into_files(layouts.values(), LARGEST_FILE)
     origin = {stored: name for name, group in layouts.items() for stored in group}
     names, digests = file_names(len(files)), {}
+    expect(sum(layout.nbytes for stored in files for layout in stored.values()))
     for file, stored in zip(names, files, strict=True):
         with SafetensorsWriter(output / file, stored) as writer:
             parts: dict[str, Any] = {}

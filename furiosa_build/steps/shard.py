@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from furiosa_build.plan.outline import Outline
+from furiosa_build.progress import expect
 from furiosa_build.steps.weights import LARGEST_FILE, open_source
 
 
@@ -38,6 +39,7 @@ def _write(request: dict[str, Any], output: Path) -> dict[str, str]:
     parameters = Outline.model_validate(request["outline"]).parameters
     source = open_source(request)
     files = split_into_files(({name: layout_of(p)} for name, p in parameters.items()), LARGEST_FILE)
+    expect(sum(layout.nbytes for layouts in files for layout in layouts.values()))
     digests = {}
     for name, layouts in zip(_file_names(len(files)), files, strict=True):
         with SafetensorsWriter(output / name, layouts) as writer:

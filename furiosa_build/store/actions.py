@@ -127,6 +127,10 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def meter_path(self, step: str) -> Path | None:
+        """Where a running step counts its bytes; None: nowhere."""
+        return self._session.path(f"{step.replace(':', '-')}.bytes") if self.is_writable else None
+
     @contextmanager
     def lock(self, key: str, step: str) -> Iterator[None]:
         """Saves two processes from doing the same work. Nothing is wrong without it."""

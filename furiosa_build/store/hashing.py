@@ -5,23 +5,24 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
+from furiosa_build.progress import advance
+
 _CHUNK = 1 << 22
 
 
-def hash_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """sha256 (hex) of a file's bytes; `progress` is told of every chunk read, in bytes."""
+def hash_file(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
     state = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             state.update(chunk)
-            if progress is not None:
-                progress(len(chunk))
+            advance(len(chunk))
     return state.hexdigest()
 
 
@@ -51,15 +52,13 @@ class HashMemory:
                 return str(sha256) if seal == _seal(identity, str(sha256)) else None
         return None
 
-    def hash(self, path: Path, progress: Callable[[int], None] | None = None, anew: bool = False) -> str:
+    def hash(self, path: Path, anew: bool = False) -> str:
         """The file's sha256, read only if it is not known yet, or is wanted `anew`."""
         known = None if anew else self.recall(path)
         if known is not None:
-            if progress is not None:
-                progress(path.stat().st_size)
             return known
         before = _identity(path)
-        sha256 = hash_file(path, progress)
+        sha256 = hash_file(path)
         if _identity(path) == before:
             self._remember(before, sha256)
         return sha256

@@ -40,6 +40,10 @@ class Session:
                     file.write(f"\n{key}\n")  # on a line of its own, even if a full disk cut the last one short
                 self._pinned.add(key)
 
+    def path(self, name: str) -> Path:
+        """A place for a file that is gone with the session."""
+        return self._begun() / name
+
     @contextmanager
     def staging(self) -> Iterator[Path]:
         """An empty directory on the store's file system; gone afterwards."""
