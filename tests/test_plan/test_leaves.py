@@ -1,0 +1,186 @@
+"""For every leaf of the BuildSpec: which steps read it, and that no other does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
+from pydantic import BaseModel, ValidationError
+
+from furiosa_build.canonical import digest
+from furiosa_build.plan.planner import Plan, Step, make_plan
+from furiosa_build.recipe.schema import BuildSpec
+
+from .outlines import DOWN, QUERY, outline
+
+Path = tuple[str, ...]
+HEAD = "lm_head.weight"
+ARCHITECTURE = {
+    "model_type": "test",
+    "architectures": ["TestForCausalLM"],
+    "vocab_size": 100,
+    "hidden_size": 8,
+    "num_hidden_layers": 9,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 4096,
+}
+WEIGHTS = ("fetch", "quantize", "partition:weights", "qualify")
+
+
+class Leaf(NamedTuple):
+    """Values that a leaf may have, and whether a step that is there before and after reads it."""
+
+    values: SearchStrategy[Any]
+    is_read_by: Callable[[Step, BuildSpec, BuildSpec], bool]
+
+
+def by(*names: str) -> Callable[[Step, BuildSpec, BuildSpec], bool]:
+    """The steps of these names, or whose name begins and ends as NAME* or *NAME says."""
+    return lambda step, *_: any(fnmatchcase(step.name, name) for name in names)
+
+
+def scheme(of: BuildSpec, parameter: str) -> str:
+    """The scheme of a linear parameter: that of the first rule that matches."""
+    rules = of.quantization.rules
+    return next((rule.scheme for rule in rules if fnmatchcase(parameter, rule.match)), of.quantization.scheme)
+
+
+def by_what_is_quantized(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
+    """The artifact tells the recipe. All else depends on what becomes of the parameters, not on how that is said."""
+    block = {f"model.layers.0.{name}" for name in (QUERY, DOWN)}
+    changed = {name for name in {HEAD, *block} if scheme(before, name) != scheme(after, name)}
+    if step.name == "package":
+        return True
+    if step.name in ("quantize", "qualify"):
+        return bool(changed)
+    if step.name == "partition:weights":  # whether it finds them in the checkpoint of `quantize`
+        was, will_be = ({scheme(of, name) for name in {HEAD, *block}} == {"none"} for of in (before, after))
+        return was != will_be
+    if step.action == "trace":
+        return bool(
+            changed & (block if step.name.endswith(":block") else {HEAD} if step.name.endswith(":last") else set())
+        )
+    return False
+
+
+sizes = st.lists(st.tuples(st.integers(1, 4), st.sampled_from([8, 16, 64])), min_size=1, max_size=3, unique=True)
+buckets = sizes.map(lambda found: sorted([list(size) for size in found]))
+schemes = st.sampled_from(["none", "int8", "fp8"])
+matches = st.sampled_from(["lm_head*", "*mlp*", "*q_proj*", "nothing"])
+rules = st.lists(matches.map(lambda match: {"match": match, "scheme": "none"}), max_size=2)
+
+LEAVES: Mapping[Path, Leaf] = {
+    ("name",): Leaf(st.from_regex(r"[a-z]{1,8}", fullmatch=True), by("package")),
+    ("model", "model_id_or_path"): Leaf(st.sampled_from(["org/model", "org/other"]), by("package")),
+    # The commit is an input of fetch, found when it runs; a revision by another name changes nothing.
+    ("model", "revision"): Leaf(st.sampled_from([None, "main", "v2"]), by()),
+    ("model", "num_hidden_layers"): Leaf(st.integers(1, 9), by(*WEIGHTS, "package")),
+    ("model", "seed_for_random_weight"): Leaf(st.integers(0, 9), by("fetch", "package")),
+    ("model", "calculate_logit_only_for_last_token"): Leaf(st.booleans(), by("partition:*:last", "package")),
+    ("model", "architecture"): Leaf(
+        st.sampled_from([{**ARCHITECTURE, "rope_theta": theta} for theta in (1e4, 5e5)]),
+        by("fetch", "quantize", "qualify", "package"),  # What shapes a graph is in the outline's signatures.
+    ),
+    ("target", "name"): Leaf(st.sampled_from(["cpu", "other"]), by("package")),
+    ("target", "isa"): Leaf(st.sampled_from(["x86-64-v3", "x86-64-v4"]), by("compile:*", "package")),
+    ("target", "memory_gb"): Leaf(st.none() | st.floats(1, 1000), by()),
+    ("backend", "name"): Leaf(st.sampled_from(["eager", "inductor"]), by("compile:*", "package")),
+    ("buckets", "prefill_buckets"): Leaf(buckets, by("package")),
+    ("buckets", "decode_buckets"): Leaf(buckets, by("package")),
+    ("buckets", "max_seq_len_to_capture"): Leaf(st.integers(64, 4096), by("package")),
+    ("buckets", "paged_attention_num_blocks"): Leaf(st.integers(64, 4096), by("package")),
+    ("buckets", "paged_attention_block_size"): Leaf(st.integers(1, 16), by("package")),
+    ("quantization", "scheme"): Leaf(schemes, by_what_is_quantized),
+    ("quantization", "rules"): Leaf(rules, by_what_is_quantized),
+    ("scheduler", "max_processing_samples"): Leaf(st.integers(1, 9999), by("package")),
+    ("scheduler", "spare_blocks_ratio"): Leaf(st.floats(0, 0.9), by("package")),
+}
+
+REFUSED: Mapping[Path, Any] = {
+    ("devices",): "npu:0",
+    ("parallel", "tensor_parallel_size"): 2,
+    ("parallel", "pipeline_parallel_size"): 2,
+    ("parallel", "data_parallel_size"): 2,
+    ("scheduler", "npu_queue_limit"): 3,
+    ("scheduler", "is_offline"): True,
+    ("scheduler", "prefill_chunk_size"): 8,
+}
+"""Leaves that have one valid value today, and another value."""
+
+
+def leaves(model: type[BaseModel], at: Path = ()) -> Iterator[Path]:
+    """Every field that is no section itself."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from leaves(field.annotation, (*at, name))
+        else:
+            yield (*at, name)
+
+
+def spec(values: Mapping[Path, Any]) -> BuildSpec:
+    """The BuildSpec with these leaves."""
+    data: dict[str, Any] = {}
+    for path, value in values.items():
+        section = data
+        for key in path[:-1]:
+            section = section.setdefault(key, {})
+        section[path[-1]] = value
+    return BuildSpec.model_validate(data)
+
+
+def plan(of: BuildSpec) -> Plan:
+    """As a build would make it: the model's config, its outline and the instruction set follow from the spec."""
+    layers = of.model.num_hidden_layers or 9
+    config = {**(of.model.architecture or ARCHITECTURE), "num_hidden_layers": layers}
+    return make_plan(of, config, outline(layers), of.target.isa)
+
+
+def own_factors(step: Step) -> str:
+    """What a step reads, and of which steps it takes what: its key, but for what those have made."""
+    return digest([step.action, dict(step.reads), dict(step.needs)])
+
+
+def test_every_leaf_has_its_row() -> None:
+    """A new field of the BuildSpec is to be entered here, with the steps that read it."""
+    assert set(leaves(BuildSpec)) == {*LEAVES, *REFUSED}
+
+
+everything = st.fixed_dictionaries({path: leaf.values for path, leaf in LEAVES.items()})
+
+
+@given(everything, everything, st.sets(st.sampled_from(sorted(LEAVES)), min_size=1, max_size=3))
+def test_changing_leaves_changes_the_keys_of_exactly_the_steps_that_read_them(
+    values: Mapping[Path, Any], others: Mapping[Path, Any], changed: set[Path]
+) -> None:
+    before, after = spec(values), spec({**values, **{path: others[path] for path in changed}})
+    old, new = plan(before).steps, plan(after).steps
+    differing = {name for name in old.keys() & new.keys() if own_factors(old[name]) != own_factors(new[name])}
+    really = [path for path in changed if values[path] != others[path]]
+    expected = {
+        name
+        for name, step in old.items()
+        if name in new and any(LEAVES[path].is_read_by(step, before, after) for path in really)
+    }
+    assert differing == expected
+
+
+@given(everything)
+@pytest.mark.parametrize(("path", "value"), REFUSED.items(), ids=map(".".join, REFUSED))
+def test_leaves_with_one_valid_value(path: Path, value: Any, values: Mapping[Path, Any]) -> None:
+    with pytest.raises(ValidationError, match=path[-1]):
+        spec({**values, path: value})
+
+
+@given(everything)
+def test_there_are_programs_for_each_bucket_and_no_others(values: Mapping[Path, Any]) -> None:
+    """So a bucket that is added, or taken away, concerns no other."""
+    of = spec(values)
+    names = {f"prefill-{batch}x{length}" for batch, length in values["buckets", "prefill_buckets"]}
+    names |= {f"decode-{batch}x{length}" for batch, length in values["buckets", "decode_buckets"]}
+    found = {name.split(":")[1] for name, step in plan(of).steps.items() if step.action in ("trace", "compile")}
+    assert found == names
