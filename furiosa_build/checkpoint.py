@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from furiosa_build.errors import UserError
 
@@ -22,8 +23,14 @@ MODEL_FILES = (
 """What travels into the artifact's model/ directory."""
 
 
+LARGEST_JSON = 64 << 20
+"""Bytes. The largest tokenizers have about 35 MB."""
+
+
 def list_files(directory: Path) -> list[Path]:
-    """The files that count, sorted."""
+    """The files that count, sorted. Raises UserError for one that must not be read: see `check_file`."""
+    for name in (INDEX_FILE, *MODEL_FILES):
+        check_file(directory / name)
     found = {path for pattern in (*WEIGHT_PATTERNS, *MODEL_FILES) for path in directory.glob(pattern)}
     with suppress(UserError):
         found.update(directory / name for name in weight_files(directory))
@@ -42,8 +49,8 @@ def weight_files(directory: Path) -> list[str]:
             )
         return ["model.safetensors"]
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{INDEX_FILE} is no index of safetensors files: {error!r}", where=str(index)) from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
@@ -51,3 +58,35 @@ def weight_files(directory: Path) -> list[str]:
         if not (directory / name).is_file():
             raise UserError(f"weight file {name} is missing", where=str(directory), hint=f"{INDEX_FILE} lists it")
     return names
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of the model. Raises UserError unless it is one, and one that `check_file` passes."""
+    check_file(path)
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path.name} is not readable JSON: {error}", where=str(path)) from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path.name} holds no JSON object", where=str(path))
+    return data
+
+
+def check_file(path: Path) -> None:
+    """Raises UserError for a file (not one of weights) that is too large, or a link that leads out of the directory.
+
+    Such a file would end up in the artifact. In the hub's cache a snapshot's files are links to its blobs.
+    """
+    if not path.is_file():
+        return
+    directory, target = path.parent.resolve(), path.resolve()
+    homes = [directory, *([directory.parent.parent / "blobs"] if directory.parent.name == "snapshots" else [])]
+    if not any(target.is_relative_to(home) for home in homes):
+        raise UserError(
+            f"{path.name} is a link out of the model's directory, to {target}",
+            where=str(path),
+            hint="put a copy of the file there, if it belongs to the model",
+        )
+    size = target.stat().st_size
+    if size > LARGEST_JSON:
+        raise UserError(f"{path.name} has {size} bytes", where=str(path), valid=f"at most {LARGEST_JSON}")

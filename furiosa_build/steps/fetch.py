@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from furiosa_build.canonical import canonical_json
-from furiosa_build.checkpoint import INDEX_FILE, MODEL_FILES, WEIGHT_PATTERNS, weight_files
+from furiosa_build.checkpoint import INDEX_FILE, MODEL_FILES, WEIGHT_PATTERNS, check_file, read_json, weight_files
 from furiosa_build.errors import UserError
 from furiosa_build.plan.outline import ParameterOutline
 from furiosa_build.progress import current
@@ -56,7 +55,7 @@ def locate(model: ModelSpec, roots: Sequence[Path], revision: str | None) -> Pat
 
 def read_config(model: ModelSpec, roots: Sequence[Path]) -> dict[str, Any]:
     """The fields of the model's config.json: the recipe's `architecture`, else from the directory or the hub."""
-    config = _read_json(locate_config(model, roots)) if model.architecture is None else dict(model.architecture)
+    config = read_json(locate_config(model, roots)) if model.architecture is None else dict(model.architecture)
     if "quantization_config" in config:
         raise UserError(
             f"the weights of {model.model_id_or_path} are quantized already",
@@ -145,7 +144,7 @@ def run(
 
 def _check_config(model: ModelSpec, path: Path) -> None:
     """A recipe's architecture must be that of the weights."""
-    found = _read_json(path)
+    found = read_json(path)
     for key in ("model_type", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
         expected = (model.architecture or {}).get(key)
         if expected is not None and key in found and found[key] != expected:
@@ -158,6 +157,9 @@ def _check_config(model: ModelSpec, path: Path) -> None:
 
 def _describe(directory: Path, names: Sequence[str], hash_file: Callable[[Path], str]) -> dict[str, SourceFile]:
     files = [directory / name for name in names if (directory / name).is_file()]
+    for file in files:
+        if file.suffix != ".safetensors":
+            check_file(file)
     return {file.name: SourceFile(size=file.stat().st_size, sha256=hash_file(file)) for file in files}
 
 
@@ -205,13 +207,3 @@ def _download_meter() -> type[tqdm[Any]]:
                 meter.note(int(self.n), int(self.total or 0))
 
     return DownloadMeter
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path.name} is not readable JSON: {error}", where=str(path)) from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path.name} holds no JSON object", where=str(path))
-    return data
