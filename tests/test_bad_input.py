@@ -277,10 +277,12 @@ WEIGHTS = {
         index(7),  # type: ignore[arg-type]
     ),
     "an index that is no JSON": Case(
-        build(), ("is no index of safetensors files",), write("tiny/model.safetensors.index.json", "{")
+        build(), ("model.safetensors.index.json is not readable JSON",), write("tiny/model.safetensors.index.json", "{")
     ),
     "an index that is a list": Case(
-        build(), ("is no index of safetensors files",), write("tiny/model.safetensors.index.json", "[1]")
+        build(),
+        ("model.safetensors.index.json holds no JSON object",),
+        write("tiny/model.safetensors.index.json", "[1]"),
     ),
     "weights cut within the header": weights(
         "model.safetensors is not a sound safetensors file",

@@ -268,7 +268,7 @@ def test_a_terminal_shows_one_progress_bar(fresh: UserDirectory) -> None:
     kill.cancel()
     assert status == 0, shown
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    counts = [int(count) for count in re.findall(r"(\d+)/17 \d:\d\d:\d\d", plain)]
+    counts = [int(count) for count in re.findall(r"(\d+)/17 steps +\d:\d\d:\d\d", plain)]
     assert counts == sorted(counts), "a second bar would begin at nought again"
     assert counts[-1] == 17
     assert "ran 17 of 17 steps" in plain

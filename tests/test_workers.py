@@ -41,5 +41,5 @@ def test_a_step_that_fails_by_a_step_error_keeps_its_cause(step: ModuleType, tmp
         raise StepError("made_up", "the artifact does not run", "LOG")
 
     step.run = run  # type: ignore[attr-defined]
-    outcome = workers._work("made_up", "made_up", {}, tmp_path, tmp_path / "log")
+    outcome = workers._work("made_up", "made_up", {}, tmp_path, tmp_path / "log", None)
     assert outcome == ("failed", "the artifact does not run"), "the pool names step and log once"
