@@ -36,7 +36,7 @@ from furiosa_build.progress import read as read_meter
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import Recipe, check_architecture
 from furiosa_build.show import lowered_text, refusal_text
-from furiosa_build.steps import fetch, package, qualify, source, survey, trace
+from furiosa_build.steps import compile, fetch, package, qualify, source, survey, trace
 from furiosa_build.store import ActionRecord, Made, Store, default_store_root
 from furiosa_build.workers import Pool
 
@@ -347,6 +347,8 @@ class Build:
             "hf_config": dict(self.hf_config),
             "schemes": self.plan.schemes(),
             "checkpoint": checkpoint,
+            "ranks": self.spec.parallel.tensor_parallel_size,
+            "stages": self.plan.stages,
         }
 
     def _unchanged_directory(self, files: Mapping[str, source.SourceFile]) -> Path:
@@ -366,14 +368,16 @@ class Build:
             "role": step.kind.role,
             "layer": step.kind.layers[0] if step.kind.layers else None,
             "bucket": [step.bucket.batch, step.bucket.query, step.bucket.context],
+            "ranks": self.spec.parallel.tensor_parallel_size,
+            "cuts": {name: p.cut.model_dump() for name, p in self.plan.outline.parameters.items() if p.cut is not None},
             "first_outputs": self.plan.outline.first_outputs,
             "last_token_only": self.spec.model.calculate_logit_only_for_last_token,
         }
 
     def _compile_request(self, step: Step) -> dict[str, Any]:
-        graph = self._record(*step.needs).outputs[trace.OUTPUT]
+        graphs = self._record(*step.needs).outputs[trace.OUTPUT]
         return {
-            "graph": str(self.store.path(graph)),
+            "graphs": str(self.store.path(graphs)),
             "backend": self.spec.backend.name,
             "isa": self.plan.isa,
             "scratch": str(self.store.scratch(self.spec.backend.name)),
@@ -386,10 +390,15 @@ class Build:
             if step.action == "compile":
                 assert step.bucket is not None
                 assert step.kind is not None
-                name, made = next(iter(self._record(step.name).outputs.items()))
-                graph = self.store.read_json(self._record(*step.needs), trace.OUTPUT)
-                record = FileRecord(size=made.size, sha256=made.sha256)
-                programs.append(package.BuiltProgram(step.bucket, step.kind, Path(name).suffix, record, graph))
+                made = self._record(step.name).outputs
+                cut = self.store.read_json(self._record(*step.needs), trace.OUTPUT)
+                suffix = self.backend.file_suffix
+                for number, (graph, collectives) in enumerate(zip(cut["parts"], cut["collectives"], strict=True)):
+                    output_of = made[compile.program_name(number, suffix)]
+                    record = FileRecord(size=output_of.size, sha256=output_of.sha256)
+                    programs.append(
+                        package.BuiltProgram(step.bucket, step.kind, number, suffix, record, graph, collectives)
+                    )
         parameters = {
             name: FileRecord(size=made.size, sha256=made.sha256)
             for name, made in self._record("partition:weights").outputs.items()

@@ -138,17 +138,22 @@ class Program(Record):
 
 
 class Supertask(Record):
-    """One step of a pipeline: run `program`, on `stage`, by every one of `ranks`.
+    """One step of a pipeline, on `stage`, by every one of `ranks`: run `program`, or (`comm`) join or pass on tensors.
 
     Attributes:
-        inputs: Program input -> tensor of the pipeline, for every activation.
-        outputs: Tensors of the pipeline that the program's outputs become, in order.
+        program: Of a `comp` supertask.
+        op: Of a `comm` supertask: `all_reduce` gives every rank the sum of the ranks' tensors, `all_gather` the tensors
+            side by side along the last dimension, in order of ranks; `send` gives them to the same rank of the next
+            stage.
+        inputs: Program input -> tensor of the pipeline, for every activation; for `comm` tensor -> tensor.
+        outputs: Tensors of the pipeline that the program's outputs become, in order; that of the joined one.
         parameter_prefix: Put before a parameter input's name to find it in the parameter files.
         layer: The layer whose KV cache is used; None for a program without one.
     """
 
     kind: Literal["comp", "comm"]
-    program: str
+    program: str | None = None
+    op: Literal["all_reduce", "all_gather", "send"] | None = None
     stage: int
     ranks: list[int]
     inputs: dict[str, str]

@@ -88,17 +88,28 @@ class Graph:
 
         What no output depends on is left out: inputs, dead calls, checks that only repeat what the types say.
         """
-        live = _live_nodes(program)
-        lifted = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.target is not None}
-        nodes = list(program.graph.nodes)
-        placeholders = [node for node in nodes if node.op == "placeholder" and node.name not in lifted]
-        used = [(node, spec) for node, spec in zip(placeholders, inputs, strict=True) if node in live]
-        constants = [node for node in nodes if node.name in lifted and node in live]
-        calls = [node for node in nodes if node.op == "call_function" and node in live]
-        number = {node: i for i, node in enumerate([*(node for node, _ in used), *constants, *calls])}
+        live = live_nodes(program)
+        calls = [node for node in program.graph.nodes if node.op == "call_function" and node in live]
+        return Graph.from_nodes(program, user_inputs(program, inputs), calls, returned_nodes(program), outputs)
 
-        returned: Sequence[Node] = nodes[-1].args[0]
-        values = [node.meta["val"] for node in returned]
+    @staticmethod
+    def from_nodes(
+        program: ExportedProgram,
+        inputs: Sequence[tuple[Node, TensorSpec]],
+        calls: Sequence[Node],
+        results: Sequence[Node],
+        outputs: Sequence[str],
+    ) -> Graph:
+        """Takes over the `calls` of a program, which return `results` under the names `outputs`.
+
+        Of `inputs`, and of the program's constants, those that the calls or results use.
+        """
+        lifted = lifted_tensors(program)
+        needed = {*results, *(node for call in calls for node in call.all_input_nodes)}
+        used = [(node, spec) for node, spec in inputs if node in needed]
+        constants = [node for node in program.graph.nodes if node.name in lifted and node in needed]
+        number = {node: i for i, node in enumerate([*(node for node, _ in used), *constants, *calls])}
+        values = [node.meta["val"] for node in results]
         return Graph(
             GraphData(
                 inputs=[spec for _, spec in used],
@@ -111,7 +122,7 @@ class Graph:
                     )
                     for node in calls
                 ],
-                results=[number[node] for node in returned],
+                results=[number[node] for node in results],
                 outputs=[
                     TensorSpec(name=name, role="activation", dtype=dtype_name(value.dtype), shape=list(value.shape))
                     for name, value in zip(outputs, values, strict=True)
@@ -156,7 +167,24 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _live_nodes(program: ExportedProgram) -> set[Node]:
+def lifted_tensors(program: ExportedProgram) -> dict[str, str]:
+    """Placeholders that stand for tensors of the traced module's own: name -> where the program keeps it."""
+    return {spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.target is not None}
+
+
+def user_inputs(program: ExportedProgram, inputs: Sequence[TensorSpec]) -> list[tuple[Node, TensorSpec]]:
+    """The other placeholders, with what they stand for."""
+    lifted = lifted_tensors(program)
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder" and node.name not in lifted]
+    return list(zip(placeholders, inputs, strict=True))
+
+
+def returned_nodes(program: ExportedProgram) -> list[Node]:
+    """What the program returns."""
+    return list(list(program.graph.nodes)[-1].args[0])
+
+
+def live_nodes(program: ExportedProgram) -> set[Node]:
     """What the outputs or a write to an input depend on."""
     live: set[Node] = set()
     for node in reversed(program.graph.nodes):

@@ -10,7 +10,7 @@ All parameters are inputs, named as in the model's state dict (a block's relativ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,14 @@ from torch.export import Dim
 from torch.utils._pytree import tree_map
 
 from furiosa_build.artifact.schema import Role, TensorSpec
-from furiosa_build.backends.graph import Graph, dtype_name
+from furiosa_build.backends.graph import dtype_name
 from furiosa_build.errors import UserError
 from furiosa_build.models.attention import CacheProbe, PagedCache
+from furiosa_build.models.cut import CutGraph, cut
 from furiosa_build.models.linear import QuantizedLinear
 from furiosa_build.models.skeleton import LayerCall, Skeleton, TensorName, functional
+from furiosa_build.models.tensor_parallel import Rank
+from furiosa_build.plan.cuts import Cut
 from furiosa_build.recipe.schema import Scheme
 
 HIDDEN_STATES = "hidden_states"
@@ -46,11 +49,27 @@ class BucketShape:
 
 
 class Tracer:
-    """Traces one model's supertasks, with `schemes` (full parameter name -> scheme) applied to its linear layers."""
+    """Traces one model's supertasks.
 
-    def __init__(self, hf_config: Mapping[str, Any], schemes: Mapping[str, Scheme]) -> None:
+    Args:
+        hf_config: The fields of the model's config.json.
+        schemes: Full parameter name -> scheme, of the quantized weights of linear layers.
+        cuts: Full parameter name -> how ranks share it.
+        ranks: Of a tensor-parallel group.
+    """
+
+    def __init__(
+        self,
+        hf_config: Mapping[str, Any],
+        schemes: Mapping[str, Scheme],
+        cuts: Mapping[str, Cut] | None = None,
+        ranks: int = 1,
+    ) -> None:
         self.skeleton = Skeleton(dict(hf_config))
+        self._rank = Rank(self.skeleton, cuts or {}, ranks) if ranks > 1 else None
         _quantize_modules(self.skeleton.model, schemes)
+        if self._rank is not None:
+            self._rank.join()
 
     def layer_calls(self, shape: BucketShape) -> list[LayerCall]:
         """How each layer is called in this bucket, with fake tensors."""
@@ -62,25 +81,27 @@ class Tracer:
             functional(parameters, self.skeleton.model, lambda: _record(self.skeleton, ids, positions, calls))
             return calls
 
-    def first(self, shape: BucketShape, outputs: Sequence[tuple[int, str]]) -> Graph:
+    def first(self, shape: BucketShape, outputs: Sequence[tuple[int, str]]) -> CutGraph:
         """`outputs`: for every tensor after hidden_states, the layer and argument name it is passed to."""
         inputs = _Inputs()
         ids = inputs.add("input_ids", "activation", (shape.batch, shape.query), torch.int64)
         positions = inputs.add("position_ids", "activation", (shape.batch, shape.query), torch.int64)
+        rank = None if self._rank is None else inputs.add("rank", "activation", (1,), torch.int64)
         parameters = inputs.add_parameters(self.skeleton.outer_parameters())
 
         def forward(*values: Tensor) -> tuple[Tensor, ...]:
             calls: list[LayerCall] = []
-            functional(
-                {name: values[i] for name, i in parameters.items()},
-                self.skeleton.model,
-                lambda: _record(self.skeleton, values[ids], values[positions], calls),
-            )
+            with nullcontext() if self._rank is None or rank is None else self._rank.known(values[rank]):
+                functional(
+                    {name: values[i] for name, i in parameters.items()},
+                    self.skeleton.model,
+                    lambda: _record(self.skeleton, values[ids], values[positions], calls),
+                )
             return calls[0].hidden_states, *(calls[layer].tensors[name] for layer, name in outputs)
 
         return inputs.export(forward, [HIDDEN_STATES, *(activation_name(layer, name) for layer, name in outputs)])
 
-    def block(self, shape: BucketShape, layer: int) -> Graph:
+    def block(self, shape: BucketShape, layer: int) -> CutGraph:
         """The decoder layer `layer`."""
         module, call = self.skeleton.layers[layer], self.layer_calls(shape)[layer]
         per_slot = self.cache_shape(layer, call)
@@ -112,7 +133,7 @@ class Tracer:
 
         return inputs.export(forward, [HIDDEN_STATES])
 
-    def last(self, shape: BucketShape, last_token_only: bool) -> Graph:
+    def last(self, shape: BucketShape, last_token_only: bool) -> CutGraph:
         """Logits of every position, or (`last_token_only`) of the one that `logits_indices` [batch] names."""
         inputs, config = _Inputs(), self.skeleton.config
         size = (shape.batch, shape.query, config.hidden_size)
@@ -165,7 +186,7 @@ class _Inputs:
     def add_parameters(self, parameters: Mapping[str, Tensor]) -> dict[str, int]:
         return {name: self.add(name, "parameter", p.shape, p.dtype) for name, p in sorted(parameters.items())}
 
-    def export(self, forward: Callable[..., tuple[Tensor, ...]], outputs: Sequence[str]) -> Graph:
+    def export(self, forward: Callable[..., tuple[Tensor, ...]], outputs: Sequence[str]) -> CutGraph:
         module = _Function(forward)
         slots = Dim("slots", min=2)
         with _fake():
@@ -176,7 +197,7 @@ class _Inputs:
         dynamic = tuple({i: slots for i, n in enumerate(spec.shape) if n is None} for spec in self.specs)
         with torch.no_grad():
             program = torch.export.export(module, examples, dynamic_shapes=(dynamic,), strict=False)
-        return Graph.from_exported(program, self.specs, outputs)
+        return cut(program, self.specs, outputs)
 
 
 class _Function(nn.Module):

@@ -12,7 +12,9 @@ from typing import Any
 from torch import nn
 
 from furiosa_build.backends.graph import dtype_name
+from furiosa_build.models.skeleton import Skeleton
 from furiosa_build.models.supertasks import BucketShape, Tracer, activation_name
+from furiosa_build.models.tensor_parallel import parameter_cuts
 from furiosa_build.plan.outline import KindOutline, Outline, ParameterOutline
 
 _LONG = 2**20
@@ -32,7 +34,7 @@ def survey(hf_config: Mapping[str, Any]) -> Outline:
 
     needed = {(int(layer), name) for block in blocks for layer, name in map(_split_activation, block.inputs.values())}
     first_outputs = sorted(needed)
-    first, last = tracer.first(_SHORT, first_outputs), tracer.last(_SHORT, last_token_only=False)
+    first, last = tracer.first(_SHORT, first_outputs).whole, tracer.last(_SHORT, last_token_only=False).whole
     outer = {spec.name for graph in (first, last) for spec in graph.inputs if spec.role == "parameter"}
     inner = {f"{skeleton.layer_prefix(layer)}{name}" for b in blocks for layer in b.layers for name in b.parameters}
     return Outline(
@@ -46,7 +48,7 @@ def survey(hf_config: Mapping[str, Any]) -> Outline:
         first_parameters=[spec.name for spec in first.inputs if spec.role == "parameter"],
         last_signature=_digest(last.to_json()),
         last_parameters=[spec.name for spec in last.inputs if spec.role == "parameter"],
-        parameters=_parameters(skeleton.model, outer | inner),
+        parameters=_parameters(skeleton, outer | inner),
     )
 
 
@@ -76,8 +78,8 @@ def _group_layers(tracer: Tracer, sources: list[dict[str, str]]) -> list[KindOut
     for layer, module in enumerate(tracer.skeleton.layers):
         shown = f"{_structure(module)}{sorted(sources[layer].items())}"
         if shown not in traced:
-            prefill = tracer.block(BucketShape(1, _LONG, _LONG), layer)
-            decode = tracer.block(BucketShape(2, 1, _LONG), layer)
+            prefill = tracer.block(BucketShape(1, _LONG, _LONG), layer).whole
+            decode = tracer.block(BucketShape(2, 1, _LONG), layer).whole
             arguments = [spec.name for spec in decode.inputs if spec.role == "activation"]
             parameters = [spec.name for spec in decode.inputs if spec.role == "parameter"]
             cache = next(list(spec.shape[1:]) for spec in decode.inputs if spec.role == "kv_cache")
@@ -116,10 +118,13 @@ def _structure(module: nn.Module) -> str:
     return "\n".join(lines)
 
 
-def _parameters(model: nn.Module, names: set[str]) -> dict[str, ParameterOutline]:
+def _parameters(skeleton: Skeleton, names: set[str]) -> dict[str, ParameterOutline]:
+    model, cuts = skeleton.model, parameter_cuts(skeleton)
     linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     return {
-        name: ParameterOutline(dtype=dtype_name(p.dtype), shape=list(p.shape), linear=name in linears)
+        name: ParameterOutline(
+            dtype=dtype_name(p.dtype), shape=list(p.shape), linear=name in linears, cut=cuts.get(name)
+        )
         for name, p in sorted(model.named_parameters())
         if name in names
     }

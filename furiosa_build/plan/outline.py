@@ -9,14 +9,20 @@ import math
 
 from pydantic import BaseModel, ConfigDict
 
+from furiosa_build.plan.cuts import Cut
+
 
 class ParameterOutline(BaseModel):
-    """One parameter as the model has it before quantization. `linear`: the weight of an untied linear layer."""
+    """One parameter as the model has it before quantization.
+
+    `linear`: the weight of an untied linear layer. `cut`: how ranks share it; None: each has all of it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     dtype: str
     shape: list[int]
     linear: bool
+    cut: Cut | None = None
 
 
 class KindOutline(BaseModel):

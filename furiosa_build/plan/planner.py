@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
 
+from furiosa_build.plan.cuts import Cut
 from furiosa_build.plan.outline import KindOutline, Outline
-from furiosa_build.recipe.schema import BuildSpec, ModelSpec, Scheme, bucket_name
+from furiosa_build.recipe.schema import BuildSpec, ModelSpec, ParallelSpec, Scheme, bucket_name
 
 Role = Literal["first", "block", "last"]
 
@@ -82,6 +83,11 @@ class Plan:
     kinds: tuple[Kind, ...]
     steps: Mapping[str, Step]
 
+    @property
+    def stages(self) -> list[list[int]]:
+        """The layers of each pipeline stage."""
+        return split_into_stages(sum(len(block.layers) for block in self.outline.blocks), self.spec.parallel)
+
     def schemes(self) -> dict[str, Scheme]:
         """The scheme of every quantized parameter, by full name."""
         return quantized_parameters(self.spec, self.outline)
@@ -99,6 +105,13 @@ def quantized_parameters(spec: BuildSpec, outline: Outline) -> dict[str, Scheme]
     """Full name -> scheme, of the weights of linear layers that are quantized."""
     schemes = {n: spec.quantization.scheme_of(n) for n, p in outline.parameters.items() if p.linear}
     return {name: scheme for name, scheme in schemes.items() if scheme != "none"}
+
+
+def split_into_stages(layers: int, parallel: ParallelSpec) -> list[list[int]]:
+    """The layers of each stage, in order: as many for each, the first ones one more where that does not go up."""
+    share, more = divmod(layers, parallel.pipeline_parallel_size)
+    ends = [(stage + 1) * share + min(stage + 1, more) for stage in range(parallel.pipeline_parallel_size)]
+    return [list(range(begin, end)) for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def pretrained_id(model: ModelSpec) -> str:
@@ -176,9 +189,13 @@ def _weight_steps(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outlin
     yield Step(
         "partition:weights",
         "shard",
-        f"lay out {len(parameters)} parameters for stage 0, rank 0",
+        f"lay out {len(parameters)} parameters for {_places(spec)}",
         needs=_CHECKPOINT if schemes else {**_SOURCE, **_CHECKPOINT},
-        reads={"parameters": parameters},
+        reads={
+            "parameters": parameters,
+            # Which of them the first and the last stage need, and what belongs to a layer.
+            **({"parallel": _shape(spec), "roles": _roles(outline)} if _ranks_and_stages(spec) != (1, 1) else {}),
+        },
     )
 
 
@@ -195,6 +212,9 @@ def _program_steps(
                 "schemes": dict(kind.schemes),
                 "bucket": [bucket.batch, bucket.query, bucket.context],
             }
+            if spec.parallel.tensor_parallel_size > 1:
+                reads["ranks"] = spec.parallel.tensor_parallel_size
+                reads["cuts"] = {name: c.model_dump() for name, c in _cuts_of(kind, outline).items()}
             if kind.role == "first":
                 reads["outputs"] = outline.first_outputs
             if kind.role == "last":
@@ -231,3 +251,35 @@ def _artifact_steps(
             "hf_config": dict(hf_config),
         },
     )
+
+
+def _ranks_and_stages(spec: BuildSpec) -> tuple[int, int]:
+    return spec.parallel.tensor_parallel_size, spec.parallel.pipeline_parallel_size
+
+
+def _shape(spec: BuildSpec) -> list[int]:
+    return list(_ranks_and_stages(spec))
+
+
+def _places(spec: BuildSpec) -> str:
+    ranks, stages = _ranks_and_stages(spec)
+    return "stage 0, rank 0" if (ranks, stages) == (1, 1) else f"{stages} stages of {ranks} ranks"
+
+
+def _roles(outline: Outline) -> dict[str, Any]:
+    return {
+        "layer_prefix": outline.layer_prefix,
+        "first": outline.first_parameters,
+        "last": outline.last_parameters,
+    }
+
+
+def _cuts_of(kind: Kind, outline: Outline) -> dict[str, Cut]:
+    """How the parameters that a kind reads are cut, by the names it uses."""
+    if kind.outline is not None:
+        names = {name: f"{outline.layer_prefix}{kind.layers[0]}.{name}" for name in kind.outline.parameters}
+    else:
+        own = outline.first_parameters if kind.role == "first" else outline.last_parameters
+        names = {name: name for name in own}
+    cuts = {name: outline.parameters[full].cut for name, full in names.items()}
+    return {name: cut for name, cut in cuts.items() if cut is not None}

@@ -85,19 +85,11 @@ class TargetSpec(Section):
 
 
 class ParallelSpec(Section):
-    """Degrees of parallelism. Only 1 is built today; see the table in the README."""
+    """Degrees of parallelism: ranks that share every layer, stages that follow each other, replicas of all that."""
 
     tensor_parallel_size: PositiveInt = 1
     pipeline_parallel_size: PositiveInt = 1
     data_parallel_size: PositiveInt = 1
-
-    @model_validator(mode="after")
-    def _one_device(self) -> ParallelSpec:
-        for key, value in self:
-            if value != 1:
-                what = f"{key}={value} is not built yet: this version builds for one device"
-                raise _invalid(what, key=(key,), valid="1")
-        return self
 
 
 class BucketSpec(Section):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,15 +16,38 @@ from torch import Tensor
 
 from furiosa_build.artifact.reader import OpenArtifact, open_artifact
 from furiosa_build.errors import UserError
+from furiosa_build.runtime.communicator import DistributedCommunicator
 from furiosa_build.runtime.detokenizer import Detokenizer, OutputText
-from furiosa_build.runtime.executor import Executor, Row
+from furiosa_build.runtime.executor import Executor
 from furiosa_build.runtime.kv_cache import BlockManager
+from furiosa_build.runtime.rank import Row
 from furiosa_build.runtime.request import Logprob, Request, RequestOutput, SamplingParams
 from furiosa_build.runtime.sampler import Floats, sample, top_logprobs
 from furiosa_build.runtime.scheduler import Batch, Scheduler
 from furiosa_build.runtime.tokenizer import Tokenizer, end_of_sequence_ids
 
 OnLogits = Callable[[str, Tensor], None]
+
+
+@dataclass
+class _Replica:
+    """One copy of the model: who runs on it, what runs them, and the batches that are under way."""
+
+    scheduler: Scheduler
+    executor: Executor
+    queue_limit: int
+    in_flight: deque[tuple[Batch, Future[Tensor]]] = field(default_factory=deque)
+
+    def fill(self) -> None:
+        """Submits what can run now."""
+        limit = self.queue_limit if self.executor.is_concurrent else 1
+        while len(self.in_flight) < limit and (batch := self.scheduler.schedule()) is not None:
+            rows = []
+            for request, count in zip(batch.requests, batch.counts, strict=True):
+                start = request.num_computed
+                slots = self.scheduler.blocks.slots(request.request_id)
+                rows.append(Row(request.tokens[start : start + count], start, slots))
+            self.in_flight.append((batch, self.executor.submit(batch.pipeline.name, rows)))
 
 
 class LLMEngine:
@@ -34,6 +60,8 @@ class LLMEngine:
         verify: How thoroughly to verify a directory (see `open_artifact`).
         on_logits: Called with the request id and the float32 logits [vocab] of every position that is sampled
             from.
+        communicator: When every rank is a process of its own: this one's end. Every process has an engine then, with
+            the same `seed`, and calls its methods in the same order; every one gets the outputs.
 
     Attributes:
         artifact: What artifact.json says.
@@ -51,6 +79,7 @@ class LLMEngine:
         seed: int | None = None,
         verify: Literal["fast", "full"] = "fast",
         on_logits: OnLogits | None = None,
+        communicator: DistributedCommunicator | None = None,
     ) -> None:
         opened = artifact if isinstance(artifact, OpenArtifact) else open_artifact(artifact, verify)
         self.artifact = opened.artifact
@@ -62,13 +91,24 @@ class LLMEngine:
             raise UserError(f"{num_blocks} KV blocks", where="paged_attention_num_blocks", valid=">= 1")
         block_size = config.paged_attention_block_size
         defaults = config.default_scheduler_config
-        self._executor = Executor(opened, (num_blocks + 1) * block_size)  # one more: the scratch block
-        self._scheduler = Scheduler(
-            self.artifact.pipelines,
-            BlockManager(num_blocks, block_size),
-            spare_blocks_ratio=defaults.spare_blocks_ratio,
-            max_processing_samples=defaults.max_processing_samples,
-        )
+        self._replicas: list[_Replica] = []
+        for _ in range(self.artifact.parallel_config.data_parallel_size):
+            executor = Executor(
+                opened,
+                (num_blocks + 1) * block_size,  # one more: the scratch block
+                like=self._replicas[0].executor if self._replicas else None,
+                communicator=communicator,
+                num_replicas=self.artifact.parallel_config.data_parallel_size,
+            )
+            scheduler = Scheduler(
+                self.artifact.pipelines,
+                BlockManager(num_blocks, block_size),
+                spare_blocks_ratio=defaults.spare_blocks_ratio,
+                max_processing_samples=defaults.max_processing_samples,
+                num_stages=executor.num_stages if executor.is_concurrent else 1,
+            )
+            self._replicas.append(_Replica(scheduler, executor, defaults.npu_queue_limit))
+        self._max_samples = defaults.max_processing_samples
         model = opened.directory / "model"
         self.tokenizer = Tokenizer(model) if (model / "tokenizer.json").is_file() else None
         self._vocab_size = self.artifact.model_metadata.vocab_size
@@ -78,11 +118,12 @@ class LLMEngine:
         self._seed = secrets.randbits(63) if seed is None else seed
         self._on_logits = on_logits
         self._requests: dict[str, Request] = {}
+        self._replica_of: dict[str, _Replica] = {}
 
     @property
     def is_full(self) -> bool:
         """Whether `max_processing_samples` requests are under way, so that add_request takes no more."""
-        return self._scheduler.is_full
+        return len(self._requests) >= self._max_samples
 
     def add_request(self, request_id: str, prompt: str | Sequence[int], sampling_params: SamplingParams) -> None:
         """Queues a request. Its prompt is a text or token ids.
@@ -95,8 +136,11 @@ class LLMEngine:
             raise UserError(f"request id {request_id!r} is in use", where="request_id", valid="one not in use")
         self._check_supported(sampling_params)
         request = self._make_request(request_id, prompt, sampling_params)
-        self._scheduler.add(request)
+        # The one with the most room; of equals the one with the fewest requests.
+        replica = max(self._replicas, key=lambda r: (r.scheduler.blocks.num_free, -r.scheduler.num_unfinished))
+        replica.scheduler.add(request)
         self._requests[request_id] = request
+        self._replica_of[request_id] = replica
 
     def has_unfinished_requests(self) -> bool:
         return bool(self._requests)
@@ -104,22 +148,31 @@ class LLMEngine:
     def abort_request(self, request_id: str | Iterable[str]) -> None:
         """Drops requests, which then have no further output. Unknown ids are ignored."""
         for id_ in [request_id] if isinstance(request_id, str) else list(request_id):
-            request = self._requests.pop(id_, None)
-            if request is not None:
-                self._scheduler.remove(request)
+            if id_ in self._requests:
+                self._forget(self._requests[id_])
 
     def step(self) -> list[RequestOutput]:
-        """Runs one batch. Returns the state of every request that got a token; empty if none did.
+        """Runs a batch of each replica. Returns the state of every request that got a token; empty if none did.
+
+        Where stages and ranks are threads, further batches run meanwhile: up to `npu_queue_limit`.
 
         Raises:
             BuildError: The model gave logits that nothing can be sampled from. After any error from here,
                 requests under way can only be aborted.
         """
-        batch = self._scheduler.schedule()
-        if batch is None:
-            return []
-        logits = self._executor.run(batch.pipeline.name, self._rows(batch))
-        return self._accept(batch, logits)
+        for replica in self._replicas:
+            replica.fill()
+        outputs = []
+        for replica in self._replicas:
+            if replica.in_flight:
+                batch, logits = replica.in_flight.popleft()
+                outputs += self._accept(replica, batch, logits.result())
+        return outputs
+
+    def close(self) -> None:
+        """Ends the threads of stages and ranks. The engine cannot be used afterwards."""
+        for replica in self._replicas:
+            replica.executor.close()
 
     def require_tokenizer(self) -> Tokenizer:
         """The artifact's tokenizer. Raises UserError if it has none."""
@@ -133,8 +186,9 @@ class LLMEngine:
 
     def check_integrity(self) -> None:
         """Raises RuntimeError when the engine's books do not agree."""
-        self._scheduler.check_integrity()
-        if len(self._requests) != self._scheduler.num_unfinished:
+        for replica in self._replicas:
+            replica.scheduler.check_integrity()
+        if len(self._requests) != sum(replica.scheduler.num_unfinished for replica in self._replicas):
             raise RuntimeError("engine and scheduler disagree about which requests there are")
 
     # A request comes in
@@ -185,17 +239,13 @@ class LLMEngine:
 
     # A batch runs
 
-    def _rows(self, batch: Batch) -> list[Row]:
-        rows = []
-        for request, count in zip(batch.requests, batch.counts, strict=True):
-            start = request.num_computed
-            tokens = request.tokens[start : start + count]
-            rows.append(Row(tokens, start, self._scheduler.blocks.slots(request.request_id)))
-        return rows
+    def _forget(self, request: Request) -> None:
+        self._replica_of.pop(request.request_id).scheduler.remove(request)
+        del self._requests[request.request_id]
 
-    def _accept(self, batch: Batch, logits: Tensor) -> list[RequestOutput]:
+    def _accept(self, replica: _Replica, batch: Batch, logits: Tensor) -> list[RequestOutput]:
         """Gives every request of the batch that has run all its tokens a new one."""
-        complete = set(self._scheduler.advance(batch))
+        complete = set(replica.scheduler.advance(batch))
         outputs = []
         for request, count, rows in zip(batch.requests, batch.counts, logits, strict=False):
             if request not in complete:
@@ -205,8 +255,7 @@ class LLMEngine:
             # Artifacts that return the logits of the last token only have one row.
             self._sample(request, rows[min(count, len(rows)) - 1].float())
             if request.finished:
-                self._scheduler.remove(request)
-                del self._requests[request.request_id]
+                self._forget(request)
             outputs.append(request.output())
         return outputs
 
@@ -238,7 +287,9 @@ class LLMEngine:
         elif stop := request.text.push(token, may_stop=request.num_generated >= params.min_tokens):
             request.finish_reason, request.stop_reason = "stop", stop
             return  # what is held back lies behind the stop string
-        elif request.num_generated == params.max_tokens or len(request.tokens) > self._scheduler.max_context:
+        elif (
+            request.num_generated == params.max_tokens or len(request.tokens) > self._replicas[0].scheduler.max_context
+        ):
             request.finish_reason = "length"
         if request.finished:
             request.text.flush()

@@ -47,6 +47,7 @@ class Scheduler:
         *,
         spare_blocks_ratio: float,
         max_processing_samples: int,
+        num_stages: int = 1,
     ) -> None:
         pipelines = list(pipelines)
         self.blocks = blocks
@@ -59,6 +60,9 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._arrivals = 0
+        self._num_stages = num_stages
+        self._in_flight: set[str] = set()
+        self._leaving: set[str] = set()
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -72,7 +76,7 @@ class Scheduler:
 
     @property
     def num_unfinished(self) -> int:
-        return len(self._waiting) + len(self._running)
+        return len(self._waiting) + len(self._running) - len(self._leaving)
 
     @property
     def is_full(self) -> bool:
@@ -91,18 +95,34 @@ class Scheduler:
         self._waiting.append(request)
 
     def schedule(self) -> Batch | None:
-        """The next batch; None when there is no request. Its requests hold KV slots for the tokens to run."""
-        return self._schedule_prefill() or self._schedule_decode()
+        """The next batch; None when no request can run now. Its requests hold KV slots for the tokens to run.
+
+        They are in flight, and in no other batch, until `advance`.
+        """
+        batch = self._schedule_prefill() or self._schedule_decode()
+        if batch is not None:
+            self._in_flight.update(request.request_id for request in batch.requests)
+        return batch
 
     def advance(self, batch: Batch) -> list[Request]:
         """Notes that `batch` has run. Returns the requests whose next token its logits give."""
         for request, count in zip(batch.requests, batch.counts, strict=True):
             request.num_computed += count
-        return [request for request in batch.requests if request.num_computed == len(request.tokens)]
+            self._in_flight.remove(request.request_id)
+            if request.request_id in self._leaving:
+                self._leaving.remove(request.request_id)
+                self.remove(request)
+        return [
+            request
+            for request in batch.requests
+            if request in self._running and request.num_computed == len(request.tokens)
+        ]
 
     def remove(self, request: Request) -> None:
-        """Forgets a request, finished or not, and frees its blocks."""
-        if request in self._running:
+        """Forgets a request, finished or not, and frees its blocks: of one that is in flight when it has run."""
+        if request.request_id in self._in_flight:
+            self._leaving.add(request.request_id)
+        elif request in self._running:
             self._running.remove(request)
             self.blocks.free(request.request_id)
         else:
@@ -167,7 +187,7 @@ class Scheduler:
     # Decode
 
     def _schedule_decode(self) -> Batch | None:
-        while self._running:
+        while any(request.request_id not in self._in_flight for request in self._running):
             group = self._next_group()
             if not group:
                 raise RuntimeError("no decode bucket holds the context of any running request")
@@ -183,7 +203,11 @@ class Scheduler:
     def _next_group(self) -> list[Request]:
         """Whoever has waited longest for a step, and all after it who fit into a bucket together with it."""
         group: list[Request] = []
+        # While one stage works on a batch, the next one works on another.
+        most = -(-len(self._running) // self._num_stages)
         for request in self._running:
+            if request.request_id in self._in_flight or len(group) == most:
+                continue
             if any(_fits_decode(p, [*group, request]) for p in self._decode):
                 group.append(request)
         return group
@@ -195,7 +219,8 @@ class Scheduler:
         """Reserves a slot for the token that each of `group` is to run; the oldest are served first."""
         for request in sorted(group, key=lambda request: request.arrival):
             while request in self._running and not self._reserve_next(request):
-                self._preempt(max(self._running, key=lambda request: request.arrival))
+                idle = [request for request in self._running if request.request_id not in self._in_flight]
+                self._preempt(max(idle, key=lambda request: request.arrival))
 
     def _reserve_next(self, request: Request) -> bool:
         needed = request.num_computed + 1

@@ -1,4 +1,4 @@
-"""compile:BUCKET:KIND: a graph becomes a program."""
+"""compile:BUCKET:KIND: graphs become programs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from furiosa_build.backends import get_backend
 
 
 def run(request: dict[str, Any], output: Path) -> None:
-    """request: `graph` (path of graph.json), `backend`, `isa`, `scratch`. Writes program.SUFFIX."""
-    from furiosa_build.backends.graph import Graph
+    """request: `graphs` (path of graphs.json), `backend`, `isa`, `scratch`. Writes program-N.SUFFIX for graph N."""
+    from furiosa_build.models.cut import CutGraph
 
     backend = get_backend(request["backend"])
-    graph = Graph.from_json(Path(request["graph"]).read_bytes())
-    backend.compile(graph, output / f"program{backend.file_suffix}", request["isa"], Path(request["scratch"]))
+    graphs = CutGraph.model_validate_json(Path(request["graphs"]).read_bytes()).graphs
+    for number, graph in enumerate(graphs):
+        program = output / program_name(number, backend.file_suffix)
+        backend.compile(graph, program, request["isa"], Path(request["scratch"]))
+
+
+def program_name(number: int, suffix: str) -> str:
+    """Of the program of a supertask's graph."""
+    return f"program-{number}{suffix}"

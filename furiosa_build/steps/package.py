@@ -35,6 +35,7 @@ from furiosa_build.artifact.schema import (
     to_json,
 )
 from furiosa_build.canonical import canonical_json, digest
+from furiosa_build.plan.outline import KindOutline
 from furiosa_build.plan.planner import Bucket, Kind, Plan, pretrained_id
 from furiosa_build.steps.provenance import provenance
 from furiosa_build.steps.source import ModelFiles, Source
@@ -42,13 +43,18 @@ from furiosa_build.steps.source import ModelFiles, Source
 
 @dataclass(frozen=True)
 class BuiltProgram:
-    """One compile step's result: the program's digest, and the signature of its graph."""
+    """A compile step's result: a program's digest, the signature of its graph, and the collectives that follow it.
+
+    `part` counts the graphs of the supertask.
+    """
 
     bucket: Bucket
     kind: Kind
+    part: int
     suffix: str
     record: FileRecord
     graph: Mapping[str, Any]
+    collectives: list[dict[str, str]]
 
     @property
     def identity(self) -> str:
@@ -115,7 +121,8 @@ def _program_names(programs: list[BuiltProgram]) -> dict[str, str]:
     """A name for every distinct program: that of the first bucket and kind that use it."""
     names: dict[str, str] = {}
     for program in programs:
-        names.setdefault(program.identity, f"{program.bucket.name}.{program.kind.name}")
+        part = f".{program.part}" if program.part else ""
+        names.setdefault(program.identity, f"{program.bucket.name}.{program.kind.name}{part}")
     return names
 
 
@@ -181,10 +188,25 @@ def _describe(
             for p in reversed(programs)
         },
         pipelines=[_pipeline(plan, bucket, programs, names) for bucket in plan.buckets],
-        parameters=[ParameterFiles(stage=0, rank=0, files=[f"params/{name}" for name in parameter_files])],
+        parameters=[
+            ParameterFiles(
+                stage=stage,
+                rank=rank,
+                files=[f"params/{name}" for name in parameter_files if name.startswith(f"stage-{stage}-rank-{rank}-")],
+            )
+            for stage in range(spec.parallel.pipeline_parallel_size)
+            for rank in range(spec.parallel.tensor_parallel_size)
+        ],
         kv_cache=[
-            KvCacheSpec(layer=layer, stage=0, dtype=plan.outline.dtype, shape_per_slot=block.cache_shape)
-            for layer, block in sorted((layer, block) for block in plan.outline.blocks for layer in block.layers)
+            KvCacheSpec(
+                layer=layer,
+                stage=_stage_of(plan, layer),
+                dtype=plan.outline.dtype,
+                shape_per_slot=rank_cache_shape(block, spec.parallel.tensor_parallel_size),
+            )
+            for layer, block in sorted(
+                ((layer, block) for block in plan.outline.blocks for layer in block.layers), key=lambda item: item[0]
+            )
         ],
     )
 
@@ -195,17 +217,23 @@ def _torch_release() -> str:
 
 
 def _pipeline(plan: Plan, bucket: Bucket, programs: list[BuiltProgram], names: Mapping[str, str]) -> Pipeline:
-    own = {program.kind.name: program for program in programs if program.bucket == bucket}
+    parts: dict[str, list[BuiltProgram]] = {}
+    for program in programs:
+        if program.bucket == bucket:
+            parts.setdefault(program.kind.name, []).append(program)
+    tasks = [
+        task
+        for kind, layer in _in_order(plan.kinds)
+        for program in parts[kind.name]
+        for task in _supertasks(plan, program, names[program.identity], layer)
+    ]
     return Pipeline(
         name=bucket.name,
         phase=bucket.phase,
         batch_size=bucket.batch,
         query_length=bucket.query,
         context_length=bucket.context,
-        supertasks=[
-            _supertask(plan, own[kind.name], names[own[kind.name].identity], layer)
-            for kind, layer in _in_order(plan.kinds)
-        ],
+        supertasks=list(_with_sends(tasks)),
     )
 
 
@@ -216,16 +244,67 @@ def _in_order(kinds: tuple[Kind, ...]) -> Iterator[tuple[Kind, int | None]]:
     yield from ((kind, None) for kind in kinds if kind.role == "last")
 
 
-def _supertask(plan: Plan, program: BuiltProgram, name: str, layer: int | None) -> Supertask:
+def _stage_of(plan: Plan, layer: int) -> int:
+    return next(stage for stage, layers in enumerate(plan.stages) if layer in layers)
+
+
+def _supertasks(plan: Plan, program: BuiltProgram, name: str, layer: int | None) -> Iterator[Supertask]:
+    """A program, and the collectives that follow it."""
     sources = program.kind.outline.inputs if program.kind.outline is not None else {}
     activations = [spec["name"] for spec in program.graph["inputs"] if spec["role"] == "activation"]
-    return Supertask(
+    own = 0 if program.kind.role == "first" else len(plan.stages) - 1
+    stage = own if layer is None else _stage_of(plan, layer)
+    ranks = list(range(plan.spec.parallel.tensor_parallel_size))
+    yield Supertask(
         kind="comp",
         program=name,
-        stage=0,
-        ranks=[0],
+        stage=stage,
+        ranks=ranks,
         inputs={argument: sources.get(argument, argument) for argument in activations},
         outputs=[spec["name"] for spec in program.graph["outputs"]],
         parameter_prefix="" if layer is None else f"{plan.outline.layer_prefix}{layer}.",
         layer=layer,
     )
+    for found in program.collectives:
+        yield Supertask(
+            kind="comm",
+            op=found["op"],
+            stage=stage,
+            ranks=ranks,
+            inputs={found["source"]: found["source"]},
+            outputs=[found["result"]],
+        )
+
+
+def _with_sends(tasks: list[Supertask]) -> Iterator[Supertask]:
+    """Where a stage ends, what was made so far and is read later is passed on."""
+    made: set[str] = set()
+    for number, task in enumerate(tasks):
+        if number and task.stage != tasks[number - 1].stage:
+            passed = sorted(made & _read_before_made(tasks[number:]))
+            yield Supertask(
+                kind="comm",
+                op="send",
+                stage=task.stage - 1,
+                ranks=task.ranks,
+                inputs={name: name for name in passed},
+                outputs=passed,
+            )
+            made = set(passed)
+        yield task
+        made.update(task.outputs)
+
+
+def _read_before_made(tasks: list[Supertask]) -> set[str]:
+    read: set[str] = set()
+    made: set[str] = set()
+    for task in tasks:
+        read.update(set(task.inputs.values()) - made)
+        made.update(task.outputs)
+    return read
+
+
+def rank_cache_shape(block: KindOutline, ranks: int) -> list[int]:
+    """[KV heads, head size] that a rank keeps of a token."""
+    heads, size = block.cache_shape
+    return [max(heads // ranks, 1), size]

@@ -1,27 +1,33 @@
 """partition:weights: the parameters of every rank of every stage, as the files the runtime maps.
 
-There is one stage and one rank today: a quantized checkpoint's files are the parameter files as they are, by hard link.
+Where there is one rank and one stage, a quantized checkpoint's files are the parameter files as they are, by hard link.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from furiosa_build.plan.outline import Outline
+from furiosa_build.plan.outline import Outline, ParameterOutline
 from furiosa_build.progress import expect
 from furiosa_build.steps.weights import LARGEST_FILE, open_source
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from furiosa_build.models.safetensors_file import Layout
+    from furiosa_build.models.weights import TensorSource
+
 
 def run(request: dict[str, Any], output: Path) -> dict[str, str]:
-    """Writes or links `stage-0-rank-0-*.safetensors`; returns their sha256.
+    """Writes or links `stage-S-rank-R-*.safetensors`; returns their sha256.
 
-    request: `checkpoint` (file name -> {path, sha256} of the quantized weights; empty when there are none), and what
-    `steps.quantize` takes: `source`, `directory`, `outline`.
+    request: `checkpoint` (file name -> {path, sha256} of the quantized weights; empty when there are none), `ranks`,
+    `stages` (the layers of each), and what `steps.quantize` takes: `source`, `directory`, `outline`, `schemes`.
     """
     checkpoint: dict[str, dict[str, str]] = request["checkpoint"]
-    if not checkpoint:
+    if not checkpoint or request["ranks"] > 1 or len(request["stages"]) > 1:
         return _write(request, output)
     digests = {}
     for name, (_, file) in zip(_file_names(len(checkpoint)), sorted(checkpoint.items()), strict=True):
@@ -30,23 +36,91 @@ def run(request: dict[str, Any], output: Path) -> dict[str, str]:
     return digests
 
 
+def stage_parameters(outline: Outline, stages: list[list[int]], stage: int) -> list[str]:
+    """The parameters that a stage needs, in the outline's order. A tied one may be in the first and in the last."""
+    first = set(outline.first_parameters) if stage == 0 else set()
+    last = set(outline.last_parameters) if stage == len(stages) - 1 else set()
+    prefixes = tuple(f"{outline.layer_prefix}{layer}." for layer in stages[stage])
+    return [name for name in outline.parameters if name in first | last or name.startswith(prefixes)]
+
+
 def _write(request: dict[str, Any], output: Path) -> dict[str, str]:
-    import torch
-
     from furiosa_build.models.safetensors_file import SafetensorsWriter, split_into_files
-    from furiosa_build.models.weights import layout_of
+    from furiosa_build.models.weights import SafetensorsSource
 
-    parameters = Outline.model_validate(request["outline"]).parameters
-    source = open_source(request)
-    files = split_into_files(({name: layout_of(p)} for name, p in parameters.items()), LARGEST_FILE)
-    expect(sum(layout.nbytes for layouts in files for layout in layouts.values()))
+    outline, ranks, stages = Outline.model_validate(request["outline"]), request["ranks"], request["stages"]
+    checkpoint, schemes = request["checkpoint"], request["schemes"]
+    source: TensorSource = (
+        SafetensorsSource([Path(file["path"]) for file in checkpoint.values()]) if checkpoint else open_source(request)
+    )
+    planned = []
+    for stage in range(len(stages)):
+        for rank in range(ranks):
+            shares = [
+                _Share(name, outline.parameters[name], schemes.get(name, "none"), ranks, rank)
+                for name in stage_parameters(outline, stages, stage)
+            ]
+            owner = {stored: share for share in shares for stored in share.layouts}
+            files = split_into_files((share.layouts for share in shares), LARGEST_FILE)
+            planned += [
+                (name, layouts, owner)
+                for name, layouts in zip(_file_names(len(files), stage, rank), files, strict=True)
+            ]
+    expect(sum(layout.nbytes for _, layouts, _ in planned for layout in layouts.values()))
     digests = {}
-    for name, layouts in zip(_file_names(len(files)), files, strict=True):
+    for name, layouts, owner in planned:
         with SafetensorsWriter(output / name, layouts) as writer:
             for tensor in writer.order:
-                writer.write(tensor, source.read(tensor).to(getattr(torch, parameters[tensor].dtype)))
+                writer.write(tensor, owner[tensor].of(tensor, source))
         digests[name] = writer.sha256
     return digests
+
+
+class _Share:
+    """A rank's share of a parameter, as the tensors that are stored for it."""
+
+    def __init__(self, name: str, parameter: ParameterOutline, scheme: Any, ranks: int, rank: int) -> None:
+        from furiosa_build.models.quantization import stored_layouts
+        from furiosa_build.models.safetensors_file import Layout
+        from furiosa_build.models.weights import layout_of
+
+        whole = layout_of(parameter)
+        self._cut = parameter.cut if ranks > 1 else None
+        self._rank = rank
+        self._shape = list(whole.shape) if self._cut is None else self._cut.local_shape(parameter.shape, ranks)
+        if self._cut is not None:
+            self._begin, self._length = self._cut.share(parameter.shape, ranks, rank)
+        self.layouts: dict[str, Layout] = stored_layouts(name, Layout(whole.dtype, tuple(self._shape)), scheme)
+
+    def of(self, stored: str, source: TensorSource) -> Tensor:
+        """The share of one stored tensor."""
+        import torch
+
+        if stored.endswith(".weight_shape"):
+            return torch.tensor(self._shape)
+        tensor = source.read(stored)
+        if self._cut is None:
+            pass
+        elif self._cut.how == "once":
+            tensor = tensor if self._rank == 0 else torch.zeros_like(tensor)
+        elif self._cut.dim == 0:
+            tensor = tensor[self._begin : self._begin + self._length]
+        elif stored.endswith(".weight_packed"):
+            tensor = _repack(tensor, self._begin, self._length)
+        elif not stored.endswith(".weight_scale"):  # one for each row, which all ranks have
+            tensor = tensor[:, self._begin : self._begin + self._length]
+        return tensor.to(self.layouts[stored].dtype)
+
+
+def _repack(packed: Tensor, begin: int, length: int) -> Tensor:
+    """Columns of int8 weights, packed by four into int32, as a matrix of their own."""
+    import torch
+
+    from furiosa_build.models.linear import packed_columns
+
+    own = torch.zeros((packed.shape[0], packed_columns(length)), dtype=torch.uint8)
+    own[:, :length] = packed.view(torch.uint8)[:, begin : begin + length]
+    return own.view(torch.int32)
 
 
 def _file_names(count: int, stage: int = 0, rank: int = 0) -> list[str]:

@@ -1,20 +1,24 @@
-"""partition:BUCKET:KIND: one supertask of one bucket as a graph."""
+"""partition:BUCKET:KIND: one supertask of one bucket, as the graphs that a rank runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-OUTPUT = "graph.json"
+from furiosa_build.canonical import canonical_json
+from furiosa_build.plan.cuts import Cut
+
+OUTPUT = "graphs.json"
 
 
 def run(request: dict[str, Any], output: Path) -> None:
-    """request: `hf_config`, `schemes`, `role` (first, block, last), `layer`, `bucket` (batch, query, context),
-    `first_outputs`, `last_token_only`. Writes graph.json.
+    """request: `hf_config`, `schemes`, `cuts`, `ranks`, `role` (first, block, last), `layer`, `bucket` (batch, query,
+    context), `first_outputs`, `last_token_only`. Writes graphs.json: a `models.cut.CutGraph`.
     """
     from furiosa_build.models.supertasks import BucketShape, Tracer
 
-    tracer = Tracer(request["hf_config"], request["schemes"])
+    cuts = {name: Cut.model_validate(cut) for name, cut in request["cuts"].items()}
+    tracer = Tracer(request["hf_config"], request["schemes"], cuts, request["ranks"])
     shape = BucketShape(*request["bucket"])
     match request["role"]:
         case "first":
@@ -23,4 +27,4 @@ def run(request: dict[str, Any], output: Path) -> None:
             graph = tracer.block(shape, request["layer"])
         case _:
             graph = tracer.last(shape, request["last_token_only"])
-    (output / OUTPUT).write_bytes(graph.to_json())
+    (output / OUTPUT).write_bytes(canonical_json(graph.model_dump(mode="json")))

@@ -164,7 +164,7 @@ def test_a_compiled_quantized_layer_is_the_eager_one(
 
 def quantized_layer(scheme: Scheme, shape: BucketShape) -> Graph:
     names = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
-    return Tracer(LAYER, {f"model.layers.0.{name}.weight": scheme for name in names}).block(shape, 0)
+    return Tracer(LAYER, {f"model.layers.0.{name}.weight": scheme for name in names}).block(shape, 0).whole
 
 
 def layer_inputs(graph: Graph, batch: int, query: int) -> list[torch.Tensor]:
