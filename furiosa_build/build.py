@@ -29,6 +29,7 @@ from furiosa_build.plan.explain import Explanation, Place, explain_step
 from furiosa_build.plan.keys import key_factors, key_of, tool_versions
 from furiosa_build.plan.needs import Places
 from furiosa_build.plan.outline import Outline
+from furiosa_build.plan.placement import check_parallel
 from furiosa_build.plan.planner import Plan, Step, make_plan
 from furiosa_build.plan.preflight import Preflight, preflight
 from furiosa_build.progress import expect, metered
@@ -84,7 +85,9 @@ class Build:
     def plan(self) -> Plan:
         """The steps. The first time for an architecture a worker surveys the model, which takes seconds."""
         isa = self.backend.isa(self.spec.target.isa)
-        return make_plan(self.spec, self.hf_config, self._outline(), isa)
+        outline = self._outline()
+        check_parallel(self.spec, self.hf_config, outline)
+        return make_plan(self.spec, self.hf_config, outline, isa)
 
     @property
     def version_directory(self) -> Path:

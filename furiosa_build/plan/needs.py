@@ -24,6 +24,8 @@ _GRAPH = 20_000
 _PROGRAM = {"inductor": 500_000}
 _SCRATCH = {"inductor": 5_000_000}
 """What a compile worker writes beside its program."""
+_PARTS = 3
+"""Programs of a layer that is cut at its two all-reduces."""
 _HEADER = 120
 """Of a parameter file, for each tensor."""
 
@@ -105,10 +107,13 @@ class Costs:
                 return Work(source, self._files)
             case "shard" if not self._schemes:
                 return Work(source, self._files)
+            case "shard" if self._plan.spec.parallel.is_divided:
+                return Work(self._files, self._files)
             case "trace":
                 return Work(0, _GRAPH)
             case "compile":
-                return Work(_GRAPH, _PROGRAM.get(self._plan.spec.backend.name, _GRAPH))
+                parts = _PARTS if self._plan.spec.parallel.tensor_parallel_size > 1 else 1
+                return Work(_GRAPH, parts * _PROGRAM.get(self._plan.spec.backend.name, _GRAPH))
             case "package" if self._places.store.device != self._places.output.device:
                 return Work(self._files, self._files)
             case "qualify":

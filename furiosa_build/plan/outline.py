@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
@@ -55,6 +56,13 @@ class Outline(BaseModel):
     last_signature: str
     last_parameters: list[str]
     parameters: dict[str, ParameterOutline]
+
+    def stage_parameters(self, stages: Sequence[Sequence[int]], stage: int) -> list[str]:
+        """The parameters that a stage needs, in order; `stages` has the layers of each. A tied one may be in two."""
+        first = set(self.first_parameters) if stage == 0 else set()
+        last = set(self.last_parameters) if stage == len(stages) - 1 else set()
+        prefixes = tuple(f"{self.layer_prefix}{layer}." for layer in stages[stage])
+        return [name for name in self.parameters if name in first | last or name.startswith(prefixes)]
 
     @property
     def num_parameters(self) -> int:

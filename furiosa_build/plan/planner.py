@@ -128,6 +128,7 @@ def resolved_recipe(spec: BuildSpec) -> dict[str, Any]:
     """
     recipe = spec.model_dump(mode="json", exclude={"target": {"memory_gb"}, "model": {"revision"}})
     recipe["model"]["model_id_or_path"] = pretrained_id(spec.model)
+    recipe["parallel"]["data_parallel_size"] = spec.data_parallel_size
     return recipe
 
 
@@ -194,7 +195,7 @@ def _weight_steps(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outlin
         reads={
             "parameters": parameters,
             # Which of them the first and the last stage need, and what belongs to a layer.
-            **({"parallel": _shape(spec), "roles": _roles(outline)} if _ranks_and_stages(spec) != (1, 1) else {}),
+            **({"parallel": _shape(spec), "roles": _roles(outline)} if spec.parallel.is_divided else {}),
         },
     )
 
@@ -263,7 +264,7 @@ def _shape(spec: BuildSpec) -> list[int]:
 
 def _places(spec: BuildSpec) -> str:
     ranks, stages = _ranks_and_stages(spec)
-    return "stage 0, rank 0" if (ranks, stages) == (1, 1) else f"{stages} stages of {ranks} ranks"
+    return f"{stages} stages of {ranks} ranks" if spec.parallel.is_divided else "stage 0, rank 0"
 
 
 def _roles(outline: Outline) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from furiosa_build.machine import Machine
 from furiosa_build.plan.durations import Durations, total_seconds
 from furiosa_build.plan.needs import Costs, Need, Places, Work
+from furiosa_build.plan.placement import placement
 from furiosa_build.plan.planner import Plan, Step
-from furiosa_build.plan.sizes import kv_block_bytes, kv_cache_bytes
+from furiosa_build.plan.sizes import kv_block_bytes
 from furiosa_build.recipe.schema import BuildOptions
 
 _KINDS = {"shard": "partition:weights", "trace": "partition"}
@@ -92,7 +93,7 @@ def preflight(
     certain = [plan.steps[name] for name, is_certain in undone.items() if is_certain]
     costs, builders = Costs(plan, places), options.num_pipeline_builder_workers
     workers = _affordable_workers(costs, options, steps, machine)
-    device, is_host = _device(plan, costs, machine)
+    device, is_host = _device(plan, machine)
     estimates = [(step, durations.estimate(step, plan)) for step in steps]
     unknown = (_KINDS.get(step.action, str(step.action)) for step, seconds in estimates if seconds is None)
     known = [(step, seconds) for step, seconds in estimates if seconds is not None]
@@ -148,10 +149,17 @@ def _memory_shortages(costs: Costs, steps: Collection[Step], machine: Machine) -
         yield Shortage(need, "end what else uses the memory, or build on a machine that has more")
 
 
-def _device(plan: Plan, costs: Costs, machine: Machine) -> tuple[Need, bool]:
+def _device(plan: Plan, machine: Machine) -> tuple[Need, bool]:
     """What the artifact takes of a device, and whether the device is this machine."""
     target = plan.spec.target
-    parts = {"parameters": costs.parameters, "KV cache": kv_cache_bytes(plan)}
+    on: dict[str, dict[str, int]] = {}
+    for element in placement(plan):
+        # Replicas on a host map the same files.
+        parameters = element.parameters if plan.spec.target.memory_gb is not None or not element.replica else 0
+        parts = on.setdefault(element.device, {"parameters": 0, "KV cache": 0})
+        parts["parameters"] += parameters
+        parts["KV cache"] += element.kv_cache
+    parts = max(on.values(), key=lambda parts: sum(parts.values()))
     if target.memory_gb is not None:
         return Need("device", parts, int(target.memory_gb * 1e9)), False
     is_host = target.isa == "native" and machine.memory is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from furiosa_build.plan.outline import ParameterOutline
 from furiosa_build.plan.planner import Plan
@@ -38,8 +39,21 @@ def parameter_bytes(plan: Plan) -> int:
 
 
 def kv_block_bytes(plan: Plan) -> int:
-    """Of one block of the KV cache in all layers."""
-    slot = sum(len(kind.layers) * 2 * math.prod(kind.cache_shape) for kind in plan.outline.blocks)
+    """Of one block of the KV cache in all layers, of all ranks together."""
+    ranks = plan.spec.parallel.tensor_parallel_size
+    return _kv_block_bytes(plan, [layer for stage in plan.stages for layer in stage], ranks) * ranks
+
+
+def kv_cache_bytes_of(plan: Plan, layers: Collection[int], ranks: int) -> int:
+    """Of the whole KV cache of these layers, of one rank among `ranks`."""
+    return plan.spec.buckets.num_blocks * _kv_block_bytes(plan, layers, ranks)
+
+
+def _kv_block_bytes(plan: Plan, layers: Collection[int], ranks: int) -> int:
+    slot = 0
+    for kind in plan.outline.blocks:
+        heads, size = kind.cache_shape
+        slot += len(set(kind.layers) & set(layers)) * 2 * max(heads // ranks, 1) * size
     return plan.spec.buckets.paged_attention_block_size * slot * _WIDTHS[plan.outline.dtype]
 
 

@@ -7,7 +7,6 @@ spelled the same in a recipe, as an override on the command line and in Python.
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from pydantic_core import PydanticCustomError
 
 from furiosa_build.errors import UserError
+from furiosa_build.recipe.devices import DeviceError, elements, kind_of
 
 Scheme = Literal["none", "fp8", "int8"]
 
@@ -75,21 +75,31 @@ class TargetSpec(Section):
 
     Attributes:
         isa: An x86-64 psABI level, or `native`: this host's.
+        num_elements: Processing elements of one device: what `npu:0:*` names.
         memory_gb: Memory of one device in GB (10^9 bytes). None: this host's where `isa` is `native`, else unknown.
             A build whose parameters and KV cache are larger is refused; no byte of the artifact depends on it.
     """
 
     name: str
     isa: Literal["native", "x86-64-v3", "x86-64-v4"] = "native"
+    num_elements: PositiveInt = 1
     memory_gb: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] | None = None
 
 
 class ParallelSpec(Section):
-    """Degrees of parallelism: ranks that share every layer, stages that follow each other, replicas of all that."""
+    """Degrees of parallelism: ranks that share every layer, stages that follow each other, replicas of all that.
+
+    `data_parallel_size` is by default what the devices have elements for.
+    """
 
     tensor_parallel_size: PositiveInt = 1
     pipeline_parallel_size: PositiveInt = 1
-    data_parallel_size: PositiveInt = 1
+    data_parallel_size: PositiveInt | None = None
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether the model is divided among elements, so that each has parameter files of its own."""
+        return (self.tensor_parallel_size, self.pipeline_parallel_size) != (1, 1)
 
 
 class BucketSpec(Section):
@@ -217,10 +227,6 @@ class BackendSpec(Section):
     name: str
 
 
-_DEVICE = re.compile(r"cpu(:\d+)?|cuda:\d+|npu:\d+(:(\*|\d+(-\d+)?))?")
-_DEVICE_FORMS = "cpu, cpu:N, cuda:N, npu:X, npu:X:*, npu:X:A-B, or several of them joined by commas"
-
-
 class BuildSpec(Section):
     """One artifact, fully determined. Made by composing a recipe, or from Python."""
 
@@ -234,16 +240,35 @@ class BuildSpec(Section):
     quantization: QuantizationSpec = QuantizationSpec()
     scheduler: SchedulerConfig = SchedulerConfig()
 
-    @field_validator("devices")
-    @classmethod
-    def _well_formed(cls, devices: str) -> str:
-        for device in devices.split(","):
-            if not _DEVICE.fullmatch(device.strip()):
-                raise _invalid(f"the device {device!r} is not well formed", valid=_DEVICE_FORMS)
-        if devices != "cpu":
-            what = f"devices={devices!r} is not built yet: this version builds for the host's CPU"
-            raise _invalid(what, valid="cpu")
-        return devices
+    @model_validator(mode="after")
+    def _devices_have_elements(self) -> BuildSpec:
+        try:
+            kind, found = kind_of(self.devices), elements(self.devices, self.target.num_elements)
+        except DeviceError as error:
+            raise _invalid(str(error), key=("devices",), valid=error.valid) from error
+        if kind == "cuda":
+            what = f"backend {self.backend.name!r} does not compile for devices={self.devices!r}"
+            raise _invalid(what, key=("devices",), valid="cpu, or npu:X with a target that describes it")
+        if kind == "npu" and self.target.num_elements == 1:
+            what = f"target {self.target.name!r} is no NPU, so it has no devices={self.devices!r}"
+            raise _invalid(what, key=("devices",), valid="devices=cpu, or target=rngd")
+        ranks, stages, replicas = self.parallel.tensor_parallel_size, self.parallel.pipeline_parallel_size, 1
+        replicas = self.parallel.data_parallel_size or 1
+        if kind == "npu" and ranks * stages * replicas > len(found):
+            needed = f"{ranks} ranks x {stages} stages x {replicas} replicas = {ranks * stages * replicas} elements"
+            what = f"devices={self.devices!r} are {len(found)} elements; {needed}"
+            raise _invalid(what, key=("parallel", "tensor_parallel_size"), valid=f"at most {len(found)} in all")
+        return self
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Replicas: as given, or as many as the elements are enough for. A CPU emulates one."""
+        if self.parallel.data_parallel_size is not None:
+            return self.parallel.data_parallel_size
+        if kind_of(self.devices) != "npu":
+            return 1
+        of_replica = self.parallel.tensor_parallel_size * self.parallel.pipeline_parallel_size
+        return len(elements(self.devices, self.target.num_elements)) // of_replica
 
     @model_validator(mode="after")
     def _architecture_fits(self) -> BuildSpec:

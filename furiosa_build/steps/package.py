@@ -175,7 +175,7 @@ def _describe(
             embed_all_constants_into_graph=False,
             calculate_logit_only_for_last_token=last_only,
         ),
-        parallel_config=ParallelConfig(**spec.parallel.model_dump()),
+        parallel_config=ParallelConfig(**{**spec.parallel.model_dump(), "data_parallel_size": spec.data_parallel_size}),
         backend=spec.backend.name,
         target=Target(name=spec.target.name, isa=plan.isa, torch=_torch_release()),
         programs={

@@ -36,14 +36,6 @@ def run(request: dict[str, Any], output: Path) -> dict[str, str]:
     return digests
 
 
-def stage_parameters(outline: Outline, stages: list[list[int]], stage: int) -> list[str]:
-    """The parameters that a stage needs, in the outline's order. A tied one may be in the first and in the last."""
-    first = set(outline.first_parameters) if stage == 0 else set()
-    last = set(outline.last_parameters) if stage == len(stages) - 1 else set()
-    prefixes = tuple(f"{outline.layer_prefix}{layer}." for layer in stages[stage])
-    return [name for name in outline.parameters if name in first | last or name.startswith(prefixes)]
-
-
 def _write(request: dict[str, Any], output: Path) -> dict[str, str]:
     from furiosa_build.models.safetensors_file import SafetensorsWriter, split_into_files
     from furiosa_build.models.weights import SafetensorsSource
@@ -58,7 +50,7 @@ def _write(request: dict[str, Any], output: Path) -> dict[str, str]:
         for rank in range(ranks):
             shares = [
                 _Share(name, outline.parameters[name], schemes.get(name, "none"), ranks, rank)
-                for name in stage_parameters(outline, stages, stage)
+                for name in outline.stage_parameters(stages, stage)
             ]
             owner = {stored: share for share in shares for stored in share.layouts}
             files = split_into_files((share.layouts for share in shares), LARGEST_FILE)

@@ -1,0 +1,114 @@
+"""Which part of the model lies on which processing element."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from furiosa_build.errors import UserError
+from furiosa_build.plan.outline import Outline
+from furiosa_build.plan.planner import Plan
+from furiosa_build.plan.sizes import kv_cache_bytes_of, stored_bytes
+from furiosa_build.recipe.devices import elements, kind_of
+from furiosa_build.recipe.schema import BuildSpec
+
+
+@dataclass(frozen=True)
+class Element:
+    """A processing element and what it holds: bytes of parameters and KV cache, and the first and last layer.
+
+    `device` is the one that it belongs to; all elements of a CPU are emulated on this host, and of an NPU as well.
+    """
+
+    name: str
+    device: str
+    replica: int
+    stage: int
+    rank: int
+    layers: tuple[int, int]
+    parameters: int
+    kv_cache: int
+
+
+def placement(plan: Plan) -> list[Element]:
+    """Every element that is used, replica by replica, stage by stage."""
+    spec = plan.spec
+    parallel, replicas = spec.parallel, spec.data_parallel_size
+    ranks, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+    named = elements(spec.devices, spec.target.num_elements)
+    is_npu = kind_of(spec.devices) == "npu"
+    sizes = [_bytes(plan, stage) for stage in range(stages)]
+    found = []
+    for number in range(replicas * stages * ranks):
+        replica, place = divmod(number, stages * ranks)
+        stage, rank = divmod(place, ranks)
+        name = named[number] if is_npu else named[0]
+        layers = plan.stages[stage]
+        found.append(
+            Element(
+                name if is_npu or ranks * stages * replicas == 1 else f"{name} (element {number})",
+                name.rpartition(":")[0] if is_npu else name,
+                replica,
+                stage,
+                rank,
+                (layers[0], layers[-1]),
+                *sizes[stage],
+            )
+        )
+    return found
+
+
+def check_parallel(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline) -> None:
+    """Raises UserError when the model cannot be divided as the spec asks."""
+    layers = sum(len(block.layers) for block in outline.blocks)
+    stages, ranks = spec.parallel.pipeline_parallel_size, spec.parallel.tensor_parallel_size
+    if stages > layers:
+        raise UserError(
+            f"pipeline_parallel_size={stages} is more than the model's {layers} layers",
+            where="parallel.pipeline_parallel_size",
+            valid=f"1 to {layers}",
+        )
+    if ranks == 1:
+        return
+    if all(parameter.cut is None for parameter in outline.parameters.values()):
+        raise UserError(
+            f"{outline.architecture} has no tensor-parallel plan that this version can follow",
+            where=f"parallel.tensor_parallel_size={ranks}",
+            valid="1",
+        )
+    fitting = [size for size in range(1, 129) if not _misfits(hf_config, outline, size)]
+    if ranks not in fitting:
+        raise UserError(
+            f"tensor_parallel_size={ranks} does not divide {_misfits(hf_config, outline, ranks)[0]}",
+            where="parallel.tensor_parallel_size",
+            valid=", ".join(map(str, fitting)),
+        )
+
+
+def _misfits(hf_config: Mapping[str, Any], outline: Outline, ranks: int) -> list[str]:
+    found = []
+    if hf_config["num_attention_heads"] % ranks:
+        found.append(f"the {hf_config['num_attention_heads']} attention heads")
+    for name, parameter in outline.parameters.items():
+        if parameter.cut is not None and not parameter.cut.fits(parameter.shape, ranks):
+            of = (
+                f"the {parameter.cut.heads} KV heads"
+                if parameter.cut.how == "heads"
+                else f"{name} of size {parameter.shape[parameter.cut.dim]}"
+            )
+            found.append(of)
+    return found
+
+
+def _bytes(plan: Plan, stage: int) -> tuple[int, int]:
+    """Of the parameters and of the KV cache of a rank; every rank of a stage has as much."""
+    ranks, schemes = plan.spec.parallel.tensor_parallel_size, plan.schemes()
+    outline, layers = plan.outline, plan.stages[stage]
+    parameters = 0
+    for name in outline.stage_parameters(plan.stages, stage):
+        parameter = outline.parameters[name]
+        if parameter.cut is not None and ranks > 1:
+            parameter = parameter.model_copy(update={"shape": parameter.cut.local_shape(parameter.shape, ranks)})
+        parameters += stored_bytes(parameter, schemes.get(name, "none"))
+    return parameters, kv_cache_bytes_of(plan, layers, ranks)
