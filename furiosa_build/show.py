@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from furiosa_build.artifact.schema import Artifact
+from furiosa_build.artifact.schema import Artifact, KvCacheSpec
 from furiosa_build.plan.explain import lines as change_lines
+from furiosa_build.plan.placement import EMULATED, Element, element_name, placement
 
 if TYPE_CHECKING:
     from furiosa_build.build import Build
@@ -34,6 +35,7 @@ def plan_text(build: Build, machine: Machine | None = None) -> str:
         f"{plan.outline.dtype}, {quantized}",
         f"target {spec.target.name} ({plan.isa}), backend {spec.backend.name}, devices {spec.devices}",
         *_random_note(spec.model.seed_for_random_weight),
+        *_placement_lines(placement(plan)),
         "steps",
     ]
     figures = build.preflight(machine=machine)
@@ -122,6 +124,45 @@ def result_text(build: Build) -> str:
     )
 
 
+def _placement_lines(used: Sequence[Element]) -> Iterator[str]:
+    """What lies where. Nothing of a model that is not divided."""
+    if len(used) == 1 and not used[0].name.startswith("npu"):
+        return
+    yield f"{len(used)} elements, each {EMULATED}"
+    for one in used:
+        yield (
+            f"  {one.name:22} replica {one.replica}, stage {one.stage}, rank {one.rank}: layers {one.layers[0]} to "
+            f"{one.layers[1]}, parameters {size_text(one.parameters)}, KV cache {size_text(one.kv_cache)}"
+        )
+
+
+def _artifact_placement(artifact: Artifact, directory: Path) -> list[Element]:
+    """As `placement` plans it, from the files that there are."""
+    parallel, config = artifact.parallel_config, artifact.generator_config
+    of_replica = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
+    slots = config.paged_attention_num_blocks * config.paged_attention_block_size
+    found = []
+    for number in range(of_replica * parallel.data_parallel_size):
+        replica, place = divmod(number, of_replica)
+        stage, rank = divmod(place, parallel.tensor_parallel_size)
+        caches = [spec for spec in artifact.kv_cache if spec.stage == stage]
+        files = [f for group in artifact.parameters if (group.stage, group.rank) == (stage, rank) for f in group.files]
+        name, device = element_name(artifact.devices, artifact.target.num_elements, number)
+        found.append(
+            Element(
+                name,
+                device,
+                replica,
+                stage,
+                rank,
+                (caches[0].layer, caches[-1].layer),
+                sum((directory / file).stat().st_size for file in files),
+                slots * sum(_slot_bytes(spec) for spec in caches),
+            )
+        )
+    return found
+
+
 def artifact_text(artifact: Artifact, directory: Path) -> str:
     """What an artifact is, for `furiosa-build inspect`."""
     meta, model, config = artifact.metadata, artifact.model_metadata, artifact.generator_config
@@ -142,6 +183,7 @@ def artifact_text(artifact: Artifact, directory: Path) -> str:
         f"quantization  {model.quantization}",
         f"devices       {artifact.devices}: tensor_parallel_size={parallel.tensor_parallel_size}, "
         f"pipeline_parallel_size={parallel.pipeline_parallel_size}, data_parallel_size={parallel.data_parallel_size}",
+        *_placement_lines(_artifact_placement(artifact, directory)),
         f"target        {artifact.target.name}: instruction set {artifact.target.isa}, torch {artifact.target.torch}",
         f"buckets       prefill {_sizes(config.prefill_buckets)}; decode {_sizes(config.decode_buckets)}; "
         f"sequences up to {config.max_seq_len_to_capture} tokens",
@@ -239,13 +281,16 @@ def _random_note(seed: int | None) -> list[str]:
 
 
 def _kv_bytes(artifact: Artifact) -> int:
-    config, widths = artifact.generator_config, {"float32": 4, "bfloat16": 2, "float16": 2}
+    config = artifact.generator_config
     slots = config.paged_attention_num_blocks * config.paged_attention_block_size
-    total = 0
-    for cache in artifact.kv_cache:
-        heads, size = cache.shape_per_slot
-        total += 2 * slots * heads * size * widths[cache.dtype]
-    return total
+    ranks = artifact.parallel_config.tensor_parallel_size * artifact.parallel_config.data_parallel_size
+    return slots * ranks * sum(_slot_bytes(cache) for cache in artifact.kv_cache)
+
+
+def _slot_bytes(cache: KvCacheSpec) -> int:
+    """Of the keys and values of one token, of one rank."""
+    heads, size = cache.shape_per_slot
+    return 2 * heads * size * {"float32": 4, "bfloat16": 2, "float16": 2}[cache.dtype]
 
 
 def _sizes(buckets: list[tuple[int, int]]) -> str:

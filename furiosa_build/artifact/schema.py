@@ -105,9 +105,13 @@ class ParallelConfig(Record):
 
 
 class Target(Record):
-    """What is needed to load the programs: an instruction set (`any` for portable ones) and a version of torch."""
+    """What is needed to load the programs: an instruction set (`any` for portable ones) and a version of torch.
+
+    `num_elements` are the processing elements of one device.
+    """
 
     name: str
+    num_elements: int = Field(ge=1)
     isa: str
     torch: str
 

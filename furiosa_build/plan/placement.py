@@ -13,6 +13,8 @@ from furiosa_build.plan.sizes import kv_cache_bytes_of, stored_bytes
 from furiosa_build.recipe.devices import elements, kind_of
 from furiosa_build.recipe.schema import BuildSpec
 
+EMULATED = "emulated on the host: speed is the host's"
+
 
 @dataclass(frozen=True)
 class Element:
@@ -36,27 +38,23 @@ def placement(plan: Plan) -> list[Element]:
     spec = plan.spec
     parallel, replicas = spec.parallel, spec.data_parallel_size
     ranks, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
-    named = elements(spec.devices, spec.target.num_elements)
-    is_npu = kind_of(spec.devices) == "npu"
     sizes = [_bytes(plan, stage) for stage in range(stages)]
     found = []
     for number in range(replicas * stages * ranks):
         replica, place = divmod(number, stages * ranks)
         stage, rank = divmod(place, ranks)
-        name = named[number] if is_npu else named[0]
         layers = plan.stages[stage]
-        found.append(
-            Element(
-                name if is_npu or ranks * stages * replicas == 1 else f"{name} (element {number})",
-                name.rpartition(":")[0] if is_npu else name,
-                replica,
-                stage,
-                rank,
-                (layers[0], layers[-1]),
-                *sizes[stage],
-            )
-        )
+        name, device = element_name(spec.devices, spec.target.num_elements, number)
+        found.append(Element(name, device, replica, stage, rank, (layers[0], layers[-1]), *sizes[stage]))
     return found
+
+
+def element_name(devices: str, num_elements: int, number: int) -> tuple[str, str]:
+    """The name of element `number` of `devices`, and the device that it belongs to. A CPU emulates any number."""
+    named = elements(devices, num_elements)
+    if kind_of(devices) == "npu":
+        return named[number], named[number].rpartition(":")[0]
+    return f"{named[0]} as element {number}", named[0]
 
 
 def check_parallel(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline) -> None:

@@ -202,6 +202,7 @@ class SchedulerConfig(Section):
     """Defaults of the runtime's scheduler, kept in the artifact.
 
     Attributes:
+        npu_queue_limit: Steps in flight at a time, where ranks and stages are threads.
         max_processing_samples: Requests admitted at a time, waiting ones included.
         spare_blocks_ratio: Share of the KV blocks kept for sequences that already run.
     """
@@ -214,7 +215,7 @@ class SchedulerConfig(Section):
 
     @model_validator(mode="after")
     def _only_what_has_an_effect(self) -> SchedulerConfig:
-        for key, default in (("npu_queue_limit", 2), ("is_offline", False), ("prefill_chunk_size", None)):
+        for key, default in (("is_offline", False), ("prefill_chunk_size", None)):
             if (value := getattr(self, key)) != default:
                 what = f"{key}={value} has no effect yet: this version's scheduler knows only the default"
                 raise _invalid(what, key=(key,), valid=str(default))

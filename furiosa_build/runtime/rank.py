@@ -126,6 +126,7 @@ class RankRunner:
         tasks: list[_BoundTask | _BoundCollective] = []
         for number, supertask in enumerate(pipeline.supertasks):
             where = f"pipelines[{pipeline.name!r}].supertasks[{number}]"
+            self._check_place(supertask, where)
             if supertask.kind == "comm" and supertask.op == "send" and supertask.stage == self.stage - 1:
                 received = {name: shapes[name] for name in supertask.outputs}
                 known.update(received)
@@ -140,6 +141,13 @@ class RankRunner:
         _release_early(tasks)
         return _BoundPipeline(fed, received, tasks, shapes[LOGITS])
 
+    def _check_place(self, supertask: Supertask, where: str) -> None:
+        parallel = self._opened.artifact.parallel_config
+        if not 0 <= supertask.stage < parallel.pipeline_parallel_size:
+            raise self._error(f"there is no stage {supertask.stage}", where)
+        if supertask.ranks != list(range(parallel.tensor_parallel_size)):
+            raise self._error(f"it is for ranks {supertask.ranks}, not for all of a stage", where)
+
     def _shapes(self, pipeline: Pipeline) -> dict[str, Tensor]:
         """An empty tensor like each that a program of the pipeline gives."""
         shapes = {}
@@ -148,8 +156,8 @@ class RankRunner:
                 outputs = self._program_of(supertask, "").outputs
                 for name, spec in zip(supertask.outputs, outputs, strict=False):
                     shapes[name] = torch.empty([n or 0 for n in spec.shape], dtype=_dtype(spec.dtype), device="meta")
-            elif supertask.op != "send":
-                [part] = [shapes[name] for name in supertask.inputs.values()]
+            elif supertask.op in ("all_reduce", "all_gather") and shapes.keys() >= set(supertask.inputs.values()):
+                part = next(shapes[name] for name in supertask.inputs.values())
                 side_by_side = len(supertask.ranks) if supertask.op == "all_gather" else 1
                 size = (*part.shape[:-1], part.shape[-1] * side_by_side)
                 shapes[supertask.outputs[0]] = torch.empty(size, dtype=part.dtype, device="meta")

@@ -133,7 +133,7 @@ class Scheduler:
         self.blocks.check_integrity()
         running = {request.request_id for request in self._running}
         waiting = {request.request_id for request in self._waiting}
-        if len(running | waiting) != self.num_unfinished:
+        if len(running | waiting) != len(self._running) + len(self._waiting):
             raise RuntimeError("a request is queued twice")
         if self.blocks.owners() != running:
             raise RuntimeError(f"KV blocks of {sorted(self.blocks.owners())}, but running are {sorted(running)}")

@@ -177,7 +177,9 @@ def _describe(
         ),
         parallel_config=ParallelConfig(**{**spec.parallel.model_dump(), "data_parallel_size": spec.data_parallel_size}),
         backend=spec.backend.name,
-        target=Target(name=spec.target.name, isa=plan.isa, torch=_torch_release()),
+        target=Target(
+            name=spec.target.name, num_elements=spec.target.num_elements, isa=plan.isa, torch=_torch_release()
+        ),
         programs={
             names[p.identity]: Program(
                 file=f"programs/{names[p.identity]}{p.suffix}",

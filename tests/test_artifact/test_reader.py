@@ -69,7 +69,7 @@ def artifact_data() -> dict[str, Any]:
         },
         "parallel_config": {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1},
         "backend": "none",
-        "target": {"name": "cpu", "isa": "any", "torch": version("torch")},
+        "target": {"name": "cpu", "num_elements": 1, "isa": "any", "torch": version("torch")},
         "programs": {"first": {"file": PROGRAM, "kind": "first", "inputs": [], "outputs": []}},
         "pipelines": [
             {

@@ -96,7 +96,7 @@ EDITS = {
     "steps/package.py": {"package"},
     "steps/fetch.py": {"fetch"},
     "steps/source.py": {"fetch", "package", *WITH_WEIGHTS},
-    "models/quantization.py": {"quantize", "qualify"},
+    "models/quantization.py": {"quantize", "shard", "qualify"},
     "steps/weights.py": WITH_WEIGHTS,
     "models/attention.py": {*WITH_GRAPHS, "qualify"},
     "backends/graph.py": {*WITH_GRAPHS, "compile"},

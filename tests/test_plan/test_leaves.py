@@ -88,7 +88,11 @@ LEAVES: Mapping[Path, Leaf] = {
     ),
     ("target", "name"): Leaf(st.sampled_from(["cpu", "other"]), by("package")),
     ("target", "isa"): Leaf(st.sampled_from(["x86-64-v3", "x86-64-v4"]), by("compile:*", "package")),
+    ("target", "num_elements"): Leaf(st.integers(1, 16), by("package")),
     ("target", "memory_gb"): Leaf(st.none() | st.floats(1, 1000), by()),
+    ("parallel", "tensor_parallel_size"): Leaf(st.sampled_from([1, 2]), by("partition:*", "package")),
+    ("parallel", "pipeline_parallel_size"): Leaf(st.sampled_from([1, 3]), by("partition:weights", "package")),
+    ("parallel", "data_parallel_size"): Leaf(st.none() | st.integers(1, 3), by("package")),
     ("backend", "name"): Leaf(st.sampled_from(["eager", "inductor"]), by("compile:*", "package")),
     ("buckets", "prefill_buckets"): Leaf(buckets, by("package")),
     ("buckets", "decode_buckets"): Leaf(buckets, by("package")),
@@ -97,16 +101,13 @@ LEAVES: Mapping[Path, Leaf] = {
     ("buckets", "paged_attention_block_size"): Leaf(st.integers(1, 16), by("package")),
     ("quantization", "scheme"): Leaf(schemes, by_what_is_quantized),
     ("quantization", "rules"): Leaf(rules, by_what_is_quantized),
+    ("scheduler", "npu_queue_limit"): Leaf(st.integers(1, 9), by("package")),
     ("scheduler", "max_processing_samples"): Leaf(st.integers(1, 9999), by("package")),
     ("scheduler", "spare_blocks_ratio"): Leaf(st.floats(0, 0.9), by("package")),
 }
 
 REFUSED: Mapping[Path, Any] = {
-    ("devices",): "npu:0",
-    ("parallel", "tensor_parallel_size"): 2,
-    ("parallel", "pipeline_parallel_size"): 2,
-    ("parallel", "data_parallel_size"): 2,
-    ("scheduler", "npu_queue_limit"): 3,
+    ("devices",): "cuda:0",
     ("scheduler", "is_offline"): True,
     ("scheduler", "prefill_chunk_size"): 8,
 }

@@ -93,7 +93,7 @@ KEYS_AND_CHOICES = {
         "defaults:\n  - quickstart\n  - override target: x86\n",
         "no target 'x86'",
         "mine.yaml:3: defaults",
-        "cpu, x86-64-v3",
+        "cpu, rngd, x86-64-v3",
     ),
     "unknown group": command_line(
         "quantisation=int8", "unknown key quantisation='int8'", "quantization", "'quantization'"
@@ -158,8 +158,10 @@ VALUES = {
     "scheme": command_line("quantization.scheme=fp9", "'fp9' is not valid", "'none', 'fp8' or 'int8'", "'fp8'"),
     "instruction set": command_line("target.isa=x86-64-v5", "'x86-64-v5'", "'x86-64-v3' or 'x86-64-v4'", "x86-64-v"),
     "device": command_line("devices=npx:0", "the device 'npx:0' is not well formed", "npu:X:A-B"),
-    "device not built yet": command_line("devices=npu:0", "'npu:0' is not built yet", "cpu"),
-    "parallel": command_line("parallel.tensor_parallel_size=2", "tensor_parallel_size=2 is not built yet", "1"),
+    "device of no target": command_line("devices=npu:0", "target 'cpu' is no NPU", "target=rngd"),
+    "GPU": command_line("devices=cuda:0", "does not compile for devices='cuda:0'", "cpu, or npu:X"),
+    "device twice": command_line("devices='cpu,cpu:0'", "names cpu:0 twice", "every element once"),
+    "devices of two kinds": command_line("devices='cpu,npu:0:0'", "mixes cpu and npu", "one kind"),
     "rule of another scheme": command_line(
         "quantization.rules=[{match: a, scheme: fp8}]",
         "the rule's scheme 'fp8' mixes with scheme='none'",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from furiosa_build.runtime import executor
+from furiosa_build.runtime import rank
 
 from . import toy
 
@@ -13,7 +13,7 @@ from . import toy
 def toy_backend(monkeypatch: pytest.MonkeyPatch) -> toy.ToyBackend:
     """Artifacts opened in the test run their programs by this backend."""
     backend = toy.ToyBackend()
-    monkeypatch.setattr(executor, "get_backend", lambda _: backend)
+    monkeypatch.setattr(rank, "get_backend", lambda _: backend)
     return backend
 
 

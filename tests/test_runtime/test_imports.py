@@ -39,8 +39,8 @@ for name in names:
     importlib.import_module(name)
 sys.path.insert(0, sys.argv[1])
 from test_runtime import toy
-from furiosa_build.runtime import LLM, SamplingParams, executor
-executor.get_backend = lambda _: toy.ToyBackend()
+from furiosa_build.runtime import LLM, SamplingParams, rank
+rank.get_backend = lambda _: toy.ToyBackend()
 llm = LLM(toy.write_artifact(pathlib.Path(sys.argv[2])))
 [output] = llm.generate([1, 2], SamplingParams(temperature=0, max_tokens=3, ignore_eos=True))
 assert output.outputs[0].token_ids == toy.expected([1, 2], 3)

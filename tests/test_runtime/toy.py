@@ -199,7 +199,7 @@ def artifact_data(
         },
         "parallel_config": {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1},
         "backend": "toy",
-        "target": {"name": "toy", "isa": "any", "torch": "any"},
+        "target": {"name": "toy", "num_elements": 1, "isa": "any", "torch": "any"},
         "programs": programs,
         "pipelines": pipelines,
         "parameters": [{"stage": 0, "rank": 0, "files": ["params/toy.safetensors"]}],

@@ -11,7 +11,8 @@ import torch
 from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.artifact.schema import Pipeline
 from furiosa_build.errors import UserError
-from furiosa_build.runtime.executor import Executor, InputBuffers, Row
+from furiosa_build.runtime.communicator import local_communicators
+from furiosa_build.runtime.rank import InputBuffers, RankRunner, Row, load_programs
 
 from . import toy
 
@@ -69,21 +70,29 @@ def test_only_inputs_that_are_read_are_fed() -> None:
     assert set(buffers("decode", 1, 1, 4, ["input_ids", "context_lens"]).tensors) == {"input_ids", "context_lens"}
 
 
-def executor(path: Path, num_slots: int = 64) -> Executor:
-    return Executor(open_artifact(path), num_slots)
+def runner(path: Path, num_slots: int = 64) -> RankRunner:
+    opened = open_artifact(path)
+    [end] = local_communicators(1, 1)
+    return RankRunner(opened, num_slots, load_programs(opened), end)
+
+
+def run(made: RankRunner, pipeline: str, rows: list[Row]) -> torch.Tensor:
+    logits = made.run(pipeline, rows)
+    assert logits is not None
+    return logits
 
 
 @pytest.mark.parametrize("last_only", [False, True])
 def test_a_pipeline_runs(toy_backend: toy.ToyBackend, tmp_path: Path, last_only: bool) -> None:
     path = toy.write_artifact(tmp_path / "a", toy.artifact_data(last_only=last_only))
-    made = executor(path)
+    made = runner(path)
     a, b = [5, 6, 7], [1, 2, 3, 4, 5]
-    prefill = made.run("prefill-4x8", [Row(a, 0, slots(9, 4, 6, 20)), Row(b, 0, slots(30, 31, 32, 33, 34, 35))])
+    prefill = run(made, "prefill-4x8", [Row(a, 0, slots(9, 4, 6, 20)), Row(b, 0, slots(30, 31, 32, 33, 34, 35))])
     assert prefill.shape == (4, 1 if last_only else 8, toy.VOCAB)
     for row, tokens in enumerate((a, b)):
         last = 0 if last_only else len(tokens) - 1
         torch.testing.assert_close(prefill[row, last], toy.logits_after(tokens))
-    decode = made.run("decode-4x24", [Row([8], 5, slots(30, 31, 32, 33, 34, 35)), Row([9], 3, slots(9, 4, 6, 20))])
+    decode = run(made, "decode-4x24", [Row([8], 5, slots(30, 31, 32, 33, 34, 35)), Row([9], 3, slots(9, 4, 6, 20))])
     torch.testing.assert_close(decode[0, 0], toy.logits_after([*b, 8]))
     torch.testing.assert_close(decode[1, 0], toy.logits_after([*a, 9]))
     # Each file is loaded once, however many programs and supertasks share it.
@@ -91,15 +100,15 @@ def test_a_pipeline_runs(toy_backend: toy.ToyBackend, tmp_path: Path, last_only:
 
 
 def test_padding_writes_to_slot_0_only(toy_artifact: Path) -> None:
-    made = executor(toy_artifact)
-    made.run("prefill-4x8", [Row([5, 6], 0, slots(9, 4))])
-    made.run("decode-4x24", [Row([5], 2, slots(9, 4, 7))])
+    made = runner(toy_artifact)
+    run(made, "prefill-4x8", [Row([5, 6], 0, slots(9, 4))])
+    run(made, "decode-4x24", [Row([5], 2, slots(9, 4, 7))])
     for cache in made._kv_caches.values():
         assert set(cache.nonzero().flatten().tolist()) <= {0, 4, 7, 9}
 
 
 def test_parameters_are_mapped_not_copied(toy_artifact: Path) -> None:
-    made = executor(toy_artifact)
+    made = runner(toy_artifact)
     file = str(toy_artifact / "params" / "toy.safetensors")
     mappings = []
     for line in Path("/proc/self/maps").read_text().splitlines():
@@ -107,25 +116,25 @@ def test_parameters_are_mapped_not_copied(toy_artifact: Path) -> None:
             begin, end = line.split()[0].split("-")
             mappings.append(range(int(begin, 16), int(end, 16)))
             assert line.split()[1].endswith("p")  # private: writing cannot reach the file
-    tensors = [tensor for group in made._parameters.values() for tensor in group.values()]
+    tensors = list(made.parameters.values())
     assert len(tensors) == 3
     for tensor in tensors:
         assert any(tensor.data_ptr() in mapping for mapping in mappings)
     bound = made._pipelines["decode-1x24"].tasks[-1].arguments[-1]
-    assert bound.data_ptr() == made._parameters[0, 0]["table"].data_ptr()
+    assert bound.data_ptr() == made.parameters["table"].data_ptr()
 
 
 def test_kv_caches_start_as_zeros(toy_artifact: Path) -> None:
-    caches = executor(toy_artifact, num_slots=12)._kv_caches
+    caches = runner(toy_artifact, num_slots=12)._kv_caches
     assert sorted(caches) == [(0, "key_cache"), (0, "value_cache"), (1, "key_cache"), (1, "value_cache")]
     assert all(cache.tolist() == [0] * 12 for cache in caches.values())
 
 
 def test_activations_are_let_go_after_their_last_use(toy_artifact: Path) -> None:
-    made = executor(toy_artifact)
+    made = runner(toy_artifact)
     tasks = made._pipelines["decode-1x24"].tasks
     before = [list(task.arguments) for task in tasks]
-    made.run("decode-1x24", [Row([1], 0, slots(1))])
+    run(made, "decode-1x24", [Row([1], 0, slots(1))])
     assert all(a is b for x, task in zip(before, tasks, strict=True) for a, b in zip(x, task.arguments, strict=True))
     assert [task.last_used for task in tasks] == [
         ["input_ids"],
@@ -141,8 +150,8 @@ def test_a_parameter_of_another_dtype_is_reinterpreted(
 ) -> None:
     del toy_backend
     parameters = toy.default_parameters() | {"table": toy.table().view(stored)}
-    made = executor(toy.write_artifact(tmp_path / "a", parameters=parameters))
-    logits = made.run("prefill-1x8", [Row([1], 0, slots(1))])
+    made = runner(toy.write_artifact(tmp_path / "a", parameters=parameters))
+    logits = run(made, "prefill-1x8", [Row([1], 0, slots(1))])
     torch.testing.assert_close(logits[0, 0], toy.logits_after([1]))
 
 
@@ -169,7 +178,7 @@ def test_parameters_that_do_not_fit(
 ) -> None:
     del toy_backend
     with pytest.raises(UserError, match=message):
-        executor(toy.write_artifact(tmp_path / "a", parameters=parameters))
+        runner(toy.write_artifact(tmp_path / "a", parameters=parameters))
 
 
 def supertask(change: Callable[[Any], object]) -> Callable[[Any], object]:
@@ -185,15 +194,15 @@ def program(change: Callable[[Any], object]) -> Callable[[Any], object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (supertask(lambda task: task.update(kind="comm")), "of one rank only"),
-        (supertask(lambda task: task.update(ranks=[0, 1])), "of one rank only"),
+        (supertask(lambda task: task.update(kind="comm")), "joins one tensor into one"),
+        (supertask(lambda task: task.update(ranks=[0, 1])), r"for ranks \[0, 1\], not for all"),
         (supertask(lambda task: task["inputs"].update(hidden="nowhere")), "nothing gives tensor 'nowhere'"),
         (supertask(lambda task: task["inputs"].update(hidden="hidden.2")), "nothing gives tensor 'hidden.2'"),
         (supertask(lambda task: task["inputs"].pop("hidden")), "nothing gives tensor ''"),
         (supertask(lambda task: task.update(layer=None)), "layer None has no KV storage 'key_cache'"),
         (supertask(lambda task: task.update(layer=7)), "layer 7 has no KV storage"),
         (supertask(lambda task: task.update(outputs=["a", "b"])), "has 1 outputs"),
-        (supertask(lambda task: task.update(stage=1)), "no parameter file of stage 1"),
+        (supertask(lambda task: task.update(stage=1)), "there is no stage 1"),
         (program(lambda program: program["inputs"][-1].update(name="cache")), "no KV storage 'cache'"),
         (program(lambda program: program["inputs"][-1].update(shape=[None, 2])), "'value_cache' is int64"),
         (program(lambda program: program["inputs"][-1].update(dtype="int32")), "'value_cache' is int32"),
@@ -211,7 +220,7 @@ def test_artifacts_that_do_not_fit_together(
     data = toy.artifact_data()
     change(data)
     with pytest.raises(UserError, match=message):
-        executor(toy.write_artifact(tmp_path / "a", data))
+        runner(toy.write_artifact(tmp_path / "a", data))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bad library"), ValueError("bad graph"), OSError("bad file")])
@@ -223,4 +232,4 @@ def test_a_program_that_does_not_load(
 
     monkeypatch.setattr(toy_backend, "load", fail)
     with pytest.raises(UserError, match=f"cannot load program .*{error}"):
-        executor(toy_artifact)
+        runner(toy_artifact)

@@ -1,0 +1,278 @@
+"""Ranks, stages and replicas: the same tokens as transformers, whatever the model is divided into."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_models.tiny import LLAMA, QWEN3, save_random_model
+from transformers import AutoModelForCausalLM
+from user_directory import UserDirectory, furiosa_build, make_user_directory, steps_in_this_process
+
+from furiosa_build.artifact.reader import open_artifact
+from furiosa_build.models.quantization import dequantize, quantize
+from furiosa_build.runtime import LLMEngine, SamplingParams
+
+SHAPE = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "vocab_size": 192,
+    "dtype": "float32",
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {**LLAMA, **SHAPE, "tie_word_embeddings": False},
+    "qwen3": {**QWEN3, **SHAPE},
+    "tied": {**LLAMA, **SHAPE, "tie_word_embeddings": True, "vocab_size": 190},
+}
+PROMPTS = [[5, 9, 100], [3] * 11, [7, 8, 9, 10, 11, 12, 13], [1, 2], [100, 101, 102, 103], [50]]
+NEW = 10
+GRID = [(tp, pp, dp) for tp in (1, 2, 4, 8) for pp in (1, 2, 3) for dp in (1, 2)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _in_this_process() -> Iterator[None]:
+    with steps_in_this_process():
+        yield
+
+
+@pytest.fixture(scope="module")
+def users(tmp_path_factory: pytest.TempPathFactory) -> dict[str, UserDirectory]:
+    """A directory for each model, with a store of its own."""
+    root = tmp_path_factory.mktemp("parallel")
+    with Path(os.devnull).open("w") as nowhere, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stderr", nowhere)
+        return {
+            name: make_user_directory(root / name, root / f"{name}-store", save_random_model(config, root / "m" / name))
+            for name, config in MODELS.items()
+        }
+
+
+@pytest.fixture(scope="module")
+def expected(users: dict[str, UserDirectory]) -> dict[tuple[str, str], list[list[int]]]:
+    """(model, scheme) -> the tokens of transformers for every prompt; quantized weights are dequantized."""
+    found = {}
+    for name, user in users.items():
+        for scheme in ("none", "int8"):
+            with Path(os.devnull).open("w") as nowhere, pytest.MonkeyPatch.context() as patch:
+                patch.setattr("sys.stderr", nowhere)
+                model = AutoModelForCausalLM.from_pretrained(user.root / "tiny", dtype=torch.float32)
+            for path, parameter in model.named_parameters() if scheme == "int8" else ():
+                if path.endswith("_proj.weight"):
+                    stored = quantize(path, parameter.data, "int8")
+                    relative = {part.rpartition(".")[2]: tensor for part, tensor in stored.items()}
+                    parameter.data = dequantize(relative, "int8")
+            found[name, scheme] = [
+                model.generate(
+                    torch.tensor([p]), max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0
+                )[0, len(p) :].tolist()
+                for p in PROMPTS
+            ]
+    return found
+
+
+def overrides(tp: int, pp: int, dp: int, *more: str) -> tuple[str, ...]:
+    return (
+        f"parallel.tensor_parallel_size={tp}",
+        f"parallel.pipeline_parallel_size={pp}",
+        f"parallel.data_parallel_size={dp}",
+        *more,
+    )
+
+
+def generate(engine: LLMEngine) -> list[list[int]]:
+    """The tokens for every prompt. The books of the engine agree after every step."""
+    for i, prompt in enumerate(PROMPTS):
+        engine.add_request(str(i), prompt, SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True))
+    found: dict[int, list[int]] = {}
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                found[int(output.request_id)] = list(output.outputs[0].token_ids)
+        engine.check_integrity()
+    return [found[i] for i in range(len(PROMPTS))]
+
+
+@pytest.mark.parametrize("scheme", ["none", "int8"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("tp", "pp", "dp"), GRID)
+def test_the_same_tokens_as_transformers(
+    users: dict[str, UserDirectory],
+    expected: dict[tuple[str, str], list[list[int]]],
+    model: str,
+    scheme: str,
+    tp: int,
+    pp: int,
+    dp: int,
+) -> None:
+    user = users[model]
+    user.build(*overrides(tp, pp, dp, f"quantization={scheme}"))
+    with closing(LLMEngine(user.artifacts / "latest", verify="full")) as engine:
+        assert generate(engine) == expected[model, scheme]
+
+
+def test_a_cut_layer_adds_the_programs_between_its_collectives_and_no_more(users: dict[str, UserDirectory]) -> None:
+    """And the ranks, stages and replicas share them all."""
+    counts = {}
+    for shape in GRID:
+        users["llama"].build(*overrides(*shape))
+        counts[shape] = len(users["llama"].latest().programs)
+    whole = counts[1, 1, 1]
+    assert {counts[1, pp, dp] for pp in (1, 2, 3) for dp in (1, 2)} == {whole}
+    # Each bucket's layer is cut at two all-reduces.
+    assert {count for (tp, _, _), count in counts.items() if tp > 1} == {whole + 2 * 2}
+
+
+def test_every_rank_has_its_own_parameters_and_together_they_are_the_model(users: dict[str, UserDirectory]) -> None:
+    from safetensors.torch import load_file
+
+    user = users["llama"]
+    user.build(*overrides(4, 2, 1))
+    opened = open_artifact(user.artifacts / "latest", verify="full")
+    of = {
+        (group.stage, group.rank): {
+            name: tensor for file in group.files for name, tensor in load_file(opened.path(file)).items()
+        }
+        for group in opened.artifact.parameters
+    }
+    assert sorted(of) == [(stage, rank) for stage in range(2) for rank in range(4)]
+    whole = load_file(user.root / "tiny" / "model.safetensors")
+    layer = "model.layers.1."
+    for name, dim in {"mlp.up_proj": 0, "mlp.down_proj": 1, "self_attn.q_proj": 0, "self_attn.o_proj": 1}.items():
+        parts = [of[0, rank][f"{layer}{name}.weight"] for rank in range(4)]
+        torch.testing.assert_close(torch.cat(parts, dim), whole[f"{layer}{name}.weight"], rtol=0, atol=0)
+    keys = whole[f"{layer}self_attn.k_proj.weight"]
+    assert [
+        torch.equal(of[0, rank][f"{layer}self_attn.k_proj.weight"], keys[8 * (rank // 2) :][:8]) for rank in range(4)
+    ] == [True] * 4
+    assert "model.layers.2.mlp.up_proj.weight" not in of[0, 0]
+    assert "model.layers.2.mlp.up_proj.weight" in of[1, 0]
+    assert "model.embed_tokens.weight" not in of[1, 0]
+
+
+def test_stages_work_at_the_same_time(users: dict[str, UserDirectory]) -> None:
+    """As many batches as `npu_queue_limit` says are in flight, and no request is in two of them."""
+    user = users["llama"]
+    for limit in (1, 2, 3):
+        user.build(*overrides(1, 3, 1, f"scheduler.npu_queue_limit={limit}", "buckets.decode_buckets=[[2,64],[6,64]]"))
+        with closing(LLMEngine(user.artifacts / "latest")) as engine:
+            seen = 0
+            for i, prompt in enumerate(PROMPTS):
+                engine.add_request(str(i), prompt, SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True))
+            while engine.has_unfinished_requests():
+                [replica] = engine._replicas
+                replica.fill()
+                batches = [batch for batch, _ in replica.in_flight]
+                names = [request.request_id for batch in batches for request in batch.requests]
+                assert len(names) == len(set(names))
+                seen = max(seen, len(batches))
+                engine.step()
+            assert seen == limit
+
+
+def test_replicas_share_the_requests(users: dict[str, UserDirectory]) -> None:
+    user = users["llama"]
+    user.build(*overrides(1, 1, 2))
+    with closing(LLMEngine(user.artifacts / "latest")) as engine:
+        for i, prompt in enumerate(PROMPTS):
+            engine.add_request(str(i), prompt, SamplingParams(max_tokens=2))
+        assert [replica.scheduler.num_unfinished for replica in engine._replicas] == [3, 3]
+        first, second = (replica.executor._runners[0].parameters for replica in engine._replicas)
+        assert first["model.norm.weight"].data_ptr() == second["model.norm.weight"].data_ptr(), "mapped once"
+        engine.step()
+        engine.abort_request(["0", "1", "2", "3", "4", "5"])
+        engine.check_integrity()
+
+
+PROCESS = """
+import json, sys
+import torch.distributed as dist
+from furiosa_build.runtime import LLMEngine, SamplingParams
+from furiosa_build.runtime.communicator import DistributedCommunicator
+artifact, (stages, ranks, prompts, new) = sys.argv[1], map(json.loads, sys.argv[2:])
+dist.init_process_group("gloo")
+engine = LLMEngine(artifact, seed=0, communicator=DistributedCommunicator(stages, ranks))
+for i, prompt in enumerate(prompts):
+    engine.add_request(str(i), prompt, SamplingParams(temperature=0, max_tokens=new, ignore_eos=True))
+found = {}
+while engine.has_unfinished_requests():
+    for output in engine.step():
+        if output.finished:
+            found[output.request_id] = list(output.outputs[0].token_ids)
+print(json.dumps([found[str(i)] for i in range(len(prompts))]))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(("ranks", "stages"), [(4, 1), (2, 2)])
+def test_the_same_artifact_runs_with_a_process_for_each_rank(
+    users: dict[str, UserDirectory], expected: dict[tuple[str, str], list[list[int]]], ranks: int, stages: int
+) -> None:
+    user = users["llama"]
+    user.build(*overrides(ranks, stages, 1))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}
+    arguments = [str(user.artifacts / "latest"), str(stages), str(ranks), json.dumps(PROMPTS), str(NEW)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, *arguments],
+            env={**os.environ, **shared, "RANK": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(4)
+    ]
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert json.loads(out.splitlines()[-1]) == expected["llama", "none"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (overrides(3, 1, 1), ["tensor_parallel_size=3 does not divide the 8 attention heads", "valid: 1, 2, 4, 8"]),
+        (overrides(16, 1, 1), ["tensor_parallel_size=16 does not divide the 8 attention heads"]),
+        (overrides(1, 4, 1), ["pipeline_parallel_size=4 is more than the model's 3 layers", "valid: 1 to 3"]),
+        (
+            overrides(4, 3, 1, "devices='npu:0:*'", "target=rngd"),
+            ["are 8 elements; 4 ranks x 3 stages x 1 replicas = 12 elements"],
+        ),
+        (overrides(1, 1, 1, "devices=npu:0:8", "target=rngd"), ["'npu:0:8' is not there", "elements 0 to 7"]),
+    ],
+)
+def test_what_cannot_be_divided_is_refused_before_any_work(
+    users: dict[str, UserDirectory], wrong: tuple[str, ...], words: list[str]
+) -> None:
+    ran = furiosa_build(users["llama"], "build", "tiny", *wrong, "name=refused")
+    assert ran.status == 2
+    assert [word for word in words if word not in ran.err] == []
+    assert not (users["llama"].root / "artifacts" / "refused").exists()
+
+
+def test_elements_of_an_npu_are_emulated_and_said_to_be(users: dict[str, UserDirectory]) -> None:
+    user = users["llama"]
+    user.build("devices='npu:0:*'", "target=rngd", "parallel.tensor_parallel_size=4")
+    assert user.latest().parallel_config.data_parallel_size == 2
+    for command in (
+        ["plan", "tiny", "devices='npu:0:*'", "target=rngd", "parallel.tensor_parallel_size=4"],
+        ["inspect", "artifacts/tiny/latest"],
+    ):
+        shown = furiosa_build(user, *command).out
+        assert "emulated on the host" in shown
+        assert "npu:0:7" in shown
