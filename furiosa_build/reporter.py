@@ -61,7 +61,7 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
         for note in notes:
             self._tell(note)
         self._steps = steps
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM) if _in_main_thread() else ():
             self._handlers[number] = signal.signal(number, self._interrupt)
 
     def execute_task(self, task: Any) -> None:
@@ -159,7 +159,7 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
             self._emit("error", message=str(error), status=error.exit_status)
             print(f"error: {error}", file=sys.stderr)
         self._emit("build-ended", status=errors[0].exit_status)
-        sys.exit(errors[0].exit_status)
+        raise SystemExit(errors[0].exit_status) from errors[0]
 
     def _tell(self, message: str) -> None:
         """Says something to the person who waits."""
@@ -186,6 +186,11 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
         left = {name: self.build.estimate_seconds(name) for name in self._steps if not self.build.is_done(name)}
         workers = self.build.options.num_compile_workers
         return Display(self.outstream, self._total, left, workers, self.build.bytes_done)
+
+
+def _in_main_thread() -> bool:
+    """Signals are handled there only. A build that Python code runs may be in another."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _steps(count: int) -> str:

@@ -120,6 +120,7 @@ def result_text(build: Build) -> str:
             f"artifact   {short_path(directory)} ({size_text(artifact_size(directory))})",
             f"qualified  {_qualification(directory)}",
             *_random_note(build.spec.model.seed_for_random_weight),
+            *(f"runs on    {line}" for line in list(_placement_lines(placement(build.plan)))[:1]),
         ]
     )
 

@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,7 @@ class Pool:
                 raise StepError(step, "the build was interrupted")
             if self._executor is None:
                 _track_quietly()
-                context = multiprocessing.get_context("spawn")
-                self._executor = ProcessPoolExecutor(self._workers, context, initializer=_begin)
+                self._executor = ProcessPoolExecutor(self._workers, _Spawn(), initializer=_begin)
             executor = self._executor
         meter = current()
         counted = None if meter is None else meter.path
@@ -84,6 +84,26 @@ class Pool:
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
             self._executor = None
+
+
+class _Process(SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 (multiprocessing calls it so)
+        """As multiprocessing does it, but the worker does not run the program that builds once more.
+
+        That would be the script of somebody who calls `ArtifactBuilder` without `if __name__ == "__main__"`.
+        """
+        main = sys.modules["__main__"]
+        hidden: dict[str, Any] = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+        main.__spec__ = None
+        try:
+            return SpawnProcess._Popen(process_obj)
+        finally:
+            vars(main).update(hidden)
+
+
+class _Spawn(SpawnContext):
+    Process = _Process
 
 
 def _begin() -> None:

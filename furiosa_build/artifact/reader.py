@@ -97,6 +97,10 @@ def find_damage(path: str | Path) -> list[UserError]:
 
 def _directory(path: str | Path) -> Path:
     directory = Path(os.path.realpath(path))
+    if not (directory / ARTIFACT_FILE).exists():
+        latest = list(directory.glob("*/latest"))
+        if len(latest) == 1:  # the save_dir of one artifact
+            directory = Path(os.path.realpath(latest[0]))
     if not directory.is_dir():
         raise UserError(f"{path} is not a directory", where=str(path), valid="the directory of an artifact")
     if not any((directory / name).exists() for name in (ARTIFACT_FILE, MANIFEST_FILE)):

@@ -67,6 +67,13 @@ def check_parallel(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outli
             where="parallel.pipeline_parallel_size",
             valid=f"1 to {layers}",
         )
+    given = spec.parallel.num_blocks_per_pp_stage
+    if given is not None and (len(given), sum(given)) != (stages, layers):
+        raise UserError(
+            f"num_blocks_per_pp_stage={list(given)}: {len(given)} stages of {sum(given)} layers in all",
+            where="parallel.num_blocks_per_pp_stage",
+            valid=f"{stages} numbers, {layers} in all",
+        )
     if ranks == 1:
         return
     if all(parameter.cut is None for parameter in outline.parameters.values()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -108,7 +109,10 @@ def quantized_parameters(spec: BuildSpec, outline: Outline) -> dict[str, Scheme]
 
 
 def split_into_stages(layers: int, parallel: ParallelSpec) -> list[list[int]]:
-    """The layers of each stage, in order: as many for each, the first ones one more where that does not go up."""
+    """The layers of each stage, in order: as given, or as many for each, the first ones one more if need be."""
+    if parallel.num_blocks_per_pp_stage is not None:
+        ends = list(accumulate(parallel.num_blocks_per_pp_stage))
+        return [list(range(begin, end)) for begin, end in zip([0, *ends], ends, strict=False)]
     share, more = divmod(layers, parallel.pipeline_parallel_size)
     ends = [(stage + 1) * share + min(stage + 1, more) for stage in range(parallel.pipeline_parallel_size)]
     return [list(range(begin, end)) for begin, end in zip([0, *ends], ends, strict=False)]
@@ -259,7 +263,7 @@ def _ranks_and_stages(spec: BuildSpec) -> tuple[int, int]:
 
 
 def _shape(spec: BuildSpec) -> list[int]:
-    return list(_ranks_and_stages(spec))
+    return [*_ranks_and_stages(spec), *(spec.parallel.num_blocks_per_pp_stage or ())]
 
 
 def _places(spec: BuildSpec) -> str:

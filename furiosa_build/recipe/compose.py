@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -65,6 +65,24 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, cwd: Path | None = 
         return _load(name, overrides, recipe_roots(cwd))
     except OSError as error:
         raise UserError(f"cannot read a recipe's file: {error.strerror}", where=str(error.filename)) from None
+
+
+def load_target(name: str, roots: Sequence[Path]) -> dict[str, Any]:
+    """The target described by conf/target/NAME.yaml. Raises UserError."""
+    files = {path.stem: path for root in reversed(roots) for path in (root / "conf" / "target").glob("*.yaml")}
+    if name not in files:
+        raise UserError(
+            f"there is no target {name!r}", where="target", valid=", ".join(sorted(files)), hint=nearest(name, files)
+        )
+    from omegaconf import OmegaConf
+
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(files[name])))
+
+
+def validate(face: str, spec: Mapping[str, Any], options: Mapping[str, Any], roots: tuple[Path, ...]) -> Recipe:
+    """A recipe made without a file, by the `face` that messages name. Raises UserError."""
+    locate = Locator(Path(face), [], [])
+    return _validate(str(spec["name"]), {**spec, **options}, locate, roots)
 
 
 def _load(name: str, overrides: Sequence[str], roots: tuple[Path, ...]) -> Recipe:

@@ -89,12 +89,14 @@ class TargetSpec(Section):
 class ParallelSpec(Section):
     """Degrees of parallelism: ranks that share every layer, stages that follow each other, replicas of all that.
 
-    `data_parallel_size` is by default what the devices have elements for.
+    `data_parallel_size` is by default what the devices have elements for; `num_blocks_per_pp_stage`, the layers of each
+    stage, by default as many for each.
     """
 
     tensor_parallel_size: PositiveInt = 1
     pipeline_parallel_size: PositiveInt = 1
     data_parallel_size: PositiveInt | None = None
+    num_blocks_per_pp_stage: Annotated[tuple[PositiveInt, ...], BeforeValidator(_as_tuple)] | None = None
 
     @property
     def is_divided(self) -> bool:

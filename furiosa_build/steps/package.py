@@ -175,7 +175,11 @@ def _describe(
             embed_all_constants_into_graph=False,
             calculate_logit_only_for_last_token=last_only,
         ),
-        parallel_config=ParallelConfig(**{**spec.parallel.model_dump(), "data_parallel_size": spec.data_parallel_size}),
+        parallel_config=ParallelConfig(
+            tensor_parallel_size=spec.parallel.tensor_parallel_size,
+            pipeline_parallel_size=spec.parallel.pipeline_parallel_size,
+            data_parallel_size=spec.data_parallel_size,
+        ),
         backend=spec.backend.name,
         target=Target(
             name=spec.target.name, num_elements=spec.target.num_elements, isa=plan.isa, torch=_torch_release()

@@ -92,6 +92,8 @@ LEAVES: Mapping[Path, Leaf] = {
     ("target", "memory_gb"): Leaf(st.none() | st.floats(1, 1000), by()),
     ("parallel", "tensor_parallel_size"): Leaf(st.sampled_from([1, 2]), by("partition:*", "package")),
     ("parallel", "pipeline_parallel_size"): Leaf(st.sampled_from([1, 3]), by("partition:weights", "package")),
+    # Only where there are stages; test_planner has that.
+    ("parallel", "num_blocks_per_pp_stage"): Leaf(st.none(), by()),
     ("parallel", "data_parallel_size"): Leaf(st.none() | st.integers(1, 3), by("package")),
     ("backend", "name"): Leaf(st.sampled_from(["eager", "inductor"]), by("compile:*", "package")),
     ("buckets", "prefill_buckets"): Leaf(buckets, by("package")),
