@@ -219,9 +219,12 @@ RECIPES = {
         ("unknown backend 'inducter'", "where: backend.name", "did you mean 'inductor'?"),
     ),
     "unknown device": Case(build("devices=gpu"), ("the device 'gpu' is not well formed", "valid: cpu, cpu:N, cuda:N")),
-    "device that is not built": Case(build("devices=npu:0:*"), ("devices='npu:0:*' is not built yet", "valid: cpu")),
-    "more devices": Case(
-        build("parallel.tensor_parallel_size=2"), ("tensor_parallel_size=2 is not built yet", "valid: 1")
+    "device that the target has not": Case(build("devices=npu:0:*"), ("target 'cpu' is no NPU", "target=rngd")),
+    "more ranks than divide the heads": Case(
+        build("parallel.tensor_parallel_size=3"), ("tensor_parallel_size=3 does not divide the 4 attention heads",)
+    ),
+    "more stages than layers": Case(
+        build("parallel.pipeline_parallel_size=9"), ("pipeline_parallel_size=9 is more than the model's 2 layers",)
     ),
     "buckets that are no list": Case(build("buckets.prefill_buckets=8"), ("8 is not a list of buckets", "[[1, 128]")),
     "a bucket of three": Case(build("buckets.prefill_buckets=[[1,2,3]]"), ("[1, 2, 3] is not [batch, length]",)),

@@ -269,7 +269,9 @@ def edit(*files: str) -> Change:
 
 def edit_that_makes_others(user: UserDirectory, patch: pytest.MonkeyPatch) -> Next:
     """An edit of `partition:weights` that names its files in another way."""
-    patch.setattr(shard, "_file_names", lambda count: [f"other-{i}.safetensors" for i in range(count)])
+    patch.setattr(
+        shard, "_file_names", lambda count, *_: [f"stage-0-rank-0-other-{i}.safetensors" for i in range(count)]
+    )
     return edit("steps/shard.py")(user, patch)
 
 

@@ -82,6 +82,8 @@ def cut(program: ExportedProgram, inputs: Sequence[TensorSpec], outputs: Sequenc
     calls = [node for node in program.graph.nodes if node.op == "call_function" and node in live]
     level = _levels(calls)
     results = dict(zip(returned_nodes(program), outputs, strict=True))
+    if len(results) < len(outputs):
+        raise ValueError(f"one tensor is returned under two of the names {list(outputs)}")
     own = user_inputs(program, inputs)
 
     names: dict[Node, str] = dict(results)
@@ -91,7 +93,8 @@ def cut(program: ExportedProgram, inputs: Sequence[TensorSpec], outputs: Sequenc
         inside = [node for node in calls if level[node] == number and node.target not in _OPS]
         joined = [node for node in calls if level[node] == number and node.target in _OPS]
         later = {user for node in inside for user in node.users if level.get(user, 0) > number} | set(joined)
-        leaving = [node for node in inside if node in results or not later.isdisjoint(node.users)]
+        returned = [node for node in results if node in inside]  # in the order of `outputs`
+        leaving = returned + [n for n in inside if n not in results and not later.isdisjoint(n.users)]
         if number == 0:  # what is returned as it came
             leaving += [node for node in results if node.op == "placeholder"]
         for i, node in enumerate(leaving):

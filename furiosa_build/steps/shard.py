@@ -41,7 +41,8 @@ def _write(request: dict[str, Any], output: Path) -> dict[str, str]:
     from furiosa_build.models.weights import SafetensorsSource
 
     outline, ranks, stages = Outline.model_validate(request["outline"]), request["ranks"], request["stages"]
-    checkpoint, schemes = request["checkpoint"], request["schemes"]
+    checkpoint = request["checkpoint"]
+    schemes = request["schemes"] if checkpoint else {}
     source: TensorSource = (
         SafetensorsSource([Path(file["path"]) for file in checkpoint.values()]) if checkpoint else open_source(request)
     )

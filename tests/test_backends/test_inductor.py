@@ -12,6 +12,7 @@ from furiosa_build.backends.eager import EagerBackend
 from furiosa_build.backends.graph import Graph
 from furiosa_build.backends.inductor import InductorBackend
 from furiosa_build.errors import UserError
+from furiosa_build.models.cut import CutGraph
 from furiosa_build.models.supertasks import BucketShape, Tracer
 from furiosa_build.recipe.schema import Scheme
 from furiosa_build.workers import Pool
@@ -38,10 +39,11 @@ def compile_graph() -> Iterator[Callable[[Graph, Path, Path], Path]]:
     def compile_graph(graph: Graph, directory: Path, scratch: Path) -> Path:
         output = directory / "output"
         output.mkdir(parents=True)
-        (directory / "graph.json").write_bytes(graph.to_json())
-        request = {"graph": str(directory / "graph.json"), "backend": "inductor", "isa": isa, "scratch": str(scratch)}
+        graphs = CutGraph(parts=[graph.data], collectives=[[]])
+        (directory / "graphs.json").write_text(graphs.model_dump_json())
+        request = {"graphs": str(directory / "graphs.json"), "backend": "inductor", "isa": isa, "scratch": str(scratch)}
         pool.run("compile:test", "compile", request, output, directory / "log")
-        return output / "program.so"
+        return output / "program-0.so"
 
     yield compile_graph
     pool.close()
@@ -84,7 +86,7 @@ def test_no_path_of_the_build_is_in_the_program(programs: list[Path]) -> None:
 
 
 def test_the_program_is_all_that_is_left_and_may_be_read_by_everyone(programs: list[Path]) -> None:
-    assert [path.name for path in programs[0].parent.iterdir()] == ["program.so"]
+    assert [path.name for path in programs[0].parent.iterdir()] == ["program-0.so"]
     assert stat.S_IMODE(programs[0].stat().st_mode) == 0o644
     assert list((programs[0].parents[1] / "scratch").glob("program-*")) == []
 

@@ -16,7 +16,7 @@ def test_outputs_are_contiguous_whatever_the_model_returns(tmp_path: Path) -> No
     inputs = _Inputs()
     inputs.add("x", "activation", (3, 5), torch.float32)
     inputs.add("row", "activation", (1, 5), torch.float32)
-    graph = inputs.export(lambda x, row: (x.transpose(0, 1), row.expand(3, 5)), ["turned", "repeated"])
+    graph = inputs.export(lambda x, row: (x.transpose(0, 1), row.expand(3, 5)), ["turned", "repeated"]).whole
     EagerBackend().compile(graph, tmp_path / "program.json", "any", tmp_path)
     x, row = torch.randn(3, 5), torch.randn(1, 5)
     turned, repeated = EagerBackend().load(tmp_path / "program.json").run([x, row])

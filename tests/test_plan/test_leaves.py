@@ -7,14 +7,15 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from pydantic import BaseModel, ValidationError
 
 from furiosa_build.canonical import digest
 from furiosa_build.plan.planner import Plan, Step, make_plan
-from furiosa_build.recipe.schema import BuildSpec
+from furiosa_build.recipe.compose import load_recipe
+from furiosa_build.recipe.schema import BuildOptions, BuildSpec
 
 from .outlines import DOWN, QUERY, outline
 
@@ -68,6 +69,11 @@ def by_what_is_quantized(step: Step, before: BuildSpec, after: BuildSpec) -> boo
     return False
 
 
+def by_what_has_places(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
+    """Where nothing is divided, all parameters are in one place."""
+    return step.name == "package" or (step.name == "partition:weights" and before.parallel.is_divided)
+
+
 sizes = st.lists(st.tuples(st.integers(1, 4), st.sampled_from([8, 16, 64])), min_size=1, max_size=3, unique=True)
 buckets = sizes.map(lambda found: sorted([list(size) for size in found]))
 schemes = st.sampled_from(["none", "int8", "fp8"])
@@ -75,6 +81,7 @@ matches = st.sampled_from(["lm_head*", "*mlp*", "*q_proj*", "nothing"])
 rules = st.lists(matches.map(lambda match: {"match": match, "scheme": "none"}), max_size=2)
 
 LEAVES: Mapping[Path, Leaf] = {
+    ("devices",): Leaf(st.sampled_from(["cpu", "npu:0:*", "npu:0:*,npu:1:*"]), by("package")),
     ("name",): Leaf(st.from_regex(r"[a-z]{1,8}", fullmatch=True), by("package")),
     ("model", "model_id_or_path"): Leaf(st.sampled_from(["org/model", "org/other"]), by("package")),
     # The commit is an input of fetch, found when it runs; a revision by another name changes nothing.
@@ -88,13 +95,18 @@ LEAVES: Mapping[Path, Leaf] = {
     ),
     ("target", "name"): Leaf(st.sampled_from(["cpu", "other"]), by("package")),
     ("target", "isa"): Leaf(st.sampled_from(["x86-64-v3", "x86-64-v4"]), by("compile:*", "package")),
-    ("target", "num_elements"): Leaf(st.integers(1, 16), by("package")),
+    # Enough for what `parallel` says, below.
+    ("target", "num_elements"): Leaf(st.integers(18, 64), by("package")),
     ("target", "memory_gb"): Leaf(st.none() | st.floats(1, 1000), by()),
     ("parallel", "tensor_parallel_size"): Leaf(st.sampled_from([1, 2]), by("partition:*", "package")),
     ("parallel", "pipeline_parallel_size"): Leaf(st.sampled_from([1, 3]), by("partition:weights", "package")),
-    # Only where there are stages; test_planner has that.
-    ("parallel", "num_blocks_per_pp_stage"): Leaf(st.none(), by()),
-    ("parallel", "data_parallel_size"): Leaf(st.none() | st.integers(1, 3), by("package")),
+    ("parallel", "num_blocks_per_pp_stage"): Leaf(
+        st.none() | st.sampled_from([(3, 3, 3), (2, 3, 4)]), by_what_has_places
+    ),
+    ("parallel", "data_parallel_size"): Leaf(
+        st.none() | st.integers(1, 3),
+        lambda step, was, is_: step.name == "package" and was.data_parallel_size != is_.data_parallel_size,
+    ),
     ("backend", "name"): Leaf(st.sampled_from(["eager", "inductor"]), by("compile:*", "package")),
     ("buckets", "prefill_buckets"): Leaf(buckets, by("package")),
     ("buckets", "decode_buckets"): Leaf(buckets, by("package")),
@@ -109,7 +121,6 @@ LEAVES: Mapping[Path, Leaf] = {
 }
 
 REFUSED: Mapping[Path, Any] = {
-    ("devices",): "cuda:0",
     ("scheduler", "is_offline"): True,
     ("scheduler", "prefill_chunk_size"): 8,
 }
@@ -156,20 +167,35 @@ def test_every_leaf_has_its_row() -> None:
 everything = st.fixed_dictionaries({path: leaf.values for path, leaf in LEAVES.items()})
 
 
-@given(everything, everything, st.sets(st.sampled_from(sorted(LEAVES)), min_size=1, max_size=3))
-def test_changing_leaves_changes_the_keys_of_exactly_the_steps_that_read_them(
-    values: Mapping[Path, Any], others: Mapping[Path, Any], changed: set[Path]
-) -> None:
-    before, after = spec(values), spec({**values, **{path: others[path] for path in changed}})
+def check(values: Mapping[Path, Any], others: Mapping[Path, Any]) -> None:
+    """Changing leaves to `others` changes the own factors of exactly the steps that read one of them."""
+    before, after = spec(values), spec({**values, **others})
     old, new = plan(before).steps, plan(after).steps
     differing = {name for name in old.keys() & new.keys() if own_factors(old[name]) != own_factors(new[name])}
-    really = [path for path in changed if values[path] != others[path]]
+    really = [path for path in others if values[path] != others[path]]
     expected = {
         name
         for name, step in old.items()
         if name in new and any(LEAVES[path].is_read_by(step, before, after) for path in really)
     }
     assert differing == expected
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=".".join)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_changing_a_leaf_changes_the_keys_of_exactly_the_steps_that_read_it(path: Path, data: st.DataObject) -> None:
+    values = data.draw(everything)
+    other = data.draw(LEAVES[path].values)
+    assume(other != values[path])
+    check(values, {path: other})
+
+
+@given(everything, everything, st.sets(st.sampled_from(sorted(LEAVES)), min_size=2, max_size=4))
+def test_changing_several_changes_all_that_reads_one_of_them(
+    values: Mapping[Path, Any], others: Mapping[Path, Any], changed: set[Path]
+) -> None:
+    check(values, {path: others[path] for path in changed})
 
 
 @given(everything)
@@ -187,3 +213,25 @@ def test_there_are_programs_for_each_bucket_and_no_others(values: Mapping[Path, 
     names |= {f"decode-{batch}x{length}" for batch, length in values["buckets", "decode_buckets"]}
     found = {name.split(":")[1] for name, step in plan(of).steps.items() if step.action in ("trace", "compile")}
     assert found == names
+
+
+OPTIONS: Mapping[str, str] = {
+    "save_dir": "elsewhere",
+    "cache_dir": "elsewhere",
+    "num_compile_workers": "7",
+    "num_pipeline_builder_workers": "7",
+    "verify_inputs": "true",
+}
+
+
+@pytest.mark.parametrize(("option", "value"), OPTIONS.items(), ids=list(OPTIONS))
+def test_options_are_no_part_of_what_is_planned(option: str, value: str) -> None:
+    """A plan is made from the BuildSpec, so what does not reach that reaches no key."""
+    usual, changed = load_recipe("quickstart"), load_recipe("quickstart", [f"{option}={value}"])
+    assert getattr(changed.options, option) != getattr(usual.options, option)
+    assert changed.spec == usual.spec
+
+
+def test_every_option_has_its_row() -> None:
+    assert set(BuildOptions.model_fields) == set(OPTIONS)
+    assert not set(BuildOptions.model_fields) & {path[-1] for path in (*LEAVES, *REFUSED)}

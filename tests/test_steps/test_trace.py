@@ -12,6 +12,7 @@ from torch import Tensor
 
 from furiosa_build.backends.graph import Graph
 from furiosa_build.build import Build
+from furiosa_build.models.cut import CutGraph
 from furiosa_build.steps import trace
 
 from .requests import trace_request
@@ -25,8 +26,8 @@ def traced(tmp_path: Path) -> Callable[..., Graph]:
 
     def run(build: Build, step: str, **changes: Any) -> Graph:
         trace.run({**trace_request(build, step), **changes}, tmp_path)
-        assert [path.name for path in tmp_path.iterdir()] == ["graph.json"]
-        return Graph.from_json((tmp_path / "graph.json").read_bytes())
+        assert [path.name for path in tmp_path.iterdir()] == ["graphs.json"]
+        return CutGraph.model_validate_json((tmp_path / "graphs.json").read_bytes()).whole
 
     return run
 

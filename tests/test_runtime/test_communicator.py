@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import BrokenBarrierError
+
+import pytest
+import torch
+
+from furiosa_build.runtime.communicator import LocalCommunicator, local_communicators
+
+
+def test_sums_and_gathers_between_threads() -> None:
+    ends = local_communicators(stages=1, ranks=3)
+
+    def work(end: LocalCommunicator) -> list[torch.Tensor]:
+        own = torch.full((2, 2), float(end.rank + 1))
+        return [end.all_reduce(own) if step % 2 else end.all_gather(own) for step in range(50)]
+
+    with ThreadPoolExecutor(3) as pool:
+        for results in pool.map(work, ends):
+            for step, result in enumerate(results):
+                row = [6.0, 6.0] if step % 2 else [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
+                assert result.tolist() == [row, row]
+
+
+def test_a_stage_gives_to_the_same_rank_of_the_next() -> None:
+    ends = {(end.stage, end.rank): end for end in local_communicators(stages=3, ranks=2)}
+    for rank in range(2):
+        ends[0, rank].send({"x": torch.tensor(rank)})
+    for rank in (1, 0):
+        received = ends[1, rank].receive({})
+        assert received["x"].item() == rank
+        ends[1, rank].send(received)
+    assert [ends[2, rank].receive({})["x"].item() for rank in range(2)] == [0, 1]
+
+
+def test_when_one_fails_the_others_do_not_wait() -> None:
+    first, second, third, _ = local_communicators(stages=2, ranks=2)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(second.all_reduce, torch.zeros(1))
+        first.abort()
+        with pytest.raises(BrokenBarrierError):
+            waiting.result(timeout=60)
+    with pytest.raises(RuntimeError, match="the stage before has failed"):
+        third.receive({})
