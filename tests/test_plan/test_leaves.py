@@ -71,7 +71,8 @@ def by_what_is_quantized(step: Step, before: BuildSpec, after: BuildSpec) -> boo
 
 def by_what_has_places(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
     """Where nothing is divided, all parameters are in one place."""
-    return step.name == "package" or (step.name == "partition:weights" and before.parallel.is_divided)
+    divided = before.parallel.is_divided and after.parallel.is_divided
+    return step.name == "package" or (step.name == "partition:weights" and divided)
 
 
 sizes = st.lists(st.tuples(st.integers(1, 4), st.sampled_from([8, 16, 64])), min_size=1, max_size=3, unique=True)
