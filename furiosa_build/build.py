@@ -18,7 +18,7 @@ from typing import Any
 from furiosa_build import __version__
 from furiosa_build.artifact import writer
 from furiosa_build.artifact.schema import MANIFEST_FILE, FileRecord, Manifest
-from furiosa_build.backends import get_backend
+from furiosa_build.backends import check_options, get_backend
 from furiosa_build.checkpoint import MODEL_FILES, list_files
 from furiosa_build.errors import PreflightError, StepError, UserError
 from furiosa_build.faults import doing
@@ -66,6 +66,7 @@ class Build:
         root = (Path(cache).expanduser() if cache else default_store_root()).absolute()
         self.store = Store(root, verify=self.options.verify_inputs, spare=self.directory.parent)
         self.backend = get_backend(self.spec.backend.name)
+        check_options(self.backend, self.spec.backend.compiler_config_overrides)
         self.done: dict[str, Done] = {}
         self._builders = Pool(self.options.num_pipeline_builder_workers)
         self._compilers = Pool(self.options.num_compile_workers)
@@ -384,6 +385,7 @@ class Build:
             "backend": self.spec.backend.name,
             "isa": self.plan.isa,
             "scratch": str(self.store.scratch(self.spec.backend.name)),
+            "options": dict(self.spec.backend.compiler_config_overrides),
         }
 
     def _package(self, output: Path) -> None:

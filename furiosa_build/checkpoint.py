@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from furiosa_build.artifact.safetensors_header import check_header
 from furiosa_build.errors import UserError
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -58,6 +59,18 @@ def weight_files(directory: Path) -> list[str]:
         if not (directory / name).is_file():
             raise UserError(f"weight file {name} is missing", where=str(directory), hint=f"{INDEX_FILE} lists it")
     return names
+
+
+def check_weight_file(path: Path) -> None:
+    """Raises UserError unless the header of a weight file is sound and agrees with its size. Reads only the header."""
+    try:
+        check_header(path)
+    except ValueError as error:
+        raise UserError(
+            f"{path.name} is not a sound safetensors file: {error}",
+            where=str(path),
+            hint="the download or copy may be cut short; fetch it again",
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

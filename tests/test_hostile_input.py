@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import struct
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from huggingface_hub import constants
 from test_models.tiny import save_random_model
 from user_directory import CONFIG, UserDirectory, furiosa_build, make_model, make_user_directory, steps_in_this_process
 
-from furiosa_build.checkpoint import LARGEST_JSON
+from furiosa_build.checkpoint import LARGEST_JSON, check_weight_file
+from furiosa_build.errors import UserError
+from furiosa_build.recipe.schema import ModelSpec
+from furiosa_build.steps import fetch
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HUGE = 1 << 40
@@ -60,6 +64,12 @@ def safetensors(header: bytes | dict[str, object], data: int, length: int | None
     return spoil
 
 
+def twice(name: str) -> bytes:
+    """A header with a name that stands there twice. Readers differ in which one they take."""
+    first, second = (json.dumps({name: entry(*extent, [2])})[1:-1] for extent in ((0, 8), (8, 16)))
+    return f"{{{second}, {first}, {json.dumps({'b': entry(8, 16, [2])})[1:]}".encode()
+
+
 def entry(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[str, object]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
@@ -75,7 +85,10 @@ def holes(name: str) -> Spoil:
 
 
 def text(name: str, content: str) -> Spoil:
-    return lambda directory: (directory / name).write_text(content) and None
+    def spoil(directory: Path) -> None:
+        (directory / name).write_text(content)
+
+    return spoil
 
 
 def link(name: str, target: str) -> Spoil:
@@ -100,23 +113,26 @@ def index(*names: object) -> Spoil:
     return spoil
 
 
+UNSOUND = f"{WEIGHTS} is not a sound safetensors file"
 DEEP = '{"a":' * 200_000
 CASES: dict[str, tuple[Spoil, str]] = {
-    "header of 2^63 bytes": (safetensors(b"{}", 8, 1 << 63), WEIGHTS),
-    "header larger than the file": (safetensors(b"{}", 8, 1000), WEIGHTS),
-    "header of 200 MB": (safetensors(b"{}", 300 << 20, 200 << 20), WEIGHTS),
-    "deep header": (safetensors(DEEP.encode(), 0), WEIGHTS),
-    "header that is a list": (safetensors(b"[]", 0), WEIGHTS),
-    "tensor that is no object": (safetensors({"a": 1}, 0), WEIGHTS),
-    "overlapping tensors": (safetensors({"a": entry(0, 8, [2]), "b": entry(4, 12, [2])}, 12), WEIGHTS),
-    "a gap between tensors": (safetensors({"a": entry(0, 8, [2]), "b": entry(12, 20, [2])}, 20), WEIGHTS),
-    "beyond the end": (safetensors({"a": entry(0, 1 << 40, [1 << 38])}, 8), WEIGHTS),
-    "backwards": (safetensors({"a": entry(8, 0, [2])}, 8), WEIGHTS),
-    "negative offsets": (safetensors({"a": entry(-8, 0, [2])}, 8), WEIGHTS),
-    "negative sizes": (safetensors({"a": entry(0, 8, [-1, -2])}, 8), WEIGHTS),
-    "a shape that overflows": (safetensors({"a": entry(0, 0, [1 << 40, 1 << 40])}, 0), WEIGHTS),
-    "a shape that is larger than its bytes": (safetensors({"a": entry(0, 8, [1 << 20])}, 8), WEIGHTS),
-    "unknown dtype": (safetensors({"a": entry(0, 8, [2], "X9")}, 8), WEIGHTS),
+    "header of 2^63 bytes": (safetensors(b"{}", 8, 1 << 63), UNSOUND),
+    "header larger than the file": (safetensors(b"{}", 8, 1000), UNSOUND),
+    "header of 200 MB": (safetensors(b"{}", 300 << 20, 200 << 20), UNSOUND),
+    "deep header": (safetensors(DEEP.encode(), 0), UNSOUND),
+    "header that is a list": (safetensors(b"[]", 0), UNSOUND),
+    "tensor that is no object": (safetensors({"a": 1}, 0), UNSOUND),
+    "overlapping tensors": (safetensors({"a": entry(0, 8, [2]), "b": entry(4, 12, [2])}, 12), UNSOUND),
+    "a gap between tensors": (safetensors({"a": entry(0, 8, [2]), "b": entry(12, 20, [2])}, 20), UNSOUND),
+    "beyond the end": (safetensors({"a": entry(0, 1 << 40, [1 << 38])}, 8), UNSOUND),
+    "backwards": (safetensors({"a": entry(8, 0, [2])}, 8), UNSOUND),
+    "negative offsets": (safetensors({"a": entry(-8, 0, [2])}, 8), UNSOUND),
+    "negative sizes": (safetensors({"a": entry(0, 8, [-1, -2])}, 8), UNSOUND),
+    "a shape that overflows": (safetensors({"a": entry(0, 0, [1 << 40, 1 << 40])}, 0), UNSOUND),
+    "a shape of many sizes": (safetensors({"a": entry(0, 8, [1 << 62] * 50_000)}, 8), UNSOUND),
+    "a shape that is larger than its bytes": (safetensors({"a": entry(0, 8, [1 << 20])}, 8), UNSOUND),
+    "a tensor that stands there twice": (safetensors(twice("a"), 16), UNSOUND),
+    "unknown dtype": (safetensors({"a": entry(0, 8, [2], "X9")}, 8), UNSOUND),
     "weights missing": (safetensors({"a": entry(0, 8, [2])}, 8), "lack"),
     "index names a file above": (index("../outside.safetensors"), INDEX),
     "index names an absolute path": (index("/etc/passwd"), INDEX),
@@ -149,6 +165,38 @@ def test_is_refused_with_one_message(user: UserDirectory, spoil: Spoil, names: s
     assert "Traceback" not in ran.out + ran.err
     assert len(ran.err) < 2000
     assert not user.artifacts.exists() or not list(user.artifacts.iterdir())
+
+
+HEADERS = [name for name, (_, words) in CASES.items() if words == UNSOUND]
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_the_header_is_judged_without_the_bytes_behind_it(tmp_path: Path, name: str) -> None:
+    """Nor is a header read that is larger than the format allows."""
+    CASES[name][0](tmp_path)
+    path = tmp_path / WEIGHTS
+    os.truncate(path, max(path.stat().st_size, 1 << 30))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=UNSOUND):
+            check_weight_file(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 << 20  # The deep header alone is 1 MB.
+
+
+def test_a_weight_file_of_the_hub_is_judged_before_it_is_hashed(tmp_path: Path) -> None:
+    """Each of its terabytes would be read."""
+
+    def hash_file(path: Path) -> str:
+        raise AssertionError(path)
+
+    (tmp_path / "config.json").write_text("{}")
+    safetensors(b"{}", HUGE, 1 << 63)(tmp_path)
+    model = ModelSpec(model_id_or_path=str(tmp_path))
+    with pytest.raises(UserError, match=UNSOUND):
+        fetch.run(model, (), {}, lambda path: "" if path.name == "config.json" else hash_file(path), tmp_path)
 
 
 def test_a_file_of_the_largest_size_is_taken(user: UserDirectory) -> None:

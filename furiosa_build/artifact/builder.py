@@ -46,7 +46,7 @@ class ArtifactBuilder:
         seed_for_random_weight: Random weights drawn from this seed; nothing is downloaded but the config.
         calculate_logit_only_for_last_token: Prefill gives the logits of the last token only.
         quantize_artifact_path: Not built yet: refused.
-        compiler_config_overrides: Not built yet: refused.
+        compiler_config_overrides: Options of the backend's compiler; unknown ones are refused with its list.
         do_decompositions_for_model_rewrite: Not built yet: refused if true.
         use_blockwise_compile: A program for each kind of block; only true is built yet.
         num_blocks_per_supertask: Only 1 is built yet.
@@ -96,7 +96,6 @@ class ArtifactBuilder:
         _refuse_unknown(kwargs, _EXTRA)
         _refuse_unbuilt(
             quantize_artifact_path=(quantize_artifact_path, None),
-            compiler_config_overrides=(compiler_config_overrides or None, None),
             do_decompositions_for_model_rewrite=(do_decompositions_for_model_rewrite, False),
             use_blockwise_compile=(use_blockwise_compile, True),
             num_blocks_per_supertask=(num_blocks_per_supertask, 1),
@@ -117,7 +116,10 @@ class ArtifactBuilder:
                 "calculate_logit_only_for_last_token": bool(calculate_logit_only_for_last_token),
             },
             "target": load_target(kwargs.get("target") or (_NPU_TARGET if is_npu else "cpu"), self._roots),
-            "backend": {"name": kwargs.get("backend", "inductor")},
+            "backend": {
+                "name": kwargs.get("backend", "inductor"),
+                "compiler_config_overrides": dict(compiler_config_overrides or {}),
+            },
             "parallel": {
                 "tensor_parallel_size": tensor_parallel_size,
                 "pipeline_parallel_size": pipeline_parallel_size,

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from furiosa_build.backends.graph import Graph
 
 
+Option = bool | int | str
+
+
 class LoadedProgram(Protocol):
     """A program ready to run."""
 
@@ -33,6 +36,8 @@ class Backend(Protocol):
     name: str
     file_suffix: str
     """Of a program's file, such as `.so`."""
+    options: Mapping[str, type]
+    """What `compiler_config_overrides` may set, by the type of its value."""
 
     def check_toolchain(self) -> None:
         """Raises UserError when something needed to compile is missing. Cheap: does not import torch."""
@@ -46,13 +51,30 @@ class Backend(Protocol):
         """Names and versions of the tools that shape a program. Cheap: does not import torch."""
         ...
 
-    def compile(self, graph: Graph, output: Path, isa: str, scratch: Path) -> None:
+    def compile(
+        self, graph: Graph, output: Path, isa: str, scratch: Path, options: Mapping[str, Option] | None = None
+    ) -> None:
         """Writes the program for `graph` to `output`; `scratch` is a directory that may be kept between programs."""
         ...
 
     def load(self, program: Path) -> LoadedProgram:
         """Loads a program that `compile` wrote."""
         ...
+
+
+def check_options(backend: Backend, overrides: Mapping[str, Option]) -> None:
+    """Raises UserError, with the backend's list, for an option that it does not have, or of another type."""
+    for name, value in overrides.items():
+        wanted = backend.options.get(name)
+        if wanted is None:
+            raise UserError(
+                f"backend {backend.name!r} has no option {name!r}",
+                where="backend.compiler_config_overrides",
+                valid=", ".join(sorted(backend.options)) or "none: it compiles nothing",
+                hint=nearest(name, backend.options),
+            )
+        if type(value) is not wanted:
+            raise UserError(f"{name}={value!r} is no {wanted.__name__}", where="backend.compiler_config_overrides")
 
 
 _OWN = {

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from furiosa_build.backends import LoadedProgram
+from furiosa_build.backends import LoadedProgram, Option
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,7 @@ class EagerBackend:
 
     name = "eager"
     file_suffix = ".json"
+    options: Mapping[str, type] = {}
 
     def check_toolchain(self) -> None:
         """Nothing beyond torch is needed."""
@@ -32,9 +33,11 @@ class EagerBackend:
         """The file is the graph whatever the version of torch."""
         return {}
 
-    def compile(self, graph: Graph, output: Path, isa: str, scratch: Path) -> None:
+    def compile(
+        self, graph: Graph, output: Path, isa: str, scratch: Path, options: Mapping[str, Option] | None = None
+    ) -> None:
         """Writes the graph's canonical JSON."""
-        del isa, scratch
+        del isa, scratch, options
         output.write_bytes(graph.to_json())
 
     def load(self, program: Path) -> LoadedProgram:

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from furiosa_build.backends import LoadedProgram
+from furiosa_build.backends import LoadedProgram, Option
 from furiosa_build.errors import UserError
 from furiosa_build.host import host_isa
 
@@ -36,6 +36,18 @@ class InductorBackend:
 
     name = "inductor"
     file_suffix = ".so"
+    # Those of torch._inductor.config that shape a program for a CPU.
+    options: Mapping[str, type] = {
+        "aggressive_fusion": bool,
+        "cpp.enable_tiling_heuristics": bool,
+        "cpp.enable_unsafe_math_opt_flag": bool,
+        "cpp.max_horizontal_fusion_size": int,
+        "cpp.min_chunk_size": int,
+        "epilogue_fusion": bool,
+        "max_autotune": bool,
+        "max_fusion_size": int,
+        "split_reductions": bool,
+    }
 
     def check_toolchain(self) -> None:
         """Raises UserError when there is no C++ compiler."""
@@ -62,7 +74,9 @@ class InductorBackend:
         """torch shapes the code, and the C++ compiler shapes the library."""
         return {"torch": version("torch"), "c++": _compiler_version(_compiler())}
 
-    def compile(self, graph: Graph, output: Path, isa: str, scratch: Path) -> None:
+    def compile(
+        self, graph: Graph, output: Path, isa: str, scratch: Path, options: Mapping[str, Option] | None = None
+    ) -> None:
         """Compiles to a shared library. `scratch` keeps what torch has found out about the compiler."""
         self.check_toolchain()
         scratch.mkdir(parents=True, exist_ok=True)
@@ -74,7 +88,8 @@ class InductorBackend:
         program, examples = graph.export()
         with tempfile.TemporaryDirectory(dir=scratch, prefix="program-") as work, torch.no_grad():
             os.environ[_WORK_VARIABLE] = work
-            options = {
+            settings = {
+                **(options or {}),
                 "aot_inductor.output_path": f"{work}/program.so",
                 "aot_inductor.model_name_for_generated_files": "program",
                 "aot_inductor.enable_line_tables": False,
@@ -86,7 +101,7 @@ class InductorBackend:
                 "cpp.march": isa,
                 "cpp.simdlen": _SIMD_BITS[isa],
             }
-            library = Path(str(aot_compile(program.module(), examples, options=options)))
+            library = Path(str(aot_compile(program.module(), examples, options=settings)))
             if library.with_suffix(".json").exists():
                 raise RuntimeError(
                     "the program calls operators that AOTInductor cannot call without torch's dispatcher"

@@ -231,7 +231,7 @@ def _program_steps(
                 "compile",
                 f"compile {what}{shared} with {spec.backend.name} for {isa}",
                 needs={trace: _ALL},
-                reads={"backend": spec.backend.name, "isa": isa},
+                reads={"backend": spec.backend.name, "isa": isa, **_options(spec)},
                 bucket=bucket,
                 kind=kind,
             )
@@ -288,3 +288,8 @@ def _cuts_of(kind: Kind, outline: Outline) -> dict[str, Cut]:
         names = {name: name for name in own}
     cuts = {name: outline.parameters[full].cut for name, full in names.items()}
     return {name: cut for name, cut in cuts.items() if cut is not None}
+
+
+def _options(spec: BuildSpec) -> dict[str, Any]:
+    overrides = spec.backend.compiler_config_overrides
+    return {"options": overrides} if overrides else {}

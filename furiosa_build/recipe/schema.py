@@ -225,9 +225,13 @@ class SchedulerConfig(Section):
 
 
 class BackendSpec(Section):
-    """Which compiler makes the programs: a name of the registry in `furiosa_build.backends`."""
+    """Which compiler makes the programs: a name of the registry in `furiosa_build.backends`.
+
+    `compiler_config_overrides` sets options of it; those that it does not have are refused with its list.
+    """
 
     name: str
+    compiler_config_overrides: dict[str, bool | int | str] = {}
 
 
 class BuildSpec(Section):

@@ -9,14 +9,17 @@ from furiosa_build.backends import get_backend
 
 
 def run(request: dict[str, Any], output: Path) -> None:
-    """request: `graphs` (path of graphs.json), `backend`, `isa`, `scratch`. Writes program-N.SUFFIX for graph N."""
+    """request: `graphs` (path of graphs.json), `backend`, `isa`, `scratch`, `options`.
+
+    Writes program-N.SUFFIX for graph N.
+    """
     from furiosa_build.models.cut import CutGraph
 
     backend = get_backend(request["backend"])
     graphs = CutGraph.model_validate_json(Path(request["graphs"]).read_bytes()).graphs
     for number, graph in enumerate(graphs):
         program = output / program_name(number, backend.file_suffix)
-        backend.compile(graph, program, request["isa"], Path(request["scratch"]))
+        backend.compile(graph, program, request["isa"], Path(request["scratch"]), request["options"])
 
 
 def program_name(number: int, suffix: str) -> str:

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from furiosa_build.canonical import canonical_json
-from furiosa_build.checkpoint import INDEX_FILE, MODEL_FILES, WEIGHT_PATTERNS, check_file, read_json, weight_files
+from furiosa_build.checkpoint import (
+    INDEX_FILE,
+    MODEL_FILES,
+    WEIGHT_PATTERNS,
+    check_file,
+    check_weight_file,
+    read_json,
+    weight_files,
+)
 from furiosa_build.errors import UserError
 from furiosa_build.plan.outline import ParameterOutline
 from furiosa_build.progress import current
@@ -158,8 +166,10 @@ def _check_config(model: ModelSpec, path: Path) -> None:
 def _describe(directory: Path, names: Sequence[str], hash_file: Callable[[Path], str]) -> dict[str, SourceFile]:
     files = [directory / name for name in names if (directory / name).is_file()]
     for file in files:
-        if file.suffix != ".safetensors":
+        if file.name in (*MODEL_FILES, INDEX_FILE):
             check_file(file)
+        else:
+            check_weight_file(file)
     return {file.name: SourceFile(size=file.stat().st_size, sha256=hash_file(file)) for file in files}
 
 

@@ -215,6 +215,10 @@ def test_without_a_cache_only_the_artifact_is_left(user: UserDirectory, tmp_path
         (lambda user: builder(user).build("x", param_saved_format="pt"), "valid: safetensors"),
         (lambda user: builder(user).build("x", param_file_path="y"), "param_file_path='y' is not built yet"),
         (lambda user: builder(user, quantize_artifact_path="y"), "quantize_artifact_path='y' is not built yet"),
+        (
+            lambda user: builder(user, compiler_config_overrides={"max_autotune": True}).build("x"),
+            "backend 'eager' has no option 'max_autotune'",
+        ),
         (lambda user: builder(user, num_blocks_per_supertask=2), "num_blocks_per_supertask=2 is not built yet"),
         (
             lambda user: builder(user, kv_cache_sharing_across_beams_config=KvCacheSharingAcrossBeamsConfig(4, 128)),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from furiosa_build.backends import Backend, Option, check_options
 from furiosa_build.backends.eager import EagerBackend
 from furiosa_build.backends.graph import Graph
 from furiosa_build.backends.inductor import InductorBackend
@@ -32,16 +33,22 @@ LAYER = {
 
 
 @pytest.fixture(scope="module")
-def compile_graph() -> Iterator[Callable[[Graph, Path, Path], Path]]:
+def compile_graph() -> Iterator[Callable[..., Path]]:
     """Compiles (graph, directory, scratch) as a build does, in a worker process; returns the program."""
     isa, pool = InductorBackend().isa("native"), Pool(1)
 
-    def compile_graph(graph: Graph, directory: Path, scratch: Path) -> Path:
+    def compile_graph(graph: Graph, directory: Path, scratch: Path, **options: Option) -> Path:
         output = directory / "output"
         output.mkdir(parents=True)
         graphs = CutGraph(parts=[graph.data], collectives=[[]])
         (directory / "graphs.json").write_text(graphs.model_dump_json())
-        request = {"graphs": str(directory / "graphs.json"), "backend": "inductor", "isa": isa, "scratch": str(scratch)}
+        request = {
+            "graphs": str(directory / "graphs.json"),
+            "backend": "inductor",
+            "isa": isa,
+            "scratch": str(scratch),
+            "options": options,
+        }
         pool.run("compile:test", "compile", request, output, directory / "log")
         return output / "program-0.so"
 
@@ -193,3 +200,35 @@ def layer_inputs(graph: Graph, batch: int, query: int) -> list[torch.Tensor]:
         else:
             tensors.append(noise.to(getattr(torch, spec.dtype)))
     return tensors
+
+
+# Options
+
+
+def test_an_option_reaches_the_compiler(compile_graph: Callable[..., Path], tmp_path: Path, scratch: Path) -> None:
+    """Not fused, every operation is a kernel of its own."""
+    usual = compile_graph(small_graph(), tmp_path / "usual", scratch)
+    unfused = compile_graph(small_graph(), tmp_path / "unfused", scratch, max_fusion_size=1)
+    assert usual.read_bytes() != unfused.read_bytes()
+
+
+def test_every_option_is_one_of_torch_and_of_its_type() -> None:
+    from torch._inductor import config
+
+    for name, kind in InductorBackend.options.items():
+        value = getattr(config, name) if "." not in name else getattr(config.cpp, name.removeprefix("cpp."))
+        assert isinstance(value, kind | None), name
+
+
+@pytest.mark.parametrize(
+    ("backend", "overrides", "message"),
+    [
+        (InductorBackend(), {"max_autotun": True}, "did you mean 'max_autotune'"),
+        (InductorBackend(), {"max_fusion_size": True}, "max_fusion_size=True is no int"),
+        (InductorBackend(), {"cpp.cxx": "evil"}, "has no option 'cpp.cxx'"),
+        (EagerBackend(), {"max_autotune": True}, "valid: none"),
+    ],
+)
+def test_options_that_a_backend_has_not(backend: Backend, overrides: dict[str, Option], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_options(backend, overrides)

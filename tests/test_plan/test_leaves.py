@@ -108,6 +108,9 @@ LEAVES: Mapping[Path, Leaf] = {
         st.none() | st.integers(1, 3),
         lambda step, was, is_: step.name == "package" and was.data_parallel_size != is_.data_parallel_size,
     ),
+    ("backend", "compiler_config_overrides"): Leaf(
+        st.sampled_from([{}, {"max_autotune": True}, {"max_fusion_size": 8}]), by("compile:*", "package")
+    ),
     ("backend", "name"): Leaf(st.sampled_from(["eager", "inductor"]), by("compile:*", "package")),
     ("buckets", "prefill_buckets"): Leaf(buckets, by("package")),
     ("buckets", "decode_buckets"): Leaf(buckets, by("package")),
