@@ -183,7 +183,7 @@ def test_the_header_is_judged_without_the_bytes_behind_it(tmp_path: Path, name: 
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 4 << 20  # The deep header alone is 1 MB.
+    assert peak < 16 << 20  # A header that is read takes some; the 200 MB are not read, nor what is behind a header.
 
 
 def test_a_weight_file_of_the_hub_is_judged_before_it_is_hashed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from furiosa_build.errors import UserError
 
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-_MAX_DIMENSIONS, _MAX_SIZE = 64, 1 << 63  # torch's; a product of more and larger numbers takes hours
+_MAX_DIMENSIONS, _MAX_SIZE = 64, 1 << 63  # torch's; a product of many large numbers takes minutes
 _BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ", "F8_E8M0"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),

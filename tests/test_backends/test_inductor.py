@@ -205,8 +205,9 @@ def layer_inputs(graph: Graph, batch: int, query: int) -> list[torch.Tensor]:
 # Options
 
 
-def test_an_option_reaches_the_compiler(compile_graph: Callable[..., Path], tmp_path: Path, scratch: Path) -> None:
+def test_an_option_reaches_the_compiler(compile_graph: Callable[..., Path], tmp_path: Path) -> None:
     """Not fused, every operation is a kernel of its own."""
+    scratch = tmp_path / "scratch"
     usual = compile_graph(small_graph(), tmp_path / "usual", scratch)
     unfused = compile_graph(small_graph(), tmp_path / "unfused", scratch, max_fusion_size=1)
     assert usual.read_bytes() != unfused.read_bytes()
