@@ -63,7 +63,14 @@ def test_the_console_script_is_installed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["plan", "tiny"], ["build", "tiny"], ["recipes"], ["inspect", "artifacts/tiny/latest"], ["--help"]],
+    [
+        ["plan", "tiny"],
+        ["explain", "tiny"],
+        ["build", "tiny"],
+        ["recipes"],
+        ["inspect", "artifacts/tiny/latest"],
+        ["--help"],
+    ],
     ids=lambda arguments: arguments[0],
 )
 def test_what_has_nothing_to_do_imports_nothing_heavy(built: UserDirectory, arguments: list[str]) -> None:

@@ -114,6 +114,17 @@ def test_a_second_build_runs_nothing_and_imports_nothing_heavy(built: UserDirect
     assert listing(built.root) == before
 
 
+def test_explain_runs_nothing_and_imports_nothing_heavy(built: UserDirectory) -> None:
+    before = listing(built.root)
+    ran = doit(built, "explain", "recipe=tiny")
+    assert (ran.returncode, ran.stderr) == (0, LIGHT)
+    assert "quantize" in ran.stdout
+    ran = doit(built, "explain", "recipe=tiny", "quantization=int8")
+    assert (ran.returncode, ran.stderr) == (0, LIGHT)
+    assert "int8" in ran.stdout
+    assert listing(built.root) == before
+
+
 def test_the_default_task_is_build(built: UserDirectory) -> None:
     ran = doit(built, "run", "recipe=tiny")
     assert ran.returncode == 0
@@ -148,9 +159,12 @@ def test_overrides_are_hydras(built: UserDirectory) -> None:
         (["build"], 2, ["which recipe? doit build recipe=NAME", "quickstart", "tiny                  A tiny model"]),
         (["build", "recipe=tinny"], 2, ["there is no recipe 'tinny'", "valid: ", "did you mean 'tiny'?"]),
         (["build", "recipe=tiny", "modle.revision=1"], 2, ["unknown key modle", "did you mean 'model'?"]),
+        (["build", "recipe=tiny", "nokey=1"], 2, ["unknown key nokey"]),
+        (["build", "recipe=tiny", "quantization.scheme=int9"], 2, ["int9", "quantization.scheme"]),
+        (["build", "recipe=tiny", "target.memory_gb=0.00001"], 4, ["needed"]),
         (["build", "recipe=tiny", "save_dir=/proc/not/there"], 3, ["step package failed: FileNotFoundError"]),
     ],
-    ids=["no recipe", "unknown recipe", "unknown key", "failing step"],
+    ids=["no recipe", "unknown recipe", "unknown key", "key of no section", "bad value", "too large", "failing step"],
 )
 def test_errors_are_one_message_and_a_status(
     built: UserDirectory, arguments: list[str], status: int, words: list[str]
@@ -162,6 +176,19 @@ def test_errors_are_one_message_and_a_status(
     assert message.startswith("error: ")
     assert message.count("error: ") == 1
     assert [word for word in words if word not in message] == []
+    assert "Traceback" not in ran.stdout + ran.stderr
+    assert listing(built.root) == before
+
+
+@pytest.mark.parametrize("arguments", [["buidl"], ["run", "quantise"], ["--nonsense"]], ids=" ".join)
+def test_a_task_that_doit_does_not_know_is_doits_to_refuse(built: UserDirectory, arguments: list[str]) -> None:
+    """With 3: doit ends so before it asks anything of this project. The message is one, and nothing has run."""
+    before = listing(built.root)
+    ran = doit(built, *arguments, "recipe=tiny")
+    assert ran.returncode == 3
+    assert ran.stderr.startswith("ERROR: ")
+    assert ran.stderr.count("ERROR: ") == 1
+    assert arguments[-1].lstrip("-") in ran.stderr
     assert "Traceback" not in ran.stdout + ran.stderr
     assert listing(built.root) == before
 

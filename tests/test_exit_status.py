@@ -1,9 +1,7 @@
-"""The exit statuses that the README lists, each by a command that ends with it. 130 and 143: tests/faults."""
+"""The exit statuses that the README lists, each by a command that ends with it. 130 and 143: tests/faults; doit: test_dodo."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -120,14 +118,3 @@ def test_the_readme_lists_them_all() -> None:
     assert [error.exit_status for error in errors] == [2, 3, 4, 5]
     table = README.read_text().split("| exit status | |\n|---|---|\n")[1].split("\n\n")[0]
     assert [line.split("|")[1].strip() for line in table.splitlines()] == ["0", "2", "3", "4", "5", "130, 143"]
-
-
-@pytest.mark.parametrize("arguments", [["buidl", "recipe=quickstart"], ["--nonsense", "recipe=quickstart"]])
-def test_a_task_that_doit_does_not_know_is_doits_to_refuse(arguments: list[str]) -> None:
-    """With 3, which is what doit ends with; the message is one, and nothing has run."""
-    ran = subprocess.run(
-        [sys.executable, "-m", "doit", *arguments], cwd=README.parent, capture_output=True, text=True, check=False
-    )
-    assert ran.returncode == 3
-    assert ran.stderr.startswith("ERROR: ")
-    assert "Traceback" not in ran.stdout + ran.stderr
