@@ -161,7 +161,7 @@ def test_overrides_are_hydras(built: UserDirectory) -> None:
         (["build", "recipe=tiny", "modle.revision=1"], 2, ["unknown key modle", "did you mean 'model'?"]),
         (["build", "recipe=tiny", "nokey=1"], 2, ["unknown key nokey"]),
         (["build", "recipe=tiny", "quantization.scheme=int9"], 2, ["int9", "quantization.scheme"]),
-        (["build", "recipe=tiny", "target.memory_gb=0.00001"], 4, ["needed"]),
+        (["build", "recipe=tiny", "quantization=int8", "target.memory_gb=0.00001"], 4, ["needed"]),
         (["build", "recipe=tiny", "save_dir=/proc/not/there"], 3, ["step package failed: FileNotFoundError"]),
     ],
     ids=["no recipe", "unknown recipe", "unknown key", "key of no section", "bad value", "too large", "failing step"],

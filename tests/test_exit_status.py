@@ -1,4 +1,4 @@
-"""The exit statuses that the README lists, each by a command that ends with it. 130 and 143: tests/faults; doit: test_dodo."""
+"""The exit statuses that the README lists, each by a command that ends with it. 130 and 143: tests/faults."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ class Backend(Protocol):
         """Writes the program for `graph` to `output`; `scratch` is a directory that may be kept between programs."""
         ...
 
-    def load(self, program: Path) -> LoadedProgram:
-        """Loads a program that `compile` wrote."""
+    def load(self, program: Path, concurrency: int = 1) -> LoadedProgram:
+        """Loads a program that `compile` wrote, which so many threads may run at the same time."""
         ...
 
 

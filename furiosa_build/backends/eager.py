@@ -40,10 +40,11 @@ class EagerBackend:
         del isa, scratch, options
         output.write_bytes(graph.to_json())
 
-    def load(self, program: Path) -> LoadedProgram:
+    def load(self, program: Path, concurrency: int = 1) -> LoadedProgram:
         """Raises ValueError, TypeError or RuntimeError when the file is not a graph of ATen calls."""
         from furiosa_build.backends.graph import Graph
 
+        del concurrency  # a graph keeps nothing between or during calls
         return _EagerProgram(Graph.from_json(program.read_bytes()))
 
 

@@ -109,17 +109,17 @@ class InductorBackend:
             shutil.move(library, output)
         output.chmod(0o644)
 
-    def load(self, program: Path) -> LoadedProgram:
+    def load(self, program: Path, concurrency: int = 1) -> LoadedProgram:
         """Raises RuntimeError when the library does not load."""
-        return _InductorProgram(program)
+        return _InductorProgram(program, concurrency)
 
 
 class _InductorProgram:
-    def __init__(self, library: Path) -> None:
+    def __init__(self, library: Path, concurrency: int) -> None:
         import torch  # noqa: F401  (libtorch must be loaded before a library that links to it)
         from torch._C._aoti import AOTIModelContainerRunnerCpu
 
-        self._runner = AOTIModelContainerRunnerCpu(str(library.resolve()), 1)
+        self._runner = AOTIModelContainerRunnerCpu(str(library.resolve()), concurrency)
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return self._runner.run(list(inputs))

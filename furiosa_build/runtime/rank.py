@@ -321,12 +321,14 @@ def load_programs(opened: OpenArtifact) -> dict[str, LoadedProgram]:
     """Every program, by its file. Raises UserError."""
     backend = get_backend(opened.artifact.backend)
     files = {program.file for program in opened.artifact.programs.values()}
-    return {file: _load(backend, opened.path(file)) for file in sorted(files)}
+    parallel = opened.artifact.parallel_config
+    elements = parallel.tensor_parallel_size * parallel.pipeline_parallel_size * parallel.data_parallel_size
+    return {file: _load(backend, opened.path(file), elements) for file in sorted(files)}
 
 
-def _load(backend: Backend, path: Path) -> LoadedProgram:
+def _load(backend: Backend, path: Path, concurrency: int) -> LoadedProgram:
     try:
-        return backend.load(path)
+        return backend.load(path, concurrency)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"backend {backend.name!r} cannot load program {path.name}: {error}",

@@ -227,7 +227,7 @@ def test_artifacts_that_do_not_fit_together(
 def test_a_program_that_does_not_load(
     toy_artifact: Path, toy_backend: toy.ToyBackend, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def fail(_: Path) -> None:
+    def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(toy_backend, "load", fail)

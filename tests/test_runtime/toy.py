@@ -62,7 +62,8 @@ class ToyBackend:
     def __init__(self) -> None:
         self.loaded: list[str] = []
 
-    def load(self, program: Path) -> ToyProgram:
+    def load(self, program: Path, concurrency: int = 1) -> ToyProgram:
+        del concurrency
         self.loaded.append(program.name)
         return ToyProgram(program.read_text())
 
