@@ -19,7 +19,7 @@ from furiosa_build import __version__
 from furiosa_build.artifact import writer
 from furiosa_build.artifact.schema import MANIFEST_FILE, FileRecord, Manifest
 from furiosa_build.backends import check_options, get_backend
-from furiosa_build.checkpoint import MODEL_FILES, list_files
+from furiosa_build.checkpoint import INDEX_FILE, MODEL_FILES, check_weight_file, list_files
 from furiosa_build.errors import PreflightError, StepError, UserError
 from furiosa_build.faults import doing
 from furiosa_build.machine import Machine, disk_of, this_machine
@@ -305,6 +305,8 @@ class Build:
         unread = [directory / name for name, known in self._source_identity().items() if not known and name != "commit"]
         expect(sum(file.stat().st_size for file in unread))
         for file in unread:
+            if file.name not in (*MODEL_FILES, INDEX_FILE):
+                check_weight_file(file)  # Before its terabytes are read, if that is what it says.
             self.store.hashes.hash(file)
         factors = self._factors(step)
         if factors is None:

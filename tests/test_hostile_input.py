@@ -19,6 +19,7 @@ from furiosa_build.checkpoint import LARGEST_JSON, check_weight_file
 from furiosa_build.errors import UserError
 from furiosa_build.recipe.schema import ModelSpec
 from furiosa_build.steps import fetch
+from furiosa_build.store.hashing import HashMemory
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HUGE = 1 << 40
@@ -197,6 +198,22 @@ def test_a_weight_file_of_the_hub_is_judged_before_it_is_hashed(tmp_path: Path) 
     model = ModelSpec(model_id_or_path=str(tmp_path))
     with pytest.raises(UserError, match=UNSOUND):
         fetch.run(model, (), {}, lambda path: "" if path.name == "config.json" else hash_file(path), tmp_path)
+
+
+def test_a_weight_file_of_a_directory_is_judged_before_it_is_hashed(
+    user: UserDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hash_file = HashMemory.hash
+
+    def small(self: HashMemory, path: Path) -> str:
+        assert path.name != WEIGHTS
+        return hash_file(self, path)
+
+    monkeypatch.setattr(HashMemory, "hash", small)
+    safetensors(b"{}", HUGE, 1 << 63)(user.root / "tiny")
+    ran = furiosa_build(user, "build", "tiny")
+    assert ran.status == 2
+    assert UNSOUND in ran.err
 
 
 def test_a_file_of_the_largest_size_is_taken(user: UserDirectory) -> None:

@@ -97,9 +97,9 @@ LEAVES: Mapping[Path, Leaf] = {
     ("target", "name"): Leaf(st.sampled_from(["cpu", "other"]), by("package")),
     ("target", "isa"): Leaf(st.sampled_from(["x86-64-v3", "x86-64-v4"]), by("compile:*", "package")),
     # Enough for what `parallel` says, below.
-    ("target", "num_elements"): Leaf(st.integers(18, 64), by("package")),
+    ("target", "num_elements"): Leaf(st.integers(36, 64), by("package")),
     ("target", "memory_gb"): Leaf(st.none() | st.floats(1, 1000), by()),
-    ("parallel", "tensor_parallel_size"): Leaf(st.sampled_from([1, 2]), by("partition:*", "package")),
+    ("parallel", "tensor_parallel_size"): Leaf(st.sampled_from([1, 2, 4]), by("partition:*", "package")),
     ("parallel", "pipeline_parallel_size"): Leaf(st.sampled_from([1, 3]), by("partition:weights", "package")),
     ("parallel", "num_blocks_per_pp_stage"): Leaf(
         st.none() | st.sampled_from([(3, 3, 3), (2, 3, 4)]), by_what_has_places
