@@ -18,6 +18,7 @@ from furiosa_build.backends import LoadedProgram
 from furiosa_build.backends.graph import Graph
 from furiosa_build.backends.inductor import InductorBackend
 from furiosa_build.models.supertasks import BucketShape, Tracer
+from furiosa_build.plan.kinds import Segment
 
 CONFIG = {
     "model_type": "llama",
@@ -44,7 +45,7 @@ def main(schemes: list[str], buckets: list[BucketShape]) -> None:
             quantized = {f"model.layers.0.{name}.weight": scheme for name in LINEARS if scheme != "none"}
             tracer = Tracer(CONFIG, quantized)  # type: ignore[arg-type]
             for shape in buckets:
-                graph = tracer.block(shape, 0).whole
+                graph = tracer.trace(shape, Segment(layers=(0,))).whole
                 name = f"{shape.batch}x{shape.query}x{shape.context}"
                 library = Path(work) / f"{scheme}-{name}.so"  # one path, one library: the loader knows it by its name
                 begin = time.monotonic()

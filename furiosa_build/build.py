@@ -371,44 +371,56 @@ class Build:
         return {
             "hf_config": dict(self.hf_config),
             "schemes": self.plan.schemes(),
-            "role": step.kind.role,
-            "layer": step.kind.layers[0] if step.kind.layers else None,
+            "segment": step.kind.segment.model_dump(mode="json"),
             "bucket": [step.bucket.batch, step.bucket.query, step.bucket.context],
             "ranks": self.spec.parallel.tensor_parallel_size,
             "cuts": {name: p.cut.model_dump() for name, p in self.plan.outline.parameters.items() if p.cut is not None},
-            "first_outputs": self.plan.outline.first_outputs,
             "last_token_only": self.spec.model.calculate_logit_only_for_last_token,
+            "decompose": self.spec.rewriting.do_decompositions_for_model_rewrite,
         }
 
     def _compile_request(self, step: Step) -> dict[str, Any]:
-        graphs = self._record(*step.needs).outputs[trace.OUTPUT]
+        graphs = self._record(_trace_of(step)).outputs[trace.OUTPUT]
         return {
             "graphs": str(self.store.path(graphs)),
             "backend": self.spec.backend.name,
             "isa": self.plan.isa,
             "scratch": str(self.store.scratch(self.spec.backend.name)),
             "options": dict(self.spec.backend.compiler_config_overrides),
+            "constants": self._constants_of(step) if self.spec.rewriting.embed_all_constants_into_graph else None,
+        }
+
+    def _constants_of(self, step: Step) -> dict[str, Any]:
+        assert step.kind is not None
+        [use] = step.kind.uses
+        files = self._record("partition:weights").outputs
+        return {
+            "files": [str(self.store.path(f)) for name, f in files.items() if name.startswith(f"stage-{use.stage}-")],
+            "prefixes": [f"{self.plan.outline.layer_prefix}{layer}." for layer in use.layers],
         }
 
     def _package(self, output: Path) -> None:
         weights, others = self._source(), self._model_files()
+        embeds = self.spec.rewriting.embed_all_constants_into_graph
         programs = []
         for step in self.plan.steps.values():
             if step.action == "compile":
                 assert step.bucket is not None
                 assert step.kind is not None
                 made = self._record(step.name).outputs
-                cut = self.store.read_json(self._record(*step.needs), trace.OUTPUT)
+                cut = self.store.read_json(self._record(_trace_of(step)), trace.OUTPUT)
                 suffix = self.backend.file_suffix
                 for number, (graph, collectives) in enumerate(zip(cut["parts"], cut["collectives"], strict=True)):
                     output_of = made[compile.program_name(number, suffix)]
                     record = FileRecord(size=output_of.size, sha256=output_of.sha256)
+                    if embeds:
+                        graph["inputs"] = [spec for spec in graph["inputs"] if spec["role"] != "parameter"]
                     programs.append(
                         package.BuiltProgram(step.bucket, step.kind, number, suffix, record, graph, collectives)
                     )
         parameters = {
             name: FileRecord(size=made.size, sha256=made.sha256)
-            for name, made in self._record("partition:weights").outputs.items()
+            for name, made in ({} if embeds else self._record("partition:weights").outputs).items()
         }
         model_directory = output / "model"
         model_directory.mkdir()
@@ -480,6 +492,12 @@ class Build:
                     lambda output: self._builders.run("survey", "survey", request, output, log),
                 )
         return Outline.model_validate(self.store.read_json(record, survey.OUTPUT))
+
+
+def _trace_of(compiling: Step) -> str:
+    """The step whose graphs a compile step takes."""
+    [name] = [name for name in compiling.needs if name != "partition:weights"]
+    return name
 
 
 def _watched(work: Callable[[Path], None]) -> Callable[[Path], Made]:

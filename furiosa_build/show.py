@@ -44,7 +44,7 @@ def plan_text(build: Build, machine: Machine | None = None) -> str:
         lines.append(f"  {'to do' if name in figures.work else 'done '}  {name:{width}}  {step.description}")
     lines.append("buckets")
     for bucket in plan.buckets:
-        kinds = ", ".join(f"{k.name} ({len(k.layers)} layers)" if k.layers else k.name for k in plan.kinds)
+        kinds = ", ".join(f"{k.name} ({len(k.layers)} layers)" if k.layers else k.name for k in plan.kinds[bucket])
         lines.append(f"  {bucket.name:{width}}  compiles {kinds}")
     lines += ["needs", *(f"  {line}" for line in _need_lines(build, figures))]
     if figures.shortages:

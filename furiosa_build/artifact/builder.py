@@ -44,15 +44,17 @@ class ArtifactBuilder:
         max_seq_len_to_capture: Longest sequence, in tokens.
         num_hidden_layers: Only so many of the model's layers.
         seed_for_random_weight: Random weights drawn from this seed; nothing is downloaded but the config.
-        calculate_logit_only_for_last_token: Prefill gives the logits of the last token only.
+        calculate_logit_only_for_last_token: Prefill gives the logits of the last token only; by default if
+            `add_prefill_last_block_slice`.
         quantize_artifact_path: Not built yet: refused.
         compiler_config_overrides: Options of the backend's compiler; unknown ones are refused with its list.
-        do_decompositions_for_model_rewrite: Not built yet: refused if true.
-        use_blockwise_compile: A program for each kind of block; only true is built yet.
-        num_blocks_per_supertask: Only 1 is built yet.
+        do_decompositions_for_model_rewrite: Graphs call operators of core ATen only.
+        use_blockwise_compile: Layers are compiled apart, and equal ones once. Else each stage is one program.
+        num_blocks_per_supertask: Layers that run as one program.
         num_blocks_per_pp_stage: Layers of each stage; by default the same number.
-        embed_all_constants_into_graph: Not built yet: refused if true.
-        add_prefill_last_block_slice: Not built yet: refused if true.
+        embed_all_constants_into_graph: Parameters are constants inside the programs, and no files of their own.
+        add_prefill_last_block_slice: What follows attention in the last layer of prefill is computed for the last
+            token only.
         kv_cache_sharing_across_beams_config: Not built yet: refused.
         paged_attention_num_blocks: KV blocks of a layer; by default enough for the largest decode bucket.
         paged_attention_block_size: Tokens of a KV block.
@@ -96,11 +98,6 @@ class ArtifactBuilder:
         _refuse_unknown(kwargs, _EXTRA)
         _refuse_unbuilt(
             quantize_artifact_path=(quantize_artifact_path, None),
-            do_decompositions_for_model_rewrite=(do_decompositions_for_model_rewrite, False),
-            use_blockwise_compile=(use_blockwise_compile, True),
-            num_blocks_per_supertask=(num_blocks_per_supertask, 1),
-            embed_all_constants_into_graph=(embed_all_constants_into_graph, False),
-            add_prefill_last_block_slice=(add_prefill_last_block_slice, False),
             kv_cache_sharing_across_beams_config=(kv_cache_sharing_across_beams_config, None),
         )
         joined = devices if isinstance(devices, str) else ",".join(devices)
@@ -113,7 +110,11 @@ class ArtifactBuilder:
                 "model_id_or_path": fspath(model_id_or_path),
                 "num_hidden_layers": num_hidden_layers,
                 "seed_for_random_weight": seed_for_random_weight,
-                "calculate_logit_only_for_last_token": bool(calculate_logit_only_for_last_token),
+                "calculate_logit_only_for_last_token": (
+                    add_prefill_last_block_slice
+                    if calculate_logit_only_for_last_token is None
+                    else calculate_logit_only_for_last_token
+                ),
             },
             "target": load_target(kwargs.get("target") or (_NPU_TARGET if is_npu else "cpu"), self._roots),
             "backend": {
@@ -132,6 +133,13 @@ class ArtifactBuilder:
                 "max_seq_len_to_capture": max_seq_len_to_capture,
                 "paged_attention_num_blocks": paged_attention_num_blocks,
                 "paged_attention_block_size": paged_attention_block_size,
+            },
+            "rewriting": {
+                "use_blockwise_compile": use_blockwise_compile,
+                "num_blocks_per_supertask": num_blocks_per_supertask,
+                "do_decompositions_for_model_rewrite": do_decompositions_for_model_rewrite,
+                "embed_all_constants_into_graph": embed_all_constants_into_graph,
+                "add_prefill_last_block_slice": add_prefill_last_block_slice,
             },
             "quantization": {"scheme": kwargs.get("quantization", "none")},
             "scheduler": default_scheduler_config.model_dump(),

@@ -71,7 +71,8 @@ class GeneratorConfig(Record):
 class ModelMetadata(Record):
     """Which model this is. `revision` is the resolved commit of a hub model.
 
-    `weights_digest` is the digest of the source weights; `seed_for_random_weight` is set when they are random.
+    `weights_digest` is the digest of the source weights; `seed_for_random_weight` is set when they are random. Names of
+    the parameters of layer 3 begin with `layer_prefix` and `3.`.
     """
 
     pretrained_id: str
@@ -81,6 +82,7 @@ class ModelMetadata(Record):
     architecture: str
     dtype: str
     num_hidden_layers: int
+    layer_prefix: str
     vocab_size: int
     num_parameters: int
     quantization: str
@@ -93,6 +95,7 @@ class ModelRewritingConfig(Record):
     num_blocks_per_supertask: int
     do_decompositions_for_model_rewrite: bool
     embed_all_constants_into_graph: bool
+    add_prefill_last_block_slice: bool
     calculate_logit_only_for_last_token: bool
 
 
@@ -122,6 +125,9 @@ Role = Literal["activation", "parameter", "kv_cache"]
 class TensorSpec(Record):
     """One input or output of a program. A dimension of None is free: the number of slots of a KV cache.
 
+    `block` counts the supertask's layers: the one that a parameter or a KV cache belongs to. A parameter without one is
+    called as in the model; one of a layer by its name in the layer.
+
     All are contiguous, in row-major order. A parameter whose stored dtype differs is reinterpreted bytewise
     (little-endian): the number of bytes agrees.
     """
@@ -130,6 +136,7 @@ class TensorSpec(Record):
     role: Role
     dtype: str
     shape: list[int | None]
+    block: int | None = None
 
 
 class Program(Record):
@@ -151,8 +158,7 @@ class Supertask(Record):
             stage.
         inputs: Program input -> tensor of the pipeline, for every activation; for `comm` tensor -> tensor.
         outputs: Tensors of the pipeline that the program's outputs become, in order; that of the joined one.
-        parameter_prefix: Put before a parameter input's name to find it in the parameter files.
-        layer: The layer whose KV cache is used; None for a program without one.
+        layers: The decoder layers that the program is run for.
     """
 
     kind: Literal["comp", "comm"]
@@ -162,8 +168,7 @@ class Supertask(Record):
     ranks: list[int]
     inputs: dict[str, str]
     outputs: list[str]
-    parameter_prefix: str = ""
-    layer: int | None = None
+    layers: list[int] = []
 
 
 class Pipeline(Record):

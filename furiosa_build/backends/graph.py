@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import keyword
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -127,6 +127,26 @@ class Graph:
                     TensorSpec(name=name, role="activation", dtype=dtype_name(value.dtype), shape=list(value.shape))
                     for name, value in zip(outputs, values, strict=True)
                 ],
+            )
+        )
+
+    def embed(self, values: Mapping[int, torch.Tensor]) -> Graph:
+        """The graph with these inputs, by position, as constants of its own: of the input's dtype and shape."""
+        old = self.data
+        kept = [i for i in range(len(old.inputs)) if i not in values]
+        own, count = range(len(old.inputs), len(old.inputs) + len(old.constants)), len(old.inputs) + len(old.constants)
+        order = [*kept, *values, *own, *range(count, count + len(old.nodes))]
+        number = {before: after for after, before in enumerate(order)}
+        return Graph(
+            GraphData(
+                inputs=[old.inputs[i] for i in kept],
+                constants=[*(_constant(value) for value in values.values()), *old.constants],
+                nodes=[
+                    Call(op=call.op, args=_renumber(call.args, number), kwargs=_renumber(call.kwargs, number))
+                    for call in old.nodes
+                ],
+                results=[number[i] for i in old.results],
+                outputs=old.outputs,
             )
         )
 
@@ -251,6 +271,17 @@ def _encode(arg: Any, number: dict[Node, int]) -> Any:
         case torch.device():
             return {"device": str(arg)}
     raise TypeError(f"an argument of type {type(arg).__name__} has no place in a graph: {arg!r}")
+
+
+def _renumber(arg: Any, number: Mapping[int, int]) -> Any:
+    match arg:
+        case {"ref": int(index)}:
+            return {"ref": number[index]}
+        case list():
+            return [_renumber(item, number) for item in arg]
+        case dict():
+            return {key: _renumber(item, number) for key, item in arg.items()}
+    return arg
 
 
 def _decode(arg: Any, values: list[Node]) -> Any:

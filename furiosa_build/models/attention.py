@@ -28,7 +28,7 @@ class PagedCache:
     Attributes:
         key_cache: [slots, kv_heads, head_dim], written in place.
         value_cache: As `key_cache`.
-        slot_mapping: int64 [batch, query]: the slot of each new token.
+        slot_mapping: int64 [batch, query]: the slot of each new token; None: their keys and values are there already.
         context_slots: int64 [batch, context]: the slots of the whole context, in order, new token included; None for
             prefill, where the new tokens are the whole context.
         context_lens: int64 [batch]: how many of `context_slots` are valid.
@@ -36,7 +36,7 @@ class PagedCache:
 
     key_cache: Tensor
     value_cache: Tensor
-    slot_mapping: Tensor
+    slot_mapping: Tensor | None
     context_slots: Tensor | None
     context_lens: Tensor | None
 
@@ -77,8 +77,9 @@ def paged_attention(
     if paged is None:
         raise UserError(f"{type(module).__name__} does not pass the KV cache on to its attention")
 
-    _write(paged.key_cache, paged.slot_mapping, key)
-    _write(paged.value_cache, paged.slot_mapping, value)
+    if paged.slot_mapping is not None:
+        _write(paged.key_cache, paged.slot_mapping, key)
+        _write(paged.value_cache, paged.slot_mapping, value)
     if paged.context_slots is None or paged.context_lens is None:
         length = key.shape[2]
         mask = None if sliding_window is None or sliding_window >= length else _sliding_mask(length, sliding_window)

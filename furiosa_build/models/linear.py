@@ -30,13 +30,13 @@ _INT8_KERNEL_COLUMNS = 16
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer of `scheme`.
+    """A linear layer of `scheme`. `is_plain`: its product is formulated in operators of core ATen.
 
     Parameters: `weight` (float8_e4m3fn [out, in]) or `weight_packed` (uint8 = int8 + 128, [out, in rounded up to 4]),
     `weight_scale` [out, 1] of the model's dtype, and `bias` [out] if the original has one.
     """
 
-    def __init__(self, original: nn.Linear, scheme: Scheme) -> None:
+    def __init__(self, original: nn.Linear, scheme: Scheme, is_plain: bool = False) -> None:
         super().__init__()
         rows, self.in_features = original.weight.shape
         stored = (
@@ -49,14 +49,17 @@ class QuantizedLinear(nn.Module):
         scale = torch.empty((rows, 1), dtype=original.weight.dtype, device="meta")
         self.weight_scale = nn.Parameter(scale, requires_grad=False)
         self.bias = original.bias
-        self._scheme = scheme
+        self._scheme, self._is_plain = scheme, is_plain
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in] -> [..., out], in the dtype of x."""
         weight = getattr(self, self.weight_name)[:, : self.in_features]
         rows = x.numel() // x.shape[-1]
         scale = self.weight_scale.reshape(-1)
-        if rows <= _VECTOR_ROWS[self._scheme]:
+        if self._is_plain:
+            zero = INT8_ZERO if self._scheme == "int8" else 0
+            y = F.linear(x, (weight.float() - zero).to(x.dtype)) * scale
+        elif rows <= _VECTOR_ROWS[self._scheme]:
             y = _convert_inside(x, weight, scale, self._scheme)
         elif self._scheme == "int8" and rows <= _INT8_KERNEL_ROWS and self.in_features % _INT8_KERNEL_COLUMNS == 0:
             y = _int8_kernel(x, weight, scale)

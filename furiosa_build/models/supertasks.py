@@ -1,17 +1,18 @@
-"""The three kinds of supertask, each traced to a graph: `first`, the blocks, and `last`.
+"""Supertasks, traced to graphs: what comes before the decoder layers, layers, what comes after, and runs of these.
 
     first   input_ids, position_ids             -> hidden_states and what the layers are called with (rotary tables)
-    block   hidden_states, ..., KV cache, slots -> hidden_states
+    layers  hidden_states, ..., KV cache, slots -> hidden_states
     last    hidden_states                       -> logits
 
-All parameters are inputs, named as in the model's state dict (a block's relative to its layer).
+All parameters are inputs: a layer's named relative to it, with its number in the supertask; others as in the model's
+state dict.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,10 +25,12 @@ from furiosa_build.backends.graph import dtype_name
 from furiosa_build.errors import UserError
 from furiosa_build.models.attention import CacheProbe, PagedCache
 from furiosa_build.models.cut import CutGraph, cut
+from furiosa_build.models.decompose import decompose
 from furiosa_build.models.linear import QuantizedLinear
 from furiosa_build.models.skeleton import LayerCall, Skeleton, TensorName, functional
 from furiosa_build.models.tensor_parallel import Rank
 from furiosa_build.plan.cuts import Cut
+from furiosa_build.plan.kinds import Segment
 from furiosa_build.recipe.schema import Scheme
 
 HIDDEN_STATES = "hidden_states"
@@ -47,6 +50,11 @@ class BucketShape:
         """Whether the new tokens are the whole context."""
         return self.query == self.context
 
+    @property
+    def is_decode(self) -> bool:
+        """Whether there is one new token a sequence."""
+        return self.query == 1
+
 
 class Tracer:
     """Traces one model's supertasks.
@@ -56,6 +64,7 @@ class Tracer:
         schemes: Full parameter name -> scheme, of the quantized weights of linear layers.
         cuts: Full parameter name -> how ranks share it.
         ranks: Of a tensor-parallel group.
+        decomposes: Whether graphs call operators of core ATen only.
     """
 
     def __init__(
@@ -64,12 +73,13 @@ class Tracer:
         schemes: Mapping[str, Scheme],
         cuts: Mapping[str, Cut] | None = None,
         ranks: int = 1,
+        decomposes: bool = False,
     ) -> None:
-        self.skeleton = Skeleton(dict(hf_config))
-        self._rank = Rank(self.skeleton, cuts or {}, ranks) if ranks > 1 else None
-        _quantize_modules(self.skeleton.model, schemes)
-        if self._rank is not None:
-            self._rank.join()
+        self.skeleton, self.decomposes = Skeleton(dict(hf_config)), decomposes
+        self.rank = Rank(self.skeleton, cuts or {}, ranks) if ranks > 1 else None
+        _quantize_modules(self.skeleton.model, schemes, is_plain=decomposes)
+        if self.rank is not None:
+            self.rank.join()
 
     def layer_calls(self, shape: BucketShape) -> list[LayerCall]:
         """How each layer is called in this bucket, with fake tensors."""
@@ -81,76 +91,15 @@ class Tracer:
             functional(parameters, self.skeleton.model, lambda: _record(self.skeleton, ids, positions, calls))
             return calls
 
-    def first(self, shape: BucketShape, outputs: Sequence[tuple[int, str]]) -> CutGraph:
-        """`outputs`: for every tensor after hidden_states, the layer and argument name it is passed to."""
-        inputs = _Inputs()
-        ids = inputs.add("input_ids", "activation", (shape.batch, shape.query), torch.int64)
-        positions = inputs.add("position_ids", "activation", (shape.batch, shape.query), torch.int64)
-        rank = None if self._rank is None else inputs.add("rank", "activation", (1,), torch.int64)
-        parameters = inputs.add_parameters(self.skeleton.outer_parameters())
+    def trace(self, shape: BucketShape, segment: Segment, last_token_only: bool = False) -> CutGraph:
+        """The graph of a supertask.
 
-        def forward(*values: Tensor) -> tuple[Tensor, ...]:
-            calls: list[LayerCall] = []
-            with nullcontext() if self._rank is None or rank is None else self._rank.known(values[rank]):
-                functional(
-                    {name: values[i] for name, i in parameters.items()},
-                    self.skeleton.model,
-                    lambda: _record(self.skeleton, values[ids], values[positions], calls),
-                )
-            return calls[0].hidden_states, *(calls[layer].tensors[name] for layer, name in outputs)
-
-        return inputs.export(forward, [HIDDEN_STATES, *(activation_name(layer, name) for layer, name in outputs)])
-
-    def block(self, shape: BucketShape, layer: int) -> CutGraph:
-        """The decoder layer `layer`."""
-        module, call = self.skeleton.layers[layer], self.layer_calls(shape)[layer]
-        per_slot = self.cache_shape(layer, call)
-        inputs, dtype = _Inputs(), self.skeleton.dtype
-        hidden = inputs.add(HIDDEN_STATES, "activation", call.hidden_states.shape, call.hidden_states.dtype)
-        named = {n: inputs.add(n, "activation", t.shape, t.dtype) for n, t in call.tensors.items()}
-        slots = inputs.add("slot_mapping", "activation", (shape.batch, shape.query), torch.int64)
-        context: tuple[int, int] | None = None
-        if not shape.is_prefill:
-            context = (
-                inputs.add("context_slots", "activation", (shape.batch, shape.context), torch.int64),
-                inputs.add("context_lens", "activation", (shape.batch,), torch.int64),
-            )
-        keys = inputs.add("key_cache", "kv_cache", (None, *per_slot), dtype)
-        values_ = inputs.add("value_cache", "kv_cache", (None, *per_slot), dtype)
-        parameters = inputs.add_parameters(dict(module.named_parameters()))
-
-        def forward(*values: Tensor) -> tuple[Tensor, ...]:
-            paged = PagedCache(
-                key_cache=values[keys],
-                value_cache=values[values_],
-                slot_mapping=values[slots],
-                context_slots=values[context[0]] if context else None,
-                context_lens=values[context[1]] if context else None,
-            )
-            kwargs = _fill(call.kwargs, {name: values[i] for name, i in named.items()})
-            own = {name: values[i] for name, i in parameters.items()}
-            return (functional(own, module, lambda: module(values[hidden], **kwargs, paged=paged)),)
-
-        return inputs.export(forward, [HIDDEN_STATES])
-
-    def last(self, shape: BucketShape, last_token_only: bool) -> CutGraph:
-        """Logits of every position, or (`last_token_only`) of the one that `logits_indices` [batch] names."""
-        inputs, config = _Inputs(), self.skeleton.config
-        size = (shape.batch, shape.query, config.hidden_size)
-        hidden = inputs.add(HIDDEN_STATES, "activation", size, self.skeleton.dtype)
-        select = shape.is_prefill and last_token_only and shape.query > 1
-        indices = inputs.add("logits_indices", "activation", (shape.batch,), torch.int64) if select else None
-        parameters = inputs.add_parameters(self.skeleton.outer_parameters())
-
-        def forward(*values: Tensor) -> tuple[Tensor, ...]:
-            states = values[hidden]
-            if indices is not None:
-                states = states[torch.arange(shape.batch), values[indices]].unsqueeze(1)
-            ids = torch.zeros(states.shape[:2], dtype=torch.int64)
-            own = {name: values[i] for name, i in parameters.items()}
-            return (functional(own, self.skeleton.model, lambda: self.skeleton.logits(states, ids)),)
-
-        return inputs.export(forward, [LOGITS])
+        Args:
+            shape: Of the bucket.
+            segment: What the supertask computes.
+            last_token_only: Prefill gives logits of one position only: the one that `logits_indices` [batch] names.
+        """
+        return _Trace(self, shape, segment, last_token_only).export()
 
     def cache_shape(self, layer: int, call: LayerCall) -> tuple[int, ...]:
         """(kv_heads, head_dim) of a layer's KV cache. Raises UserError when the layer keeps its state elsewhere."""
@@ -173,20 +122,174 @@ def activation_name(layer: int, name: str) -> str:
     return f"layers.{layer}.{name}"
 
 
+class _Trace:
+    """One graph in the making: its inputs, and the function of them that is traced."""
+
+    def __init__(self, tracer: Tracer, shape: BucketShape, segment: Segment, last_token_only: bool) -> None:
+        self._tracer, self._skeleton = tracer, tracer.skeleton
+        self._shape, self._segment = shape, segment
+        self._inputs = inputs = _Inputs()
+        self._calls = tracer.layer_calls(shape) if segment.layers else []
+        # How layers are called for one token of each row.
+        self._sliced_calls = tracer.layer_calls(replace(shape, query=1)) if segment.slices else []
+        query = 1 if segment.is_sliced else shape.query
+        ids = (shape.batch, query)
+        if segment.first:
+            self._ids = inputs.add("input_ids", "activation", ids, torch.int64)
+            self._positions = inputs.add("position_ids", "activation", ids, torch.int64)
+            self._rank = None if tracer.rank is None else inputs.add("rank", "activation", (1,), torch.int64)
+        else:
+            size = (*ids, self._skeleton.config.hidden_size)
+            self._hidden = inputs.add(HIDDEN_STATES, "activation", size, self._skeleton.dtype)
+            self._arguments = self._add_arguments()
+        self._selects = segment.last and last_token_only and not shape.is_decode and not segment.is_sliced
+        self._indices: int | None = None
+        if segment.slices or self._selects:
+            self._indices = inputs.add("logits_indices", "activation", (shape.batch,), torch.int64)
+        if segment.layers:
+            self._slots = inputs.add("slot_mapping", "activation", ids, torch.int64)
+            self._context: tuple[int, int] | None = None
+            if not shape.is_prefill:
+                self._context = (
+                    inputs.add("context_slots", "activation", (shape.batch, shape.context), torch.int64),
+                    inputs.add("context_lens", "activation", (shape.batch,), torch.int64),
+                )
+        self._caches = [self._add_cache(block, layer) for block, layer in enumerate(segment.layers)]
+        self._outer = inputs.add_parameters(self._skeleton.outer_parameters())
+        self._own = [
+            inputs.add_parameters(dict(self._skeleton.layers[layer].named_parameters()), block)
+            for block, layer in enumerate(segment.layers)
+        ]
+
+    def export(self) -> CutGraph:
+        """The graph, without the inputs that turn out to have no effect."""
+        outputs = [HIDDEN_STATES, *(activation_name(layer, name) for layer, name in self._segment.outputs)]
+        names = [LOGITS] if self._segment.last else outputs
+        return self._inputs.export(self._forward, names, self._tracer.decomposes)
+
+    def _add_arguments(self) -> list[dict[str, int]]:
+        """For every layer: argument -> the input that it takes."""
+        added: dict[str, int] = {}
+        arguments = []
+        for block, layer in enumerate(self._segment.layers):
+            known = self._segment.arguments[block] if self._segment.arguments else {}
+            own = {}
+            for argument, tensor in self._calls[layer].tensors.items():
+                name = known.get(argument, argument if not self._segment.arguments else f"unused.{block}.{argument}")
+                if name not in added:
+                    added[name] = self._inputs.add(name, "activation", tensor.shape, tensor.dtype)
+                own[argument] = added[name]
+            arguments.append(own)
+        return arguments
+
+    def _add_cache(self, block: int, layer: int) -> tuple[int, int]:
+        per_slot = self._tracer.cache_shape(layer, self._calls[layer])
+        add, dtype = self._inputs.add, self._skeleton.dtype
+        keys = add("key_cache", "kv_cache", (None, *per_slot), dtype, block)
+        return keys, add("value_cache", "kv_cache", (None, *per_slot), dtype, block)
+
+    def _forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        segment, calls = self._segment, self._calls
+        if segment.first:
+            calls = self._first(values)
+            states = calls[0].hidden_states
+        else:
+            states = values[self._hidden]
+        for block, layer in enumerate(segment.layers):
+            call, tensors = calls[layer], calls[layer].tensors
+            if not segment.first:
+                tensors = {name: values[i] for name, i in self._arguments[block].items()}
+            slices = segment.slices and block == len(segment.layers) - 1
+            states = (self._sliced_layer if slices else self._layer)(values, block, states, call, tensors)
+        if segment.last:
+            return (self._last(values, states),)
+        return states, *(calls[layer].tensors[name] for layer, name in segment.outputs)
+
+    def _first(self, values: Sequence[Tensor]) -> list[LayerCall]:
+        """What the layers are called with."""
+        calls: list[LayerCall] = []
+        rank = self._tracer.rank
+        with nullcontext() if rank is None or self._rank is None else rank.known(values[self._rank]):
+            functional(
+                self._of(self._outer, values),
+                self._skeleton.model,
+                lambda: _record(self._skeleton, values[self._ids], values[self._positions], calls),
+            )
+        return calls
+
+    def _layer(
+        self, values: Sequence[Tensor], block: int, states: Tensor, call: LayerCall, tensors: Mapping[str, Tensor]
+    ) -> Tensor:
+        keys, values_ = self._caches[block]
+        paged = PagedCache(
+            key_cache=values[keys],
+            value_cache=values[values_],
+            slot_mapping=values[self._slots],
+            context_slots=values[self._context[0]] if self._context else None,
+            context_lens=values[self._context[1]] if self._context else None,
+        )
+        return self._call(values, block, states, _fill(call.kwargs, tensors), paged)
+
+    def _sliced_layer(
+        self, values: Sequence[Tensor], block: int, states: Tensor, call: LayerCall, tensors: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The layer for one token of each row, which attends to keys and values of all.
+
+        Those are what is alive of the layer as it is for all tokens; all that follows from them there is dropped.
+        """
+        self._layer(values, block, states, call, tensors)
+        assert self._indices is not None
+        at = values[self._indices]
+        one = self._sliced_calls[self._segment.layers[block]]
+        sliced = {name: _at(tensor, one.tensors[name].shape, at) for name, tensor in tensors.items()}
+        keys, values_ = self._caches[block]
+        paged = PagedCache(
+            key_cache=values[keys],
+            value_cache=values[values_],
+            slot_mapping=None,
+            context_slots=values[self._context[0]] if self._context else values[self._slots],
+            context_lens=values[self._context[1]] if self._context else at + 1,
+        )
+        states = _at(states, one.hidden_states.shape, at)
+        return self._call(values, block, states, _fill(one.kwargs, sliced), paged)
+
+    def _call(
+        self, values: Sequence[Tensor], block: int, states: Tensor, kwargs: Mapping[str, Any], paged: PagedCache
+    ) -> Tensor:
+        module = self._skeleton.layers[self._segment.layers[block]]
+        return functional(self._of(self._own[block], values), module, lambda: module(states, **kwargs, paged=paged))
+
+    def _last(self, values: Sequence[Tensor], states: Tensor) -> Tensor:
+        if self._selects and not self._segment.slices:
+            assert self._indices is not None
+            states = _at(states, (self._shape.batch, 1, states.shape[2]), values[self._indices])
+        ids = torch.zeros(states.shape[:2], dtype=torch.int64)
+        own = self._of(self._outer, values)
+        return functional(own, self._skeleton.model, lambda: self._skeleton.logits(states, ids))
+
+    @staticmethod
+    def _of(inputs: Mapping[str, int], values: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {name: values[i] for name, i in inputs.items()}
+
+
 class _Inputs:
     """The inputs of a graph to be: specs in calling order. `add` returns an input's position."""
 
     def __init__(self) -> None:
         self.specs: list[TensorSpec] = []
 
-    def add(self, name: str, role: Role, shape: Sequence[int | None], dtype: torch.dtype) -> int:
-        self.specs.append(TensorSpec(name=name, role=role, dtype=dtype_name(dtype), shape=list(shape)))
+    def add(
+        self, name: str, role: Role, shape: Sequence[int | None], dtype: torch.dtype, block: int | None = None
+    ) -> int:
+        self.specs.append(TensorSpec(name=name, role=role, dtype=dtype_name(dtype), shape=list(shape), block=block))
         return len(self.specs) - 1
 
-    def add_parameters(self, parameters: Mapping[str, Tensor]) -> dict[str, int]:
-        return {name: self.add(name, "parameter", p.shape, p.dtype) for name, p in sorted(parameters.items())}
+    def add_parameters(self, parameters: Mapping[str, Tensor], block: int | None = None) -> dict[str, int]:
+        return {name: self.add(name, "parameter", p.shape, p.dtype, block) for name, p in sorted(parameters.items())}
 
-    def export(self, forward: Callable[..., tuple[Tensor, ...]], outputs: Sequence[str]) -> CutGraph:
+    def export(
+        self, forward: Callable[..., tuple[Tensor, ...]], outputs: Sequence[str], decomposes: bool = False
+    ) -> CutGraph:
         module = _Function(forward)
         slots = Dim("slots", min=2)
         with _fake():
@@ -197,7 +300,7 @@ class _Inputs:
         dynamic = tuple({i: slots for i, n in enumerate(spec.shape) if n is None} for spec in self.specs)
         with torch.no_grad():
             program = torch.export.export(module, examples, dynamic_shapes=(dynamic,), strict=False)
-        return cut(program, self.specs, outputs)
+        return cut(decompose(program) if decomposes else program, self.specs, outputs)
 
 
 class _Function(nn.Module):
@@ -225,13 +328,27 @@ def _fill(kwargs: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, An
     return filled
 
 
-def _quantize_modules(model: nn.Module, schemes: Mapping[str, Scheme]) -> None:
+def _quantize_modules(model: nn.Module, schemes: Mapping[str, Scheme], is_plain: bool) -> None:
     for name, module in list(model.named_modules()):
         scheme = schemes.get(f"{name}.weight", "none")
         if scheme != "none":
             if not isinstance(module, nn.Linear):
                 raise TypeError(f"{name} is no linear layer")
-            model.set_submodule(name, QuantizedLinear(module, scheme))
+            model.set_submodule(name, QuantizedLinear(module, scheme, is_plain))
+
+
+def _at(tensor: Tensor, size: Sequence[int], at: Tensor) -> Tensor:
+    """Of each row the token `at` [batch], where `tensor` is of all tokens; `size` is its size for one token."""
+    if tensor.shape == tuple(size):
+        return tensor
+    if tensor.shape[1] == 1 or (*tensor.shape[:1], 1, *tensor.shape[2:]) != tuple(size):
+        raise UserError(
+            f"a layer is called with a tensor of size {list(tensor.shape)}, which has no token at its second place",
+            where="rewriting.add_prefill_last_block_slice",
+            valid="false",
+        )
+    rows = torch.arange(at.shape[0]) if tensor.shape[0] == at.shape[0] else torch.zeros_like(at)
+    return tensor[rows, at].unsqueeze(1)
 
 
 def _like(tensor: Tensor) -> Tensor:

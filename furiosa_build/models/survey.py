@@ -15,6 +15,7 @@ from furiosa_build.backends.graph import dtype_name
 from furiosa_build.models.skeleton import Skeleton
 from furiosa_build.models.supertasks import BucketShape, Tracer, activation_name
 from furiosa_build.models.tensor_parallel import parameter_cuts
+from furiosa_build.plan.kinds import Segment
 from furiosa_build.plan.outline import KindOutline, Outline, ParameterOutline
 
 _LONG = 2**20
@@ -34,7 +35,8 @@ def survey(hf_config: Mapping[str, Any]) -> Outline:
 
     needed = {(int(layer), name) for block in blocks for layer, name in map(_split_activation, block.inputs.values())}
     first_outputs = sorted(needed)
-    first, last = tracer.first(_SHORT, first_outputs).whole, tracer.last(_SHORT, last_token_only=False).whole
+    first = tracer.trace(_SHORT, Segment(first=True, outputs=tuple(first_outputs))).whole
+    last = tracer.trace(_SHORT, Segment(last=True)).whole
     outer = {spec.name for graph in (first, last) for spec in graph.inputs if spec.role == "parameter"}
     inner = {f"{skeleton.layer_prefix(layer)}{name}" for b in blocks for layer in b.layers for name in b.parameters}
     return Outline(
@@ -78,8 +80,9 @@ def _group_layers(tracer: Tracer, sources: list[dict[str, str]]) -> list[KindOut
     for layer, module in enumerate(tracer.skeleton.layers):
         shown = f"{_structure(module)}{sorted(sources[layer].items())}"
         if shown not in traced:
-            prefill = tracer.block(BucketShape(1, _LONG, _LONG), layer).whole
-            decode = tracer.block(BucketShape(2, 1, _LONG), layer).whole
+            segment = Segment(layers=(layer,))
+            prefill = tracer.trace(BucketShape(1, _LONG, _LONG), segment).whole
+            decode = tracer.trace(BucketShape(2, 1, _LONG), segment).whole
             arguments = [spec.name for spec in decode.inputs if spec.role == "activation"]
             parameters = [spec.name for spec in decode.inputs if spec.role == "parameter"]
             cache = next(list(spec.shape[1:]) for spec in decode.inputs if spec.role == "kv_cache")

@@ -65,6 +65,11 @@ class Outline(BaseModel):
         return [name for name in self.parameters if name in first | last or name.startswith(prefixes)]
 
     @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return sum(len(kind.layers) for kind in self.blocks)
+
+    @property
     def num_parameters(self) -> int:
         """How many numbers the model's parameters are; a tied one counts once."""
         return sum(math.prod(parameter.shape) for parameter in self.parameters.values())

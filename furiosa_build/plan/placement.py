@@ -59,7 +59,7 @@ def element_name(devices: str, num_elements: int, number: int) -> tuple[str, str
 
 def check_parallel(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline) -> None:
     """Raises UserError when the model cannot be divided as the spec asks."""
-    layers = sum(len(block.layers) for block in outline.blocks)
+    layers = outline.num_layers
     stages, ranks = spec.parallel.pipeline_parallel_size, spec.parallel.tensor_parallel_size
     if stages > layers:
         raise UserError(

@@ -9,10 +9,9 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from furiosa_build.plan.cuts import Cut
-from furiosa_build.plan.outline import KindOutline, Outline
+from furiosa_build.plan.kinds import Kind, find_kinds, outer_parameters
+from furiosa_build.plan.outline import Outline
 from furiosa_build.recipe.schema import BuildSpec, ModelSpec, ParallelSpec, Scheme, bucket_name
-
-Role = Literal["first", "block", "last"]
 
 # What steps consume of others. What else these make, such as a tokenizer's files, does not make them run again.
 _ALL = "*"
@@ -34,21 +33,6 @@ class Bucket:
     def name(self) -> str:
         """Such as `decode-4x512`."""
         return bucket_name(self.phase, (self.batch, self.context))
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Supertasks that share a program in every bucket.
-
-    `schemes` has the quantized parameters, by the names that the program uses; `outline` is that of a block's layers.
-    """
-
-    name: str
-    role: Role
-    signature: str
-    layers: tuple[int, ...] = ()
-    schemes: Mapping[str, Scheme] = field(default_factory=dict)
-    outline: KindOutline | None = None
 
 
 @dataclass(frozen=True)
@@ -81,13 +65,13 @@ class Plan:
     outline: Outline
     isa: str
     buckets: tuple[Bucket, ...]
-    kinds: tuple[Kind, ...]
+    kinds: Mapping[Bucket, tuple[Kind, ...]]
     steps: Mapping[str, Step]
 
     @property
     def stages(self) -> list[list[int]]:
         """The layers of each pipeline stage."""
-        return split_into_stages(sum(len(block.layers) for block in self.outline.blocks), self.spec.parallel)
+        return split_into_stages(self.outline.num_layers, self.spec.parallel)
 
     def schemes(self) -> dict[str, Scheme]:
         """The scheme of every quantized parameter, by full name."""
@@ -96,8 +80,9 @@ class Plan:
 
 def make_plan(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline, isa: str) -> Plan:
     """Plans the build. `isa` is the instruction set that programs are compiled for."""
-    buckets, kinds = tuple(_buckets(spec)), tuple(_kinds(spec, outline))
-    steps = [*_weight_steps(spec, hf_config, outline), *_program_steps(spec, outline, isa, buckets, kinds)]
+    buckets = tuple(_buckets(spec))
+    kinds = {bucket: _kinds(spec, outline, bucket) for bucket in buckets}
+    steps = [*_weight_steps(spec, hf_config, outline), *_program_steps(spec, outline, isa, kinds)]
     last_steps = _artifact_steps(spec, hf_config, outline, steps, isa)
     return Plan(spec, hf_config, outline, isa, buckets, kinds, {step.name: step for step in (*steps, *last_steps)})
 
@@ -143,24 +128,10 @@ def _buckets(spec: BuildSpec) -> Iterator[Bucket]:
         yield Bucket("decode", batch, 1, length)
 
 
-def _kinds(spec: BuildSpec, outline: Outline) -> Iterator[Kind]:
-    schemes = quantized_parameters(spec, outline)
-
-    def of(names: list[str], prefix: str = "") -> dict[str, Scheme]:
-        return {name: schemes[prefix + name] for name in names if prefix + name in schemes}
-
-    yield Kind("first", "first", outline.first_signature, schemes=of(outline.first_parameters))
-    blocks: dict[tuple[int, str], Kind] = {}
-    for index, block in enumerate(outline.blocks):
-        for layer in block.layers:
-            quantized = of(block.parameters, f"{outline.layer_prefix}{layer}.")
-            same = blocks.get((index, repr(quantized)))
-            layers = (*(same.layers if same else ()), layer)
-            blocks[index, repr(quantized)] = Kind("", "block", block.signature, layers, quantized, block)
-    for number, kind in enumerate(blocks.values()):
-        name = "block" if len(blocks) == 1 else f"block{number}"
-        yield Kind(name, "block", kind.signature, kind.layers, kind.schemes, kind.outline)
-    yield Kind("last", "last", outline.last_signature, schemes=of(outline.last_parameters))
+def _kinds(spec: BuildSpec, outline: Outline, bucket: Bucket) -> tuple[Kind, ...]:
+    slices = spec.rewriting.add_prefill_last_block_slice and bucket.phase != "decode" and bucket.query > 1
+    stages = split_into_stages(outline.num_layers, spec.parallel)
+    return find_kinds(outline, quantized_parameters(spec, outline), stages, spec.rewriting, slices)
 
 
 def _weight_steps(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline) -> Iterator[Step]:
@@ -205,36 +176,54 @@ def _weight_steps(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outlin
 
 
 def _program_steps(
-    spec: BuildSpec, outline: Outline, isa: str, buckets: tuple[Bucket, ...], kinds: tuple[Kind, ...]
+    spec: BuildSpec, outline: Outline, isa: str, kinds: Mapping[Bucket, tuple[Kind, ...]]
 ) -> Iterator[Step]:
-    for bucket in buckets:
-        for kind in kinds:
-            what = f"{kind.name} of {bucket.name}"
-            shared = f" ({len(kind.layers)} layers)" if kind.layers else ""
-            reads: dict[str, Any] = {
-                "role": kind.role,
-                "signature": kind.signature,
-                "schemes": dict(kind.schemes),
-                "bucket": [bucket.batch, bucket.query, bucket.context],
-            }
-            if spec.parallel.tensor_parallel_size > 1:
-                reads["ranks"] = spec.parallel.tensor_parallel_size
-                reads["cuts"] = {name: c.model_dump() for name, c in _cuts_of(kind, outline).items()}
-            if kind.role == "first":
-                reads["outputs"] = outline.first_outputs
-            if kind.role == "last":
-                reads["last_token_only"] = spec.model.calculate_logit_only_for_last_token
-            trace = f"partition:{bucket.name}:{kind.name}"
-            yield Step(trace, "trace", f"trace {what}{shared}", reads=reads, bucket=bucket, kind=kind)
-            yield Step(
-                f"compile:{bucket.name}:{kind.name}",
-                "compile",
-                f"compile {what}{shared} with {spec.backend.name} for {isa}",
-                needs={trace: _ALL},
-                reads={"backend": spec.backend.name, "isa": isa, **_options(spec)},
-                bucket=bucket,
-                kind=kind,
-            )
+    embeds = spec.rewriting.embed_all_constants_into_graph
+    for bucket, kind in ((bucket, kind) for bucket, group in kinds.items() for kind in group):
+        what = f"{kind.name} of {bucket.name}"
+        shared = f" ({len(kind.layers)} layers)" if kind.layers else ""
+        trace = f"partition:{bucket.name}:{kind.name}"
+        reads = _trace_reads(spec, outline, bucket, kind)
+        yield Step(trace, "trace", f"trace {what}{shared}", reads=reads, bucket=bucket, kind=kind)
+        [first, *_] = kind.uses
+        parameters = f"stage-{first.stage}-*"
+        yield Step(
+            f"compile:{bucket.name}:{kind.name}",
+            "compile",
+            f"compile {what}{shared} with {spec.backend.name} for {isa}",
+            needs={trace: _ALL, **({"partition:weights": parameters} if embeds else {})},
+            reads={
+                "backend": spec.backend.name,
+                "isa": isa,
+                **_options(spec),
+                **({"constants_of": first.layers} if embeds else {}),
+            },
+            bucket=bucket,
+            kind=kind,
+        )
+
+
+def _trace_reads(spec: BuildSpec, outline: Outline, bucket: Bucket, kind: Kind) -> dict[str, Any]:
+    """What shapes a graph. Not which layers it is for: those of a kind trace to the same."""
+    segment = kind.segment
+    reads: dict[str, Any] = {
+        "segment": segment.model_dump(mode="json", exclude={"layers"}),
+        "signatures": [
+            *([outline.first_signature] if segment.first else []),
+            *(block.outline.signature for block in kind.blocks),
+            *([outline.last_signature] if segment.last else []),
+        ],
+        "schemes": [dict(kind.schemes), *(dict(block.schemes) for block in kind.blocks)],
+        "bucket": [bucket.batch, bucket.query, bucket.context],
+    }
+    if spec.parallel.tensor_parallel_size > 1:
+        reads["ranks"] = spec.parallel.tensor_parallel_size
+        reads["cuts"] = {name: c.model_dump() for name, c in _cuts_of(kind, outline).items()}
+    if segment.last:
+        reads["last_token_only"] = spec.model.calculate_logit_only_for_last_token
+    if spec.rewriting.do_decompositions_for_model_rewrite:
+        reads["decompose"] = True
+    return reads
 
 
 def _artifact_steps(
@@ -280,12 +269,11 @@ def _roles(outline: Outline) -> dict[str, Any]:
 
 
 def _cuts_of(kind: Kind, outline: Outline) -> dict[str, Cut]:
-    """How the parameters that a kind reads are cut, by the names it uses."""
-    if kind.outline is not None:
-        names = {name: f"{outline.layer_prefix}{kind.layers[0]}.{name}" for name in kind.outline.parameters}
-    else:
-        own = outline.first_parameters if kind.role == "first" else outline.last_parameters
-        names = {name: name for name in own}
+    """How the parameters that a kind reads are cut: those of a layer by its number among them."""
+    segment = kind.segment
+    names = {name: name for name in outer_parameters(segment, outline)}
+    for number, (layer, block) in enumerate(zip(segment.layers, kind.blocks, strict=True)):
+        names |= {f"{number}.{n}": f"{outline.layer_prefix}{layer}.{n}" for n in block.outline.parameters}
     cuts = {name: outline.parameters[full].cut for name, full in names.items()}
     return {name: cut for name, cut in cuts.items() if cut is not None}
 

@@ -200,6 +200,34 @@ class QuantizationSpec(Section):
         return self.scheme
 
 
+class RewritingSpec(Section):
+    """How the model is rewritten into programs.
+
+    Attributes:
+        use_blockwise_compile: Layers are compiled apart from what comes before and after them, and equal ones once.
+            Else each stage is one program.
+        num_blocks_per_supertask: Layers that run as one program.
+        do_decompositions_for_model_rewrite: Graphs call operators of core ATen only (and write the KV cache in place).
+        embed_all_constants_into_graph: Parameters are constants inside the programs, and no files of their own. A
+            program then serves one supertask only.
+        add_prefill_last_block_slice: What follows attention in the last layer of prefill is computed for the last token
+            of a prompt only.
+    """
+
+    use_blockwise_compile: bool = True
+    num_blocks_per_supertask: PositiveInt = 1
+    do_decompositions_for_model_rewrite: bool = False
+    embed_all_constants_into_graph: bool = False
+    add_prefill_last_block_slice: bool = False
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> RewritingSpec:
+        if self.num_blocks_per_supertask > 1 and not self.use_blockwise_compile:
+            what = f"num_blocks_per_supertask={self.num_blocks_per_supertask}: a stage is one program"
+            raise _invalid(what, key=("num_blocks_per_supertask",), valid="1, or use_blockwise_compile=true")
+        return self
+
+
 class SchedulerConfig(Section):
     """Defaults of the runtime's scheduler, kept in the artifact.
 
@@ -245,6 +273,7 @@ class BuildSpec(Section):
     parallel: ParallelSpec = ParallelSpec()
     buckets: BucketSpec = BucketSpec()
     quantization: QuantizationSpec = QuantizationSpec()
+    rewriting: RewritingSpec = RewritingSpec()
     scheduler: SchedulerConfig = SchedulerConfig()
 
     @model_validator(mode="after")
@@ -265,6 +294,18 @@ class BuildSpec(Section):
             needed = f"{ranks} ranks x {stages} stages x {replicas} replicas = {ranks * stages * replicas} elements"
             what = f"devices={self.devices!r} are {len(found)} elements; {needed}"
             raise _invalid(what, key=("parallel", "tensor_parallel_size"), valid=f"at most {len(found)} in all")
+        return self
+
+    @model_validator(mode="after")
+    def _rewriting_fits(self) -> BuildSpec:
+        if self.rewriting.add_prefill_last_block_slice and not self.model.calculate_logit_only_for_last_token:
+            what = "add_prefill_last_block_slice=True leaves the logits of the last token only"
+            valid = "false, or model.calculate_logit_only_for_last_token=true"
+            raise _invalid(what, key=("rewriting", "add_prefill_last_block_slice"), valid=valid)
+        if self.rewriting.embed_all_constants_into_graph and self.parallel.tensor_parallel_size > 1:
+            what = "embed_all_constants_into_graph=True: the ranks have different constants, and share their programs"
+            valid = "false, or parallel.tensor_parallel_size=1"
+            raise _invalid(what, key=("rewriting", "embed_all_constants_into_graph"), valid=valid)
         return self
 
     @property

@@ -197,7 +197,10 @@ class RankRunner:
         return _BoundTask(self._programs[program.file], arguments, activations, supertask.outputs)
 
     def _parameter(self, supertask: Supertask, spec: TensorSpec, where: str) -> Tensor:
-        name = supertask.parameter_prefix + spec.name
+        name = spec.name
+        if spec.block is not None:
+            prefix = self._opened.artifact.model_metadata.layer_prefix
+            name = f"{prefix}{self._layer(supertask, spec, where)}.{name}"
         tensor = self.parameters.get(name)
         if tensor is None:
             raise self._error(f"no parameter file of stage {self.stage}, rank {self.rank} has {name!r}", where)
@@ -212,10 +215,16 @@ class RankRunner:
             raise self._error(f"parameter {name!r}, stored as {stored}, is no {spec.dtype} {spec.shape}", where)
         return tensor
 
+    def _layer(self, supertask: Supertask, spec: TensorSpec, where: str) -> int:
+        if spec.block is None or not 0 <= spec.block < len(supertask.layers):
+            raise self._error(f"{spec.name!r} is of block {spec.block}, of layers {supertask.layers}", where)
+        return supertask.layers[spec.block]
+
     def _kv_cache(self, supertask: Supertask, spec: TensorSpec, where: str) -> Tensor:
-        if supertask.layer is None or (supertask.layer, spec.name) not in self._kv_caches:
-            raise self._error(f"layer {supertask.layer} has no KV storage {spec.name!r}", where)
-        cache = self._kv_caches[supertask.layer, spec.name]
+        layer = self._layer(supertask, spec, where)
+        if (layer, spec.name) not in self._kv_caches:
+            raise self._error(f"layer {layer} has no KV storage {spec.name!r}", where)
+        cache = self._kv_caches[layer, spec.name]
         if cache.dtype != _dtype(spec.dtype) or list(cache.shape[1:]) != spec.shape[1:]:
             raise self._error(
                 f"{spec.name!r} is {spec.dtype} {spec.shape}, not {cache.dtype} {list(cache.shape)}", where

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from furiosa_build.backends import get_backend
 
+if TYPE_CHECKING:
+    from furiosa_build.backends.graph import Graph
+
 
 def run(request: dict[str, Any], output: Path) -> None:
-    """request: `graphs` (path of graphs.json), `backend`, `isa`, `scratch`, `options`.
+    """request: `graphs` (path of graphs.json), `backend`, `isa`, `scratch`, `options`, and `constants`: null, or
+    `files` (paths of parameter files) and `prefixes` (of the names of each layer's parameters), whose parameters the
+    programs are to hold.
 
     Writes program-N.SUFFIX for graph N.
     """
@@ -19,7 +24,22 @@ def run(request: dict[str, Any], output: Path) -> None:
     graphs = CutGraph.model_validate_json(Path(request["graphs"]).read_bytes()).graphs
     for number, graph in enumerate(graphs):
         program = output / program_name(number, backend.file_suffix)
-        backend.compile(graph, program, request["isa"], Path(request["scratch"]), request["options"])
+        whole = graph if request["constants"] is None else _embed(graph, **request["constants"])
+        backend.compile(whole, program, request["isa"], Path(request["scratch"]), request["options"])
+
+
+def _embed(graph: Graph, files: list[str], prefixes: list[str]) -> Graph:
+    import torch
+
+    from furiosa_build.models.weights import SafetensorsSource
+
+    source = SafetensorsSource([Path(file) for file in files])
+    values = {}
+    for position, spec in enumerate(graph.inputs):
+        if spec.role == "parameter":
+            name = spec.name if spec.block is None else prefixes[spec.block] + spec.name
+            values[position] = source.read(name).view(getattr(torch, spec.dtype))
+    return graph.embed(values)
 
 
 def program_name(number: int, suffix: str) -> str:

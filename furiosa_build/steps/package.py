@@ -35,8 +35,9 @@ from furiosa_build.artifact.schema import (
     to_json,
 )
 from furiosa_build.canonical import canonical_json, digest
+from furiosa_build.plan.kinds import Kind, Use
 from furiosa_build.plan.outline import KindOutline
-from furiosa_build.plan.planner import Bucket, Kind, Plan, pretrained_id
+from furiosa_build.plan.planner import Bucket, Plan, pretrained_id
 from furiosa_build.steps.provenance import provenance
 from furiosa_build.steps.source import ModelFiles, Source
 
@@ -163,16 +164,14 @@ def _describe(
             seed_for_random_weight=weights.seed,
             architecture=plan.outline.architecture,
             dtype=plan.outline.dtype,
-            num_hidden_layers=sum(len(block.layers) for block in plan.outline.blocks),
+            num_hidden_layers=plan.outline.num_layers,
+            layer_prefix=plan.outline.layer_prefix,
             vocab_size=plan.outline.vocab_size,
             num_parameters=plan.outline.num_parameters,
             quantization=spec.quantization.scheme if plan.schemes() else "none",
         ),
         model_rewriting_config=ModelRewritingConfig(
-            use_blockwise_compile=True,
-            num_blocks_per_supertask=1,
-            do_decompositions_for_model_rewrite=False,
-            embed_all_constants_into_graph=False,
+            **spec.rewriting.model_dump(),
             calculate_logit_only_for_last_token=last_only,
         ),
         parallel_config=ParallelConfig(
@@ -227,11 +226,12 @@ def _pipeline(plan: Plan, bucket: Bucket, programs: list[BuiltProgram], names: M
     for program in programs:
         if program.bucket == bucket:
             parts.setdefault(program.kind.name, []).append(program)
+    uses = sorted(((use, kind) for kind in plan.kinds[bucket] for use in kind.uses), key=lambda item: item[0].number)
     tasks = [
         task
-        for kind, layer in _in_order(plan.kinds)
+        for use, kind in uses
         for program in parts[kind.name]
-        for task in _supertasks(plan, program, names[program.identity], layer)
+        for task in _supertasks(plan, program, names[program.identity], use)
     ]
     return Pipeline(
         name=bucket.name,
@@ -243,39 +243,29 @@ def _pipeline(plan: Plan, bucket: Bucket, programs: list[BuiltProgram], names: M
     )
 
 
-def _in_order(kinds: tuple[Kind, ...]) -> Iterator[tuple[Kind, int | None]]:
-    """Kinds in the order they run: the first, every layer, the last."""
-    yield from ((kind, None) for kind in kinds if kind.role == "first")
-    yield from sorted(((k, layer) for k in kinds for layer in k.layers), key=lambda item: item[1])
-    yield from ((kind, None) for kind in kinds if kind.role == "last")
-
-
 def _stage_of(plan: Plan, layer: int) -> int:
     return next(stage for stage, layers in enumerate(plan.stages) if layer in layers)
 
 
-def _supertasks(plan: Plan, program: BuiltProgram, name: str, layer: int | None) -> Iterator[Supertask]:
+def _supertasks(plan: Plan, program: BuiltProgram, name: str, use: Use) -> Iterator[Supertask]:
     """A program, and the collectives that follow it."""
-    sources = program.kind.outline.inputs if program.kind.outline is not None else {}
+    sources = program.kind.sources
     activations = [spec["name"] for spec in program.graph["inputs"] if spec["role"] == "activation"]
-    own = 0 if program.kind.role == "first" else len(plan.stages) - 1
-    stage = own if layer is None else _stage_of(plan, layer)
     ranks = list(range(plan.spec.parallel.tensor_parallel_size))
     yield Supertask(
         kind="comp",
         program=name,
-        stage=stage,
+        stage=use.stage,
         ranks=ranks,
         inputs={argument: sources.get(argument, argument) for argument in activations},
         outputs=[spec["name"] for spec in program.graph["outputs"]],
-        parameter_prefix="" if layer is None else f"{plan.outline.layer_prefix}{layer}.",
-        layer=layer,
+        layers=list(use.layers),
     )
     for found in program.collectives:
         yield Supertask(
             kind="comm",
             op=found["op"],
-            stage=stage,
+            stage=use.stage,
             ranks=ranks,
             inputs={found["source"]: found["source"]},
             outputs=[found["result"]],

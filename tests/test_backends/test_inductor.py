@@ -15,6 +15,7 @@ from furiosa_build.backends.inductor import InductorBackend
 from furiosa_build.errors import UserError
 from furiosa_build.models.cut import CutGraph
 from furiosa_build.models.supertasks import BucketShape, Tracer
+from furiosa_build.plan.kinds import Segment
 from furiosa_build.recipe.schema import Scheme
 from furiosa_build.workers import Pool
 
@@ -173,7 +174,11 @@ def test_a_compiled_quantized_layer_is_the_eager_one(
 
 def quantized_layer(scheme: Scheme, shape: BucketShape) -> Graph:
     names = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
-    return Tracer(LAYER, {f"model.layers.0.{name}.weight": scheme for name in names}).block(shape, 0).whole
+    return (
+        Tracer(LAYER, {f"model.layers.0.{name}.weight": scheme for name in names})
+        .trace(shape, Segment(layers=(0,)))
+        .whole
+    )
 
 
 def layer_inputs(graph: Graph, batch: int, query: int) -> list[torch.Tensor]:

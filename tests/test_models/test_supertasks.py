@@ -8,6 +8,7 @@ import torch
 
 from furiosa_build.backends.eager import EagerBackend
 from furiosa_build.models.supertasks import BucketShape, Tracer, _Inputs
+from furiosa_build.plan.kinds import Segment
 
 from .tiny import LLAMA
 
@@ -28,12 +29,12 @@ def test_outputs_are_contiguous_whatever_the_model_returns(tmp_path: Path) -> No
 
 def test_a_graph_takes_only_what_it_reads() -> None:
     tracer = Tracer(LLAMA, {})
-    decode = tracer.block(BucketShape(2, 1, 16), 0).whole
-    prefill = tracer.block(BucketShape(2, 16, 16), 0).whole
+    decode = tracer.trace(BucketShape(2, 1, 16), Segment(layers=(0,))).whole
+    prefill = tracer.trace(BucketShape(2, 16, 16), Segment(layers=(0,))).whole
     decode_names, prefill_names = ([spec.name for spec in graph.inputs] for graph in (decode, prefill))
     assert {"context_slots", "context_lens"} == set(decode_names) - set(prefill_names)
     assert "position_ids" not in decode_names, "the rotary tables have what it says"
-    assert [spec.name for spec in tracer.first(BucketShape(1, 1, 8), []).whole.inputs] == [
+    assert [spec.name for spec in tracer.trace(BucketShape(1, 1, 8), Segment(first=True)).whole.inputs] == [
         "input_ids",
         "model.embed_tokens.weight",
     ]

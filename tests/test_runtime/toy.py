@@ -187,6 +187,7 @@ def artifact_data(
             "architecture": "Toy",
             "dtype": "float32",
             "num_hidden_layers": 2,
+            "layer_prefix": "layers.",
             "vocab_size": VOCAB,
             "num_parameters": P * VOCAB,
             "quantization": "none",
@@ -196,6 +197,7 @@ def artifact_data(
             "num_blocks_per_supertask": 1,
             "do_decompositions_for_model_rewrite": False,
             "embed_all_constants_into_graph": False,
+            "add_prefill_last_block_slice": False,
             "calculate_logit_only_for_last_token": last_only,
         },
         "parallel_config": {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1},
@@ -225,9 +227,9 @@ def _pipeline(programs: dict[str, Any], phase: str, batch: int, length: int, las
         phase,
         {"hidden": tokens, **fed},
         [
-            _tensor("coefficient", "parameter", "int64", [1]),
-            _tensor("key_cache", "kv_cache", "int64", [None]),
-            _tensor("value_cache", "kv_cache", "int64", [None]),
+            _tensor("coefficient", "parameter", "int64", [1], 0),
+            _tensor("key_cache", "kv_cache", "int64", [None], 0),
+            _tensor("value_cache", "kv_cache", "int64", [None], 0),
         ],
         _tensor("out", "activation", "int64", tokens),
     )
@@ -246,8 +248,8 @@ def _pipeline(programs: dict[str, Any], phase: str, batch: int, length: int, las
         "context_length": length,
         "supertasks": [
             _task(f"first-{name}", {"input_ids": "input_ids", "position_ids": "position_ids"}, ["hidden.0"]),
-            _task(f"block-{name}", {"hidden": "hidden.0", **same}, ["hidden.1"], "layers.0.", 0),
-            _task(f"block-{name}", {"hidden": "hidden.1", **same}, ["hidden.2"], "layers.1.", 1),
+            _task(f"block-{name}", {"hidden": "hidden.0", **same}, ["hidden.1"], [0]),
+            _task(f"block-{name}", {"hidden": "hidden.1", **same}, ["hidden.2"], [1]),
             _task(f"last-{name}", {"hidden": "hidden.2", **{name: name for name in indices}}, ["logits"]),
         ],
     }
@@ -258,13 +260,11 @@ def _program(kind: str, activations: dict[str, list[int]], others: list[Any], ou
     return {"file": f"programs/{kind}.toy", "kind": kind, "inputs": inputs + others, "outputs": [output]}
 
 
-def _tensor(name: str, role: str, dtype: str, shape: Sequence[int | None]) -> dict[str, Any]:
-    return {"name": name, "role": role, "dtype": dtype, "shape": list(shape)}
+def _tensor(name: str, role: str, dtype: str, shape: Sequence[int | None], block: int | None = None) -> dict[str, Any]:
+    return {"name": name, "role": role, "dtype": dtype, "shape": list(shape), "block": block}
 
 
-def _task(
-    program: str, inputs: dict[str, str], outputs: list[str], prefix: str = "", layer: int | None = None
-) -> dict[str, Any]:
+def _task(program: str, inputs: dict[str, str], outputs: list[str], layers: Sequence[int] = ()) -> dict[str, Any]:
     return {
         "kind": "comp",
         "program": program,
@@ -272,8 +272,7 @@ def _task(
         "ranks": [0],
         "inputs": inputs,
         "outputs": outputs,
-        "parameter_prefix": prefix,
-        "layer": layer,
+        "layers": list(layers),
     }
 
 
