@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from furiosa_build.canonical import digest
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 
 ARTIFACT_FILE = "artifact.json"
 MANIFEST_FILE = "manifest.json"
@@ -202,7 +202,7 @@ class KvCacheSpec(Record):
 class Artifact(Record):
     """artifact.json."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     metadata: ArtifactMetadata
     devices: str
     generator_config: GeneratorConfig
@@ -228,7 +228,7 @@ class FileRecord(Record):
 class Manifest(Record):
     """manifest.json: every other file by its path relative to the artifact, but timestamp.json and a signature."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     artifact_id: str
     files: dict[str, FileRecord]
 
@@ -236,7 +236,7 @@ class Manifest(Record):
 class Timestamp(Record):
     """timestamp.json: when the artifact was published (Unix seconds). `sha256` is the digest of the other fields."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     artifact_id: str
     timestamp: int
     sha256: str

@@ -169,8 +169,10 @@ def _arguments(blocks: Sequence[Block]) -> tuple[tuple[dict[str, str], ...], dic
     for number, block in enumerate(blocks):
         for argument, source in block.outline.inputs.items():
             names.setdefault(source, f"{number}.{argument}" if argument in names.values() else argument)
-    arguments = tuple({argument: names[source] for argument, source in b.outline.inputs.items()} for b in blocks)
-    return arguments, {name: source for source, name in names.items()}
+    sources = {name: source for source, name in names.items()}
+    if len(blocks) == 1:  # Called as the arguments, so that how they are wired does not shape the program.
+        return (), sources
+    return tuple({argument: names[s] for argument, s in b.outline.inputs.items()} for b in blocks), sources
 
 
 def _names(segments: Sequence[Segment], rewriting: RewritingSpec) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from furiosa_build.machine import Disk
+from furiosa_build.plan.kinds import outer_parameters
 from furiosa_build.plan.planner import Plan, Step
 from furiosa_build.plan.sizes import nbytes, parameter_bytes, stored_bytes
 
@@ -26,6 +27,8 @@ _SCRATCH = {"inductor": 5_000_000}
 """What a compile worker writes beside its program."""
 _PARTS = 3
 """Programs of a layer that is cut at its two all-reduces."""
+_COPIES_OF_CONSTANTS = 4
+"""Of a program's parameters, where it holds them: as tensors, as text in the graph, and as the compiler writes them."""
 _HEADER = 120
 """Of a parameter file, for each tensor."""
 
@@ -95,7 +98,8 @@ class Costs:
     @property
     def compile_worker(self) -> int:
         """Memory of one compile worker."""
-        return _COMPILE_WORKER.get(self._plan.spec.backend.name, _WORKER)
+        constants = max(map(self._constants, self._plan.steps.values()))
+        return _COMPILE_WORKER.get(self._plan.spec.backend.name, _WORKER) + _COPIES_OF_CONSTANTS * constants
 
     def work(self, step: Step) -> Work:
         """What a step reads and writes."""
@@ -113,7 +117,8 @@ class Costs:
                 return Work(0, _GRAPH)
             case "compile":
                 parts = _PARTS if self._plan.spec.parallel.tensor_parallel_size > 1 else 1
-                return Work(_GRAPH, parts * _PROGRAM.get(self._plan.spec.backend.name, _GRAPH))
+                constants = self._constants(step)
+                return Work(_GRAPH + constants, parts * _PROGRAM.get(self._plan.spec.backend.name, _GRAPH) + constants)
             case "package" if self._places.store.device != self._places.output.device:
                 return Work(self._files, self._files)
             case "qualify":
@@ -160,6 +165,20 @@ class Costs:
         peaks = [making, qualifying] if count["qualify"] else [making]
         parts = max(peaks, key=lambda parts: sum(parts.values()))
         return Need("memory", {what: size for what, size in parts.items() if size}, available)
+
+    def _constants(self, step: Step) -> int:
+        """Of the parameters that the programs of a compile step hold."""
+        if (
+            step.action != "compile"
+            or step.kind is None
+            or not self._plan.spec.rewriting.embed_all_constants_into_graph
+        ):
+            return 0
+        outline = self._plan.outline
+        own = set(outer_parameters(step.kind.segment, outline))
+        for layer, block in zip(step.kind.segment.layers, step.kind.blocks, strict=True):
+            own.update(f"{outline.layer_prefix}{layer}.{name}" for name in block.outline.parameters)
+        return sum(stored_bytes(outline.parameters[name], self._schemes.get(name, "none")) for name in own)
 
     @cached_property
     def _files(self) -> int:

@@ -213,7 +213,7 @@ def _trace_reads(spec: BuildSpec, outline: Outline, bucket: Bucket, kind: Kind) 
             *(block.outline.signature for block in kind.blocks),
             *([outline.last_signature] if segment.last else []),
         ],
-        "schemes": [dict(kind.schemes), *(dict(block.schemes) for block in kind.blocks)],
+        "schemes": {**kind.schemes, **{f"{i}.{n}": s for i, b in enumerate(kind.blocks) for n, s in b.schemes.items()}},
         "bucket": [bucket.batch, bucket.query, bucket.context],
     }
     if spec.parallel.tensor_parallel_size > 1:

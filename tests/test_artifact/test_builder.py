@@ -21,6 +21,8 @@ from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.artifact.schema import Artifact
 from furiosa_build.errors import BuildError, PreflightError, UserError
 from furiosa_build.models.config_types import KvCacheSharingAcrossBeamsConfig, SchedulerConfig
+from furiosa_build.recipe.compose import validate
+from furiosa_build.recipe.schema import RewritingSpec
 from furiosa_build.runtime import LLM, SamplingParams
 
 BUCKETS: dict[str, Any] = {
@@ -196,6 +198,32 @@ def test_truncated_and_random(user: UserDirectory, tmp_path: Path) -> None:
     assert artifact.model_metadata.seed_for_random_weight == 7
 
 
+@pytest.mark.parametrize(
+    ("given", "overrides"),
+    [
+        ({"num_blocks_per_supertask": 2}, ["rewriting.num_blocks_per_supertask=2"]),
+        ({"use_blockwise_compile": False}, ["rewriting.use_blockwise_compile=false"]),
+        ({"do_decompositions_for_model_rewrite": True}, ["rewriting.do_decompositions_for_model_rewrite=true"]),
+        ({"embed_all_constants_into_graph": True}, ["rewriting.embed_all_constants_into_graph=true"]),
+        (
+            {"add_prefill_last_block_slice": True},
+            ["rewriting.add_prefill_last_block_slice=true", "model.calculate_logit_only_for_last_token=true"],
+        ),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_how_the_model_is_rewritten_is_said_as_in_a_recipe(
+    user: UserDirectory, given: dict[str, Any], overrides: list[str]
+) -> None:
+    """What that means for programs is shown by test_end_to_end/test_rewriting.py."""
+    made = builder(user, name="tiny", decode_buckets=[(2, 64)], **given)
+    recipe = user.open(*overrides).spec
+    spec = validate("ArtifactBuilder", made._spec, {}, made._roots).spec
+    assert spec.rewriting == recipe.rewriting != RewritingSpec()
+    last_only = spec.model.calculate_logit_only_for_last_token
+    assert last_only == recipe.model.calculate_logit_only_for_last_token
+
+
 def test_without_a_cache_only_the_artifact_is_left(user: UserDirectory, tmp_path: Path) -> None:
     builder(user, name="one").build(tmp_path, cache_dir=None)
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
@@ -219,7 +247,14 @@ def test_without_a_cache_only_the_artifact_is_left(user: UserDirectory, tmp_path
             lambda user: builder(user, compiler_config_overrides={"max_autotune": True}).build("x"),
             "backend 'eager' has no option 'max_autotune'",
         ),
-        (lambda user: builder(user, num_blocks_per_supertask=2), "num_blocks_per_supertask=2 is not built yet"),
+        (
+            lambda user: builder(user, num_blocks_per_supertask=2, use_blockwise_compile=False),
+            "num_blocks_per_supertask=2: a stage is one program",
+        ),
+        (
+            lambda user: builder(user, add_prefill_last_block_slice=True, calculate_logit_only_for_last_token=False),
+            "leaves the logits of the last token only",
+        ),
         (
             lambda user: builder(user, kv_cache_sharing_across_beams_config=KvCacheSharingAcrossBeamsConfig(4, 128)),
             "is not built yet",

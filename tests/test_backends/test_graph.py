@@ -351,3 +351,17 @@ def test_a_graph_is_data(graph: Graph) -> None:
     graph.to_module()
     graph.export()
     assert copy.deepcopy(graph).to_json() == before
+
+
+@given(st.sets(st.sampled_from(["x", "slots"])))
+def test_inputs_become_constants(embedded: set[str]) -> None:
+    graph = traced()
+    values = dict(zip((spec.name for spec in specs()), example(), strict=True))
+    numbers = {i: values[spec.name] for i, spec in enumerate(graph.inputs) if spec.name in embedded}
+    held = Graph.from_json(graph.embed(numbers).to_json())
+    assert [spec.name for spec in held.inputs] == [spec.name for spec in graph.inputs if spec.name not in embedded]
+    assert len(held.data.constants) == len(graph.data.constants) + len(embedded)
+    expected = graph.to_module()(*(values[spec.name].clone() for spec in graph.inputs))
+    found = held.to_module()(*(values[spec.name].clone() for spec in held.inputs))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)

@@ -66,6 +66,7 @@ def spec(**sections: Any) -> BuildSpec:
             "paged_attention_num_blocks": 1024,
         },
         "quantization": {"scheme": "none", "rules": [{"match": "lm_head*", "scheme": "none"}]},
+        "rewriting": {},
         "scheduler": {},
     }
     merged = {key: {**usual[key], **value} if isinstance(value, Mapping) else value for key, value in sections.items()}

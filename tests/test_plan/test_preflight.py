@@ -391,3 +391,16 @@ def test_what_fits_a_small_machine_fits_a_larger_one(small: int, more: int, quan
         return figures(plan(spec(quantization=quantization)), places(size, size), has)
 
     assert set(refused(found(small + more))) <= set(refused(found(small)))
+
+
+def test_constants_in_programs_are_written_once_for_each_bucket_and_held_in_memory() -> None:
+    usual = plan(spec(backend=INDUCTOR))
+    held = plan(spec(backend=INDUCTOR, rewriting={"embed_all_constants_into_graph": True}))
+    assert len(held.buckets) == 2
+    layers = sum(name.startswith("compile") for name in held.steps) - sum(n.startswith("compile") for n in usual.steps)
+    [before], [after] = figures(usual).disks, figures(held).disks
+    # What else a program takes is counted for each; there is one for every layer now.
+    more = layers * (500_000 + 20_000)
+    assert after.parts["programs"] == before.parts["programs"] + 2 * parameter_bytes(held) + more
+    largest = 100 * 8 * 4 + 8 * 4  # the head and its norm, float32
+    assert figures(held).memory.parts["compiling"] == COMPILE_WORKER + 4 * largest

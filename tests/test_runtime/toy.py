@@ -156,7 +156,7 @@ def artifact_data(
         for batch, length in sizes:
             pipelines.append(_pipeline(programs, phase, batch, length, last_only))
     return {
-        "schema_version": 2,
+        "schema_version": 3,
         "metadata": {
             "artifact_id": "",
             "name": "toy",
