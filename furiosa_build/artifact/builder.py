@@ -157,7 +157,7 @@ class ArtifactBuilder:
             num_pipeline_builder_workers: Graphs traced at a time.
             num_compile_workers: Programs compiled at a time.
             cache_dir: The store of finished steps. None: nothing is kept but the artifact.
-            param_file_path: Not built yet: refused.
+            param_file_path: A safetensors file with all parameters; the model gives config and tokenizer only.
             param_saved_format: `safetensors`; `pt` would need unpickling, and is refused.
             _cleanup: Whether the files of a build without a `cache_dir` are removed at the end.
 
@@ -165,13 +165,13 @@ class ArtifactBuilder:
             BuildError: As the command line would say it: UserError, PreflightError, or StepError, which names a log.
         """
         _refuse_unknown(kwargs, ())
-        _refuse_unbuilt(param_file_path=(param_file_path, None))
         if param_saved_format != "safetensors":
             raise UserError(
                 f"param_saved_format={param_saved_format!r}: a pickle runs code when it is read",
                 where="ArtifactBuilder.build",
                 valid="safetensors",
             )
+        model = {**self._spec["model"], "param_file_path": None if param_file_path is None else fspath(param_file_path)}
         with _store(cache_dir, Path(save_dir), _cleanup) as store:
             options = {
                 "save_dir": str(save_dir),
@@ -179,7 +179,7 @@ class ArtifactBuilder:
                 "num_pipeline_builder_workers": num_pipeline_builder_workers,
                 "num_compile_workers": num_compile_workers,
             }
-            run(validate("ArtifactBuilder.build", self._spec, options, self._roots))
+            run(validate("ArtifactBuilder.build", {**self._spec, "model": model}, options, self._roots))
 
 
 def run(recipe: Recipe) -> None:

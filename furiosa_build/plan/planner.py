@@ -128,9 +128,9 @@ def pretrained_id(model: ModelSpec) -> str:
 def resolved_recipe(spec: BuildSpec) -> dict[str, Any]:
     """The BuildSpec as the artifact tells of it, without what belongs to a machine or changes no byte.
 
-    Nor the revision: a branch is the commit that it stands for, and `fetch` says which.
+    Nor the revision: a branch is the commit that it stands for, and `fetch` says which. Nor where parameters lie.
     """
-    recipe = spec.model_dump(mode="json", exclude={"target": {"memory_gb"}, "model": {"revision"}})
+    recipe = spec.model_dump(mode="json", exclude={"target": {"memory_gb"}, "model": {"revision", "param_file_path"}})
     recipe["model"]["model_id_or_path"] = pretrained_id(spec.model)
     recipe["parallel"]["data_parallel_size"] = spec.data_parallel_size
     return recipe

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -196,6 +197,20 @@ def test_truncated_and_random(user: UserDirectory, tmp_path: Path) -> None:
     assert artifact.model_metadata.seed_for_random_weight == 7
 
 
+def test_parameters_from_a_file(user: UserDirectory, tmp_path: Path) -> None:
+    """The same as a recipe with model.param_file_path: tests of fetch say what that is."""
+    expected = built(user, tmp_path / "usual", name="one").metadata.artifact_id
+    config_only, weights = tmp_path / "tiny", tmp_path / "weights.safetensors"
+    shutil.copytree(user.root / "tiny", config_only)
+    (config_only / "model.safetensors").rename(weights)
+    arguments: dict[str, Any] = {"name": "one", "tensor_parallel_size": 1, "backend": "eager", **BUCKETS}
+    apart = ArtifactBuilder(str(config_only), "cpu", **arguments)
+    with pytest.raises(UserError, match="has no weights"):
+        apart.build(tmp_path / "apart", cache_dir=user.store)
+    apart.build(tmp_path / "apart", cache_dir=user.store, param_file_path=weights)
+    assert open_artifact(tmp_path / "apart").artifact.metadata.artifact_id == expected
+
+
 def test_without_a_cache_only_the_artifact_is_left(user: UserDirectory, tmp_path: Path) -> None:
     builder(user, name="one").build(tmp_path, cache_dir=None)
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
@@ -213,7 +228,11 @@ def test_without_a_cache_only_the_artifact_is_left(user: UserDirectory, tmp_path
         (lambda user: builder(user, num_blocks_per_supertaks=2), "did you mean 'num_blocks_per_supertask'"),
         (lambda user: builder(user).build("x", num_compile_wrkers=2), "did you mean 'num_compile_workers'"),
         (lambda user: builder(user).build("x", param_saved_format="pt"), "valid: safetensors"),
-        (lambda user: builder(user).build("x", param_file_path="y"), "param_file_path='y' is not built yet"),
+        (lambda user: builder(user).build("x", param_file_path="y"), "parameter file 'y' does not exist"),
+        (
+            lambda user: builder(user, seed_for_random_weight=0).build("x", param_file_path="y"),
+            "param_file_path='y' and seed_for_random_weight=0",
+        ),
         (lambda user: builder(user, quantize_artifact_path="y"), "quantize_artifact_path='y' is not built yet"),
         (
             lambda user: builder(user, compiler_config_overrides={"max_autotune": True}).build("x"),

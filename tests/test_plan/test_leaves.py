@@ -69,6 +69,13 @@ def by_what_is_quantized(step: Step, before: BuildSpec, after: BuildSpec) -> boo
     return False
 
 
+def by_what_parameters_there_are(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
+    """`fetch` lists them only when they are drawn."""
+    del after
+    drawn = before.model.seed_for_random_weight is not None
+    return step.name == "package" or (step.name in WEIGHTS and (drawn or step.name != "fetch"))
+
+
 def by_what_has_places(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
     """Where nothing is divided, all parameters are in one place."""
     divided = before.parallel.is_divided and after.parallel.is_divided
@@ -87,8 +94,10 @@ LEAVES: Mapping[Path, Leaf] = {
     ("model", "model_id_or_path"): Leaf(st.sampled_from(["org/model", "org/other"]), by("package")),
     # The commit is an input of fetch, found when it runs; a revision by another name changes nothing.
     ("model", "revision"): Leaf(st.sampled_from([None, "main", "v2"]), by()),
-    ("model", "num_hidden_layers"): Leaf(st.integers(1, 9), by(*WEIGHTS, "package")),
-    ("model", "seed_for_random_weight"): Leaf(st.integers(0, 9), by("fetch", "package")),
+    ("model", "num_hidden_layers"): Leaf(st.integers(1, 9), by_what_parameters_there_are),
+    ("model", "seed_for_random_weight"): Leaf(st.none() | st.integers(0, 9), by("fetch", "package")),
+    # What the file holds is an input of fetch.
+    ("model", "param_file_path"): Leaf(st.sampled_from([None, "a.safetensors", "b.safetensors"]), by()),
     ("model", "calculate_logit_only_for_last_token"): Leaf(st.booleans(), by("partition:*:last", "package")),
     ("model", "architecture"): Leaf(
         st.sampled_from([{**ARCHITECTURE, "rope_theta": theta} for theta in (1e4, 5e5)]),
@@ -141,7 +150,8 @@ def leaves(model: type[BaseModel], at: Path = ()) -> Iterator[Path]:
 
 
 def spec(values: Mapping[Path, Any]) -> BuildSpec:
-    """The BuildSpec with these leaves."""
+    """The BuildSpec with these leaves, if they do not contradict each other."""
+    assume(None in (values["model", "seed_for_random_weight"], values["model", "param_file_path"]))
     data: dict[str, Any] = {}
     for path, value in values.items():
         section = data
