@@ -155,7 +155,8 @@ class Build:
         Raises UserError when a tool is missing, PreflightError when the steps that are to do cannot fit. Without such
         steps it asks nothing of the machine. `machine`: not this one.
         """
-        self.check_toolchain()
+        steps = list(steps)
+        self.check_toolchain(steps)
         undone = [name for name in steps if not self.is_done(name)]
         if not undone:
             return []
@@ -167,9 +168,9 @@ class Build:
         self._compilers = Pool(figures.compile_workers)
         return [lowered_text(figures, self.options.num_compile_workers)]
 
-    def check_toolchain(self) -> None:
-        """Raises UserError when there are programs to compile and a tool for that is missing."""
-        if not all(self.is_done(name) for name, step in self.plan.steps.items() if step.action == "compile"):
+    def check_toolchain(self, steps: Iterable[str]) -> None:
+        """Raises UserError when there are programs to compile in `steps` and a tool for that is missing."""
+        if not all(self.is_done(name) for name in steps if self.plan.steps[name].action == "compile"):
             self.backend.check_toolchain()
 
     def interrupt(self) -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from furiosa_build.artifact.safetensors_header import check_header
+from furiosa_build.artifact.safetensors_header import read_header
 from furiosa_build.errors import UserError
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -64,7 +64,7 @@ def weight_files(directory: Path) -> list[str]:
 def check_weight_file(path: Path) -> None:
     """Raises UserError unless the header of a weight file is sound and agrees with its size. Reads only the header."""
     try:
-        check_header(path)
+        read_header(path)
     except ValueError as error:
         raise UserError(
             f"{path.name} is not a sound safetensors file: {error}",

@@ -51,7 +51,7 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
             if name not in reached:
                 reached.add(name)
                 pending.extend(tasks[name].task_dep)
-        self._total = sum(1 for name in reached if tasks[name].actions)
+        self._total = sum(1 for name in reached if name in self.build.plan.steps)
         try:
             notes = self.build.begin([name for name in self.build.plan.steps if name in reached])
         except BuildError as error:
@@ -66,7 +66,7 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
 
     def execute_task(self, task: Any) -> None:
         """A step begins."""
-        if not task.actions:
+        if task.name not in self.build.plan.steps:
             return
         with self._lock:
             self._record.begins(task.name)
@@ -78,7 +78,7 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
 
     def add_success(self, task: Any) -> None:
         """A step has ended well."""
-        if not task.actions or task.name not in self.build.plan.steps:
+        if task.name not in self.build.plan.steps:
             return
         done = self.build.done[task.name]
         with self._lock:
