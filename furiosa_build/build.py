@@ -36,7 +36,7 @@ from furiosa_build.progress import expect, metered
 from furiosa_build.progress import read as read_meter
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import Recipe, check_architecture
-from furiosa_build.show import lowered_text, refusal_text
+from furiosa_build.show import kv_blocks_text, lowered_text, refusal_text
 from furiosa_build.steps import compile, fetch, package, qualify, source, survey, trace
 from furiosa_build.store import ActionRecord, Made, Store, default_store_root
 from furiosa_build.workers import Pool
@@ -163,10 +163,13 @@ class Build:
         figures = self.preflight(undone, machine)
         if figures.shortages:
             raise PreflightError(refusal_text(figures))
-        if figures.compile_workers == self.options.num_compile_workers:
-            return []
-        self._compilers = Pool(figures.compile_workers)
-        return [lowered_text(figures, self.options.num_compile_workers)]
+        notes = []
+        if self.plan.kv_blocks.source == "memory" and "package" in undone:
+            notes.append(f"KV cache: {kv_blocks_text(self.plan)}")
+        if figures.compile_workers != self.options.num_compile_workers:
+            self._compilers = Pool(figures.compile_workers)
+            notes.append(lowered_text(figures, self.options.num_compile_workers))
+        return notes
 
     def check_toolchain(self, steps: Iterable[str]) -> None:
         """Raises UserError when there are programs to compile in `steps` and a tool for that is missing."""

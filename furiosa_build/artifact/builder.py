@@ -54,7 +54,8 @@ class ArtifactBuilder:
         embed_all_constants_into_graph: Not built yet: refused if true.
         add_prefill_last_block_slice: Not built yet: refused if true.
         kv_cache_sharing_across_beams_config: Not built yet: refused.
-        paged_attention_num_blocks: KV blocks of a layer; by default enough for the largest decode bucket.
+        paged_attention_num_blocks: KV blocks of a layer; by default enough for the largest decode bucket, or what the
+            target's memory has room for.
         paged_attention_block_size: Tokens of a KV block.
         default_scheduler_config: What the runtime starts with.
         kwargs: Beyond that API: `backend` (`inductor`), `quantization` (`none`, `fp8`, `int8`) and `target` (a file of

@@ -9,7 +9,7 @@ from typing import Any
 from furiosa_build.errors import UserError
 from furiosa_build.plan.outline import Outline
 from furiosa_build.plan.planner import Plan
-from furiosa_build.plan.sizes import kv_cache_bytes_of, stored_bytes
+from furiosa_build.plan.sizes import kv_cache_bytes_of, rank_parameter_bytes
 from furiosa_build.recipe.devices import elements, kind_of
 from furiosa_build.recipe.schema import BuildSpec
 
@@ -108,12 +108,6 @@ def _misfits(hf_config: Mapping[str, Any], outline: Outline, ranks: int) -> list
 
 def _bytes(plan: Plan, stage: int) -> tuple[int, int]:
     """Of the parameters and of the KV cache of a rank; every rank of a stage has as much."""
-    ranks, schemes = plan.spec.parallel.tensor_parallel_size, plan.schemes()
-    outline, layers = plan.outline, plan.stages[stage]
-    parameters = 0
-    for name in outline.stage_parameters(plan.stages, stage):
-        parameter = outline.parameters[name]
-        if parameter.cut is not None and ranks > 1:
-            parameter = parameter.model_copy(update={"shape": parameter.cut.local_shape(parameter.shape, ranks)})
-        parameters += stored_bytes(parameter, schemes.get(name, "none"))
-    return parameters, kv_cache_bytes_of(plan, layers, ranks)
+    ranks = plan.spec.parallel.tensor_parallel_size
+    parameters = rank_parameter_bytes(plan.outline, plan.stages, stage, ranks, plan.schemes())
+    return parameters, kv_cache_bytes_of(plan, plan.stages[stage], ranks)

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any, Literal
 
 from furiosa_build.plan.cuts import Cut
+from furiosa_build.plan.kv_blocks import KvBlocks, find_kv_blocks
 from furiosa_build.plan.outline import KindOutline, Outline
 from furiosa_build.recipe.schema import BuildSpec, ModelSpec, ParallelSpec, Scheme, bucket_name
 
@@ -82,12 +83,13 @@ class Plan:
     isa: str
     buckets: tuple[Bucket, ...]
     kinds: tuple[Kind, ...]
+    kv_blocks: KvBlocks
     steps: Mapping[str, Step]
 
     @property
     def stages(self) -> list[list[int]]:
         """The layers of each pipeline stage."""
-        return split_into_stages(sum(len(block.layers) for block in self.outline.blocks), self.spec.parallel)
+        return _stages(self.spec, self.outline)
 
     def schemes(self) -> dict[str, Scheme]:
         """The scheme of every quantized parameter, by full name."""
@@ -98,8 +100,10 @@ def make_plan(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline, i
     """Plans the build. `isa` is the instruction set that programs are compiled for."""
     buckets, kinds = tuple(_buckets(spec)), tuple(_kinds(spec, outline))
     steps = [*_weight_steps(spec, hf_config, outline), *_program_steps(spec, outline, isa, buckets, kinds)]
-    last_steps = _artifact_steps(spec, hf_config, outline, steps, isa)
-    return Plan(spec, hf_config, outline, isa, buckets, kinds, {step.name: step for step in (*steps, *last_steps)})
+    blocks = find_kv_blocks(spec, outline, _stages(spec, outline), quantized_parameters(spec, outline))
+    last_steps = _artifact_steps(spec, hf_config, outline, steps, isa, blocks)
+    named = {step.name: step for step in (*steps, *last_steps)}
+    return Plan(spec, hf_config, outline, isa, buckets, kinds, blocks, named)
 
 
 def quantized_parameters(spec: BuildSpec, outline: Outline) -> dict[str, Scheme]:
@@ -118,6 +122,10 @@ def split_into_stages(layers: int, parallel: ParallelSpec) -> list[list[int]]:
     return [list(range(begin, end)) for begin, end in zip([0, *ends], ends, strict=False)]
 
 
+def _stages(spec: BuildSpec, outline: Outline) -> list[list[int]]:
+    return split_into_stages(sum(len(block.layers) for block in outline.blocks), spec.parallel)
+
+
 def pretrained_id(model: ModelSpec) -> str:
     """The model's name without a machine's directories: a hub id or a relative path as it is, else the last part."""
     path = PurePath(model.model_id_or_path)
@@ -126,9 +134,10 @@ def pretrained_id(model: ModelSpec) -> str:
 
 
 def resolved_recipe(spec: BuildSpec) -> dict[str, Any]:
-    """The BuildSpec as the artifact tells of it, without what belongs to a machine or changes no byte.
+    """The BuildSpec as the artifact tells of it, without what belongs to a machine.
 
-    Nor the revision: a branch is the commit that it stands for, and `fetch` says which. Nor where parameters lie.
+    Nor the revision: a branch is the commit that it stands for, and `fetch` says which. Nor where parameters lie, and
+    how much memory there is: the number of KV blocks that may follow from it stands in the artifact.
     """
     recipe = spec.model_dump(mode="json", exclude={"target": {"memory_gb"}, "model": {"revision", "param_file_path"}})
     recipe["model"]["model_id_or_path"] = pretrained_id(spec.model)
@@ -238,10 +247,10 @@ def _program_steps(
 
 
 def _artifact_steps(
-    spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline, steps: list[Step], isa: str
+    spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline, steps: list[Step], isa: str, blocks: KvBlocks
 ) -> Iterator[Step]:
     schemes = quantized_parameters(spec, outline)
-    reads = resolved_recipe(spec)
+    reads = {**resolved_recipe(spec), "kv_blocks": blocks.count}
     reads |= {"isa": isa, "hf_config": dict(hf_config), "outline": outline.model_dump(mode="json")}
     needs = {step.name: _ALL for step in steps if step.name != "quantize"}
     yield Step("package", "package", f"publish artifact {spec.name}", needs=needs, reads=reads)

@@ -86,7 +86,8 @@ class TargetSpec(Section):
         isa: An x86-64 psABI level, or `native`: this host's.
         num_elements: Processing elements of one device: what `npu:0:*` names.
         memory_gb: Memory of one device in GB (10^9 bytes). None: this host's where `isa` is `native`, else unknown.
-            A build whose parameters and KV cache are larger is refused; no byte of the artifact depends on it.
+            A build whose parameters and KV cache are larger is refused; where the number of KV blocks is not given, it
+            is at most what there is room for.
     """
 
     name: str
@@ -118,7 +119,8 @@ class BucketSpec(Section):
 
     A prefill bucket (batch, length) runs `batch` prompts of up to `length` tokens. A decode bucket runs one
     new token of `batch` sequences over contexts of up to `length` tokens. `paged_attention_num_blocks` (KV
-    blocks per layer) is by default what the largest decode bucket needs when it is full.
+    blocks per layer) is by default what the largest decode bucket fills, or fewer where the target's memory has no
+    more room beside the parameters: `plan.kv_blocks`.
     """
 
     prefill_buckets: BucketSizes = ()
@@ -157,20 +159,23 @@ class BucketSpec(Section):
 
     @model_validator(mode="after")
     def _one_sequence_has_room(self) -> BucketSpec:
-        longest = max(length for _, length in self.decode_buckets)
-        needed = self._blocks_for(longest)
-        if self.num_blocks < needed:
-            room = self.num_blocks * self.paged_attention_block_size
-            what = f"paged_attention_num_blocks={self.num_blocks} hold {room} tokens; a sequence: {longest}"
-            raise _invalid(what, key=("paged_attention_num_blocks",), valid=f"at least {needed}")
+        given = self.paged_attention_num_blocks
+        if given is not None and given < self.least_blocks:
+            longest = max(length for _, length in self.decode_buckets)
+            room = given * self.paged_attention_block_size
+            what = f"paged_attention_num_blocks={given} hold {room} tokens; a sequence: {longest}"
+            raise _invalid(what, key=("paged_attention_num_blocks",), valid=f"at least {self.least_blocks}")
         return self
 
     @property
-    def num_blocks(self) -> int:
-        """KV blocks per layer: as given, or enough for the largest decode bucket."""
-        if self.paged_attention_num_blocks is not None:
-            return self.paged_attention_num_blocks
+    def needed_blocks(self) -> int:
+        """KV blocks per layer that the largest decode bucket fills."""
         return max(batch * self._blocks_for(length) for batch, length in self.decode_buckets)
+
+    @property
+    def least_blocks(self) -> int:
+        """KV blocks per layer that one sequence of the longest decode bucket fills."""
+        return max(self._blocks_for(length) for _, length in self.decode_buckets)
 
     def _blocks_for(self, length: int) -> int:
         return -(-length // self.paged_attention_block_size)

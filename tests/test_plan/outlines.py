@@ -68,7 +68,9 @@ def spec(**sections: Any) -> BuildSpec:
         "quantization": {"scheme": "none", "rules": [{"match": "lm_head*", "scheme": "none"}]},
         "scheduler": {},
     }
-    merged = {key: {**usual[key], **value} if isinstance(value, Mapping) else value for key, value in sections.items()}
+    merged = {
+        key: {**usual.get(key, {}), **value} if isinstance(value, Mapping) else value for key, value in sections.items()
+    }
     return BuildSpec.model_validate({**usual, **merged})
 
 
