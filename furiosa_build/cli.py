@@ -57,7 +57,7 @@ def build(
     if check and status == 0:
         from furiosa_build.check import check_reproducible
 
-        check_reproducible(opened, dodo.run)
+        check_reproducible(opened, dodo.run, as_json)
     sys.exit(status)
 
 

@@ -42,6 +42,10 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
         self._handlers: dict[int, Any] = {}
         self._display: Display | None = None
 
+    def write(self, text: str) -> None:
+        """What doit itself says: of errors of this program. Not among events."""
+        (sys.stderr if self.as_json else self.outstream).write(text)
+
     def initialize(self, tasks: dict[str, Any], selected_tasks: list[str]) -> None:
         """Counts the steps that this run may come to."""
         self.build.store.tell = self._tell
@@ -170,14 +174,14 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
 
     def _emit(self, event: str, **what: Any) -> None:
         if self.as_json:
-            self.write(json.dumps({"event": event, "time": time.time(), **what}) + "\n")
+            self.outstream.write(event_line(event, **what) + "\n")
             self.outstream.flush()
 
     def _print(self, line: str) -> None:
         if self._display is not None and self._display.live.is_started:
             self._display.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
-            self.write(line + "\n")
+            self.outstream.write(line + "\n")
             self.outstream.flush()
 
     def _begin_display(self) -> Display:
@@ -186,6 +190,11 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
         left = {name: self.build.estimate_seconds(name) for name in self._steps if not self.build.is_done(name)}
         workers = self.build.options.num_compile_workers
         return Display(self.outstream, self._total, left, workers, self.build.bytes_done)
+
+
+def event_line(event: str, **what: Any) -> str:
+    """An event as one line of JSON."""
+    return json.dumps({"event": event, "time": time.time(), **what})
 
 
 def _in_main_thread() -> bool:
