@@ -458,7 +458,8 @@ class Build:
             for output in done.record.outputs.values()
         }
         files = {path: by_digest[file.sha256] for path, file in manifest.files.items()}
-        writer.publish(directory, manifest, files, hashes.hash, hashes.remember)
+        if writer.publish(directory, manifest, files, hashes.hash, hashes.remember):
+            self.store.tell(f"the signature of {directory} is removed: it is not of these files; sign it again")
 
     def _qualify(self, output: Path) -> Made:
         log = self.store.log_path("qualify")
