@@ -32,7 +32,7 @@ LARGEST_PARSED = {
     "tokenizer_config.json": 16 << 20,
     INDEX_FILE: 32 << 20,
 }
-"""Bytes of files that are parsed, here or by the runtime, which may take 30 times as much memory. Real configs have less
+"""Bytes of files that are parsed, here or by the runtime: that may take 30 times as much memory. Real configs have less
 than 100 kB, those of tokenizers about 1 MB; the index of a model with hundreds of experts has 15 MB."""
 
 

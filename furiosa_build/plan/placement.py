@@ -97,12 +97,13 @@ def _misfits(hf_config: Mapping[str, Any], outline: Outline, ranks: int) -> list
         found.append(f"the {hf_config['num_attention_heads']} attention heads")
     for name, parameter in outline.parameters.items():
         if parameter.cut is not None and not parameter.cut.fits(parameter.shape, ranks):
-            of = (
-                f"the {parameter.cut.heads} KV heads"
-                if parameter.cut.how == "heads"
-                else f"{name} of size {parameter.shape[parameter.cut.dim]}"
-            )
-            found.append(of)
+            size = parameter.shape[parameter.cut.dim]
+            if parameter.cut.how == "heads":
+                found.append(f"the {parameter.cut.heads} KV heads")
+            elif size == hf_config.get("intermediate_size"):
+                found.append(f"the intermediate size {size}")
+            else:
+                found.append(f"{name} of size {size}")
     return found
 
 

@@ -278,7 +278,9 @@ class BuildSpec(Section):
         if kind == "npu" and ranks * stages * replicas > len(found):
             needed = f"{ranks} ranks x {stages} stages x {replicas} replicas = {ranks * stages * replicas} elements"
             what = f"devices={self.devices!r} are {len(found)} elements; {needed}"
-            raise _invalid(what, key=("parallel", "tensor_parallel_size"), valid=f"at most {len(found)} in all")
+            asked = {"data_parallel_size": replicas, "tensor_parallel_size": ranks, "pipeline_parallel_size": stages}
+            key = next(name for name, size in asked.items() if size > 1)
+            raise _invalid(what, key=("parallel", key), valid=f"at most {len(found)} in all")
         return self
 
     @property
