@@ -22,7 +22,6 @@ from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.artifact.schema import Artifact
 from furiosa_build.errors import BuildError, PreflightError, UserError
 from furiosa_build.models.config_types import KvCacheSharingAcrossBeamsConfig, SchedulerConfig
-from furiosa_build.runtime import LLM, SamplingParams
 
 BUCKETS: dict[str, Any] = {
     "prefill_buckets": [(1, 32)],
@@ -133,30 +132,6 @@ def test_three_faces_make_one_artifact(user: UserDirectory, tmp_path: Path, monk
     by_command = open_artifact(tmp_path / "cli").artifact
     assert by_python.model_dump() == {**by_recipe.model_dump(), "metadata": by_python.metadata.model_dump()}
     assert by_python.metadata.artifact_id == by_recipe.metadata.artifact_id == by_command.metadata.artifact_id
-
-
-def test_the_example_of_the_reference(user: UserDirectory, tmp_path: Path) -> None:
-    """furiosa-build-model-artifact.rst, with a small model and small buckets; without a quantized checkpoint."""
-    artifact = built(
-        user,
-        tmp_path,
-        "npu:0:*",
-        name="mlperf-llama3-1-8b-fp8",
-        tensor_parallel_size=4,
-        pipeline_parallel_size=1,
-        calculate_logit_only_for_last_token=True,
-        paged_attention_num_blocks=512,
-        default_scheduler_config=SchedulerConfig(
-            max_processing_samples=24576, spare_blocks_ratio=0.6, npu_queue_limit=2
-        ),
-    )
-    assert artifact.devices == "npu:0:*"
-    assert artifact.parallel_config.data_parallel_size == 2, "8 elements, 4 for each replica"
-    assert artifact.generator_config.default_scheduler_config.max_processing_samples == 24576
-    assert artifact.generator_config.paged_attention_num_blocks == 512
-    assert artifact.model_rewriting_config.calculate_logit_only_for_last_token
-    [output] = LLM(tmp_path).generate([1, 2, 3], SamplingParams(temperature=0, max_tokens=4, ignore_eos=True))
-    assert len(output.outputs[0].token_ids) == 4
 
 
 @pytest.mark.parametrize(
