@@ -36,7 +36,7 @@ from furiosa_build.progress import expect, metered
 from furiosa_build.progress import read as read_meter
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import Recipe, check_architecture
-from furiosa_build.show import lowered_text, refusal_text
+from furiosa_build.show import kv_blocks_text, lowered_text, refusal_text
 from furiosa_build.steps import compile, fetch, package, qualify, source, survey, trace
 from furiosa_build.store import ActionRecord, Made, Store, default_store_root
 from furiosa_build.workers import Pool
@@ -74,6 +74,7 @@ class Build:
         where = "model.architecture" if self.spec.model.architecture else "config.json"
         check_architecture(self.spec, config, where)
         self.hf_config = fetch.cut_config(config, self.spec.model)
+        fetch.param_file(self.spec.model, recipe.roots)  # is it there?
         writer.check_destination(self.directory)
         writer.check_is_directory(self.store.root, "cache_dir")
 
@@ -154,21 +155,25 @@ class Build:
         Raises UserError when a tool is missing, PreflightError when the steps that are to do cannot fit. Without such
         steps it asks nothing of the machine. `machine`: not this one.
         """
-        self.check_toolchain()
+        steps = list(steps)
+        self.check_toolchain(steps)
         undone = [name for name in steps if not self.is_done(name)]
         if not undone:
             return []
         figures = self.preflight(undone, machine)
         if figures.shortages:
             raise PreflightError(refusal_text(figures))
-        if figures.compile_workers == self.options.num_compile_workers:
-            return []
-        self._compilers = Pool(figures.compile_workers)
-        return [lowered_text(figures, self.options.num_compile_workers)]
+        notes = []
+        if self.plan.kv_blocks.source == "memory" and "package" in undone:
+            notes.append(f"KV cache: {kv_blocks_text(self.plan)}")
+        if figures.compile_workers != self.options.num_compile_workers:
+            self._compilers = Pool(figures.compile_workers)
+            notes.append(lowered_text(figures, self.options.num_compile_workers))
+        return notes
 
-    def check_toolchain(self) -> None:
-        """Raises UserError when there are programs to compile and a tool for that is missing."""
-        if not all(self.is_done(name) for name, step in self.plan.steps.items() if step.action == "compile"):
+    def check_toolchain(self, steps: Iterable[str]) -> None:
+        """Raises UserError when there are programs to compile in `steps` and a tool for that is missing."""
+        if not all(self.is_done(name) for name in steps if self.plan.steps[name].action == "compile"):
             self.backend.check_toolchain()
 
     def interrupt(self) -> None:
@@ -198,9 +203,9 @@ class Build:
     def _places(self) -> Places:
         model, store = self.spec.model, self.store.root if self.store.is_writable else self.directory.parent
         directory, downloads, cached, unread = fetch.local_directory(model, self.recipe.roots), None, 0, 0
-        if directory is not None and not self.is_done("fetch"):
-            unread = sum(f.stat().st_size for f in list_files(directory) if self.store.hashes.recall(f) is None)
-        elif directory is None and model.seed_for_random_weight is None:
+        if not self.is_done("fetch"):
+            unread = sum(file.stat().st_size for file in self._unread().values())
+        if directory is None and model.seed_for_random_weight is None and model.param_file_path is None:
             cache = fetch.hub_cache(model)
             downloads, cached = disk_of(cache), sum(f.lstat().st_size for f in cache.rglob("*") if f.is_file())
         return Places(disk_of(store), disk_of(self.directory), downloads, cached, unread)
@@ -290,27 +295,39 @@ class Build:
 
     def _source_identity(self) -> dict[str, str | None]:
         """sha256 of the model's files, or the commit on the hub; None where it takes reading or downloading to know."""
-        model, is_random = self.spec.model, self.spec.model.seed_for_random_weight is not None
-        directory = fetch.local_directory(model, self.recipe.roots)
-        if directory is None:
-            return {} if is_random else {"commit": fetch.resolve_commit(model)}
-        files = [file for file in list_files(directory) if file.name in MODEL_FILES or not is_random]
-        return {file.name: self.store.hashes.recall(file) for file in files}
+        model = self.spec.model
+        known = {name: self.store.hashes.recall(file) for name, file in self._source_files().items()}
+        is_remote = fetch.local_directory(model, self.recipe.roots) is None and model.seed_for_random_weight is None
+        return known | ({"commit": fetch.resolve_commit(model)} if is_remote else {})
+
+    def _source_files(self) -> dict[str, Path]:
+        """The model's files that are on this machine without the hub, by the names that `fetch` gives them."""
+        model, roots = self.spec.model, self.recipe.roots
+        directory, weights = fetch.local_directory(model, roots), fetch.param_file(model, roots)
+        files = {} if directory is None else {file.name: file for file in list_files(directory)}
+        if weights is not None or model.seed_for_random_weight is not None:
+            files = {name: file for name, file in files.items() if name in MODEL_FILES}
+        return files if weights is None else {**files, fetch.PARAM_FILE: weights}
+
+    def _unread(self) -> dict[str, Path]:
+        """Those whose digest is not known."""
+        return {name: file for name, file in self._source_files().items() if self.store.hashes.recall(file) is None}
 
     def _late_factors(self, step: Step) -> dict[str, Any]:
         """Of a fetch whose source has to be read first."""
         if step.action != "fetch":
             raise StepError(step.name, "a step that it needs has not run")
-        directory = fetch.locate(self.spec.model, self.recipe.roots, None)
-        unread = [directory / name for name, known in self._source_identity().items() if not known and name != "commit"]
-        expect(sum(file.stat().st_size for file in unread))
-        for file in unread:
-            if file.name not in (*MODEL_FILES, INDEX_FILE):
+        if self.spec.model.seed_for_random_weight is None:
+            fetch.locate(self.spec.model, self.recipe.roots, None)  # the hub's commit is known then
+        unread = self._unread()
+        expect(sum(file.stat().st_size for file in unread.values()))
+        for name, file in unread.items():
+            if name not in (*MODEL_FILES, INDEX_FILE):
                 check_weight_file(file)  # Before its terabytes are read, if that is what it says.
             self.store.hashes.hash(file)
         factors = self._factors(step)
         if factors is None:
-            raise StepError(step.name, f"the files in {directory} change while they are read")
+            raise StepError(step.name, f"the files of {self.spec.model.model_id_or_path} change while they are read")
         return factors
 
     # How a step's output is made.
@@ -348,7 +365,7 @@ class Build:
         reads_source = not checkpoint and weights.seed is None
         return {
             "source": weights.model_dump(mode="json"),
-            "directory": str(self._unchanged_directory(weights.files)) if reads_source else "",
+            "directory": str(self._unchanged_weights(weights.files)) if reads_source else "",
             "outline": self.plan.outline.model_dump(mode="json"),
             "hf_config": dict(self.hf_config),
             "schemes": self.plan.schemes(),
@@ -356,6 +373,15 @@ class Build:
             "ranks": self.spec.parallel.tensor_parallel_size,
             "stages": self.plan.stages,
         }
+
+    def _unchanged_weights(self, files: Mapping[str, source.SourceFile]) -> Path:
+        """The directory that they are in, or the one file. Raises UserError when they are not as they were fetched."""
+        file = fetch.param_file(self.spec.model, self.recipe.roots)
+        if file is None:
+            return self._unchanged_directory(files)
+        if self.store.hashes.hash(file) != files[fetch.PARAM_FILE].sha256:
+            raise UserError(f"{file.name} has changed since it was fetched", where=str(file), hint="build again")
+        return file
 
     def _unchanged_directory(self, files: Mapping[str, source.SourceFile]) -> Path:
         """Where the model's files are. Raises UserError when `files` are not as they were fetched."""
@@ -444,7 +470,8 @@ class Build:
             for output in done.record.outputs.values()
         }
         files = {path: by_digest[file.sha256] for path, file in manifest.files.items()}
-        writer.publish(directory, manifest, files, hashes.hash, hashes.remember)
+        if writer.publish(directory, manifest, files, hashes.hash, hashes.remember):
+            self.store.tell(f"the signature of {directory} is removed: it is not of these files; sign it again")
 
     def _qualify(self, output: Path) -> Made:
         log = self.store.log_path("qualify")

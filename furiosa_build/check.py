@@ -11,34 +11,41 @@ from pathlib import Path
 from furiosa_build.artifact.schema import SIGNATURE_FILE, TIMESTAMP_FILE
 from furiosa_build.build import Build
 from furiosa_build.errors import VerificationError
+from furiosa_build.reporter import event_line
 
 _MAY_DIFFER = {TIMESTAMP_FILE, SIGNATURE_FILE}
 
 
-def check_reproducible(build: Build, run: Callable[[Build, str], int]) -> None:
+def check_reproducible(build: Build, run: Callable[[Build, str, bool], int], as_json: bool = False) -> None:
     """Builds a finished build's artifact again, with an empty store in a temporary directory.
 
     Args:
         build: `package` is done.
-        run: Runs a task of a build; exits or returns a status other than 0 when a step fails.
+        run: Runs a task of a build, as text or JSON; exits or returns a status other than 0 when a step fails.
+        as_json: Print an event a line in place of text.
 
     Raises VerificationError that names every file that differs.
     """
-    print("building again, without the store", flush=True)
+    text = "building again, without the store"
+    print(event_line("message", text=text) if as_json else text, flush=True)
     with tempfile.TemporaryDirectory(prefix="furiosa-build-check-") as place:
         elsewhere = {"cache_dir": f"{place}/store", "save_dir": f"{place}/artifacts"}
         options = build.options.model_copy(update=elsewhere)
         again = Build(build.recipe.model_copy(update={"options": options}), build.cwd)
         try:
-            if status := run(again, "package"):
+            if status := run(again, "package", as_json):
                 sys.exit(status)
             differing = differing_files(build.version_directory, again.version_directory)
         finally:
             again.close()
+    if as_json:
+        status = VerificationError.exit_status if differing else 0
+        print(event_line("check-ended", status=status, differing=differing), flush=True)
     if differing:
         listed = "".join(f"\n  {line}" for line in differing)
         raise VerificationError(f"built again, {build.version_directory} is not the same:{listed}")
-    print("the same bytes in every file")
+    if not as_json:
+        print("the same bytes in every file")
 
 
 def differing_files(first: Path, second: Path) -> list[str]:

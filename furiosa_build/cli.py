@@ -57,8 +57,28 @@ def build(
     if check and status == 0:
         from furiosa_build.check import check_reproducible
 
-        check_reproducible(opened, dodo.run)
+        check_reproducible(opened, dodo.run, as_json)
     sys.exit(status)
+
+
+@app.command()
+def shard(
+    name: RecipeName,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go: a new or empty directory.")],
+    overrides: Overrides = None,
+    tensor_parallelism_size: Annotated[
+        int | None, typer.Option(help="How many ranks; as parallel.tensor_parallel_size=N.")
+    ] = None,
+) -> None:
+    """Write a model's sharded parameters and one file of metadata alone: no programs. Needs no compiler."""
+    from furiosa_build import dodo, sharding
+    from furiosa_build.build import open_build
+
+    sharding.check_output(output.absolute())
+    ranks = tensor_parallelism_size
+    more = [] if ranks is None else [f"parallel.tensor_parallel_size={ranks}"]
+    opened = open_build(name, [*(overrides or []), *more])
+    sys.exit(dodo.run(opened, "shard", shards=output.absolute()))
 
 
 @app.command()

@@ -17,8 +17,9 @@ from doit import doit_cmd
 from doit.cmd_base import ModuleTaskLoader
 from doit.exceptions import TaskError
 
+from furiosa_build import sharding
 from furiosa_build.build import Build, open_build
-from furiosa_build.errors import BuildError, UserError
+from furiosa_build.errors import BuildError, StepError, UserError
 from furiosa_build.recipe.compose import list_recipes
 from furiosa_build.reporter import BuildReporter
 from furiosa_build.show import explain_text
@@ -41,8 +42,8 @@ def doit_config(build: Build) -> dict[str, Any]:
     }
 
 
-def doit_tasks(build: Build) -> Iterator[dict[str, Any]]:
-    """One task a step, and `build` for all of them."""
+def doit_tasks(build: Build, shards: Path | None = None) -> Iterator[dict[str, Any]]:
+    """One task a step, and `build` for all of them; `shard`, where there is a directory for the shards."""
     BuildReporter.build = build
     yield {"basename": "partition", "name": None, "doc": "lay out the weights, and trace every kind in every bucket"}
     yield {"basename": "compile", "name": None, "doc": "compile every graph"}
@@ -64,6 +65,13 @@ def doit_tasks(build: Build) -> Iterator[dict[str, Any]]:
         "actions": [(_explain, (build,))],
         "io": {"capture": False},
     }
+    if shards is not None:
+        yield {
+            "basename": "shard",
+            "actions": [(_shard, (build, shards))],
+            "io": {"capture": False},
+            "task_dep": [sharding.STEP],
+        }
     yield {
         "basename": "build",
         "doc": f"build artifact {build.spec.name}: all of these steps",
@@ -72,10 +80,17 @@ def doit_tasks(build: Build) -> Iterator[dict[str, Any]]:
     }
 
 
-def run(build: Build, task: str = "build", as_json: bool = False) -> int:
-    """Runs a task and what it needs; returns the exit status. `as_json`: prints an event a line in place of text."""
+def run(build: Build, task: str = "build", as_json: bool = False, shards: Path | None = None) -> int:
+    """Runs a task and what it needs; returns the exit status.
+
+    Args:
+        build: What is built.
+        task: Such as `build`, `compile`, `partition:weights`.
+        as_json: Print an event a line in place of text.
+        shards: Where task `shard` writes.
+    """
     BuildReporter.as_json = as_json
-    loader = ModuleTaskLoader({"DOIT_CONFIG": doit_config(build), "task_steps": lambda: doit_tasks(build)})
+    loader = ModuleTaskLoader({"DOIT_CONFIG": doit_config(build), "task_steps": lambda: doit_tasks(build, shards)})
     status: int = doit_cmd.DoitMain(loader, config_filenames=()).run([task])
     return status
 
@@ -84,6 +99,16 @@ def _run(build: Build, name: str) -> TaskError | None:
     try:
         build.run(name)
     except BuildError as error:
+        BuildReporter.errors.append(error)
+        return TaskError(str(error), report=False)
+    return None
+
+
+def _shard(build: Build, directory: Path) -> TaskError | None:
+    try:
+        print(sharding.write_shards(build, directory))
+    except (BuildError, OSError) as found:
+        error = found if isinstance(found, BuildError) else StepError("shard", f"{type(found).__name__}: {found}")
         BuildReporter.errors.append(error)
         return TaskError(str(error), report=False)
     return None

@@ -10,12 +10,12 @@ import json
 import os
 import platform
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from furiosa_build import __version__
-from furiosa_build.show import duration_text, size_text
+from furiosa_build.show import duration_text, kv_blocks_text, size_text
 
 if TYPE_CHECKING:
     from furiosa_build.build import Build
@@ -61,6 +61,8 @@ def report_data(build: Build, record: Record) -> dict[str, Any]:
         "spec": build.spec.model_dump(mode="json"),
         "version": build.version_directory.name,
         "artifact": str(directory),
+        "kv_blocks": asdict(build.plan.kv_blocks),
+        "kv_cache": kv_blocks_text(build.plan),
         "sizes": {**sizes, "all": _size(directory)},
         "furiosa_build": __version__,
         "host": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
@@ -106,7 +108,8 @@ td.number {{ text-align: right; font-variant-numeric: tabular-nums; }} td.wide {
 <h1>{escape(data["recipe"])}</h1>
 <p>artifact {escape(data["version"])}, {escape(size_text(sizes["all"]))}: {escape(data["artifact"])}<br>
 built {when} in {escape(duration_text(length))}, by furiosa_build {escape(data["furiosa_build"])};
-{len(ran)} steps ran, {len(reused)} were there already</p>
+{len(ran)} steps ran, {len(reused)} were there already<br>
+KV cache: {escape(data["kv_cache"])}</p>
 <h2>Steps</h2>
 <table><tr><th>step</th><th>state</th><th>seconds</th><th>peak memory</th><th>output</th><th>when</th></tr>
 {rows}</table>

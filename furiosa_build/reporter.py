@@ -42,6 +42,10 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
         self._handlers: dict[int, Any] = {}
         self._display: Display | None = None
 
+    def write(self, text: str) -> None:
+        """What doit itself says: of errors of this program. Not among events."""
+        (sys.stderr if self.as_json else self.outstream).write(text)
+
     def initialize(self, tasks: dict[str, Any], selected_tasks: list[str]) -> None:
         """Counts the steps that this run may come to."""
         self.build.store.tell = self._tell
@@ -51,7 +55,7 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
             if name not in reached:
                 reached.add(name)
                 pending.extend(tasks[name].task_dep)
-        self._total = sum(1 for name in reached if tasks[name].actions)
+        self._total = sum(1 for name in reached if name in self.build.plan.steps)
         try:
             notes = self.build.begin([name for name in self.build.plan.steps if name in reached])
         except BuildError as error:
@@ -66,7 +70,7 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
 
     def execute_task(self, task: Any) -> None:
         """A step begins."""
-        if not task.actions:
+        if task.name not in self.build.plan.steps:
             return
         with self._lock:
             self._record.begins(task.name)
@@ -78,7 +82,7 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
 
     def add_success(self, task: Any) -> None:
         """A step has ended well."""
-        if not task.actions or task.name not in self.build.plan.steps:
+        if task.name not in self.build.plan.steps:
             return
         done = self.build.done[task.name]
         with self._lock:
@@ -170,14 +174,14 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
 
     def _emit(self, event: str, **what: Any) -> None:
         if self.as_json:
-            self.write(json.dumps({"event": event, "time": time.time(), **what}) + "\n")
+            self.outstream.write(event_line(event, **what) + "\n")
             self.outstream.flush()
 
     def _print(self, line: str) -> None:
         if self._display is not None and self._display.live.is_started:
             self._display.console.print(line, highlight=False, markup=False, soft_wrap=True)
         else:
-            self.write(line + "\n")
+            self.outstream.write(line + "\n")
             self.outstream.flush()
 
     def _begin_display(self) -> Display:
@@ -186,6 +190,11 @@ class BuildReporter(ConsoleReporter):  # type: ignore[misc]
         left = {name: self.build.estimate_seconds(name) for name in self._steps if not self.build.is_done(name)}
         workers = self.build.options.num_compile_workers
         return Display(self.outstream, self._total, left, workers, self.build.bytes_done)
+
+
+def event_line(event: str, **what: Any) -> str:
+    """An event as one line of JSON."""
+    return json.dumps({"event": event, "time": time.time(), **what})
 
 
 def _in_main_thread() -> bool:

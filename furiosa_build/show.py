@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from furiosa_build.artifact.schema import Artifact, KvCacheSpec
 from furiosa_build.plan.explain import lines as change_lines
+from furiosa_build.plan.kv_blocks import element_memory
 from furiosa_build.plan.placement import EMULATED, Element, element_name, placement
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from furiosa_build.machine import Machine
     from furiosa_build.plan.explain import Explanation
     from furiosa_build.plan.needs import Need
+    from furiosa_build.plan.planner import Plan
     from furiosa_build.plan.preflight import Preflight
 
 
@@ -75,6 +77,7 @@ def plan_data(build: Build, machine: Machine | None = None) -> dict[str, Any]:
         "disks": [_need_data(need) for need in figures.disks],
         "memory": _need_data(figures.memory),
         "device": _need_data(figures.device),
+        "kv_blocks": asdict(build.plan.kv_blocks),
         "seconds": None if figures.unknown_times else figures.seconds,
         "refused": [{**_need_data(short.need), "remedy": short.remedy} for short in figures.shortages],
     }
@@ -91,6 +94,24 @@ def lowered_text(figures: Preflight, asked: int) -> str:
     return (
         f"num_compile_workers: {asked} asked for, the memory is for {figures.compile_workers} "
         f"({size_text(figures.memory.available)} available, each takes {size_text(figures.compile_worker)})"
+    )
+
+
+def kv_blocks_text(plan: Plan) -> str:
+    """How many KV blocks a layer has, and what the number follows from."""
+    blocks, room = plan.kv_blocks, plan.kv_blocks.room
+    shown = f"{blocks.count} blocks of {plan.spec.buckets.paged_attention_block_size} tokens"
+    filled = f"what the largest decode bucket fills{'' if blocks.source == 'bucket' else f': {blocks.needed}'}"
+    if blocks.source == "given":
+        return f"{shown}, as given ({filled})"
+    if room is None or blocks.source == "bucket":
+        return f"{shown}, derived: {filled}" + ("" if room is None else f"; the memory has room for {room.blocks}")
+    whose = "an element" if element_memory(plan.spec) is not None else "the device"
+    one = "" if room.blocks >= blocks.count else ", too few for one sequence"
+    return (
+        f"{shown}, derived from the memory of target {plan.spec.target.name}: ({size_text(room.memory)} of {whose} - "
+        f"{size_text(room.parameters)} of parameters) / {size_text(room.block)} a block has room for "
+        f"{room.blocks}{one} ({filled})"
     )
 
 
@@ -222,6 +243,7 @@ def _need_lines(build: Build, figures: Preflight) -> Iterator[str]:
         yield f"disk      {_need_text(need)} of {_available(need)} free in {need.what}"
     if figures.work:
         yield f"memory    {_need_text(figures.memory)} of {_available(figures.memory)} available"
+    yield f"KV cache  {kv_blocks_text(build.plan)}"
     yield f"device    {_need_text(figures.device)}{_device_note(figures)}"
     if figures.work:
         yield f"time      {_time_text(figures)}"
@@ -241,7 +263,8 @@ def _device_note(figures: Preflight) -> str:
     """Whether the artifact fits the device."""
     if figures.device.available is None:
         return "; the target does not say how much memory it has"
-    whose = "this machine" if figures.device_is_host else "the target"
+    whose = "an element of the target" if figures.device.what == "element" else "the target"
+    whose = "this machine" if figures.device_is_host else whose
     of = f" of the {size_text(figures.device.available)} that {whose} has"
     if figures.device.fits:
         return f"{of}: fits"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,37 @@ def test_a_build_that_is_reproducible_passes_and_leaves_nothing_behind(
     assert "building again, without the store\n" in ran.out
     assert ran.out.endswith("the same bytes in every file\n")
     assert [path for path in temporary.iterdir() if "check" in path.name] == []
+
+
+@pytest.mark.parametrize("status", [0, 5])
+def test_with_json_there_are_events_and_nothing_else(
+    user: UserDirectory, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    differing = ["programs/a differs"] if status else []
+    monkeypatch.setattr("furiosa_build.check.differing_files", lambda *_: differing)
+    with steps_in_this_process():
+        ran = furiosa_build(user, "build", "tiny", "--check", "--json")
+    assert ran.status == status
+    events = [json.loads(line) for line in ran.out.splitlines()]
+    ended = [event["event"] for event in events if event["event"].endswith(("begun", "ended"))]
+    assert [name for name in ended if not name.startswith("step")] == ["build-begun", "build-ended"] * 2 + [
+        "check-ended"
+    ]
+    assert {"message": "building again, without the store"} in [{event["event"]: event.get("text")} for event in events]
+    assert (events[-1]["status"], events[-1]["differing"]) == (status, differing)
+
+
+def test_a_bug_is_told_apart_from_the_events(user: UserDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("furiosa_build.steps.fetch.run", broken)
+    with steps_in_this_process():
+        ran = furiosa_build(user, "build", "tiny", "--json")
+    assert ran.status == 3
+    assert "ZeroDivisionError" in ran.err
+    assert json.loads(ran.out.splitlines()[-1])["status"] == 3
+    assert all(json.loads(line)["event"] for line in ran.out.splitlines())
 
 
 def test_files_that_differ_are_named(user: UserDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -285,7 +285,9 @@ def test_recipes_lists_the_users_and_the_shipped(built: UserDirectory) -> None:
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
 def test_help_names_every_command(built: UserDirectory, arguments: list[str]) -> None:
     shown = furiosa_build(built, *arguments)
-    assert [word for word in ("build", "plan", "recipes", "inspect", "generate") if word not in shown.out] == []
+    assert [
+        word for word in ("build", "shard", "plan", "recipes", "inspect", "generate") if word not in shown.out
+    ] == []
 
 
 @pytest.mark.parametrize("arguments", [["build"], ["bild", "tiny"], ["generate", "x"], ["build", "tiny", "--fast"]])

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from test_models.tiny import save_random_model
 from user_directory import CONFIG, UserDirectory, furiosa_build, make_model, make_user_directory, steps_in_this_process
 
-from furiosa_build.checkpoint import LARGEST_JSON, check_weight_file
+from furiosa_build.checkpoint import LARGEST_JSON, LARGEST_PARSED, check_file, check_weight_file, read_json
 from furiosa_build.errors import UserError
 from furiosa_build.recipe.schema import ModelSpec
 from furiosa_build.steps import fetch
@@ -115,6 +115,13 @@ def index(*names: object) -> Spoil:
 
 
 UNSOUND = f"{WEIGHTS} is not a sound safetensors file"
+
+
+def lists(count: int) -> str:
+    """JSON that takes many times its size in memory."""
+    return '{"a":[' + "[]," * count + "[]]}"
+
+
 DEEP = '{"a":' * 200_000
 CASES: dict[str, tuple[Spoil, str]] = {
     "header of 2^63 bytes": (safetensors(b"{}", 8, 1 << 63), UNSOUND),
@@ -140,11 +147,13 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "index names no string": (index(7), INDEX),
     "index names a directory": (index("."), INDEX),
     "index is huge": (holes(INDEX), INDEX),
+    "index of lists": (text(INDEX, lists(12_000_000)), f"{INDEX} has 36000010 bytes"),
     "index is deep": (text(INDEX, DEEP), INDEX),
     "index is a list": (text(INDEX, "[]"), INDEX),
     "index without a map": (text(INDEX, "{}"), INDEX),
     "index is a link out": (link(INDEX, "../outside.json"), INDEX),
     "config is huge": (holes("config.json"), "config.json"),
+    "config of lists": (text("config.json", lists(400_000)), "config.json has 1200010 bytes"),
     "config is deep": (text("config.json", DEEP), "config.json"),
     "config is a list": (text("config.json", "[]"), "config.json"),
     "config is a link out": (link("config.json", "../outside.json"), "config.json"),
@@ -216,12 +225,27 @@ def test_a_weight_file_of_a_directory_is_judged_before_it_is_hashed(
     assert UNSOUND in ran.err
 
 
-def test_a_file_of_the_largest_size_is_taken(user: UserDirectory) -> None:
-    path = user.root / "tiny" / "generation_config.json"
-    path.write_text("{}" + " " * (LARGEST_JSON - 2))
-    assert furiosa_build(user, "explain", "tiny").status == 0
-    path.write_text("{}" + " " * (LARGEST_JSON - 1))
-    assert furiosa_build(user, "explain", "tiny").status == 2
+@pytest.mark.parametrize(("name", "largest"), [("tokenizer.json", LARGEST_JSON), *LARGEST_PARSED.items()])
+def test_a_file_of_the_largest_size_is_taken(tmp_path: Path, name: str, largest: int) -> None:
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, largest)
+    check_file(tmp_path / name)
+    os.truncate(tmp_path / name, largest + 1)
+    with pytest.raises(UserError, match=f"{name} has {largest + 1} bytes"):
+        check_file(tmp_path / name)
+
+
+def test_a_config_of_nothing_but_lists_takes_little_memory(tmp_path: Path) -> None:
+    """An empty list is three bytes of JSON, and 64 of memory."""
+    path = tmp_path / "config.json"
+    path.write_text(lists(LARGEST_PARSED["config.json"] // 3 - 10))
+    tracemalloc.start()
+    try:
+        assert read_json(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 << 20
 
 
 def test_links_within_the_directory_and_to_weights_elsewhere_are_followed(user: UserDirectory) -> None:

@@ -121,7 +121,7 @@ def test_a_build_with_nothing_to_do_asks_nothing(built: UserDirectory, monkeypat
     monkeypatch.setattr(Store, "records", asked)
     monkeypatch.setattr("furiosa_build.build.this_machine", asked)
     monkeypatch.setattr("furiosa_build.build.disk_of", asked)
-    build = built.open("target.memory_gb=0.000001")
+    build = built.open()
     assert build.begin(build.plan.steps) == []
     build.close()
 
@@ -161,8 +161,18 @@ def test_a_refused_build_writes_nothing(fresh: UserDirectory) -> None:
     assert sorted(path for path in fresh.root.parent.rglob("*") if path.is_file()) == before
 
 
-def test_what_a_target_has_is_no_part_of_the_artifact(user: UserDirectory) -> None:
+def test_what_a_target_has_is_no_part_of_the_artifact_unless_it_makes_the_kv_cache_smaller(user: UserDirectory) -> None:
+    """Parameters of 78.5 kB, and 8 KV blocks of 4.1 kB in two layers where there is room for them."""
     assert user.build("target.memory_gb=24.5") == []
+    assert user.build("target.memory_gb=0.0001000", "buckets.paged_attention_num_blocks=null") == ["package", "qualify"]
+    before = user.latest()
+    assert before.generator_config.paged_attention_num_blocks == 5
+    assert user.build("target.memory_gb=0.0001001") == [], "the same number"
+    ran = furiosa_build(user, "build", "tiny", "target.memory_gb=0.000104")
+    assert ran.status == 0
+    said = r"^KV cache: 6 blocks of 16 tokens, derived from the memory of target cpu: \(104 kB of the device - .* 6 "
+    assert re.search(said, ran.out, re.MULTILINE)
+    assert user.latest().metadata.artifact_id != before.metadata.artifact_id
 
 
 def test_files_that_were_touched_may_be_the_same_so_nothing_is_refused(user: UserDirectory) -> None:
@@ -193,13 +203,13 @@ def test_only_the_steps_that_are_asked_for_count(fresh: UserDirectory) -> None:
 
 def needs(text: str) -> dict[str, str]:
     lines = text.split("\nneeds\n")[1].splitlines()
-    return dict(re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in lines if re.match(r"  \w+ {2}", line))
+    return dict(re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in lines if re.match(r"  \w[\w ]*\w {2}", line))
 
 
 def test_what_a_plan_shows(fresh: UserDirectory) -> None:
     text = plan_text(fresh.open("num_compile_workers=4"), FOR_TWO)
     found = needs(text)
-    assert list(found) == ["programs", "bytes", "disk", "memory", "device", "time"]
+    assert list(found) == ["programs", "bytes", "disk", "memory", "KV cache", "device", "time"]
     assert found["programs"] == (
         "6 to compile, 2 at a time; num_compile_workers: 4 asked for, the memory is for 2 "
         "(1.07 GB available, each takes 300 MB)"
@@ -210,6 +220,7 @@ def test_what_a_plan_shows(fresh: UserDirectory) -> None:
     assert re.fullmatch(
         r".* \(parameters [\d.]+ kB, KV cache .*\) of the 64 GB that this machine has: fits", found["device"]
     )
+    assert found["KV cache"] == "8 blocks of 16 tokens, derived: what the largest decode bucket fills"
     assert found["time"] == "not known: no step of these kinds has run before"
     assert "REFUSED" not in text
 
@@ -230,7 +241,7 @@ def test_parameters_that_a_host_cannot_keep_in_memory(fresh: UserDirectory) -> N
 
 
 def test_when_all_is_done_only_the_device_is_of_interest(built: UserDirectory) -> None:
-    assert list(needs(plan_text(built.open(), BIG))) == ["device"]
+    assert list(needs(plan_text(built.open(), BIG))) == ["KV cache", "device"]
 
 
 def test_the_time_that_such_steps_took(built: UserDirectory) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from user_directory import UserDirectory, furiosa_build, make_built_directory, steps_in_this_process
+
+from furiosa_build.plan import keys
 
 LATEST = "artifacts/tiny/latest"
 
@@ -99,6 +102,29 @@ def test_a_healed_artifact_is_still_signed(user: UserDirectory, tmp_path: Path) 
     (user.root / LATEST / "model" / "config.json").unlink()
     with steps_in_this_process():
         assert user.build() == []
+    assert furiosa_build(user, "verify", LATEST, "--public-key", public).status == 0
+
+
+@pytest.mark.parametrize("other", ["provenance", "manifest", "time"])
+def test_a_signature_of_other_files_is_removed(
+    user: UserDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """One of another provenance is not valid, and would stand in the way of verifying. A line says so."""
+    private, public = make_keys(tmp_path, "ours")
+    assert furiosa_build(user, "sign", LATEST, "--private-key", private).status == 0
+    directory = (user.root / LATEST).resolve()
+    if other == "provenance":
+        monkeypatch.setattr(keys, "version", lambda package: "9.9" if package == "numpy" else version(package))
+    else:
+        (directory / {"manifest": "manifest.json", "time": "timestamp.json"}[other]).write_text("{}")
+    with steps_in_this_process():
+        ran = furiosa_build(user, "build", "tiny")
+    assert (ran.status, ran.err) == (0, "")
+    assert (user.root / LATEST).resolve() == directory, "the same version"
+    assert f"the signature of {directory} is removed: it is not of these files; sign it again\n" in ran.out
+    assert furiosa_build(user, "verify", LATEST).status == 0
+    assert "is not signed" in furiosa_build(user, "verify", LATEST, "--public-key", public).err
+    assert furiosa_build(user, "sign", LATEST, "--private-key", private).status == 0
     assert furiosa_build(user, "verify", LATEST, "--public-key", public).status == 0
 
 

@@ -56,7 +56,8 @@ class ArtifactBuilder:
         add_prefill_last_block_slice: What follows attention in the last layer of prefill is computed for the last
             token only.
         kv_cache_sharing_across_beams_config: Not built yet: refused.
-        paged_attention_num_blocks: KV blocks of a layer; by default enough for the largest decode bucket.
+        paged_attention_num_blocks: KV blocks of a layer; by default enough for the largest decode bucket, or what the
+            target's memory has room for.
         paged_attention_block_size: Tokens of a KV block.
         default_scheduler_config: What the runtime starts with.
         kwargs: Beyond that API: `backend` (`inductor`), `quantization` (`none`, `fp8`, `int8`) and `target` (a file of
@@ -165,7 +166,7 @@ class ArtifactBuilder:
             num_pipeline_builder_workers: Graphs traced at a time.
             num_compile_workers: Programs compiled at a time.
             cache_dir: The store of finished steps. None: nothing is kept but the artifact.
-            param_file_path: Not built yet: refused.
+            param_file_path: A safetensors file with all parameters; the model gives config and tokenizer only.
             param_saved_format: `safetensors`; `pt` would need unpickling, and is refused.
             _cleanup: Whether the files of a build without a `cache_dir` are removed at the end.
 
@@ -173,13 +174,13 @@ class ArtifactBuilder:
             BuildError: As the command line would say it: UserError, PreflightError, or StepError, which names a log.
         """
         _refuse_unknown(kwargs, ())
-        _refuse_unbuilt(param_file_path=(param_file_path, None))
         if param_saved_format != "safetensors":
             raise UserError(
                 f"param_saved_format={param_saved_format!r}: a pickle runs code when it is read",
                 where="ArtifactBuilder.build",
                 valid="safetensors",
             )
+        model = {**self._spec["model"], "param_file_path": None if param_file_path is None else fspath(param_file_path)}
         with _store(cache_dir, Path(save_dir), _cleanup) as store:
             options = {
                 "save_dir": str(save_dir),
@@ -187,7 +188,7 @@ class ArtifactBuilder:
                 "num_pipeline_builder_workers": num_pipeline_builder_workers,
                 "num_compile_workers": num_compile_workers,
             }
-            run(validate("ArtifactBuilder.build", self._spec, options, self._roots))
+            run(validate("ArtifactBuilder.build", {**self._spec, "model": model}, options, self._roots))
 
 
 def run(recipe: Recipe) -> None:

@@ -23,15 +23,18 @@ _BYTES = {
 def check_safetensors(path: Path) -> None:
     """Raises UserError, naming the file, when its header is malformed or does not agree with its size."""
     try:
-        check_header(path)
+        read_header(path)
     except ValueError as error:
         raise UserError(
             f"damaged parameter file {path.name}: {error}", where=str(path), hint="build or copy it again"
         ) from error
 
 
-def check_header(path: Path) -> None:
-    """Raises ValueError. Reads no more than the header, and not even that where it is too large."""
+def read_header(path: Path) -> dict[str, dict[str, Any]]:
+    """The tensors that the header describes, once it has been checked.
+
+    Raises ValueError. Reads no more than the header, and not even that where it is too large.
+    """
     size = path.stat().st_size
     if size < 8:
         raise ValueError(f"{size} bytes are too few for a header")
@@ -53,6 +56,7 @@ def check_header(path: Path) -> None:
         end = stop
     if end != size - 8 - length:
         raise ValueError(f"the tensors have {end} bytes, the file has {size - 8 - length} for them")
+    return header
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

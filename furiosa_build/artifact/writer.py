@@ -109,10 +109,11 @@ def publish(
     files: Mapping[str, Path],
     sha256_of: Callable[[Path], str],
     remember: Callable[[Path, str], None],
-) -> None:
+) -> bool:
     """Makes `directory` (SAVE_DIR/NAME/VERSION) this artifact, stamped with the time.
 
-    What stood there before, an artifact that has been damaged, is replaced; its signature stays.
+    What stood there before is replaced. A signature stays if it is of the same manifest (other files were damaged).
+    Returns whether one was removed, which would not be valid any more.
 
     Args:
         directory: Where.
@@ -128,11 +129,13 @@ def publish(
         for path in manifest.files:
             place(files[path], staging / path)
             reach("mid-publish")
-        published_at = _published_at(directory, manifest) or int(time.time())  # the signature is of this, too
-        stamp = Timestamp.of(manifest.artifact_id, published_at)
+        published_at = _published_at(directory, manifest)
+        stamp = Timestamp.of(manifest.artifact_id, published_at or int(time.time()))
         _write(staging / TIMESTAMP_FILE, to_json(stamp))
         _write(staging / MANIFEST_FILE, to_json(manifest))
-        if (directory / SIGNATURE_FILE).is_file():
+        was_signed = (directory / SIGNATURE_FILE).is_file()
+        stays_signed = was_signed and published_at is not None and _holds(directory / MANIFEST_FILE, to_json(manifest))
+        if stays_signed:
             place(directory / SIGNATURE_FILE, staging / SIGNATURE_FILE)
         for made in (path for path in (staging, *staging.rglob("*")) if path.is_dir()):
             sync(made)
@@ -156,6 +159,7 @@ def publish(
         for path, record in manifest.files.items():
             if (directory / path).samefile(files[path]):
                 remember(directory / path, record.sha256)
+    return was_signed and not stays_signed
 
 
 def _new_directory(beside: Path) -> Path:

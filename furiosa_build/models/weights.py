@@ -101,9 +101,9 @@ class RandomSource:
         return tensor
 
 
-def open_checkpoint(directory: Path) -> SafetensorsSource:
-    """The weights of a directory in Hugging Face layout."""
-    return SafetensorsSource([directory / name for name in weight_files(directory)])
+def open_checkpoint(path: Path) -> SafetensorsSource:
+    """The weights of a directory in Hugging Face layout, or of one file."""
+    return SafetensorsSource([path / name for name in weight_files(path)] if path.is_dir() else [path])
 
 
 def layout_of(parameter: ParameterOutline) -> Layout:

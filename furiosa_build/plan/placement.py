@@ -9,7 +9,7 @@ from typing import Any
 from furiosa_build.errors import UserError
 from furiosa_build.plan.outline import Outline
 from furiosa_build.plan.planner import Plan
-from furiosa_build.plan.sizes import kv_cache_bytes_of, stored_bytes
+from furiosa_build.plan.sizes import kv_cache_bytes_of, rank_parameter_bytes
 from furiosa_build.recipe.devices import elements, kind_of
 from furiosa_build.recipe.schema import BuildSpec
 
@@ -97,23 +97,18 @@ def _misfits(hf_config: Mapping[str, Any], outline: Outline, ranks: int) -> list
         found.append(f"the {hf_config['num_attention_heads']} attention heads")
     for name, parameter in outline.parameters.items():
         if parameter.cut is not None and not parameter.cut.fits(parameter.shape, ranks):
-            of = (
-                f"the {parameter.cut.heads} KV heads"
-                if parameter.cut.how == "heads"
-                else f"{name} of size {parameter.shape[parameter.cut.dim]}"
-            )
-            found.append(of)
+            size = parameter.shape[parameter.cut.dim]
+            if parameter.cut.how == "heads":
+                found.append(f"the {parameter.cut.heads} KV heads")
+            elif size == hf_config.get("intermediate_size"):
+                found.append(f"the intermediate size {size}")
+            else:
+                found.append(f"{name} of size {size}")
     return found
 
 
 def _bytes(plan: Plan, stage: int) -> tuple[int, int]:
     """Of the parameters and of the KV cache of a rank; every rank of a stage has as much."""
-    ranks, schemes = plan.spec.parallel.tensor_parallel_size, plan.schemes()
-    outline, layers = plan.outline, plan.stages[stage]
-    parameters = 0
-    for name in outline.stage_parameters(plan.stages, stage):
-        parameter = outline.parameters[name]
-        if parameter.cut is not None and ranks > 1:
-            parameter = parameter.model_copy(update={"shape": parameter.cut.local_shape(parameter.shape, ranks)})
-        parameters += stored_bytes(parameter, schemes.get(name, "none"))
-    return parameters, kv_cache_bytes_of(plan, layers, ranks)
+    ranks = plan.spec.parallel.tensor_parallel_size
+    parameters = rank_parameter_bytes(plan.outline, plan.stages, stage, ranks, plan.schemes())
+    return parameters, kv_cache_bytes_of(plan, plan.stages[stage], ranks)

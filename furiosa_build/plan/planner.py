@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from furiosa_build.plan.cuts import Cut
 from furiosa_build.plan.kinds import Kind, find_kinds, outer_parameters
+from furiosa_build.plan.kv_blocks import KvBlocks, find_kv_blocks
 from furiosa_build.plan.outline import Outline
 from furiosa_build.recipe.schema import BuildSpec, ModelSpec, ParallelSpec, Scheme, bucket_name
 
@@ -66,12 +67,13 @@ class Plan:
     isa: str
     buckets: tuple[Bucket, ...]
     kinds: Mapping[Bucket, tuple[Kind, ...]]
+    kv_blocks: KvBlocks
     steps: Mapping[str, Step]
 
     @property
     def stages(self) -> list[list[int]]:
         """The layers of each pipeline stage."""
-        return split_into_stages(self.outline.num_layers, self.spec.parallel)
+        return _stages(self.spec, self.outline)
 
     def schemes(self) -> dict[str, Scheme]:
         """The scheme of every quantized parameter, by full name."""
@@ -83,8 +85,10 @@ def make_plan(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline, i
     buckets = tuple(_buckets(spec))
     kinds = {bucket: _kinds(spec, outline, bucket) for bucket in buckets}
     steps = [*_weight_steps(spec, hf_config, outline), *_program_steps(spec, outline, isa, kinds)]
-    last_steps = _artifact_steps(spec, hf_config, outline, steps, isa)
-    return Plan(spec, hf_config, outline, isa, buckets, kinds, {step.name: step for step in (*steps, *last_steps)})
+    blocks = find_kv_blocks(spec, outline, _stages(spec, outline), quantized_parameters(spec, outline))
+    last_steps = _artifact_steps(spec, hf_config, outline, steps, isa, blocks)
+    named = {step.name: step for step in (*steps, *last_steps)}
+    return Plan(spec, hf_config, outline, isa, buckets, kinds, blocks, named)
 
 
 def quantized_parameters(spec: BuildSpec, outline: Outline) -> dict[str, Scheme]:
@@ -103,6 +107,10 @@ def split_into_stages(layers: int, parallel: ParallelSpec) -> list[list[int]]:
     return [list(range(begin, end)) for begin, end in zip([0, *ends], ends, strict=False)]
 
 
+def _stages(spec: BuildSpec, outline: Outline) -> list[list[int]]:
+    return split_into_stages(outline.num_layers, spec.parallel)
+
+
 def pretrained_id(model: ModelSpec) -> str:
     """The model's name without a machine's directories: a hub id or a relative path as it is, else the last part."""
     path = PurePath(model.model_id_or_path)
@@ -111,11 +119,12 @@ def pretrained_id(model: ModelSpec) -> str:
 
 
 def resolved_recipe(spec: BuildSpec) -> dict[str, Any]:
-    """The BuildSpec as the artifact tells of it, without what belongs to a machine or changes no byte.
+    """The BuildSpec as the artifact tells of it, without what belongs to a machine.
 
-    Nor the revision: a branch is the commit that it stands for, and `fetch` says which.
+    Nor the revision: a branch is the commit that it stands for, and `fetch` says which. Nor where parameters lie, and
+    how much memory there is: the number of KV blocks that may follow from it stands in the artifact.
     """
-    recipe = spec.model_dump(mode="json", exclude={"target": {"memory_gb"}, "model": {"revision"}})
+    recipe = spec.model_dump(mode="json", exclude={"target": {"memory_gb"}, "model": {"revision", "param_file_path"}})
     recipe["model"]["model_id_or_path"] = pretrained_id(spec.model)
     recipe["parallel"]["data_parallel_size"] = spec.data_parallel_size
     return recipe
@@ -130,7 +139,7 @@ def _buckets(spec: BuildSpec) -> Iterator[Bucket]:
 
 def _kinds(spec: BuildSpec, outline: Outline, bucket: Bucket) -> tuple[Kind, ...]:
     slices = spec.rewriting.add_prefill_last_block_slice and bucket.phase != "decode" and bucket.query > 1
-    stages = split_into_stages(outline.num_layers, spec.parallel)
+    stages = _stages(spec, outline)
     return find_kinds(outline, quantized_parameters(spec, outline), stages, spec.rewriting, slices)
 
 
@@ -227,10 +236,10 @@ def _trace_reads(spec: BuildSpec, outline: Outline, bucket: Bucket, kind: Kind) 
 
 
 def _artifact_steps(
-    spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline, steps: list[Step], isa: str
+    spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline, steps: list[Step], isa: str, blocks: KvBlocks
 ) -> Iterator[Step]:
     schemes = quantized_parameters(spec, outline)
-    reads = resolved_recipe(spec)
+    reads = {**resolved_recipe(spec), "kv_blocks": blocks.count}
     reads |= {"isa": isa, "hf_config": dict(hf_config), "outline": outline.model_dump(mode="json")}
     needs = {step.name: _ALL for step in steps if step.name != "quantize"}
     yield Step("package", "package", f"publish artifact {spec.name}", needs=needs, reads=reads)

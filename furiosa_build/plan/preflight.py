@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from furiosa_build.machine import Machine
 from furiosa_build.plan.durations import Durations, total_seconds
+from furiosa_build.plan.kv_blocks import element_memory
 from furiosa_build.plan.needs import Costs, Need, Places, Work
 from furiosa_build.plan.placement import placement
 from furiosa_build.plan.planner import Plan, Step
-from furiosa_build.plan.sizes import kv_block_bytes
 from furiosa_build.recipe.schema import BuildOptions
 
 _KINDS = {"shard": "partition:weights", "trace": "partition"}
@@ -38,7 +38,7 @@ class Preflight:
         work: What each step that is to do reads and writes.
         disks: What is written to each file system.
         memory: Private memory at the peak, and what is available without swapping.
-        device: What the artifact takes of one device's memory.
+        device: What the artifact takes of one device's memory; of an NPU's element, which has its share of it.
         device_is_host: The device's memory is that of this machine, since the target does not say how much it has.
         compile_workers: Programs that are compiled at a time: as many as were asked for, or as the memory allows.
         compile_worker: Memory that each of these takes.
@@ -150,16 +150,18 @@ def _memory_shortages(costs: Costs, steps: Collection[Step], machine: Machine) -
 
 
 def _device(plan: Plan, machine: Machine) -> tuple[Need, bool]:
-    """What the artifact takes of a device, and whether the device is this machine."""
-    target = plan.spec.target
+    """What the artifact takes of a device, or of an element that has its share of one; whether it is this machine."""
+    target, share = plan.spec.target, element_memory(plan.spec)
     on: dict[str, dict[str, int]] = {}
     for element in placement(plan):
         # Replicas on a host map the same files.
-        parameters = element.parameters if plan.spec.target.memory_gb is not None or not element.replica else 0
-        parts = on.setdefault(element.device, {"parameters": 0, "KV cache": 0})
+        parameters = element.parameters if target.memory_gb is not None or not element.replica else 0
+        parts = on.setdefault(element.device if share is None else element.name, {"parameters": 0, "KV cache": 0})
         parts["parameters"] += parameters
         parts["KV cache"] += element.kv_cache
     parts = max(on.values(), key=lambda parts: sum(parts.values()))
+    if share is not None:
+        return Need("element", parts, share), False
     if target.memory_gb is not None:
         return Need("device", parts, int(target.memory_gb * 1e9)), False
     is_host = target.isa == "native" and machine.memory is not None
@@ -174,17 +176,20 @@ def _device_shortages(plan: Plan, device: Need, is_host: bool, machine: Machine)
     if is_host:
         del parts["parameters"]
         room += machine.swap
-    need = Need("this machine" if is_host else f"a device of target {plan.spec.target.name}", parts, room)
+    whole = "an element" if device.what == "element" else "a device"
+    need = Need("this machine" if is_host else f"{whole} of target {plan.spec.target.name}", parts, room)
     if need.fits:
         return
-    buckets = plan.spec.buckets
-    blocks = max(0, room - parts.get("parameters", 0)) // kv_block_bytes(plan)
-    if blocks * buckets.paged_attention_block_size >= max(length for _, length in buckets.decode_buckets):
-        remedy = f"buckets.paged_attention_num_blocks={blocks} or less ({buckets.num_blocks} now), or smaller "
+    count, more = plan.kv_blocks.count, "a device with more memory (target.memory_gb)"
+    if device.what == "element":
+        more = f"more elements (parallel.tensor_parallel_size, parallel.pipeline_parallel_size), or {more}"
+    blocks = max(0, room - parts.get("parameters", 0)) * count // parts["KV cache"]
+    if blocks >= plan.spec.buckets.least_blocks:
+        remedy = f"buckets.paged_attention_num_blocks={blocks} or less ({count} now), or smaller "
         remedy += "buckets.decode_buckets"
     elif blocks:
-        remedy = "shorter buckets.decode_buckets, or a device with more memory (target.memory_gb)"
+        remedy = f"shorter buckets.decode_buckets, or {more}"
     else:
         smaller = "" if plan.schemes() else "quantization=fp8, or "
-        remedy = f"{smaller}a device with more memory (target.memory_gb)"
+        remedy = f"{smaller}{more}"
     yield Shortage(need, remedy)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from furiosa_build.plan.outline import ParameterOutline
-from furiosa_build.plan.planner import Plan
+from furiosa_build.plan.outline import Outline, ParameterOutline
 from furiosa_build.recipe.schema import Scheme
+
+if TYPE_CHECKING:
+    from furiosa_build.plan.planner import Plan
 
 _WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _INT8_SHAPE = 16
@@ -38,25 +41,35 @@ def parameter_bytes(plan: Plan) -> int:
     )
 
 
-def kv_block_bytes(plan: Plan) -> int:
-    """Of one block of the KV cache in all layers, of all ranks together."""
-    ranks = plan.spec.parallel.tensor_parallel_size
-    return _kv_block_bytes(plan, [layer for stage in plan.stages for layer in stage], ranks) * ranks
+def rank_parameter_bytes(
+    outline: Outline, stages: Sequence[Sequence[int]], stage: int, ranks: int, schemes: Mapping[str, Scheme]
+) -> int:
+    """Of the parameters of one rank of a stage; every rank has as much. `stages` has the layers of each."""
+    found = 0
+    for name in outline.stage_parameters(stages, stage):
+        parameter = outline.parameters[name]
+        if parameter.cut is not None and ranks > 1:
+            parameter = parameter.model_copy(update={"shape": parameter.cut.local_shape(parameter.shape, ranks)})
+        found += stored_bytes(parameter, schemes.get(name, "none"))
+    return found
+
+
+def kv_slot_bytes(outline: Outline, layers: Collection[int], ranks: int) -> int:
+    """Of the keys and values of one token in these layers, of one rank among `ranks`."""
+    numbers = 0
+    for kind in outline.blocks:
+        heads, size = kind.cache_shape
+        numbers += len(set(kind.layers) & set(layers)) * 2 * max(heads // ranks, 1) * size
+    return numbers * _WIDTHS[outline.dtype]
 
 
 def kv_cache_bytes_of(plan: Plan, layers: Collection[int], ranks: int) -> int:
     """Of the whole KV cache of these layers, of one rank among `ranks`."""
-    return plan.spec.buckets.num_blocks * _kv_block_bytes(plan, layers, ranks)
-
-
-def _kv_block_bytes(plan: Plan, layers: Collection[int], ranks: int) -> int:
-    slot = 0
-    for kind in plan.outline.blocks:
-        heads, size = kind.cache_shape
-        slot += len(set(kind.layers) & set(layers)) * 2 * max(heads // ranks, 1) * size
-    return plan.spec.buckets.paged_attention_block_size * slot * _WIDTHS[plan.outline.dtype]
+    slots = plan.kv_blocks.count * plan.spec.buckets.paged_attention_block_size
+    return slots * kv_slot_bytes(plan.outline, layers, ranks)
 
 
 def kv_cache_bytes(plan: Plan) -> int:
-    """Of the whole KV cache."""
-    return plan.spec.buckets.num_blocks * kv_block_bytes(plan)
+    """Of the whole KV cache, of all ranks together."""
+    ranks = plan.spec.parallel.tensor_parallel_size
+    return kv_cache_bytes_of(plan, [layer for stage in plan.stages for layer in stage], ranks) * ranks

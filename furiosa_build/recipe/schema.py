@@ -59,15 +59,24 @@ class ModelSpec(Section):
     """Which model, from where, and how much of it.
 
     `architecture` holds the fields of the model's `config.json`. When absent they are read from the model's
-    directory or fetched from the hub.
+    directory or fetched from the hub. `param_file_path` is a safetensors file that holds all parameters: then the
+    directory or the hub gives config.json and the tokenizer's files only.
     """
 
     model_id_or_path: Annotated[str, Field(min_length=1)]
     revision: str | None = None
     num_hidden_layers: PositiveInt | None = None
     seed_for_random_weight: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    param_file_path: Annotated[str, Field(min_length=1)] | None = None
     calculate_logit_only_for_last_token: bool = False
     architecture: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_source_of_weights(self) -> ModelSpec:
+        if self.param_file_path is not None and self.seed_for_random_weight is not None:
+            what = f"param_file_path={self.param_file_path!r} and seed_for_random_weight={self.seed_for_random_weight}"
+            raise _invalid(f"{what}: weights are read, or drawn", key=("param_file_path",), valid="one of the two")
+        return self
 
 
 class TargetSpec(Section):
@@ -77,7 +86,8 @@ class TargetSpec(Section):
         isa: An x86-64 psABI level, or `native`: this host's.
         num_elements: Processing elements of one device: what `npu:0:*` names.
         memory_gb: Memory of one device in GB (10^9 bytes). None: this host's where `isa` is `native`, else unknown.
-            A build whose parameters and KV cache are larger is refused; no byte of the artifact depends on it.
+            A build whose parameters and KV cache are larger is refused; where the number of KV blocks is not given, it
+            is at most what there is room for.
     """
 
     name: str
@@ -109,7 +119,8 @@ class BucketSpec(Section):
 
     A prefill bucket (batch, length) runs `batch` prompts of up to `length` tokens. A decode bucket runs one
     new token of `batch` sequences over contexts of up to `length` tokens. `paged_attention_num_blocks` (KV
-    blocks per layer) is by default what the largest decode bucket needs when it is full.
+    blocks per layer) is by default what the largest decode bucket fills, or fewer where the target's memory has no
+    more room beside the parameters: `plan.kv_blocks`.
     """
 
     prefill_buckets: BucketSizes = ()
@@ -148,20 +159,23 @@ class BucketSpec(Section):
 
     @model_validator(mode="after")
     def _one_sequence_has_room(self) -> BucketSpec:
-        longest = max(length for _, length in self.decode_buckets)
-        needed = self._blocks_for(longest)
-        if self.num_blocks < needed:
-            room = self.num_blocks * self.paged_attention_block_size
-            what = f"paged_attention_num_blocks={self.num_blocks} hold {room} tokens; a sequence: {longest}"
-            raise _invalid(what, key=("paged_attention_num_blocks",), valid=f"at least {needed}")
+        given = self.paged_attention_num_blocks
+        if given is not None and given < self.least_blocks:
+            longest = max(length for _, length in self.decode_buckets)
+            room = given * self.paged_attention_block_size
+            what = f"paged_attention_num_blocks={given} hold {room} tokens; a sequence: {longest}"
+            raise _invalid(what, key=("paged_attention_num_blocks",), valid=f"at least {self.least_blocks}")
         return self
 
     @property
-    def num_blocks(self) -> int:
-        """KV blocks per layer: as given, or enough for the largest decode bucket."""
-        if self.paged_attention_num_blocks is not None:
-            return self.paged_attention_num_blocks
+    def needed_blocks(self) -> int:
+        """KV blocks per layer that the largest decode bucket fills."""
         return max(batch * self._blocks_for(length) for batch, length in self.decode_buckets)
+
+    @property
+    def least_blocks(self) -> int:
+        """KV blocks per layer that one sequence of the longest decode bucket fills."""
+        return max(self._blocks_for(length) for _, length in self.decode_buckets)
 
     def _blocks_for(self, length: int) -> int:
         return -(-length // self.paged_attention_block_size)
@@ -293,7 +307,9 @@ class BuildSpec(Section):
         if kind == "npu" and ranks * stages * replicas > len(found):
             needed = f"{ranks} ranks x {stages} stages x {replicas} replicas = {ranks * stages * replicas} elements"
             what = f"devices={self.devices!r} are {len(found)} elements; {needed}"
-            raise _invalid(what, key=("parallel", "tensor_parallel_size"), valid=f"at most {len(found)} in all")
+            asked = {"data_parallel_size": replicas, "tensor_parallel_size": ranks, "pipeline_parallel_size": stages}
+            key = next(name for name, size in asked.items() if size > 1)
+            raise _invalid(what, key=("parallel", key), valid=f"at most {len(found)} in all")
         return self
 
     @model_validator(mode="after")

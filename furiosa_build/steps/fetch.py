@@ -28,6 +28,9 @@ from furiosa_build.steps.source import ModelFiles, Source, SourceFile
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
 
+PARAM_FILE = "model.safetensors"
+"""What `param_file_path` is listed as, whatever it is called: weights are the same under another name."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -39,9 +42,26 @@ def is_hub_model(model: ModelSpec, roots: Sequence[Path]) -> bool:
 
 def local_directory(model: ModelSpec, roots: Sequence[Path]) -> Path | None:
     """The directory that `model_id_or_path` names; a relative path is looked up in each of `roots`."""
-    path = Path(model.model_id_or_path).expanduser()
-    candidates = [path] if path.is_absolute() else [root / path for root in roots]
-    return next((candidate for candidate in candidates if candidate.is_dir()), None)
+    return next((path for path in _candidates(model.model_id_or_path, roots) if path.is_dir()), None)
+
+
+def param_file(model: ModelSpec, roots: Sequence[Path]) -> Path | None:
+    """The file that `param_file_path` names, if it is given; looked up like a directory. Raises UserError."""
+    if model.param_file_path is None:
+        return None
+    for path in _candidates(model.param_file_path, roots):
+        if path.is_file():
+            return path
+    raise UserError(
+        f"parameter file {model.param_file_path!r} does not exist, or is no file",
+        where="model.param_file_path",
+        valid="a safetensors file that holds all parameters of the model, by their names in its state dict",
+    )
+
+
+def _candidates(path: str, roots: Sequence[Path]) -> list[Path]:
+    expanded = Path(path).expanduser()
+    return [expanded] if expanded.is_absolute() else [root / expanded for root in roots]
 
 
 def locate(model: ModelSpec, roots: Sequence[Path], revision: str | None) -> Path:
@@ -58,7 +78,7 @@ def locate(model: ModelSpec, roots: Sequence[Path], revision: str | None) -> Pat
             where="model.model_id_or_path",
             valid="a directory in Hugging Face layout (also relative to the recipe's root), or a hub id: org/name",
         )
-    return _download(model, revision)
+    return _download(model, revision, MODEL_FILES if model.param_file_path else (*WEIGHT_PATTERNS, *MODEL_FILES))
 
 
 def read_config(model: ModelSpec, roots: Sequence[Path]) -> dict[str, Any]:
@@ -141,6 +161,9 @@ def run(
         _check_config(model, directory / "config.json")
     if seed is not None:
         weights = Source(seed=seed, parameters=parameters)
+    elif (file := param_file(model, roots)) is not None:
+        check_weight_file(file)
+        weights = Source(files={PARAM_FILE: SourceFile(size=file.stat().st_size, sha256=hash_file(file))})
     else:
         assert directory is not None
         weights = Source(files=_describe(directory, [*weight_files(directory), INDEX_FILE], hash_file))
@@ -173,9 +196,7 @@ def _describe(directory: Path, names: Sequence[str], hash_file: Callable[[Path],
     return {file.name: SourceFile(size=file.stat().st_size, sha256=hash_file(file)) for file in files}
 
 
-def _download(
-    model: ModelSpec, revision: str | None, patterns: Sequence[str] = (*WEIGHT_PATTERNS, *MODEL_FILES)
-) -> Path:
+def _download(model: ModelSpec, revision: str | None, patterns: Sequence[str]) -> Path:
     """Takes what is in the hub's cache, and fetches what is not. The result's name is the commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

@@ -151,7 +151,7 @@ def _describe(
             prefill_buckets=list(buckets.prefill_buckets),
             decode_buckets=list(buckets.decode_buckets),
             max_seq_len_to_capture=buckets.max_seq_len_to_capture,
-            paged_attention_num_blocks=buckets.num_blocks,
+            paged_attention_num_blocks=plan.kv_blocks.count,
             paged_attention_block_size=buckets.paged_attention_block_size,
             calculate_logit_only_for_last_token=last_only,
             default_scheduler_config=SchedulerDefaults(**spec.scheduler.model_dump()),

@@ -13,7 +13,7 @@ LARGEST_FILE = 4 << 30
 
 
 def open_source(request: dict[str, Any]) -> TensorSource:
-    """The weights that `source` and `directory` of a request describe."""
+    """The weights that `source` and `directory` of a request describe. The latter may be a file: `param_file_path`."""
     from furiosa_build.models.weights import RandomSource, open_checkpoint
     from furiosa_build.steps.source import Source
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +24,6 @@ from furiosa_build.errors import BuildError, PreflightError, UserError
 from furiosa_build.models.config_types import KvCacheSharingAcrossBeamsConfig, SchedulerConfig
 from furiosa_build.recipe.compose import validate
 from furiosa_build.recipe.schema import RewritingSpec
-from furiosa_build.runtime import LLM, SamplingParams
 
 BUCKETS: dict[str, Any] = {
     "prefill_buckets": [(1, 32)],
@@ -136,30 +136,6 @@ def test_three_faces_make_one_artifact(user: UserDirectory, tmp_path: Path, monk
     assert by_python.metadata.artifact_id == by_recipe.metadata.artifact_id == by_command.metadata.artifact_id
 
 
-def test_the_example_of_the_reference(user: UserDirectory, tmp_path: Path) -> None:
-    """furiosa-build-model-artifact.rst, with a small model and small buckets; without a quantized checkpoint."""
-    artifact = built(
-        user,
-        tmp_path,
-        "npu:0:*",
-        name="mlperf-llama3-1-8b-fp8",
-        tensor_parallel_size=4,
-        pipeline_parallel_size=1,
-        calculate_logit_only_for_last_token=True,
-        paged_attention_num_blocks=512,
-        default_scheduler_config=SchedulerConfig(
-            max_processing_samples=24576, spare_blocks_ratio=0.6, npu_queue_limit=2
-        ),
-    )
-    assert artifact.devices == "npu:0:*"
-    assert artifact.parallel_config.data_parallel_size == 2, "8 elements, 4 for each replica"
-    assert artifact.generator_config.default_scheduler_config.max_processing_samples == 24576
-    assert artifact.generator_config.paged_attention_num_blocks == 512
-    assert artifact.model_rewriting_config.calculate_logit_only_for_last_token
-    [output] = LLM(tmp_path).generate([1, 2, 3], SamplingParams(temperature=0, max_tokens=4, ignore_eos=True))
-    assert len(output.outputs[0].token_ids) == 4
-
-
 @pytest.mark.parametrize(
     ("devices", "arguments", "replicas"),
     [
@@ -224,6 +200,20 @@ def test_how_the_model_is_rewritten_is_said_as_in_a_recipe(
     assert last_only == recipe.model.calculate_logit_only_for_last_token
 
 
+def test_parameters_from_a_file(user: UserDirectory, tmp_path: Path) -> None:
+    """The same as a recipe with model.param_file_path: tests of fetch say what that is."""
+    expected = built(user, tmp_path / "usual", name="one").metadata.artifact_id
+    config_only, weights = tmp_path / "tiny", tmp_path / "weights.safetensors"
+    shutil.copytree(user.root / "tiny", config_only)
+    (config_only / "model.safetensors").rename(weights)
+    arguments: dict[str, Any] = {"name": "one", "tensor_parallel_size": 1, "backend": "eager", **BUCKETS}
+    apart = ArtifactBuilder(str(config_only), "cpu", **arguments)
+    with pytest.raises(UserError, match="has no weights"):
+        apart.build(tmp_path / "apart", cache_dir=user.store)
+    apart.build(tmp_path / "apart", cache_dir=user.store, param_file_path=weights)
+    assert open_artifact(tmp_path / "apart").artifact.metadata.artifact_id == expected
+
+
 def test_without_a_cache_only_the_artifact_is_left(user: UserDirectory, tmp_path: Path) -> None:
     builder(user, name="one").build(tmp_path, cache_dir=None)
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
@@ -241,7 +231,11 @@ def test_without_a_cache_only_the_artifact_is_left(user: UserDirectory, tmp_path
         (lambda user: builder(user, num_blocks_per_supertaks=2), "did you mean 'num_blocks_per_supertask'"),
         (lambda user: builder(user).build("x", num_compile_wrkers=2), "did you mean 'num_compile_workers'"),
         (lambda user: builder(user).build("x", param_saved_format="pt"), "valid: safetensors"),
-        (lambda user: builder(user).build("x", param_file_path="y"), "param_file_path='y' is not built yet"),
+        (lambda user: builder(user).build("x", param_file_path="y"), "parameter file 'y' does not exist"),
+        (
+            lambda user: builder(user, seed_for_random_weight=0).build("x", param_file_path="y"),
+            "param_file_path='y' and seed_for_random_weight=0",
+        ),
         (lambda user: builder(user, quantize_artifact_path="y"), "quantize_artifact_path='y' is not built yet"),
         (
             lambda user: builder(user, compiler_config_overrides={"max_autotune": True}).build("x"),

@@ -253,14 +253,36 @@ def test_the_same_artifact_runs_with_a_process_for_each_rank(
             overrides(4, 3, 1, "devices='npu:0:*'", "target=rngd"),
             ["are 8 elements; 4 ranks x 3 stages x 1 replicas = 12 elements"],
         ),
+        (
+            ["parallel.data_parallel_size=5", "parallel.tensor_parallel_size=2", "devices='npu:0:*'", "target=rngd"],
+            [
+                "are 8 elements; 2 ranks x 1 stages x 5 replicas = 10 elements",
+                "where: command line: parallel.data_parallel_size=5",
+                "valid: at most 8 in all",
+            ],
+        ),
         (overrides(1, 1, 1, "devices=npu:0:8", "target=rngd"), ["'npu:0:8' is not there", "elements 0 to 7"]),
+        (overrides(1, 1, 1, "devices='npu:0:0-3,npu:0:3'", "target=rngd"), ["names npu:0:3 twice"]),
+        (overrides(1, 1, 1, "devices=cuda:0"), ["backend 'eager' does not compile for devices='cuda:0'"]),
+        (
+            ["model.model_id_or_path=odd", "model.seed_for_random_weight=0", "parallel.tensor_parallel_size=8"],
+            ["tensor_parallel_size=8 does not divide the intermediate size 92", "valid: 1, 2, 4\n"],
+        ),
+        (
+            [*overrides(1, 2, 1), "parallel.num_blocks_per_pp_stage=[1,1]"],
+            ["num_blocks_per_pp_stage=[1, 1]: 2 stages of 2 layers in all", "valid: 2 numbers, 3 in all"],
+        ),
     ],
 )
 def test_what_cannot_be_divided_is_refused_before_any_work(
     users: dict[str, UserDirectory], wrong: tuple[str, ...], words: list[str]
 ) -> None:
+    odd = users["llama"].root / "odd"
+    odd.mkdir(exist_ok=True)
+    (odd / "config.json").write_text(json.dumps({**MODELS["llama"], "intermediate_size": 92}))
     ran = furiosa_build(users["llama"], "build", "tiny", *wrong, "name=refused")
-    assert ran.status == 2
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.count("error: ") == 1
     assert [word for word in words if word not in ran.err] == []
     assert not (users["llama"].root / "artifacts" / "refused").exists()
 

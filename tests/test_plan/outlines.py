@@ -69,7 +69,9 @@ def spec(**sections: Any) -> BuildSpec:
         "rewriting": {},
         "scheduler": {},
     }
-    merged = {key: {**usual[key], **value} if isinstance(value, Mapping) else value for key, value in sections.items()}
+    merged = {
+        key: {**usual.get(key, {}), **value} if isinstance(value, Mapping) else value for key, value in sections.items()
+    }
     return BuildSpec.model_validate({**usual, **merged})
 
 

@@ -69,6 +69,18 @@ def by_what_is_quantized(step: Step, before: BuildSpec, after: BuildSpec) -> boo
     return False
 
 
+def by_what_parameters_there_are(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
+    """`fetch` lists them only when they are drawn."""
+    del after
+    drawn = before.model.seed_for_random_weight is not None
+    return step.name == "package" or (step.name in WEIGHTS and (drawn or step.name != "fetch"))
+
+
+def by_kv_blocks(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
+    """The artifact has their number."""
+    return step.name == "package" and plan(before).kv_blocks.count != plan(after).kv_blocks.count
+
+
 def by_what_has_places(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
     """Where nothing is divided, all parameters are in one place."""
     divided = before.parallel.is_divided and after.parallel.is_divided
@@ -87,8 +99,10 @@ LEAVES: Mapping[Path, Leaf] = {
     ("model", "model_id_or_path"): Leaf(st.sampled_from(["org/model", "org/other"]), by("package")),
     # The commit is an input of fetch, found when it runs; a revision by another name changes nothing.
     ("model", "revision"): Leaf(st.sampled_from([None, "main", "v2"]), by()),
-    ("model", "num_hidden_layers"): Leaf(st.integers(1, 9), by(*WEIGHTS, "package")),
-    ("model", "seed_for_random_weight"): Leaf(st.integers(0, 9), by("fetch", "package")),
+    ("model", "num_hidden_layers"): Leaf(st.integers(1, 9), by_what_parameters_there_are),
+    ("model", "seed_for_random_weight"): Leaf(st.none() | st.integers(0, 9), by("fetch", "package")),
+    # What the file holds is an input of fetch.
+    ("model", "param_file_path"): Leaf(st.sampled_from([None, "a.safetensors", "b.safetensors"]), by()),
     ("model", "calculate_logit_only_for_last_token"): Leaf(st.booleans(), by("partition:*:last", "package")),
     ("model", "architecture"): Leaf(
         st.sampled_from([{**ARCHITECTURE, "rope_theta": theta} for theta in (1e4, 5e5)]),
@@ -98,7 +112,8 @@ LEAVES: Mapping[Path, Leaf] = {
     ("target", "isa"): Leaf(st.sampled_from(["x86-64-v3", "x86-64-v4"]), by("compile:*", "package")),
     # Enough for what `parallel` says, below.
     ("target", "num_elements"): Leaf(st.integers(36, 64), by("package")),
-    ("target", "memory_gb"): Leaf(st.none() | st.floats(1, 1000), by()),
+    # Read for the number of KV blocks, where that is not given.
+    ("target", "memory_gb"): Leaf(st.none() | st.sampled_from([2e-5, 1e-4, 1e-3, 1.0]), by_kv_blocks),
     ("parallel", "tensor_parallel_size"): Leaf(st.sampled_from([1, 2, 4]), by("partition:*", "package")),
     ("parallel", "pipeline_parallel_size"): Leaf(st.sampled_from([1, 3]), by("partition:weights", "package")),
     ("parallel", "num_blocks_per_pp_stage"): Leaf(
@@ -115,7 +130,7 @@ LEAVES: Mapping[Path, Leaf] = {
     ("buckets", "prefill_buckets"): Leaf(buckets, by("package")),
     ("buckets", "decode_buckets"): Leaf(buckets, by("package")),
     ("buckets", "max_seq_len_to_capture"): Leaf(st.integers(64, 4096), by("package")),
-    ("buckets", "paged_attention_num_blocks"): Leaf(st.integers(64, 4096), by("package")),
+    ("buckets", "paged_attention_num_blocks"): Leaf(st.none() | st.integers(64, 4096), by("package")),
     ("buckets", "paged_attention_block_size"): Leaf(st.integers(1, 16), by("package")),
     ("quantization", "scheme"): Leaf(schemes, by_what_is_quantized),
     ("quantization", "rules"): Leaf(rules, by_what_is_quantized),
@@ -161,7 +176,8 @@ def leaves(model: type[BaseModel], at: Path = ()) -> Iterator[Path]:
 
 
 def spec(values: Mapping[Path, Any]) -> BuildSpec:
-    """The BuildSpec with these leaves."""
+    """The BuildSpec with these leaves, if they do not contradict each other."""
+    assume(None in (values["model", "seed_for_random_weight"], values["model", "param_file_path"]))
     data: dict[str, Any] = {}
     for path, value in values.items():
         section = data

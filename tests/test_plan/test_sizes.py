@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from furiosa_build.plan.outline import ParameterOutline
-from furiosa_build.plan.sizes import kv_block_bytes, kv_cache_bytes, parameter_bytes, stored_bytes
+from furiosa_build.plan.sizes import kv_cache_bytes, kv_slot_bytes, parameter_bytes, stored_bytes
 from furiosa_build.recipe.schema import Scheme
 
 from .outlines import outline, plan, spec
@@ -38,8 +38,9 @@ def test_rows_of_int8_are_filled_up_to_whole_int32(scheme: Scheme, expected: int
 def test_kv_cache() -> None:
     buckets = {"paged_attention_num_blocks": 64, "paged_attention_block_size": 16}
     found = plan(spec(buckets=buckets))
-    assert kv_block_bytes(found) == 16 * 3 * 2 * (2 * 4) * 4  # tokens, layers, keys and values, heads, float32
-    assert kv_cache_bytes(found) == 64 * kv_block_bytes(found)
+    assert kv_slot_bytes(found.outline, range(3), 1) == 3 * 2 * (2 * 4) * 4  # layers, keys and values, heads, float32
+    assert kv_cache_bytes(found) == 64 * 16 * kv_slot_bytes(found.outline, range(3), 1)
+    assert kv_slot_bytes(found.outline, [1], 4) == 2 * (1 * 4) * 4, "ranks share a head where there are too few"
 
 
 def test_all_kinds_of_layers_have_a_kv_cache() -> None:

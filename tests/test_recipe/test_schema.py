@@ -67,12 +67,12 @@ def test_buckets_are_accepted_if_and_only_if_sorted_unique_positive_and_within_t
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 99)), min_size=1), st.integers(1, 32))
-def test_the_default_number_of_blocks_fills_every_decode_bucket_and_no_more(
+def test_the_blocks_that_are_needed_fill_every_decode_bucket_and_no_more(
     buckets: list[tuple[int, int]], block_size: int
 ) -> None:
     decode_buckets = tuple(sorted(set(buckets)))
     spec = BucketSpec(decode_buckets=decode_buckets, max_seq_len_to_capture=99, paged_attention_block_size=block_size)
-    room = [spec.num_blocks // batch * block_size - length for batch, length in decode_buckets]
+    room = [spec.needed_blocks // batch * block_size - length for batch, length in decode_buckets]
     assert min(room) >= 0
     assert min(room) < block_size
 
