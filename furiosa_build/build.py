@@ -34,6 +34,7 @@ from furiosa_build.plan.planner import Plan, Step, make_plan
 from furiosa_build.plan.preflight import Preflight, preflight
 from furiosa_build.progress import expect, metered
 from furiosa_build.progress import read as read_meter
+from furiosa_build.quantized_checkpoint import QuantizedCheckpoint, check_quantizes, read_checkpoint
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import Recipe, check_architecture
 from furiosa_build.show import lowered_text, refusal_text
@@ -70,9 +71,11 @@ class Build:
         self.done: dict[str, Done] = {}
         self._builders = Pool(self.options.num_pipeline_builder_workers)
         self._compilers = Pool(self.options.num_compile_workers)
-        config = fetch.read_config(self.spec.model, recipe.roots)
+        self._checkpoint_directory = fetch.checkpoint_directory(self.spec.quantization, recipe.roots)
+        config = fetch.read_config(self.spec.model, recipe.roots, weights=self._checkpoint_directory is None)
         where = "model.architecture" if self.spec.model.architecture else "config.json"
         check_architecture(self.spec, config, where)
+        self.checkpoint = self._read_checkpoint(config)
         self.hf_config = fetch.cut_config(config, self.spec.model)
         writer.check_destination(self.directory)
         writer.check_is_directory(self.store.root, "cache_dir")
@@ -88,7 +91,9 @@ class Build:
         isa = self.backend.isa(self.spec.target.isa)
         outline = self._outline()
         check_parallel(self.spec, self.hf_config, outline)
-        return make_plan(self.spec, self.hf_config, outline, isa)
+        if self.checkpoint is not None:
+            check_quantizes(self.checkpoint, outline)
+        return make_plan(self.spec, self.hf_config, outline, isa, self.checkpoint)
 
     @property
     def version_directory(self) -> Path:
@@ -198,9 +203,10 @@ class Build:
     def _places(self) -> Places:
         model, store = self.spec.model, self.store.root if self.store.is_writable else self.directory.parent
         directory, downloads, cached, unread = fetch.local_directory(model, self.recipe.roots), None, 0, 0
-        if directory is not None and not self.is_done("fetch"):
-            unread = sum(f.stat().st_size for f in list_files(directory) if self.store.hashes.recall(f) is None)
-        elif directory is None and model.seed_for_random_weight is None:
+        if not self.is_done("fetch"):
+            recall = self.store.hashes.recall
+            unread = sum(f.stat().st_size for f in self._source_files().values() if recall(f) is None)
+        if directory is None and model.seed_for_random_weight is None and self.checkpoint is None:
             cache = fetch.hub_cache(model)
             downloads, cached = disk_of(cache), sum(f.lstat().st_size for f in cache.rglob("*") if f.is_file())
         return Places(disk_of(store), disk_of(self.directory), downloads, cached, unread)
@@ -291,18 +297,29 @@ class Build:
     def _source_identity(self) -> dict[str, str | None]:
         """sha256 of the model's files, or the commit on the hub; None where it takes reading or downloading to know."""
         model, is_random = self.spec.model, self.spec.model.seed_for_random_weight is not None
-        directory = fetch.local_directory(model, self.recipe.roots)
-        if directory is None:
-            return {} if is_random else {"commit": fetch.resolve_commit(model)}
-        files = [file for file in list_files(directory) if file.name in MODEL_FILES or not is_random]
-        return {file.name: self.store.hashes.recall(file) for file in files}
+        on_hub = fetch.local_directory(model, self.recipe.roots) is None and not is_random
+        commit = {"commit": fetch.resolve_commit(model)} if on_hub else {}
+        return {**commit, **{name: self.store.hashes.recall(file) for name, file in self._source_files().items()}}
+
+    def _source_files(self) -> dict[str, Path]:
+        """The files on this machine that `fetch` looks at, but for the hub's cache."""
+        directory, quantized = fetch.local_directory(self.spec.model, self.recipe.roots), self._checkpoint_directory
+        has_weights = quantized is None and self.spec.model.seed_for_random_weight is None
+        files = {
+            file.name: file
+            for file in (list_files(directory) if directory is not None else ())
+            if has_weights or file.name in MODEL_FILES
+        }
+        if quantized is not None:
+            files |= {f"quantized/{name}": quantized / name for name in fetch.source_files(quantized)}
+        return files
 
     def _late_factors(self, step: Step) -> dict[str, Any]:
         """Of a fetch whose source has to be read first."""
         if step.action != "fetch":
             raise StepError(step.name, "a step that it needs has not run")
-        directory = fetch.locate(self.spec.model, self.recipe.roots, None)
-        unread = [directory / name for name, known in self._source_identity().items() if not known and name != "commit"]
+        directory = self._locate(None)
+        unread = [file for file in self._source_files().values() if self.store.hashes.recall(file) is None]
         expect(sum(file.stat().st_size for file in unread))
         for file in unread:
             if file.name not in (*MODEL_FILES, INDEX_FILE):
@@ -334,11 +351,25 @@ class Build:
         return lambda output: pool.run(step.name, step.action, request, output, log)
 
     def _fetch(self, output: Path) -> None:
-        fetch.run(self.spec.model, self.recipe.roots, self.plan.outline.parameters, self.store.hashes.hash, output)
+        fetch.run(
+            self.spec.model,
+            self.recipe.roots,
+            self.plan.outline.parameters,
+            self.store.hashes.hash,
+            output,
+            self._checkpoint_directory,
+        )
 
     def _weights_request(self, step: Step) -> dict[str, Any]:
-        weights, checkpoint = self._source(), {}
-        if step.action != "quantize":
+        weights, checkpoint, taken = self._source(), {}, self._checkpoint_directory
+        if taken is not None:
+            self._check_unchanged(taken, weights.files)
+            checkpoint = {
+                name: {"path": str(taken / name), "sha256": file.sha256}
+                for name, file in weights.files.items()
+                if name.endswith(".safetensors")
+            }
+        elif step.action != "quantize":
             outputs = self._record("quantize").outputs
             checkpoint = {
                 name: {"path": str(self.store.path(output)), "sha256": output.sha256}
@@ -353,17 +384,33 @@ class Build:
             "hf_config": dict(self.hf_config),
             "schemes": self.plan.schemes(),
             "checkpoint": checkpoint,
+            "taken": taken is not None,
             "ranks": self.spec.parallel.tensor_parallel_size,
             "stages": self.plan.stages,
         }
 
     def _unchanged_directory(self, files: Mapping[str, source.SourceFile]) -> Path:
         """Where the model's files are. Raises UserError when `files` are not as they were fetched."""
-        directory = fetch.locate(self.spec.model, self.recipe.roots, self._model_files().revision)
+        directory = self._locate(self._model_files().revision)
+        self._check_unchanged(directory, files)
+        return directory
+
+    def _check_unchanged(self, directory: Path, files: Mapping[str, source.SourceFile]) -> None:
         for name, file in files.items():
             if self.store.hashes.hash(directory / name) != file.sha256:
                 raise UserError(f"{name} has changed since it was fetched", where=str(directory), hint="build again")
-        return directory
+
+    def _locate(self, revision: str | None) -> Path:
+        """Where the model's files are; the weights among them only if they are taken."""
+        return fetch.locate(self.spec.model, self.recipe.roots, revision, weights=self.checkpoint is None)
+
+    def _read_checkpoint(self, config: Mapping[str, Any]) -> QuantizedCheckpoint | None:
+        """The quantized checkpoint that is taken, if there is one. `config`: that of the whole model."""
+        directory = self._checkpoint_directory
+        if directory is None:
+            return None
+        fetch.source_files(directory)  # a weight file that is missing is said now
+        return read_checkpoint(directory, config, self.spec.model.num_hidden_layers)
 
     def _trace_request(self, step: Step) -> dict[str, Any]:
         assert step.bucket is not None

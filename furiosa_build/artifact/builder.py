@@ -45,7 +45,7 @@ class ArtifactBuilder:
         num_hidden_layers: Only so many of the model's layers.
         seed_for_random_weight: Random weights drawn from this seed; nothing is downloaded but the config.
         calculate_logit_only_for_last_token: Prefill gives the logits of the last token only.
-        quantize_artifact_path: Not built yet: refused.
+        quantize_artifact_path: A compressed-tensors checkpoint, whose weights are taken as they are.
         compiler_config_overrides: Options of the backend's compiler; unknown ones are refused with its list.
         do_decompositions_for_model_rewrite: Not built yet: refused if true.
         use_blockwise_compile: A program for each kind of block; only true is built yet.
@@ -95,7 +95,6 @@ class ArtifactBuilder:
     ) -> None:
         _refuse_unknown(kwargs, _EXTRA)
         _refuse_unbuilt(
-            quantize_artifact_path=(quantize_artifact_path, None),
             do_decompositions_for_model_rewrite=(do_decompositions_for_model_rewrite, False),
             use_blockwise_compile=(use_blockwise_compile, True),
             num_blocks_per_supertask=(num_blocks_per_supertask, 1),
@@ -133,7 +132,10 @@ class ArtifactBuilder:
                 "paged_attention_num_blocks": paged_attention_num_blocks,
                 "paged_attention_block_size": paged_attention_block_size,
             },
-            "quantization": {"scheme": kwargs.get("quantization", "none")},
+            "quantization": {
+                "scheme": kwargs.get("quantization", "none"),
+                "quantize_artifact_path": None if quantize_artifact_path is None else fspath(quantize_artifact_path),
+            },
             "scheduler": default_scheduler_config.model_dump(),
         }
         validate("ArtifactBuilder", self._spec, {}, self._roots)

@@ -28,7 +28,6 @@ from furiosa_build.models.linear import QuantizedLinear
 from furiosa_build.models.skeleton import LayerCall, Skeleton, TensorName, functional
 from furiosa_build.models.tensor_parallel import Rank
 from furiosa_build.plan.cuts import Cut
-from furiosa_build.recipe.schema import Scheme
 
 HIDDEN_STATES = "hidden_states"
 LOGITS = "logits"
@@ -53,7 +52,7 @@ class Tracer:
 
     Args:
         hf_config: The fields of the model's config.json.
-        schemes: Full parameter name -> scheme, of the quantized weights of linear layers.
+        schemes: Full parameter name -> form (`plan.forms`), of the quantized weights of linear layers.
         cuts: Full parameter name -> how ranks share it.
         ranks: Of a tensor-parallel group.
     """
@@ -61,7 +60,7 @@ class Tracer:
     def __init__(
         self,
         hf_config: Mapping[str, Any],
-        schemes: Mapping[str, Scheme],
+        schemes: Mapping[str, str],
         cuts: Mapping[str, Cut] | None = None,
         ranks: int = 1,
     ) -> None:
@@ -225,7 +224,7 @@ def _fill(kwargs: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, An
     return filled
 
 
-def _quantize_modules(model: nn.Module, schemes: Mapping[str, Scheme]) -> None:
+def _quantize_modules(model: nn.Module, schemes: Mapping[str, str]) -> None:
     for name, module in list(model.named_modules()):
         scheme = schemes.get(f"{name}.weight", "none")
         if scheme != "none":

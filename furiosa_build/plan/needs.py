@@ -85,6 +85,7 @@ class Costs:
     def __init__(self, plan: Plan, places: Places) -> None:
         self._plan, self._places = plan, places
         self._schemes = plan.schemes()
+        self._writes_checkpoint = plan.writes_checkpoint
         self._drawn = plan.spec.model.seed_for_random_weight is not None
 
     @cached_property
@@ -103,9 +104,9 @@ class Costs:
         match step.action:
             case "fetch":
                 return Work(self._places.unread + self._missing, self._missing)
-            case "quantize" if self._schemes:
+            case "quantize" if self._writes_checkpoint:
                 return Work(source, self._files)
-            case "shard" if not self._schemes:
+            case "shard" if not self._writes_checkpoint:
                 return Work(source, self._files)
             case "shard" if self._plan.spec.parallel.is_divided:
                 return Work(self._files, self._files)
@@ -150,7 +151,7 @@ class Costs:
         compiling = min(compilers, count["compile"])
         making = {
             "tracing": tracing * _WORKER,
-            "weights": self._largest_weight if count["quantize" if self._schemes else "shard"] else 0,
+            "weights": self._largest_weight if count["quantize" if self._writes_checkpoint else "shard"] else 0,
             "compiling": compiling * self.compile_worker,
         }
         qualifying = {
@@ -169,6 +170,8 @@ class Costs:
     @cached_property
     def _source(self) -> int:
         """Of the weights as they are published, if that is in the model's own dtype."""
+        if self._plan.checkpoint is not None:
+            return self.parameters
         return sum(nbytes(parameter) for parameter in self._plan.outline.parameters.values())
 
     @property

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
+from furiosa_build.plan.forms import Form
 from furiosa_build.plan.outline import ParameterOutline
 from furiosa_build.plan.planner import Plan
-from furiosa_build.recipe.schema import Scheme
 
 _WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 _INT8_SHAPE = 16
@@ -19,13 +19,13 @@ def nbytes(parameter: ParameterOutline) -> int:
     return math.prod(parameter.shape) * _WIDTHS[parameter.dtype]
 
 
-def stored_bytes(parameter: ParameterOutline, scheme: Scheme = "none") -> int:
+def stored_bytes(parameter: ParameterOutline, scheme: str = "none") -> int:
     """Of all tensors that a parameter becomes in the artifact."""
     if scheme == "none":
         return nbytes(parameter)
-    rows, columns = parameter.shape
-    scales = rows * _WIDTHS[parameter.dtype]
-    if scheme == "fp8":
+    form, (rows, columns) = Form.parse(scheme), parameter.shape
+    scales = (1 if form.tensor else rows) * _WIDTHS[parameter.dtype]
+    if not form.is_packed:
         return rows * columns + scales
     return rows * -(-columns // 4) * 4 + scales + _INT8_SHAPE
 

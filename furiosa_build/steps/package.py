@@ -166,7 +166,7 @@ def _describe(
             num_hidden_layers=sum(len(block.layers) for block in plan.outline.blocks),
             vocab_size=plan.outline.vocab_size,
             num_parameters=plan.outline.num_parameters,
-            quantization=spec.quantization.scheme if plan.schemes() else "none",
+            quantization=plan.quantization,
         ),
         model_rewriting_config=ModelRewritingConfig(
             use_blockwise_compile=True,

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from furiosa_build.canonical import canonical_json
 from furiosa_build.errors import StepError
+from furiosa_build.plan.forms import Form
 from furiosa_build.plan.outline import Outline
 from furiosa_build.progress import advance, expect
 
@@ -105,6 +107,10 @@ class _Reference:
         self._skeleton = Skeleton(hf_config, attention="eager")
         self._outline, self._schemes, self._source = outline, schemes, source
         self.dtype = outline.dtype
+        for name, module in self._skeleton.model.named_modules():
+            form = Form.parse(schemes.get(f"{name}.weight", "none"))
+            if form.dynamic:
+                module.register_forward_pre_hook(_round_input_to(form.kind))
 
     def logits(self, sequences: list[Tensor]) -> list[Tensor]:
         """Sequences of token ids, int64 [tokens] -> for each float32 [tokens, vocab].
@@ -152,11 +158,29 @@ class _Reference:
         advance(sum(layout.nbytes for layout in stored.values()))
         if scheme == "none":
             return self._source.read(name).to(getattr(torch, self._outline.parameters[name].dtype))
-        module = name.removesuffix("weight")
-        return dequantize({part.removeprefix(module): self._source.read(part) for part in stored}, scheme)
+        module, dtype = name.removesuffix("weight"), getattr(torch, self._outline.parameters[name].dtype)
+        parts = {part.removeprefix(module): self._source.read(part) for part in stored}
+        return dequantize({**parts, "weight_scale": parts["weight_scale"].to(dtype)}, scheme)
 
     def _stored(self, name: str) -> dict[str, Layout]:
         from furiosa_build.models.quantization import stored_layouts
         from furiosa_build.models.weights import layout_of
 
         return stored_layouts(name, layout_of(self._outline.parameters[name]), self._schemes.get(name, "none"))
+
+
+def _round_input_to(kind: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """A hook that rounds a layer's input token by token, as compressed-tensors defines it."""
+    import torch
+
+    low, high = (-128.0, 127.0) if kind == "int8" else (-448.0, 448.0)
+
+    def round_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        del module
+        [x] = inputs
+        scale = x.abs().amax(dim=-1, keepdim=True) / ((high - low) / 2)
+        scale[scale == 0] = torch.finfo(x.dtype).eps
+        steps = (x / scale).clamp(low, high)
+        return ((steps.round() if kind == "int8" else steps.to(torch.float8_e4m3fn).to(x.dtype)) * scale,)
+
+    return round_input
