@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from furiosa_build.models.linear import FP8, QuantizedLinear, packed_columns, to_float, weight_name
 from furiosa_build.models.quantization import dequantize, quantize
+from furiosa_build.plan.forms import Form
 from furiosa_build.recipe.schema import Scheme
 
 FLOATS = [torch.float32, torch.bfloat16]
@@ -16,7 +17,7 @@ def test_every_float8_becomes_the_number_that_torch_says_it_is() -> None:
     expected = every_byte.float()
     is_number = ~expected.isnan()
     assert is_number.sum() == 254, "0x7f and 0xff are not numbers, and quantize never writes them"
-    found = to_float(every_byte, "fp8")
+    found = to_float(every_byte, Form("fp8"))
     assert found.dtype == torch.float32
     assert found[is_number].equal(expected[is_number])
     assert found.signbit()[is_number].equal(expected.signbit()[is_number]), "minus zero"
@@ -25,7 +26,7 @@ def test_every_float8_becomes_the_number_that_torch_says_it_is() -> None:
 
 
 def test_every_packed_byte_becomes_its_integer() -> None:
-    found = to_float(torch.arange(256, dtype=torch.uint8), "int8")
+    found = to_float(torch.arange(256, dtype=torch.uint8), Form("int8"))
     assert found.dtype == torch.float32
     assert found.tolist() == list(range(-128, 128))
 
