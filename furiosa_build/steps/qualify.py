@@ -117,8 +117,8 @@ class _Reference:
                 self._rounds = True
 
     def logits(self, sequences: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Sequences of token ids, int64 [tokens] -> for each float32 [tokens, vocab], as it is and as if no layer rounded
-        its input.
+        """Sequences of token ids, int64 [tokens] -> for each float32 [tokens, vocab], as it is and as if no layer
+        rounded its input.
 
         All in one pass, so that every layer is read once; what is padded comes last, where no token attends to it.
         """
