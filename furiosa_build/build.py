@@ -409,8 +409,9 @@ class Build:
         directory = self._checkpoint_directory
         if directory is None:
             return None
+        checkpoint = read_checkpoint(directory, config, self.spec.model.num_hidden_layers)
         fetch.source_files(directory)  # a weight file that is missing is said now
-        return read_checkpoint(directory, config, self.spec.model.num_hidden_layers)
+        return checkpoint
 
     def _trace_request(self, step: Step) -> dict[str, Any]:
         assert step.bucket is not None

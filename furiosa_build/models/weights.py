@@ -161,7 +161,7 @@ def _wrong(name: str, what: str, where: str, valid: str) -> UserError:
 
 
 def _some(names: list[str]) -> str:
-    return f"{len(names)} tensors: {', '.join(names[:3])}{', ...' if names[3:] else ''}"
+    return ", ".join(names[:3]) + (f", ... ({len(names)} tensors)" if names[3:] else "")
 
 
 def _is_of_no_use(name: str, outline: Outline) -> bool:

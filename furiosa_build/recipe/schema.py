@@ -187,8 +187,8 @@ class QuantizationSpec(Section):
     @model_validator(mode="after")
     def _a_checkpoint_has_a_scheme_of_its_own(self) -> QuantizationSpec:
         if self.quantize_artifact_path is not None and (self.scheme != "none" or self.rules):
-            given = f"scheme={self.scheme!r}" if self.scheme != "none" else "rules"
-            what = f"quantize_artifact_path={self.quantize_artifact_path!r} is quantized already: {given} has no effect"
+            given = f"scheme={self.scheme!r} has" if self.scheme != "none" else "rules have"
+            what = f"quantize_artifact_path={self.quantize_artifact_path!r} is quantized already: {given} no effect"
             valid = "null, or quantization=none, which is scheme: none without rules"
             raise _invalid(what, key=("quantize_artifact_path",), valid=valid)
         return self

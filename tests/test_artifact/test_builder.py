@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quantized import save_quantized
 from test_end_to_end.test_parallel import MODELS
 from test_models.tiny import save_random_model
 from user_directory import UserDirectory, make_user_directory, steps_in_this_process
@@ -134,16 +135,46 @@ def test_three_faces_make_one_artifact(user: UserDirectory, tmp_path: Path, monk
     assert by_python.metadata.artifact_id == by_recipe.metadata.artifact_id == by_command.metadata.artifact_id
 
 
+def test_three_faces_take_one_quantized_checkpoint(
+    user: UserDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = save_quantized(user.root / "tiny", tmp_path / "quantized", "int8-plain-dynamic")
+    buckets = {"prefill_buckets": [(1, 32)], "decode_buckets": [(1, 64)]}
+    path = {"quantize_artifact_path": checkpoint}
+    by_python = built(user, tmp_path / "python", name="taken", paged_attention_num_blocks=64, **buckets, **path)
+    assert by_python.model_metadata.quantization == "int8-plain-dynamic"
+    user.build(
+        "name=taken",
+        "buckets.decode_buckets=[[1,64]]",
+        "buckets.paged_attention_num_blocks=64",
+        "buckets.paged_attention_block_size=1",
+        f"quantization.quantize_artifact_path={checkpoint}",
+    )
+    by_recipe = open_artifact(user.root / "artifacts" / "taken" / "latest").artifact
+    monkeypatch.setenv("FURIOSA_BUILD_CACHE", str(user.store))
+    llm_cli.main(
+        [
+            *["build", str(tmp_path / "cli"), "--model-id", str(user.root / "tiny"), "--name", "taken"],
+            *["--devices", "cpu", "-tp", "1", "-pb", "1,32", "-db", "1,64", "--max-seq-len-to-capture", "64"],
+            *["--paged-attention-num-blocks", "64", "--quantization-artifact-path", str(checkpoint)],
+            *["--additional-model-config", "backend=eager"],
+        ]
+    )
+    by_command = open_artifact(tmp_path / "cli").artifact
+    assert by_python.metadata.artifact_id == by_recipe.metadata.artifact_id == by_command.metadata.artifact_id
+
+
 def test_the_example_of_the_reference(user: UserDirectory, tmp_path: Path) -> None:
-    """furiosa-build-model-artifact.rst, with a small model and small buckets; without a quantized checkpoint."""
+    """furiosa-build-model-artifact.rst, with a small model and small buckets."""
     artifact = built(
         user,
-        tmp_path,
+        tmp_path / "artifact",
         "npu:0:*",
         name="mlperf-llama3-1-8b-fp8",
         tensor_parallel_size=4,
         pipeline_parallel_size=1,
         calculate_logit_only_for_last_token=True,
+        quantize_artifact_path=save_quantized(user.root / "tiny", tmp_path / "quantized", "fp8-dynamic"),
         paged_attention_num_blocks=512,
         default_scheduler_config=SchedulerConfig(
             max_processing_samples=24576, spare_blocks_ratio=0.6, npu_queue_limit=2
@@ -154,7 +185,9 @@ def test_the_example_of_the_reference(user: UserDirectory, tmp_path: Path) -> No
     assert artifact.generator_config.default_scheduler_config.max_processing_samples == 24576
     assert artifact.generator_config.paged_attention_num_blocks == 512
     assert artifact.model_rewriting_config.calculate_logit_only_for_last_token
-    [output] = LLM(tmp_path).generate([1, 2, 3], SamplingParams(temperature=0, max_tokens=4, ignore_eos=True))
+    [output] = LLM(tmp_path / "artifact").generate(
+        [1, 2, 3], SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    )
     assert len(output.outputs[0].token_ids) == 4
 
 
@@ -214,7 +247,8 @@ def test_without_a_cache_only_the_artifact_is_left(user: UserDirectory, tmp_path
         (lambda user: builder(user).build("x", num_compile_wrkers=2), "did you mean 'num_compile_workers'"),
         (lambda user: builder(user).build("x", param_saved_format="pt"), "valid: safetensors"),
         (lambda user: builder(user).build("x", param_file_path="y"), "param_file_path='y' is not built yet"),
-        (lambda user: builder(user, quantize_artifact_path="y"), "quantize_artifact_path='y' is not built yet"),
+        (lambda user: builder(user, quantize_artifact_path="y").build("x"), "quantized checkpoint 'y' does not exist"),
+        (lambda user: builder(user, quantize_artifact_path="y", quantization="fp8"), "scheme='fp8' has no effect"),
         (
             lambda user: builder(user, compiler_config_overrides={"max_autotune": True}).build("x"),
             "backend 'eager' has no option 'max_autotune'",
