@@ -110,6 +110,44 @@ def test_a_checkpoint_elsewhere_is_the_same(user: UserDirectory, tmp_path: Path)
     assert user.build(f"quantization.quantize_artifact_path={moved}") == []
 
 
+def test_a_checkpoint_in_two_files_is_the_same_parameters(user: UserDirectory) -> None:
+    def parameters() -> dict[str, bytes]:
+        files = (user.artifacts / "latest" / "params").iterdir()
+        return {file.name: file.read_bytes() for file in files}
+
+    assert user.build(TAKEN, "verify_inputs=true") == []
+    before, directory = parameters(), user.root / "quantized"
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    names, weight_map = sorted(tensors), {}
+    for number, part in enumerate((names[::2], names[1::2])):  # a weight and its scale in different files
+        save_file({name: tensors[name] for name in part}, directory / f"model-{number}.safetensors")
+        weight_map.update(dict.fromkeys(part, f"model-{number}.safetensors"))
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert user.build(TAKEN)
+    assert parameters() == before
+
+
+def test_of_a_model_on_the_hub_no_weights_are_fetched(
+    user: UserDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commit = tmp_path / ("c" * 40)
+    shutil.copytree(user.root / "tiny", commit)
+    asked: set[str] = set()
+
+    def snapshot_download(repo: str, *, allow_patterns: list[str], **others: Any) -> str:
+        del repo, others
+        asked.update(allow_patterns)
+        return str(commit)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("furiosa_build.steps.fetch.resolve_commit", lambda _: commit.name)
+    assert user.build(TAKEN, "model.model_id_or_path=org/model") == ["fetch", "package", "qualify"]
+    assert "config.json" in asked
+    assert not any("safetensors" in pattern for pattern in asked)
+    assert user.latest().model_metadata.revision == commit.name
+
+
 def test_other_weights_are_built_again(user: UserDirectory) -> None:
     edit_weights(user.root / "quantized", lambda tensors: tensors[f"{PROJECTION}.weight_scale"].mul_(0.5))
     assert sorted(user.build(TAKEN)) == sorted(WEIGHTS)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from furiosa_build.machine import Disk
+from furiosa_build.plan.forms import Form
 from furiosa_build.plan.planner import Plan, Step
 from furiosa_build.plan.sizes import nbytes, parameter_bytes, stored_bytes
 
@@ -24,8 +25,8 @@ _GRAPH = 20_000
 _PROGRAM = {"inductor": 500_000}
 _SCRATCH = {"inductor": 5_000_000}
 """What a compile worker writes beside its program."""
-_PARTS = 3
-"""Programs of a layer that is cut at its two all-reduces."""
+_PARTS, _PARTS_OF_ROUNDED = 3, 5
+"""Programs of a layer that is cut at its two all-reduces; and where activations are rounded, at their scales."""
 _HEADER = 120
 """Of a parameter file, for each tensor."""
 
@@ -113,7 +114,9 @@ class Costs:
             case "trace":
                 return Work(0, _GRAPH)
             case "compile":
-                parts = _PARTS if self._plan.spec.parallel.tensor_parallel_size > 1 else 1
+                rounded = Form.parse(self._plan.quantization).dynamic
+                divided = _PARTS_OF_ROUNDED if rounded else _PARTS
+                parts = divided if self._plan.spec.parallel.tensor_parallel_size > 1 else 1
                 return Work(_GRAPH, parts * _PROGRAM.get(self._plan.spec.backend.name, _GRAPH))
             case "package" if self._places.store.device != self._places.output.device:
                 return Work(self._files, self._files)
