@@ -34,6 +34,7 @@ from furiosa_build.plan.planner import Plan, Step, make_plan
 from furiosa_build.plan.preflight import Preflight, preflight
 from furiosa_build.progress import expect, metered
 from furiosa_build.progress import read as read_meter
+from furiosa_build.quantized_checkpoint import QuantizedCheckpoint, check_quantizes, read_checkpoint
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import Recipe, check_architecture
 from furiosa_build.show import kv_blocks_text, lowered_text, refusal_text
@@ -70,9 +71,11 @@ class Build:
         self.done: dict[str, Done] = {}
         self._builders = Pool(self.options.num_pipeline_builder_workers)
         self._compilers = Pool(self.options.num_compile_workers)
-        config = fetch.read_config(self.spec.model, recipe.roots)
+        self._checkpoint_directory = fetch.checkpoint_directory(self.spec.quantization, recipe.roots)
+        config = fetch.read_config(self.spec.model, recipe.roots, weights=self._checkpoint_directory is None)
         where = "model.architecture" if self.spec.model.architecture else "config.json"
         check_architecture(self.spec, config, where)
+        self.checkpoint = self._read_checkpoint(config)
         self.hf_config = fetch.cut_config(config, self.spec.model)
         fetch.param_file(self.spec.model, recipe.roots)  # is it there?
         writer.check_destination(self.directory)
@@ -89,7 +92,9 @@ class Build:
         isa = self.backend.isa(self.spec.target.isa)
         outline = self._outline()
         check_parallel(self.spec, self.hf_config, outline)
-        return make_plan(self.spec, self.hf_config, outline, isa)
+        if self.checkpoint is not None:
+            check_quantizes(self.checkpoint, outline)
+        return make_plan(self.spec, self.hf_config, outline, isa, self.checkpoint)
 
     @property
     def version_directory(self) -> Path:
@@ -205,7 +210,7 @@ class Build:
         directory, downloads, cached, unread = fetch.local_directory(model, self.recipe.roots), None, 0, 0
         if not self.is_done("fetch"):
             unread = sum(file.stat().st_size for file in self._unread().values())
-        if directory is None and model.seed_for_random_weight is None and model.param_file_path is None:
+        if directory is None and self._takes_own_weights:
             cache = fetch.hub_cache(model)
             downloads, cached = disk_of(cache), sum(f.lstat().st_size for f in cache.rglob("*") if f.is_file())
         return Places(disk_of(store), disk_of(self.directory), downloads, cached, unread)
@@ -301,13 +306,23 @@ class Build:
         return known | ({"commit": fetch.resolve_commit(model)} if is_remote else {})
 
     def _source_files(self) -> dict[str, Path]:
-        """The model's files that are on this machine without the hub, by the names that `fetch` gives them."""
-        model, roots = self.spec.model, self.recipe.roots
+        """The files on this machine that `fetch` looks at, but for the hub's cache."""
+        model, roots, quantized = self.spec.model, self.recipe.roots, self._checkpoint_directory
         directory, weights = fetch.local_directory(model, roots), fetch.param_file(model, roots)
         files = {} if directory is None else {file.name: file for file in list_files(directory)}
-        if weights is not None or model.seed_for_random_weight is not None:
+        if not self._takes_own_weights:
             files = {name: file for name, file in files.items() if name in MODEL_FILES}
-        return files if weights is None else {**files, fetch.PARAM_FILE: weights}
+        if weights is not None:
+            files[fetch.PARAM_FILE] = weights
+        if quantized is not None:
+            files |= {f"quantized/{name}": quantized / name for name in fetch.source_files(quantized)}
+        return files
+
+    @property
+    def _takes_own_weights(self) -> bool:
+        """Whether the weights are those in the model's directory or on the hub."""
+        model = self.spec.model
+        return model.seed_for_random_weight is None and model.param_file_path is None and self.checkpoint is None
 
     def _unread(self) -> dict[str, Path]:
         """Those whose digest is not known."""
@@ -318,11 +333,11 @@ class Build:
         if step.action != "fetch":
             raise StepError(step.name, "a step that it needs has not run")
         if self.spec.model.seed_for_random_weight is None:
-            fetch.locate(self.spec.model, self.recipe.roots, None)  # the hub's commit is known then
+            self._locate(None)  # the hub's commit is known then
         unread = self._unread()
         expect(sum(file.stat().st_size for file in unread.values()))
-        for name, file in unread.items():
-            if name not in (*MODEL_FILES, INDEX_FILE):
+        for file in unread.values():
+            if file.name not in (*MODEL_FILES, INDEX_FILE):
                 check_weight_file(file)  # Before its terabytes are read, if that is what it says.
             self.store.hashes.hash(file)
         factors = self._factors(step)
@@ -351,11 +366,25 @@ class Build:
         return lambda output: pool.run(step.name, step.action, request, output, log)
 
     def _fetch(self, output: Path) -> None:
-        fetch.run(self.spec.model, self.recipe.roots, self.plan.outline.parameters, self.store.hashes.hash, output)
+        fetch.run(
+            self.spec.model,
+            self.recipe.roots,
+            self.plan.outline.parameters,
+            self.store.hashes.hash,
+            output,
+            self._checkpoint_directory,
+        )
 
     def _weights_request(self, step: Step) -> dict[str, Any]:
-        weights, checkpoint = self._source(), {}
-        if step.action != "quantize":
+        weights, checkpoint, taken = self._source(), {}, self._checkpoint_directory
+        if taken is not None:
+            self._check_unchanged(taken, weights.files)
+            checkpoint = {
+                name: {"path": str(taken / name), "sha256": file.sha256}
+                for name, file in weights.files.items()
+                if name.endswith(".safetensors")
+            }
+        elif step.action != "quantize":
             outputs = self._record("quantize").outputs
             checkpoint = {
                 name: {"path": str(self.store.path(output)), "sha256": output.sha256}
@@ -370,6 +399,7 @@ class Build:
             "hf_config": dict(self.hf_config),
             "schemes": self.plan.schemes(),
             "checkpoint": checkpoint,
+            "taken": taken is not None,
             "ranks": self.spec.parallel.tensor_parallel_size,
             "stages": self.plan.stages,
         }
@@ -385,11 +415,27 @@ class Build:
 
     def _unchanged_directory(self, files: Mapping[str, source.SourceFile]) -> Path:
         """Where the model's files are. Raises UserError when `files` are not as they were fetched."""
-        directory = fetch.locate(self.spec.model, self.recipe.roots, self._model_files().revision)
+        directory = self._locate(self._model_files().revision)
+        self._check_unchanged(directory, files)
+        return directory
+
+    def _check_unchanged(self, directory: Path, files: Mapping[str, source.SourceFile]) -> None:
         for name, file in files.items():
             if self.store.hashes.hash(directory / name) != file.sha256:
                 raise UserError(f"{name} has changed since it was fetched", where=str(directory), hint="build again")
-        return directory
+
+    def _locate(self, revision: str | None) -> Path:
+        """Where the model's files are; the weights among them only if they are taken."""
+        return fetch.locate(self.spec.model, self.recipe.roots, revision, weights=self._takes_own_weights)
+
+    def _read_checkpoint(self, config: Mapping[str, Any]) -> QuantizedCheckpoint | None:
+        """The quantized checkpoint that is taken, if there is one. `config`: that of the whole model."""
+        directory = self._checkpoint_directory
+        if directory is None:
+            return None
+        checkpoint = read_checkpoint(directory, config, self.spec.model.num_hidden_layers)
+        fetch.source_files(directory)  # a weight file that is missing is said now
+        return checkpoint
 
     def _trace_request(self, step: Step) -> dict[str, Any]:
         assert step.bucket is not None

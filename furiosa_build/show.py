@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from furiosa_build.artifact.schema import Artifact, KvCacheSpec
 from furiosa_build.plan.explain import lines as change_lines
+from furiosa_build.plan.forms import Form
 from furiosa_build.plan.kv_blocks import element_memory
 from furiosa_build.plan.placement import EMULATED, Element, element_name, placement
 
@@ -31,12 +32,13 @@ _MOST_CHANGES = 8
 def plan_text(build: Build, machine: Machine | None = None) -> str:
     """The steps with their state, what each bucket compiles, and what the build needs. `machine`: not this one."""
     plan, spec = build.plan, build.spec
-    quantized = f"{spec.quantization.scheme}, {len(plan.schemes())} weights" if plan.schemes() else "no quantization"
+    quantized = f"{plan.quantization}, {len(plan.schemes())} weights" if plan.schemes() else "no quantization"
     lines = [
         f"recipe {spec.name}: {plan.outline.architecture}, {_count(plan.outline.num_parameters)} parameters, "
         f"{plan.outline.dtype}, {quantized}",
         f"target {spec.target.name} ({plan.isa}), backend {spec.backend.name}, devices {spec.devices}",
         *_random_note(spec.model.seed_for_random_weight),
+        *_checkpoint_note(build),
         *_placement_lines(placement(plan)),
         "steps",
     ]
@@ -302,6 +304,13 @@ def _qualification(directory: Path) -> str:
 
 def _random_note(seed: int | None) -> list[str]:
     return [] if seed is None else [f"THE WEIGHTS ARE RANDOM, drawn from seed {seed}"]
+
+
+def _checkpoint_note(build: Build) -> list[str]:
+    if build.checkpoint is None:
+        return []
+    described = Form.parse(build.checkpoint.form).described
+    return [f"quantized checkpoint {build.spec.quantization.quantize_artifact_path}: {described}"]
 
 
 def _kv_bytes(artifact: Artifact) -> int:

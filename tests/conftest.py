@@ -18,6 +18,7 @@ from furiosa_build.recipe.schema import (
     BuildOptions,
     BuildSpec,
     ModelSpec,
+    ParallelSpec,
     QuantizationSpec,
     Recipe,
     TargetSpec,
@@ -66,7 +67,8 @@ def start_build(tmp_path_factory: pytest.TempPathFactory) -> StartBuild:
     """Begins a build: `start_build(model, scheme="fp8", paged_attention_block_size=1, ...)`. No step has run.
 
     `model` is the fields of a config.json (weights are drawn from `seed`), or a directory in Hugging Face layout.
-    Further keywords: `scheme` and `rules` of the quantization, `backend`, those of ModelSpec and those of BucketSpec.
+    Further keywords: `scheme`, `rules` and `checkpoint` (a directory that is quantized already), `backend`, `parallel`,
+    those of ModelSpec and those of BucketSpec.
     """
     root = tmp_path_factory.mktemp("builds")
 
@@ -76,7 +78,9 @@ def start_build(tmp_path_factory: pytest.TempPathFactory) -> StartBuild:
         seed: int | None = None,
         scheme: str = "none",
         rules: tuple[Mapping[str, str], ...] = (),
+        checkpoint: Path | None = None,
         backend: str = "eager",
+        parallel: Mapping[str, int] | None = None,
         **others: Any,
     ) -> Build:
         of_model = {key: others.pop(key) for key in list(others) if key in ModelSpec.model_fields}
@@ -91,7 +95,14 @@ def start_build(tmp_path_factory: pytest.TempPathFactory) -> StartBuild:
             target=TargetSpec(name="cpu"),
             backend=BackendSpec(name=backend),
             buckets=BucketSpec.model_validate({**BUCKETS, **others}),
-            quantization=QuantizationSpec.model_validate({"scheme": scheme, "rules": rules}),
+            quantization=QuantizationSpec.model_validate(
+                {
+                    "scheme": scheme,
+                    "rules": rules,
+                    "quantize_artifact_path": None if checkpoint is None else str(checkpoint),
+                }
+            ),
+            parallel=ParallelSpec.model_validate(parallel or {}),
         )
         options = BuildOptions(save_dir=str(root / "artifacts"), cache_dir=str(root / "store"))
         with pytest.MonkeyPatch.context() as patch:

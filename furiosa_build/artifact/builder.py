@@ -46,7 +46,7 @@ class ArtifactBuilder:
         seed_for_random_weight: Random weights drawn from this seed; nothing is downloaded but the config.
         calculate_logit_only_for_last_token: Prefill gives the logits of the last token only; by default if
             `add_prefill_last_block_slice`.
-        quantize_artifact_path: Not built yet: refused.
+        quantize_artifact_path: A compressed-tensors checkpoint, whose weights are taken as they are.
         compiler_config_overrides: Options of the backend's compiler; unknown ones are refused with its list.
         do_decompositions_for_model_rewrite: Graphs call operators of core ATen only.
         use_blockwise_compile: Layers are compiled apart, and equal ones once. Else each stage is one program.
@@ -98,7 +98,6 @@ class ArtifactBuilder:
     ) -> None:
         _refuse_unknown(kwargs, _EXTRA)
         _refuse_unbuilt(
-            quantize_artifact_path=(quantize_artifact_path, None),
             kv_cache_sharing_across_beams_config=(kv_cache_sharing_across_beams_config, None),
         )
         joined = devices if isinstance(devices, str) else ",".join(devices)
@@ -142,7 +141,10 @@ class ArtifactBuilder:
                 "embed_all_constants_into_graph": embed_all_constants_into_graph,
                 "add_prefill_last_block_slice": add_prefill_last_block_slice,
             },
-            "quantization": {"scheme": kwargs.get("quantization", "none")},
+            "quantization": {
+                "scheme": kwargs.get("quantization", "none"),
+                "quantize_artifact_path": None if quantize_artifact_path is None else fspath(quantize_artifact_path),
+            },
             "scheduler": default_scheduler_config.model_dump(),
         }
         validate("ArtifactBuilder", self._spec, {}, self._roots)

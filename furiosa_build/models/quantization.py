@@ -1,4 +1,7 @@
-"""Weight-only quantization, one symmetric scale per output channel, and its compressed-tensors description."""
+"""Weight-only quantization, one symmetric scale per output channel, and its compressed-tensors description.
+
+What others have quantized may have other forms: they are checked and dequantized here as well.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from furiosa_build.models.linear import FP8, FP8_MAX, INT8_MAX, INT8_ZERO, packed_columns
+from furiosa_build.models.linear import FP8, FP8_MAX, INT8_MAX, INT8_ZERO, number_type, packed_columns, scale_shape
 from furiosa_build.models.safetensors_file import Layout
+from furiosa_build.plan.forms import Form
 from furiosa_build.recipe.schema import Scheme
 
 _ELEMENTS_AT_A_TIME = 1 << 18
@@ -20,15 +24,15 @@ hold what is computed on."""
 _FORMATS = {"fp8": ("float-quantized", "float"), "int8": ("pack-quantized", "int")}
 
 
-def stored_layouts(name: str, layout: Layout, scheme: Scheme) -> dict[str, Layout]:
+def stored_layouts(name: str, layout: Layout, scheme: str) -> dict[str, Layout]:
     """What a linear layer's weight [out, in] becomes in a checkpoint, by parameter name."""
     if scheme == "none":
         return {name: layout}
-    rows, columns = layout.shape
+    form, (rows, columns) = Form.parse(scheme), layout.shape
     module = name.removesuffix(".weight")
-    scale = {f"{module}.weight_scale": Layout(layout.dtype, (rows, 1))}
-    if scheme == "fp8":
-        return {f"{module}.weight": Layout(FP8, (rows, columns)), **scale}
+    scale = {f"{module}.weight_scale": Layout(layout.dtype, scale_shape(form, rows))}
+    if not form.is_packed:
+        return {f"{module}.weight": Layout(number_type(form), (rows, columns)), **scale}
     packed = Layout(torch.int32, (rows, packed_columns(columns) // 4))
     return {f"{module}.weight_packed": packed, f"{module}.weight_shape": Layout(torch.int64, (2,)), **scale}
 
@@ -54,13 +58,14 @@ def quantize(name: str, weight: Tensor, scheme: Scheme) -> dict[str, Tensor]:
     }
 
 
-def dequantize(stored: Mapping[str, Tensor], scheme: Scheme) -> Tensor:
+def dequantize(stored: Mapping[str, Tensor], scheme: str) -> Tensor:
     """The inverse of `quantize`, up to its rounding: [out, in] in the scale's dtype. `stored` has relative names."""
     scale = stored["weight_scale"]
-    if scheme == "fp8":
+    if not Form.parse(scheme).is_packed:
         weight, zero = stored["weight"], 0
     else:
         weight, zero = stored["weight_packed"].view(torch.uint8)[:, : int(stored["weight_shape"][1])], INT8_ZERO
+    scale = scale.reshape(-1, 1).expand(len(weight), 1)
     result = torch.empty(weight.shape, dtype=scale.dtype)
     with _one_thread():
         for part in _parts(*weight.shape):

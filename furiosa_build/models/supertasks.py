@@ -31,7 +31,6 @@ from furiosa_build.models.skeleton import LayerCall, Skeleton, TensorName, funct
 from furiosa_build.models.tensor_parallel import Rank
 from furiosa_build.plan.cuts import Cut
 from furiosa_build.plan.kinds import Segment
-from furiosa_build.recipe.schema import Scheme
 
 HIDDEN_STATES = "hidden_states"
 LOGITS = "logits"
@@ -61,7 +60,7 @@ class Tracer:
 
     Args:
         hf_config: The fields of the model's config.json.
-        schemes: Full parameter name -> scheme, of the quantized weights of linear layers.
+        schemes: Full parameter name -> form (`plan.forms`), of the quantized weights of linear layers.
         cuts: Full parameter name -> how ranks share it.
         ranks: Of a tensor-parallel group.
         decomposes: Whether graphs call operators of core ATen only.
@@ -70,14 +69,14 @@ class Tracer:
     def __init__(
         self,
         hf_config: Mapping[str, Any],
-        schemes: Mapping[str, Scheme],
+        schemes: Mapping[str, str],
         cuts: Mapping[str, Cut] | None = None,
         ranks: int = 1,
         decomposes: bool = False,
     ) -> None:
         self.skeleton, self.decomposes = Skeleton(dict(hf_config)), decomposes
         self.rank = Rank(self.skeleton, cuts or {}, ranks) if ranks > 1 else None
-        _quantize_modules(self.skeleton.model, schemes, is_plain=decomposes)
+        _quantize_modules(self.skeleton.model, schemes, decomposes)
         if self.rank is not None:
             self.rank.join()
 
@@ -328,13 +327,13 @@ def _fill(kwargs: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, An
     return filled
 
 
-def _quantize_modules(model: nn.Module, schemes: Mapping[str, Scheme], is_plain: bool) -> None:
+def _quantize_modules(model: nn.Module, schemes: Mapping[str, str], decomposes: bool) -> None:
     for name, module in list(model.named_modules()):
         scheme = schemes.get(f"{name}.weight", "none")
         if scheme != "none":
             if not isinstance(module, nn.Linear):
                 raise TypeError(f"{name} is no linear layer")
-            model.set_submodule(name, QuantizedLinear(module, scheme, is_plain))
+            model.set_submodule(name, QuantizedLinear(module, scheme, decomposes))
 
 
 def _at(tensor: Tensor, size: Sequence[int], at: Tensor) -> Tensor:

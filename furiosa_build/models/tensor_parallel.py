@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from furiosa_build.models.cut import all_gather, all_reduce
+from furiosa_build.models.linear import QuantizedLinear
 from furiosa_build.models.skeleton import Skeleton
 from furiosa_build.plan.cuts import Cut
 
@@ -82,6 +83,8 @@ class Rank:
             module = self._skeleton.model.get_submodule(name)
             if style == "rowwise":
                 module.register_forward_hook(_reduce)
+                if isinstance(module, QuantizedLinear):
+                    module.largest_of_all = self._largest
             elif _rows(module) != self._skeleton.config.vocab_size:
                 if style == "colwise_gather_output":
                     module.register_forward_hook(self._gather)
@@ -98,6 +101,10 @@ class Rank:
             yield
         finally:
             self._rank = None
+
+    def _largest(self, own: Tensor) -> Tensor:
+        gathered: Tensor = all_gather(own.contiguous(), self._size)
+        return gathered.amax(-1, keepdim=True)
 
     def _gather(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         del module, inputs

@@ -100,8 +100,9 @@ def _kind(
         case "fetch":  # files that are hashed, or come through a network: nobody knows how fast
             return _Kind((action,)) if seeded else None
         case "quantize":
-            writes = scheme != "none"  # else it looks at the weights' shapes
-            return _Kind((action, scheme, writes and seeded), _size(reads["parameters"]) if writes else None)
+            writes = scheme != "none" and "taken" not in reads  # else it looks at the weights' shapes
+            alike = (action, scheme if writes else "none", writes and seeded)
+            return _Kind(alike, _size(reads["parameters"]) if writes else None)
         case "shard":
             writes = "fetch" in needs  # else it links what quantize has written
             return _Kind((action, writes, writes and seeded), _size(reads["parameters"]) if writes else None)

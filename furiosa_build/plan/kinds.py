@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel, ConfigDict
 
 from furiosa_build.plan.outline import KindOutline, Outline
-from furiosa_build.recipe.schema import RewritingSpec, Scheme
+from furiosa_build.recipe.schema import RewritingSpec
 
 
 class Segment(BaseModel):
@@ -44,7 +44,7 @@ class Block:
     """A layer as its program sees it. `schemes` has its quantized parameters, by their names in the layer."""
 
     outline: KindOutline
-    schemes: Mapping[str, Scheme]
+    schemes: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Kind:
     segment: Segment
     uses: tuple[Use, ...]
     blocks: tuple[Block, ...] = ()
-    schemes: Mapping[str, Scheme] = field(default_factory=dict)
+    schemes: Mapping[str, str] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -84,7 +84,7 @@ class Kind:
 
 def find_kinds(
     outline: Outline,
-    schemes: Mapping[str, Scheme],
+    schemes: Mapping[str, str],
     stages: Sequence[Sequence[int]],
     rewriting: RewritingSpec,
     slices: bool,
@@ -150,7 +150,7 @@ def _segments(stages: Sequence[Sequence[int]], rewriting: RewritingSpec, slices:
             yield stage, Segment(last=True, is_sliced=slices)
 
 
-def _blocks(outline: Outline, schemes: Mapping[str, Scheme]) -> dict[int, Block]:
+def _blocks(outline: Outline, schemes: Mapping[str, str]) -> dict[int, Block]:
     blocks = {}
     for kind in outline.blocks:
         for layer in kind.layers:

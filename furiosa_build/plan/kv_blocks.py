@@ -9,7 +9,7 @@ from typing import Literal
 from furiosa_build.plan.outline import Outline
 from furiosa_build.plan.sizes import kv_slot_bytes, rank_parameter_bytes
 from furiosa_build.recipe.devices import kind_of
-from furiosa_build.recipe.schema import BuildSpec, Scheme
+from furiosa_build.recipe.schema import BuildSpec
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class KvBlocks:
 
 
 def find_kv_blocks(
-    spec: BuildSpec, outline: Outline, stages: Sequence[Sequence[int]], schemes: Mapping[str, Scheme]
+    spec: BuildSpec, outline: Outline, stages: Sequence[Sequence[int]], schemes: Mapping[str, str]
 ) -> KvBlocks:
     """The KV blocks. `stages` has the layers of each, `schemes` the scheme of every quantized parameter."""
     buckets = spec.buckets
@@ -65,7 +65,7 @@ def element_memory(spec: BuildSpec) -> int | None:
 
 
 def _rooms(
-    spec: BuildSpec, outline: Outline, stages: Sequence[Sequence[int]], schemes: Mapping[str, Scheme]
+    spec: BuildSpec, outline: Outline, stages: Sequence[Sequence[int]], schemes: Mapping[str, str]
 ) -> list[Room]:
     """That of an element of each stage; or of the one device that holds all."""
     ranks = spec.parallel.tensor_parallel_size

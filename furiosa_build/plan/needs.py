@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from furiosa_build.machine import Disk
+from furiosa_build.plan.forms import Form
 from furiosa_build.plan.kinds import outer_parameters
 from furiosa_build.plan.planner import Plan, Step
 from furiosa_build.plan.sizes import nbytes, parameter_bytes, stored_bytes
@@ -25,8 +26,8 @@ _GRAPH = 20_000
 _PROGRAM = {"inductor": 500_000}
 _SCRATCH = {"inductor": 5_000_000}
 """What a compile worker writes beside its program."""
-_PARTS = 3
-"""Programs of a layer that is cut at its two all-reduces."""
+_PARTS, _PARTS_OF_ROUNDED = 3, 5
+"""Programs of a layer that is cut at its two all-reduces; and where activations are rounded, at their scales."""
 _COPIES_OF_CONSTANTS = 4
 """Of a program's parameters, where it holds them: as tensors, as text in the graph, and as the compiler writes them."""
 _HEADER = 120
@@ -88,6 +89,7 @@ class Costs:
     def __init__(self, plan: Plan, places: Places) -> None:
         self._plan, self._places = plan, places
         self._schemes = plan.schemes()
+        self._writes_checkpoint = plan.writes_checkpoint
         self._drawn = plan.spec.model.seed_for_random_weight is not None
 
     @cached_property
@@ -107,16 +109,18 @@ class Costs:
         match step.action:
             case "fetch":
                 return Work(self._places.unread + self._missing, self._missing)
-            case "quantize" if self._schemes:
+            case "quantize" if self._writes_checkpoint:
                 return Work(source, self._files)
-            case "shard" if not self._schemes:
+            case "shard" if not self._writes_checkpoint:
                 return Work(source, self._files)
             case "shard" if self._plan.spec.parallel.is_divided:
                 return Work(self._files, self._files)
             case "trace":
                 return Work(0, _GRAPH)
             case "compile":
-                parts = _PARTS if self._plan.spec.parallel.tensor_parallel_size > 1 else 1
+                rounded = Form.parse(self._plan.quantization).dynamic
+                divided = _PARTS_OF_ROUNDED if rounded else _PARTS
+                parts = divided if self._plan.spec.parallel.tensor_parallel_size > 1 else 1
                 constants = self._constants(step)
                 return Work(_GRAPH + constants, parts * _PROGRAM.get(self._plan.spec.backend.name, _GRAPH) + constants)
             case "package" if self._places.store.device != self._places.output.device:
@@ -155,7 +159,7 @@ class Costs:
         compiling = min(compilers, count["compile"])
         making = {
             "tracing": tracing * _WORKER,
-            "weights": self._largest_weight if count["quantize" if self._schemes else "shard"] else 0,
+            "weights": self._largest_weight if count["quantize" if self._writes_checkpoint else "shard"] else 0,
             "compiling": compiling * self.compile_worker,
         }
         qualifying = {
@@ -188,6 +192,8 @@ class Costs:
     @cached_property
     def _source(self) -> int:
         """Of the weights as they are published, if that is in the model's own dtype."""
+        if self._plan.checkpoint is not None:
+            return self.parameters
         return sum(nbytes(parameter) for parameter in self._plan.outline.parameters.values())
 
     @property

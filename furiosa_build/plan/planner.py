@@ -12,7 +12,8 @@ from furiosa_build.plan.cuts import Cut
 from furiosa_build.plan.kinds import Kind, find_kinds, outer_parameters
 from furiosa_build.plan.kv_blocks import KvBlocks, find_kv_blocks
 from furiosa_build.plan.outline import Outline
-from furiosa_build.recipe.schema import BuildSpec, ModelSpec, ParallelSpec, Scheme, bucket_name
+from furiosa_build.quantized_checkpoint import QuantizedCheckpoint
+from furiosa_build.recipe.schema import BuildSpec, ModelSpec, ParallelSpec, bucket_name
 
 # What steps consume of others. What else these make, such as a tokenizer's files, does not make them run again.
 _ALL = "*"
@@ -59,7 +60,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps, in an order in which they can run, and the facts they were made from."""
+    """The steps, in an order in which they can run, and the facts they were made from.
+
+    `checkpoint` describes the quantized weights that are taken, if the build does not quantize them itself.
+    """
 
     spec: BuildSpec
     hf_config: Mapping[str, Any]
@@ -69,31 +73,61 @@ class Plan:
     kinds: Mapping[Bucket, tuple[Kind, ...]]
     kv_blocks: KvBlocks
     steps: Mapping[str, Step]
+    checkpoint: QuantizedCheckpoint | None = None
 
     @property
     def stages(self) -> list[list[int]]:
         """The layers of each pipeline stage."""
         return _stages(self.spec, self.outline)
 
-    def schemes(self) -> dict[str, Scheme]:
-        """The scheme of every quantized parameter, by full name."""
-        return quantized_parameters(self.spec, self.outline)
+    def schemes(self) -> dict[str, str]:
+        """The form (`plan.forms`) of every quantized parameter, by full name."""
+        return quantized_parameters(self.spec, self.outline, self.checkpoint)
+
+    @property
+    def quantization(self) -> str:
+        """The form that quantized parameters have, or `none`."""
+        return next(iter(self.schemes().values()), "none")
+
+    @property
+    def writes_checkpoint(self) -> bool:
+        """Whether `quantize` writes weights; else it checks those that there are."""
+        return self.checkpoint is None and bool(self.schemes())
 
 
-def make_plan(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline, isa: str) -> Plan:
-    """Plans the build. `isa` is the instruction set that programs are compiled for."""
-    buckets = tuple(_buckets(spec))
-    kinds = {bucket: _kinds(spec, outline, bucket) for bucket in buckets}
-    steps = [*_weight_steps(spec, hf_config, outline), *_program_steps(spec, outline, isa, kinds)]
-    blocks = find_kv_blocks(spec, outline, _stages(spec, outline), quantized_parameters(spec, outline))
-    last_steps = _artifact_steps(spec, hf_config, outline, steps, isa, blocks)
-    named = {step.name: step for step in (*steps, *last_steps)}
-    return Plan(spec, hf_config, outline, isa, buckets, kinds, blocks, named)
+def make_plan(
+    spec: BuildSpec,
+    hf_config: Mapping[str, Any],
+    outline: Outline,
+    isa: str,
+    checkpoint: QuantizedCheckpoint | None = None,
+) -> Plan:
+    """Plans the build.
+
+    Args:
+        spec: What is built.
+        hf_config: The fields of the model's config.json.
+        outline: Of that model.
+        isa: The instruction set that programs are compiled for.
+        checkpoint: The quantized weights that the spec takes, if it does.
+    """
+    schemes, stages = quantized_parameters(spec, outline, checkpoint), _stages(spec, outline)
+    buckets, taken = tuple(_buckets(spec)), checkpoint is not None
+    kinds = {b: find_kinds(outline, schemes, stages, spec.rewriting, _slices(spec, b)) for b in buckets}
+    steps = [
+        *_weight_steps(spec, hf_config, outline, schemes, taken),
+        *_program_steps(spec, outline, isa, kinds),
+    ]
+    blocks = find_kv_blocks(spec, outline, stages, schemes)
+    last_steps = _artifact_steps(spec, hf_config, outline, schemes, taken, steps, isa, blocks)
+    by_name = {step.name: step for step in (*steps, *last_steps)}
+    return Plan(spec, hf_config, outline, isa, buckets, kinds, blocks, by_name, checkpoint)
 
 
-def quantized_parameters(spec: BuildSpec, outline: Outline) -> dict[str, Scheme]:
-    """Full name -> scheme, of the weights of linear layers that are quantized."""
-    schemes = {n: spec.quantization.scheme_of(n) for n, p in outline.parameters.items() if p.linear}
+def quantized_parameters(spec: BuildSpec, outline: Outline, checkpoint: QuantizedCheckpoint | None) -> dict[str, str]:
+    """Full name -> form, of the weights of linear layers that are quantized."""
+    form_of = spec.quantization.scheme_of if checkpoint is None else checkpoint.form_of
+    schemes = {name: form_of(name) for name, p in outline.parameters.items() if p.linear}
     return {name: scheme for name, scheme in schemes.items() if scheme != "none"}
 
 
@@ -113,7 +147,11 @@ def _stages(spec: BuildSpec, outline: Outline) -> list[list[int]]:
 
 def pretrained_id(model: ModelSpec) -> str:
     """The model's name without a machine's directories: a hub id or a relative path as it is, else the last part."""
-    path = PurePath(model.model_id_or_path)
+    return _without_place(model.model_id_or_path)
+
+
+def _without_place(name: str) -> str:
+    path = PurePath(name)
     is_place = path.is_absolute() or str(path)[0] in ".~"
     return path.name if is_place and path.name else path.as_posix()
 
@@ -126,6 +164,8 @@ def resolved_recipe(spec: BuildSpec) -> dict[str, Any]:
     """
     recipe = spec.model_dump(mode="json", exclude={"target": {"memory_gb"}, "model": {"revision", "param_file_path"}})
     recipe["model"]["model_id_or_path"] = pretrained_id(spec.model)
+    if (path := spec.quantization.quantize_artifact_path) is not None:
+        recipe["quantization"]["quantize_artifact_path"] = _without_place(path)
     recipe["parallel"]["data_parallel_size"] = spec.data_parallel_size
     return recipe
 
@@ -137,35 +177,40 @@ def _buckets(spec: BuildSpec) -> Iterator[Bucket]:
         yield Bucket("decode", batch, 1, length)
 
 
-def _kinds(spec: BuildSpec, outline: Outline, bucket: Bucket) -> tuple[Kind, ...]:
-    slices = spec.rewriting.add_prefill_last_block_slice and bucket.phase != "decode" and bucket.query > 1
-    stages = _stages(spec, outline)
-    return find_kinds(outline, quantized_parameters(spec, outline), stages, spec.rewriting, slices)
+def _slices(spec: BuildSpec, bucket: Bucket) -> bool:
+    return spec.rewriting.add_prefill_last_block_slice and bucket.phase != "decode" and bucket.query > 1
 
 
-def _weight_steps(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline) -> Iterator[Step]:
-    model, schemes = spec.model, quantized_parameters(spec, outline)
+def _weight_steps(
+    spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline, schemes: Mapping[str, str], taken: bool
+) -> Iterator[Step]:
+    """`taken`: quantized weights are there already."""
+    model, path = spec.model, spec.quantization.quantize_artifact_path
+    checkpoint = None if path is None else _without_place(path)
     parameters = {name: p.model_dump() for name, p in outline.parameters.items()}
     seed = model.seed_for_random_weight
     drawn = f"random weights from seed {seed}" if seed is not None else "weights"
+    of = pretrained_id(model) if checkpoint is None else f"{pretrained_id(model)}, quantized in {checkpoint},"
     yield Step(
         "fetch",
         "fetch",
-        f"find the {drawn} of {pretrained_id(model)} and list them by digest",
+        f"find the {drawn} of {of} and list them by digest",
         # The architecture is compared with the weights' own config.json.
         reads={
             "architecture": model.architecture,
             **({"seed": seed, "parameters": parameters} if seed is not None else {}),
         },
     )
-    scheme = spec.quantization.scheme
+    scheme = next(iter(schemes.values()), "none")
+    own = f"quantize {len(schemes)} weights to {scheme}" if schemes else "no quantization: check the weights"
     yield Step(
         "quantize",
         "quantize",
-        f"quantize {len(schemes)} weights to {scheme}" if schemes else "no quantization: check the weights",
+        own if checkpoint is None else f"{checkpoint} is quantized: check its {len(schemes)} {scheme} weights",
         needs=_SOURCE,
         reads={
             "schemes": schemes,
+            **({"taken": True} if taken else {}),
             "parameters": parameters,
             "architecture": outline.architecture,
             "hf_config": dict(hf_config),
@@ -175,9 +220,10 @@ def _weight_steps(spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outlin
         "partition:weights",
         "shard",
         f"lay out {len(parameters)} parameters for {_places(spec)}",
-        needs=_CHECKPOINT if schemes else {**_SOURCE, **_CHECKPOINT},
+        needs=_CHECKPOINT if schemes and not taken else {**_SOURCE, **_CHECKPOINT},
         reads={
             "parameters": parameters,
+            **({"schemes": schemes} if taken else {}),
             # Which of them the first and the last stage need, and what belongs to a layer.
             **({"parallel": _shape(spec), "roles": _roles(outline)} if spec.parallel.is_divided else {}),
         },
@@ -236,9 +282,15 @@ def _trace_reads(spec: BuildSpec, outline: Outline, bucket: Bucket, kind: Kind) 
 
 
 def _artifact_steps(
-    spec: BuildSpec, hf_config: Mapping[str, Any], outline: Outline, steps: list[Step], isa: str, blocks: KvBlocks
+    spec: BuildSpec,
+    hf_config: Mapping[str, Any],
+    outline: Outline,
+    schemes: Mapping[str, str],
+    taken: bool,
+    steps: list[Step],
+    isa: str,
+    blocks: KvBlocks,
 ) -> Iterator[Step]:
-    schemes = quantized_parameters(spec, outline)
     reads = {**resolved_recipe(spec), "kv_blocks": blocks.count}
     reads |= {"isa": isa, "hf_config": dict(hf_config), "outline": outline.model_dump(mode="json")}
     needs = {step.name: _ALL for step in steps if step.name != "quantize"}
@@ -247,7 +299,7 @@ def _artifact_steps(
         "qualify",
         "qualify",
         "load the artifact in a fresh process, generate, compare with the eager reference",
-        needs={**_ARTIFACT, **(_CHECKPOINT if schemes else _SOURCE)},
+        needs={**_ARTIFACT, **(_CHECKPOINT if schemes and not taken else _SOURCE)},
         reads={
             "schemes": schemes,
             "parameters": {name: parameter.model_dump() for name, parameter in outline.parameters.items()},

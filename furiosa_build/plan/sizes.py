@@ -6,8 +6,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from furiosa_build.plan.forms import Form
 from furiosa_build.plan.outline import Outline, ParameterOutline
-from furiosa_build.recipe.schema import Scheme
 
 if TYPE_CHECKING:
     from furiosa_build.plan.planner import Plan
@@ -22,13 +22,13 @@ def nbytes(parameter: ParameterOutline) -> int:
     return math.prod(parameter.shape) * _WIDTHS[parameter.dtype]
 
 
-def stored_bytes(parameter: ParameterOutline, scheme: Scheme = "none") -> int:
+def stored_bytes(parameter: ParameterOutline, scheme: str = "none") -> int:
     """Of all tensors that a parameter becomes in the artifact."""
     if scheme == "none":
         return nbytes(parameter)
-    rows, columns = parameter.shape
-    scales = rows * _WIDTHS[parameter.dtype]
-    if scheme == "fp8":
+    form, (rows, columns) = Form.parse(scheme), parameter.shape
+    scales = (1 if form.tensor else rows) * _WIDTHS[parameter.dtype]
+    if not form.is_packed:
         return rows * columns + scales
     return rows * -(-columns // 4) * 4 + scales + _INT8_SHAPE
 
@@ -42,7 +42,7 @@ def parameter_bytes(plan: Plan) -> int:
 
 
 def rank_parameter_bytes(
-    outline: Outline, stages: Sequence[Sequence[int]], stage: int, ranks: int, schemes: Mapping[str, Scheme]
+    outline: Outline, stages: Sequence[Sequence[int]], stage: int, ranks: int, schemes: Mapping[str, str]
 ) -> int:
     """Of the parameters of one rank of a stage; every rank has as much. `stages` has the layers of each."""
     found = 0

@@ -189,10 +189,23 @@ class QuantizationRule(Section):
 
 
 class QuantizationSpec(Section):
-    """Weight-only quantization of linear layers: the first rule that matches wins, else `scheme`."""
+    """Weight-only quantization of linear layers: the first rule that matches wins, else `scheme`.
+
+    Or a compressed-tensors checkpoint, of which the weights are taken as they are: `quantize_artifact_path`.
+    """
 
     scheme: Scheme = "none"
     rules: Annotated[tuple[QuantizationRule, ...], BeforeValidator(_as_tuple)] = ()
+    quantize_artifact_path: Annotated[str, Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _a_checkpoint_has_a_scheme_of_its_own(self) -> QuantizationSpec:
+        if self.quantize_artifact_path is not None and (self.scheme != "none" or self.rules):
+            given = f"scheme={self.scheme!r} has" if self.scheme != "none" else "rules have"
+            what = f"quantize_artifact_path={self.quantize_artifact_path!r} is quantized already: {given} no effect"
+            valid = "null, or quantization=none, which is scheme: none without rules"
+            raise _invalid(what, key=("quantize_artifact_path",), valid=valid)
+        return self
 
     @model_validator(mode="after")
     def _one_scheme(self) -> QuantizationSpec:
@@ -333,6 +346,20 @@ class BuildSpec(Section):
             return 1
         of_replica = self.parallel.tensor_parallel_size * self.parallel.pipeline_parallel_size
         return len(elements(self.devices, self.target.num_elements)) // of_replica
+
+    @model_validator(mode="after")
+    def _weights_come_from_one_place(self) -> BuildSpec:
+        path, seed = self.quantization.quantize_artifact_path, self.model.seed_for_random_weight
+        if path is not None and seed is not None:
+            what = f"seed_for_random_weight={seed} draws weights, quantize_artifact_path={path!r} has others"
+            valid = "null where quantization.quantize_artifact_path is given"
+            raise _invalid(what, key=("model", "seed_for_random_weight"), valid=valid)
+        if path is not None and self.model.param_file_path is not None:
+            what = (
+                f"param_file_path={self.model.param_file_path!r} and quantize_artifact_path={path!r} both have weights"
+            )
+            raise _invalid(what, key=("model", "param_file_path"), valid="one of the two")
+        return self
 
     @model_validator(mode="after")
     def _architecture_fits(self) -> BuildSpec:

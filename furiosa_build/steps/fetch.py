@@ -1,4 +1,7 @@
-"""fetch: the source of the model, as two lists. Its files stay where they are: a directory or the hub's cache."""
+"""fetch: the source of the model, as two lists. Its files stay where they are: a directory or the hub's cache.
+
+The weights may come from another directory: a quantized checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from furiosa_build.checkpoint import (
 from furiosa_build.errors import UserError
 from furiosa_build.plan.outline import ParameterOutline
 from furiosa_build.progress import current
-from furiosa_build.recipe.schema import ModelSpec
+from furiosa_build.recipe.schema import ModelSpec, QuantizationSpec
 from furiosa_build.steps import source
 from furiosa_build.steps.source import ModelFiles, Source, SourceFile
 
@@ -64,10 +67,25 @@ def _candidates(path: str, roots: Sequence[Path]) -> list[Path]:
     return [expanded] if expanded.is_absolute() else [root / expanded for root in roots]
 
 
-def locate(model: ModelSpec, roots: Sequence[Path], revision: str | None) -> Path:
+def checkpoint_directory(spec: QuantizationSpec, roots: Sequence[Path]) -> Path | None:
+    """The directory that `quantize_artifact_path` names, if that is given. Raises UserError when there is none."""
+    path = spec.quantize_artifact_path
+    if path is None:
+        return None
+    for candidate in _candidates(path, roots):
+        if candidate.is_dir():
+            return candidate
+    raise UserError(
+        f"quantized checkpoint {path!r} does not exist",
+        where="quantization.quantize_artifact_path",
+        valid="a directory with a compressed-tensors checkpoint (also relative to the recipe's root)",
+    )
+
+
+def locate(model: ModelSpec, roots: Sequence[Path], revision: str | None, weights: bool = True) -> Path:
     """Where the files are on this machine: the directory, or the hub's cache for commit `revision`.
 
-    Raises UserError when there is neither.
+    Without `weights` they are not fetched. Raises UserError when there is neither.
     """
     directory = local_directory(model, roots)
     if directory is not None:
@@ -78,18 +96,24 @@ def locate(model: ModelSpec, roots: Sequence[Path], revision: str | None) -> Pat
             where="model.model_id_or_path",
             valid="a directory in Hugging Face layout (also relative to the recipe's root), or a hub id: org/name",
         )
-    return _download(model, revision, MODEL_FILES if model.param_file_path else (*WEIGHT_PATTERNS, *MODEL_FILES))
+    return _download(model, revision, (*WEIGHT_PATTERNS, *MODEL_FILES) if weights else MODEL_FILES)
 
 
-def read_config(model: ModelSpec, roots: Sequence[Path]) -> dict[str, Any]:
-    """The fields of the model's config.json: the recipe's `architecture`, else from the directory or the hub."""
+def read_config(model: ModelSpec, roots: Sequence[Path], weights: bool = True) -> dict[str, Any]:
+    """The fields of the model's config.json: the recipe's `architecture`, else from the directory or the hub.
+
+    Without `weights`, because others are taken, these may be quantized.
+    """
     config = read_json(locate_config(model, roots)) if model.architecture is None else dict(model.architecture)
+    if not weights:
+        config.pop("quantization_config", None)
     if "quantization_config" in config:
         raise UserError(
             f"the weights of {model.model_id_or_path} are quantized already",
             where="config.json, quantization_config",
             valid="weights in float32, bfloat16 or float16",
-            hint="name the original model; recipes quantize it themselves (quantization=fp8)",
+            hint="name the original model; recipes quantize it themselves (quantization=fp8), or take weights that are "
+            "quantized already: quantization.quantize_artifact_path=DIRECTORY",
         )
     return config
 
@@ -110,7 +134,7 @@ def locate_config(model: ModelSpec, roots: Sequence[Path]) -> Path:
     """The model's config.json. Raises UserError when there is none."""
     directory = local_directory(model, roots)
     if directory is None and is_hub_model(model, roots):
-        return _download(model, model.revision, patterns=("config.json",)) / "config.json"
+        return _download(model, model.revision, ("config.json",)) / "config.json"
     path = locate(model, roots, model.revision) / "config.json"
     if not path.is_file():
         raise UserError(
@@ -143,6 +167,7 @@ def run(
     parameters: dict[str, ParameterOutline],
     hash_file: Callable[[Path], str],
     output: Path,
+    checkpoint: Path | None = None,
 ) -> None:
     """Writes weights.json and model_files.json.
 
@@ -152,9 +177,11 @@ def run(
         parameters: What is drawn when weights are random.
         hash_file: sha256 of a file; may remember.
         output: Where to write.
+        checkpoint: The directory that has the weights, if the model's own are not taken.
     """
     seed = model.seed_for_random_weight
-    directory = local_directory(model, roots) if seed is not None else locate(model, roots, None)
+    own = checkpoint is None and model.param_file_path is None
+    directory = local_directory(model, roots) if seed is not None else locate(model, roots, None, weights=own)
     described = {} if directory is None else _describe(directory, MODEL_FILES, hash_file)
     config = described.pop("config.json", None)
     if directory is not None and config is not None:
@@ -166,11 +193,16 @@ def run(
         weights = Source(files={PARAM_FILE: SourceFile(size=file.stat().st_size, sha256=hash_file(file))})
     else:
         assert directory is not None
-        weights = Source(files=_describe(directory, [*weight_files(directory), INDEX_FILE], hash_file))
+        weights = Source(files=_describe(checkpoint or directory, source_files(checkpoint or directory), hash_file))
     revision = directory.name if directory is not None and is_hub_model(model, roots) else None
     others = ModelFiles(files=described, revision=revision)
     (output / source.WEIGHTS).write_bytes(canonical_json(weights.model_dump(mode="json")))
     (output / source.MODEL_FILES).write_bytes(canonical_json(others.model_dump(mode="json")))
+
+
+def source_files(directory: Path) -> list[str]:
+    """Names of what `weights.json` lists of a directory. Raises UserError when a weight file is missing."""
+    return [*weight_files(directory), *([INDEX_FILE] if (directory / INDEX_FILE).is_file() else [])]
 
 
 def _check_config(model: ModelSpec, path: Path) -> None:

@@ -168,7 +168,7 @@ def _describe(
             layer_prefix=plan.outline.layer_prefix,
             vocab_size=plan.outline.vocab_size,
             num_parameters=plan.outline.num_parameters,
-            quantization=spec.quantization.scheme if plan.schemes() else "none",
+            quantization=plan.quantization,
         ),
         model_rewriting_config=ModelRewritingConfig(
             **spec.rewriting.model_dump(),

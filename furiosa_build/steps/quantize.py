@@ -1,4 +1,7 @@
-"""quantize: a standard compressed-tensors checkpoint, tensor by tensor from the mapped source to the written file."""
+"""quantize: a standard compressed-tensors checkpoint, tensor by tensor from the mapped source to the written file.
+
+Weights that are taken as they are, quantized or not, are only checked.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,22 @@ def run(request: dict[str, Any], output: Path) -> dict[str, str]:
     """Writes the checkpoint; returns the sha256 of its weight files.
 
     request: `source` (weights.json's content), `directory` (where its files are), `outline`, `hf_config`, `schemes`
-    (parameter -> scheme). When no parameter is quantized only config.json is written: the source is the checkpoint.
+    (parameter -> form), `taken` and `checkpoint` (whether weights are quantized already, and their files). When there
+    is nothing to quantize only config.json is written: the source is the checkpoint.
     """
     import torch
 
     from furiosa_build.models.quantization import compressed_tensors_config, quantize, stored_layouts
     from furiosa_build.models.safetensors_file import SafetensorsWriter, file_names, split_into_files
-    from furiosa_build.models.weights import check_parameters, layout_of
+    from furiosa_build.models.weights import SafetensorsSource, check_parameters, check_stored, layout_of
 
     outline = Outline.model_validate(request["outline"])
     schemes, config = request["schemes"], dict(request["hf_config"])
+    if request["taken"]:
+        taken = [Path(file["path"]) for file in request["checkpoint"].values()]
+        check_stored(SafetensorsSource(taken), outline, schemes, str(taken[0].parent))
+        (output / CONFIG).write_bytes(canonical_json(config))
+        return {}
     source = open_source(request)
     check_parameters(source, outline.parameters, request["directory"] or "random weights")
     quantized = {scheme for scheme in schemes.values() if scheme != "none"}

@@ -1,6 +1,7 @@
 """partition:weights: the parameters of every rank of every stage, as the files the runtime maps.
 
-Where there is one rank and one stage, a quantized checkpoint's files are the parameter files as they are, by hard link.
+Where there is one rank and one stage, the files that `quantize` wrote are the parameter files, by hard link. Those of
+someone else's checkpoint are copied: they may change, and their scales may have another dtype.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
 def run(request: dict[str, Any], output: Path) -> dict[str, str]:
     """Writes or links `stage-S-rank-R-*.safetensors`; returns their sha256.
 
-    request: `checkpoint` (file name -> {path, sha256} of the quantized weights; empty when there are none), `ranks`,
-    `stages` (the layers of each), and what `steps.quantize` takes: `source`, `directory`, `outline`, `schemes`.
+    request: `checkpoint` (file name -> {path, sha256} of the quantized weights; empty when there are none), `taken`
+    (whether `quantize` has not written them), `ranks`, `stages` (the layers of each), and what `steps.quantize` takes:
+    `source`, `directory`, `outline`, `schemes`.
     """
     checkpoint: dict[str, dict[str, str]] = request["checkpoint"]
-    if not checkpoint or request["ranks"] > 1 or len(request["stages"]) > 1:
+    if not checkpoint or request["taken"] or request["ranks"] > 1 or len(request["stages"]) > 1:
         return _write(request, output)
     digests = {}
     for name, (_, file) in zip(_file_names(len(checkpoint)), sorted(checkpoint.items()), strict=True):
@@ -72,7 +74,7 @@ def _write(request: dict[str, Any], output: Path) -> dict[str, str]:
 class _Share:
     """A rank's share of a parameter, as the tensors that are stored for it."""
 
-    def __init__(self, name: str, parameter: ParameterOutline, scheme: Any, ranks: int, rank: int) -> None:
+    def __init__(self, name: str, parameter: ParameterOutline, scheme: str, ranks: int, rank: int) -> None:
         from furiosa_build.models.quantization import stored_layouts
         from furiosa_build.models.safetensors_file import Layout
         from furiosa_build.models.weights import layout_of
@@ -91,18 +93,22 @@ class _Share:
 
         if stored.endswith(".weight_shape"):
             return torch.tensor(self._shape)
-        tensor = source.read(stored)
+        tensor, layout = source.read(stored), self.layouts[stored]
+        if stored.endswith(".weight_scale"):
+            tensor = tensor.reshape(-1, *layout.shape[1:])
         if self._cut is None:
             pass
         elif self._cut.how == "once":
             tensor = tensor if self._rank == 0 else torch.zeros_like(tensor)
+        elif self._cut.dim == 1 and stored.endswith(".weight_packed"):
+            tensor = _repack(tensor, self._begin, self._length)
+        elif tensor.shape == layout.shape:
+            pass  # all ranks have it: such as one scale for the weight, or one for each of its whole rows
         elif self._cut.dim == 0:
             tensor = tensor[self._begin : self._begin + self._length]
-        elif stored.endswith(".weight_packed"):
-            tensor = _repack(tensor, self._begin, self._length)
-        elif not stored.endswith(".weight_scale"):  # one for each row, which all ranks have
+        else:
             tensor = tensor[:, self._begin : self._begin + self._length]
-        return tensor.to(self.layouts[stored].dtype)
+        return tensor.to(layout.dtype)
 
 
 def _repack(packed: Tensor, begin: int, length: int) -> Tensor:

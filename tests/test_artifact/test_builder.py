@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quantized import save_quantized
 from test_end_to_end.test_parallel import MODELS
 from test_models.tiny import save_random_model
 from user_directory import UserDirectory, make_user_directory, steps_in_this_process
@@ -136,6 +137,35 @@ def test_three_faces_make_one_artifact(user: UserDirectory, tmp_path: Path, monk
     assert by_python.metadata.artifact_id == by_recipe.metadata.artifact_id == by_command.metadata.artifact_id
 
 
+def test_three_faces_take_one_quantized_checkpoint(
+    user: UserDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = save_quantized(user.root / "tiny", tmp_path / "quantized", "int8-plain-dynamic")
+    buckets = {"prefill_buckets": [(1, 32)], "decode_buckets": [(1, 64)]}
+    path = {"quantize_artifact_path": checkpoint}
+    by_python = built(user, tmp_path / "python", name="taken", paged_attention_num_blocks=64, **buckets, **path)
+    assert by_python.model_metadata.quantization == "int8-plain-dynamic"
+    user.build(
+        "name=taken",
+        "buckets.decode_buckets=[[1,64]]",
+        "buckets.paged_attention_num_blocks=64",
+        "buckets.paged_attention_block_size=1",
+        f"quantization.quantize_artifact_path={checkpoint}",
+    )
+    by_recipe = open_artifact(user.root / "artifacts" / "taken" / "latest").artifact
+    monkeypatch.setenv("FURIOSA_BUILD_CACHE", str(user.store))
+    llm_cli.main(
+        [
+            *["build", str(tmp_path / "cli"), "--model-id", str(user.root / "tiny"), "--name", "taken"],
+            *["--devices", "cpu", "-tp", "1", "-pb", "1,32", "-db", "1,64", "--max-seq-len-to-capture", "64"],
+            *["--paged-attention-num-blocks", "64", "--quantization-artifact-path", str(checkpoint)],
+            *["--additional-model-config", "backend=eager"],
+        ]
+    )
+    by_command = open_artifact(tmp_path / "cli").artifact
+    assert by_python.metadata.artifact_id == by_recipe.metadata.artifact_id == by_command.metadata.artifact_id
+
+
 @pytest.mark.parametrize(
     ("devices", "arguments", "replicas"),
     [
@@ -236,7 +266,8 @@ def test_without_a_cache_only_the_artifact_is_left(user: UserDirectory, tmp_path
             lambda user: builder(user, seed_for_random_weight=0).build("x", param_file_path="y"),
             "param_file_path='y' and seed_for_random_weight=0",
         ),
-        (lambda user: builder(user, quantize_artifact_path="y"), "quantize_artifact_path='y' is not built yet"),
+        (lambda user: builder(user, quantize_artifact_path="y").build("x"), "quantized checkpoint 'y' does not exist"),
+        (lambda user: builder(user, quantize_artifact_path="y", quantization="fp8"), "scheme='fp8' has no effect"),
         (
             lambda user: builder(user, compiler_config_overrides={"max_autotune": True}).build("x"),
             "backend 'eager' has no option 'max_autotune'",

@@ -1,11 +1,25 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import pytest
 import torch
+from compressed_tensors.compressors.base import compress_module, decompress_module
+from compressed_tensors.quantization import (
+    QuantizationArgs,
+    QuantizationConfig,
+    QuantizationScheme,
+    apply_quantization_config,
+)
+from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+from compressed_tensors.quantization.utils import calculate_qparams, compute_dynamic_scales_and_zp
+from quantized import FORMS
 from torch import Tensor, nn
 
 from furiosa_build.models.linear import FP8, QuantizedLinear, packed_columns, to_float, weight_name
 from furiosa_build.models.quantization import dequantize, quantize
+from furiosa_build.plan.forms import Form
 from furiosa_build.recipe.schema import Scheme
 
 FLOATS = [torch.float32, torch.bfloat16]
@@ -16,7 +30,7 @@ def test_every_float8_becomes_the_number_that_torch_says_it_is() -> None:
     expected = every_byte.float()
     is_number = ~expected.isnan()
     assert is_number.sum() == 254, "0x7f and 0xff are not numbers, and quantize never writes them"
-    found = to_float(every_byte, "fp8")
+    found = to_float(every_byte, Form("fp8"))
     assert found.dtype == torch.float32
     assert found[is_number].equal(expected[is_number])
     assert found.signbit()[is_number].equal(expected.signbit()[is_number]), "minus zero"
@@ -25,7 +39,7 @@ def test_every_float8_becomes_the_number_that_torch_says_it_is() -> None:
 
 
 def test_every_packed_byte_becomes_its_integer() -> None:
-    found = to_float(torch.arange(256, dtype=torch.uint8), "int8")
+    found = to_float(torch.arange(256, dtype=torch.uint8), Form("int8"))
     assert found.dtype == torch.float32
     assert found.tolist() == list(range(-128, 128))
 
@@ -121,3 +135,66 @@ def test_the_layer_declares_what_the_checkpoint_holds_and_no_memory(scheme: Sche
     assert all(parameter.is_meta for parameter in layer.parameters())
     assert [name for name, _ in layer.named_parameters()] == [weight_name(scheme), "weight_scale", "bias"]
     assert layer.weight_scale.dtype == torch.bfloat16
+
+
+class FromCompressedTensors(NamedTuple):
+    """A linear layer that compressed-tensors has quantized: what it stores, and what it computes."""
+
+    stored: dict[str, Tensor]
+    forward: Callable[[Tensor], Tensor]
+    """x -> the layer's output."""
+
+
+def by_compressed_tensors(form: str, weight: Tensor) -> FromCompressedTensors:
+    """By that library's own code, from the weight to the product."""
+    kind, plain, tensor, dynamic = Form.parse(form)
+    numbers = "float" if kind == "fp8" else "int"
+    name = "float-quantized" if kind == "fp8" else "int-quantized" if plain else "pack-quantized"
+    weights = QuantizationArgs(num_bits=8, type=numbers, strategy="tensor" if tensor else "channel")
+    activations = QuantizationArgs(num_bits=8, type=numbers, strategy="token", dynamic=True) if dynamic else None
+    module = nn.Sequential(nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype))
+    module[0].weight.data = weight.clone()
+    scheme = QuantizationScheme(targets=["Linear"], weights=weights, input_activations=activations, format=name)
+    config = QuantizationConfig(config_groups={"group_0": scheme}, quantization_status="frozen")
+    apply_quantization_config(module, config, show_progress=False)
+    low, high = (weight.amin(), weight.amax()) if tensor else weight.aminmax(dim=1, keepdim=True)
+    module[0].weight_scale.data, _ = calculate_qparams(low, high, weights)
+    compress_module(module[0])
+    stored = {key: value.detach().clone() for key, value in module[0].state_dict().items()}
+    decompress_module(module[0])
+    return FromCompressedTensors(stored, module)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 20, 50])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_computes_what_compressed_tensors_computes(form: str, dtype: torch.dtype, rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    reference = by_compressed_tensors(form, torch.randn((10, 48), generator=generator).to(dtype))
+    x = torch.randn((1, rows, 48), generator=generator).to(dtype)
+    x[0, 0, 0] = -9  # the largest of its token: -127.5 steps of int8
+    x[0, rows // 2, :] = 0 if rows > 2 else 1
+    with torch.device("meta"):
+        layer = QuantizedLinear(nn.Linear(48, 10, bias=False, dtype=dtype), form)
+    found, expected = call(layer, reference.stored, x), reference.forward(x)
+    # From the same input every number falls to the same step: what differs is the order in which sums are rounded, and
+    # in bfloat16 that theirs multiplies weight and scale first, and rounds that. One number on another step would be
+    # 1/127 of the largest of its token, times a weight.
+    bound = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(found, expected, rtol=bound, atol=bound * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, torch.float16], ids=str)
+@pytest.mark.parametrize(("form", "numbers"), [("fp8-dynamic", "float"), ("int8-dynamic", "int")])
+def test_a_token_is_rounded_as_compressed_tensors_rounds_it_to_the_last_bit(
+    form: str, numbers: str, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(4)
+    sizes = 10 ** torch.linspace(-3, 3, 100).reshape(1, 100, 1)
+    x = (torch.randn((1, 100, 16), generator=generator) * sizes).to(dtype)
+    x[0, 50] = 0
+    with torch.device("meta"):
+        layer = QuantizedLinear(nn.Linear(16, 16, dtype=dtype), form)
+    args = QuantizationArgs(num_bits=8, type=numbers, strategy="token", dynamic=True)
+    scale, zero = compute_dynamic_scales_and_zp(x, args, nn.Module())
+    assert layer._rounded(x).equal(fake_quantize(x, scale, zero, args))

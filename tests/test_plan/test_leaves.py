@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from furiosa_build.canonical import digest
 from furiosa_build.plan.planner import Plan, Step, make_plan
+from furiosa_build.quantized_checkpoint import QuantizedCheckpoint
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import BuildOptions, BuildSpec, RewritingSpec
 
@@ -153,6 +154,14 @@ REFUSED: Mapping[Path, Any] = {
 }
 """Leaves that have one valid value today, and another value."""
 
+CHECKPOINT: Path = ("quantization", "quantize_artifact_path")
+WITHOUT_CHECKPOINT: Mapping[Path, Any] = {
+    ("quantization", "scheme"): "none",
+    ("quantization", "rules"): [],
+    ("model", "seed_for_random_weight"): None,
+}
+"""What a checkpoint goes with: it has weights and schemes of its own."""
+
 
 NEEDED: Mapping[Path, Mapping[Path, Any]] = {
     ("rewriting", "num_blocks_per_supertask"): {
@@ -191,7 +200,8 @@ def plan(of: BuildSpec) -> Plan:
     """As a build would make it: the model's config, its outline and the instruction set follow from the spec."""
     layers = of.model.num_hidden_layers or 9
     config = {**(of.model.architecture or ARCHITECTURE), "num_hidden_layers": layers}
-    return make_plan(of, config, outline(layers), of.target.isa)
+    checkpoint = None if of.quantization.quantize_artifact_path is None else QuantizedCheckpoint("fp8", ("Linear",), ())
+    return make_plan(of, config, outline(layers), of.target.isa, checkpoint)
 
 
 def own_factors(step: Step) -> str:
@@ -201,7 +211,7 @@ def own_factors(step: Step) -> str:
 
 def test_every_leaf_has_its_row() -> None:
     """A new field of the BuildSpec is to be entered here, with the steps that read it."""
-    assert set(leaves(BuildSpec)) == {*LEAVES, *REFUSED}
+    assert set(leaves(BuildSpec)) == {*LEAVES, *REFUSED, CHECKPOINT}
 
 
 def usual(path: Path, leaf: Leaf) -> SearchStrategy[Any]:
@@ -261,6 +271,33 @@ def test_changing_several_changes_all_that_reads_one_of_them(
     check(values, {path: others[path] for path in changed})
 
 
+@given(everything, st.sampled_from(["/data/a", "b"]))
+def test_a_checkpoint_by_another_name_is_the_same_checkpoint(values: Mapping[Path, Any], path: str) -> None:
+    """The artifact tells the name, without its place; `fetch` finds by digest what is in it."""
+    values = {**values, **WITHOUT_CHECKPOINT, CHECKPOINT: "/home/a"}
+    old, new = (plan(spec({**values, CHECKPOINT: of})).steps for of in ("/home/a", path))
+    differing = {name for name in old if own_factors(old[name]) != own_factors(new[name])}
+    assert differing == (set() if path == "/data/a" else {"package"})
+
+
+@given(everything)
+def test_a_checkpoint_instead_of_weights_concerns_all_that_reads_weights_or_their_form(
+    values: Mapping[Path, Any],
+) -> None:
+    without = {**values, **WITHOUT_CHECKPOINT}
+    old, new = plan(spec(without)).steps, plan(spec({**without, CHECKPOINT: "a"})).steps
+    differing = {name for name in old if own_factors(old[name]) != own_factors(new[name])}
+    traces = {name for name, step in old.items() if step.action == "trace" and not name.endswith(":first")}
+    assert differing == {"quantize", "partition:weights", "package", "qualify", *traces}
+
+
+@given(everything, st.sampled_from(sorted(WITHOUT_CHECKPOINT)))
+def test_a_checkpoint_contradicts_a_scheme_and_a_seed(values: Mapping[Path, Any], other: Path) -> None:
+    assume(values[other] != WITHOUT_CHECKPOINT[other])
+    with pytest.raises(ValidationError, match="quantize_artifact_path"):
+        spec({**values, **WITHOUT_CHECKPOINT, CHECKPOINT: "a", other: values[other]})
+
+
 @given(everything)
 @pytest.mark.parametrize(("path", "value"), REFUSED.items(), ids=map(".".join, REFUSED))
 def test_leaves_with_one_valid_value(path: Path, value: Any, values: Mapping[Path, Any]) -> None:
@@ -297,4 +334,4 @@ def test_options_are_no_part_of_what_is_planned(option: str, value: str) -> None
 
 def test_every_option_has_its_row() -> None:
     assert set(BuildOptions.model_fields) == set(OPTIONS)
-    assert not set(BuildOptions.model_fields) & {path[-1] for path in (*LEAVES, *REFUSED)}
+    assert not set(BuildOptions.model_fields) & {path[-1] for path in (*LEAVES, *REFUSED, CHECKPOINT)}

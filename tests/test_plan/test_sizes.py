@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from furiosa_build.plan.outline import ParameterOutline
 from furiosa_build.plan.sizes import kv_cache_bytes, kv_slot_bytes, parameter_bytes, stored_bytes
-from furiosa_build.recipe.schema import Scheme
 
 from .outlines import outline, plan, spec
 
@@ -29,10 +28,18 @@ def test_parameters(scheme: str, layer: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "expected"), [("none", 5 * 6 * 2), ("fp8", 5 * 6 + 5 * 2), ("int8", 5 * 8 + 5 * 2 + 16)]
+    ("form", "expected"),
+    [
+        ("none", 5 * 6 * 2),
+        ("fp8", 5 * 6 + 5 * 2),
+        ("int8", 5 * 8 + 5 * 2 + 16),
+        ("int8-plain", 5 * 6 + 5 * 2),
+        ("fp8-tensor-dynamic", 5 * 6 + 2),
+        ("int8-tensor", 5 * 8 + 2 + 16),
+    ],
 )
-def test_rows_of_int8_are_filled_up_to_whole_int32(scheme: Scheme, expected: int) -> None:
-    assert stored_bytes(ParameterOutline(dtype="bfloat16", shape=[5, 6], linear=True), scheme) == expected
+def test_rows_of_packed_int8_are_filled_up_to_whole_int32(form: str, expected: int) -> None:
+    assert stored_bytes(ParameterOutline(dtype="bfloat16", shape=[5, 6], linear=True), form) == expected
 
 
 def test_kv_cache() -> None:
