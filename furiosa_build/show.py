@@ -15,6 +15,7 @@ from furiosa_build.plan.explain import lines as change_lines
 from furiosa_build.plan.forms import Form
 from furiosa_build.plan.kv_blocks import element_memory
 from furiosa_build.plan.placement import EMULATED, Element, element_name, placement
+from furiosa_build.plan.sizes import SCRATCH_BLOCKS
 
 if TYPE_CHECKING:
     from furiosa_build.build import Build
@@ -112,7 +113,7 @@ def kv_blocks_text(plan: Plan) -> str:
     one = "" if room.blocks >= blocks.count else ", too few for one sequence"
     return (
         f"{shown}, derived from the memory of target {plan.spec.target.name}: ({size_text(room.memory)} of {whose} - "
-        f"{size_text(room.parameters)} of parameters) / {size_text(room.block)} a block has room for "
+        f"{size_text(room.parameters)} of parameters) / {size_text(room.block)} a block, less one for padding: "
         f"{room.blocks}{one} ({filled})"
     )
 
@@ -164,7 +165,7 @@ def _artifact_placement(artifact: Artifact, directory: Path) -> list[Element]:
     """As `placement` plans it, from the files that there are."""
     parallel, config = artifact.parallel_config, artifact.generator_config
     of_replica = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
-    slots = config.paged_attention_num_blocks * config.paged_attention_block_size
+    slots = (config.paged_attention_num_blocks + SCRATCH_BLOCKS) * config.paged_attention_block_size
     found = []
     for number in range(of_replica * parallel.data_parallel_size):
         replica, place = divmod(number, of_replica)
@@ -315,7 +316,7 @@ def _checkpoint_note(build: Build) -> list[str]:
 
 def _kv_bytes(artifact: Artifact) -> int:
     config = artifact.generator_config
-    slots = config.paged_attention_num_blocks * config.paged_attention_block_size
+    slots = (config.paged_attention_num_blocks + SCRATCH_BLOCKS) * config.paged_attention_block_size
     ranks = artifact.parallel_config.tensor_parallel_size * artifact.parallel_config.data_parallel_size
     return slots * ranks * sum(_slot_bytes(cache) for cache in artifact.kv_cache)
 

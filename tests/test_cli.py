@@ -244,7 +244,7 @@ def test_inspect(built: UserDirectory) -> None:
     assert entries["quantization"] == "none"
     assert entries["devices"].startswith("cpu: tensor_parallel_size=1")
     assert entries["buckets"] == "prefill 1x32; decode 2x64; sequences up to 64 tokens"
-    assert entries["KV"] == "cache      8 blocks of 16 tokens, 32.8 kB"
+    assert entries["KV"] == "cache      8 blocks of 16 tokens, 36.9 kB"
     assert entries["decode-2x64.block"].split(maxsplit=3)[3] == "2 x in decode-2x64"
 
 

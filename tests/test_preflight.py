@@ -106,7 +106,7 @@ def test_all_that_a_build_writes_is_about_what_was_said(fresh: UserDirectory) ->
 
 def test_kv_cache_is_that_of_the_artifact(built: UserDirectory) -> None:
     artifact, config = built.latest(), built.latest().generator_config
-    slots = config.paged_attention_num_blocks * config.paged_attention_block_size
+    slots = (config.paged_attention_num_blocks + 1) * config.paged_attention_block_size  # and a block for padding
     expected = sum(2 * slots * cache.shape_per_slot[0] * cache.shape_per_slot[1] * 4 for cache in artifact.kv_cache)
     assert built.open().preflight(machine=BIG).device.parts["KV cache"] == expected > 0
 
@@ -162,15 +162,15 @@ def test_a_refused_build_writes_nothing(fresh: UserDirectory) -> None:
 
 
 def test_what_a_target_has_is_no_part_of_the_artifact_unless_it_makes_the_kv_cache_smaller(user: UserDirectory) -> None:
-    """Parameters of 78.5 kB, and 8 KV blocks of 4.1 kB in two layers where there is room for them."""
+    """Parameters of 78.5 kB, and 8 KV blocks of 4.1 kB, one more for padding, where there is room for them."""
     assert user.build("target.memory_gb=24.5") == []
-    assert user.build("target.memory_gb=0.0001000", "buckets.paged_attention_num_blocks=null") == ["package", "qualify"]
+    assert user.build("target.memory_gb=0.0001040", "buckets.paged_attention_num_blocks=null") == ["package", "qualify"]
     before = user.latest()
     assert before.generator_config.paged_attention_num_blocks == 5
-    assert user.build("target.memory_gb=0.0001001") == [], "the same number"
-    ran = furiosa_build(user, "build", "tiny", "target.memory_gb=0.000104")
+    assert user.build("target.memory_gb=0.0001041") == [], "the same number"
+    ran = furiosa_build(user, "build", "tiny", "target.memory_gb=0.000108")
     assert ran.status == 0
-    said = r"^KV cache: 6 blocks of 16 tokens, derived from the memory of target cpu: \(104 kB of the device - .* 6 "
+    said = r"^KV cache: 6 blocks of 16 tokens, derived from the memory of target cpu: \(108 kB of the device - .*: 6 "
     assert re.search(said, ran.out, re.MULTILINE)
     assert user.latest().metadata.artifact_id != before.metadata.artifact_id
 
@@ -290,7 +290,7 @@ def test_llama3_405b_is_planned_without_weights(
     source = 2 * build.plan.outline.num_parameters
     assert figures.disks[0].parts["download"] == source
     assert source == pytest.approx(811.7 * GB, rel=0.001)
-    assert figures.device.parts["KV cache"] == 16 * 4096 * 126 * 2 * 8 * 128 * 2
+    assert figures.device.parts["KV cache"] == 16 * (4096 + 1) * 126 * 2 * 8 * 128 * 2
     assert figures.device.parts["parameters"] == pytest.approx(410.2 * GB, rel=0.001)
     assert not figures.device.fits
     text = plan_text(build, BIG)

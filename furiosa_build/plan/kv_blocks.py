@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from furiosa_build.plan.outline import Outline
-from furiosa_build.plan.sizes import kv_slot_bytes, rank_parameter_bytes
+from furiosa_build.plan.sizes import SCRATCH_BLOCKS, kv_slot_bytes, rank_parameter_bytes
 from furiosa_build.recipe.devices import kind_of
 from furiosa_build.recipe.schema import BuildSpec
 
@@ -22,8 +22,8 @@ class Room:
 
     @property
     def blocks(self) -> int:
-        """How many fit beside the parameters."""
-        return max(0, self.memory - self.parameters) // max(1, self.block)
+        """How many fit beside the parameters, and the one for padding."""
+        return max(0, (self.memory - self.parameters) // max(1, self.block) - SCRATCH_BLOCKS)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from furiosa_build.plan.kv_blocks import element_memory
 from furiosa_build.plan.needs import Costs, Need, Places, Work
 from furiosa_build.plan.placement import placement
 from furiosa_build.plan.planner import Plan, Step
+from furiosa_build.plan.sizes import SCRATCH_BLOCKS
 from furiosa_build.recipe.schema import BuildOptions
 
 _KINDS = {"shard": "partition:weights", "trace": "partition"}
@@ -183,7 +184,8 @@ def _device_shortages(plan: Plan, device: Need, is_host: bool, machine: Machine)
     count, more = plan.kv_blocks.count, "a device with more memory (target.memory_gb)"
     if device.what == "element":
         more = f"more elements (parallel.tensor_parallel_size, parallel.pipeline_parallel_size), or {more}"
-    blocks = max(0, room - parts.get("parameters", 0)) * count // parts["KV cache"]
+    left, block = room - parts.get("parameters", 0), parts["KV cache"] // (count + SCRATCH_BLOCKS)
+    blocks = max(0, left // block - SCRATCH_BLOCKS)
     if blocks >= plan.spec.buckets.least_blocks:
         remedy = f"buckets.paged_attention_num_blocks={blocks} or less ({count} now), or smaller "
         remedy += "buckets.decode_buckets"

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from furiosa_build.plan.planner import Plan
 
 _WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+SCRATCH_BLOCKS = 1
+"""KV blocks that the runtime has for padding, beside those that sequences use."""
 _INT8_SHAPE = 16
 """The shape that stands beside an int8 weight: two int64."""
 
@@ -64,8 +66,8 @@ def kv_slot_bytes(outline: Outline, layers: Collection[int], ranks: int) -> int:
 
 
 def kv_cache_bytes_of(plan: Plan, layers: Collection[int], ranks: int) -> int:
-    """Of the whole KV cache of these layers, of one rank among `ranks`."""
-    slots = plan.kv_blocks.count * plan.spec.buckets.paged_attention_block_size
+    """Of the whole KV cache of these layers, of one rank among `ranks`, with the block for padding."""
+    slots = (plan.kv_blocks.count + SCRATCH_BLOCKS) * plan.spec.buckets.paged_attention_block_size
     return slots * kv_slot_bytes(plan.outline, layers, ranks)
 
 
