@@ -30,15 +30,20 @@ def run(request: dict[str, Any], output: Path) -> None:
 
 def _embed(graph: Graph, files: list[str], prefixes: list[str]) -> Graph:
     import torch
+    from safetensors import safe_open
 
-    from furiosa_build.models.weights import SafetensorsSource
-
-    source = SafetensorsSource([Path(file) for file in files])
+    wanted = {
+        position: spec.name if spec.block is None else prefixes[spec.block] + spec.name
+        for position, spec in enumerate(graph.inputs)
+        if spec.role == "parameter"
+    }
     values = {}
-    for position, spec in enumerate(graph.inputs):
-        if spec.role == "parameter":
-            name = spec.name if spec.block is None else prefixes[spec.block] + spec.name
-            values[position] = source.read(name).view(getattr(torch, spec.dtype))
+    for file in files:
+        with safe_open(file, framework="pt") as stored:
+            held = set(stored.keys())
+            for position, name in wanted.items():
+                if name in held:
+                    values[position] = stored.get_tensor(name).view(getattr(torch, graph.inputs[position].dtype))
     return graph.embed(values)
 
 
