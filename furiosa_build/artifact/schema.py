@@ -57,9 +57,13 @@ class SchedulerDefaults(Record):
 
 
 class GeneratorConfig(Record):
-    """What the engine plans with: bucket sizes as (batch, tokens) and the KV cache's default size per layer."""
+    """What the engine plans with: bucket sizes as (batch, tokens) and the KV cache's default size per layer.
+
+    Those of append buckets are (batch, new tokens, tokens).
+    """
 
     prefill_buckets: list[tuple[int, int]]
+    append_buckets: list[tuple[int, int, int]]
     decode_buckets: list[tuple[int, int]]
     max_seq_len_to_capture: int
     paged_attention_num_blocks: int = Field(ge=1)
@@ -170,7 +174,7 @@ class Pipeline(Record):
     """A bucket: `batch_size` sequences, each `query_length` new tokens over a context of `context_length`."""
 
     name: str
-    phase: Literal["prefill", "decode"]
+    phase: Literal["prefill", "append", "decode"]
     batch_size: int = Field(ge=1)
     query_length: int = Field(ge=1)
     context_length: int = Field(ge=1)

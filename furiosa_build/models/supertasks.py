@@ -108,13 +108,18 @@ class Tracer:
         inputs, dtype = _Inputs(), self.skeleton.dtype
         hidden = inputs.add(HIDDEN_STATES, "activation", call.hidden_states.shape, call.hidden_states.dtype)
         named = {n: inputs.add(n, "activation", t.shape, t.dtype) for n, t in call.tensors.items()}
-        slots = inputs.add("slot_mapping", "activation", (shape.batch, shape.query), torch.int64)
-        context: tuple[int, int] | None = None
+        new = (shape.batch, shape.query)
+        slots = inputs.add("slot_mapping", "activation", new, torch.int64)
+        context: dict[str, int] = {}
         if not shape.is_prefill:
-            context = (
-                inputs.add("context_slots", "activation", (shape.batch, shape.context), torch.int64),
-                inputs.add("context_lens", "activation", (shape.batch,), torch.int64),
-            )
+            size = (shape.batch, shape.context)
+            context["context_slots"] = inputs.add("context_slots", "activation", size, torch.int64)
+            if shape.query == 1:
+                context["context_lens"] = inputs.add("context_lens", "activation", size[:1], torch.int64)
+            elif "position_ids" in named:
+                context["position_ids"] = named["position_ids"]
+            else:
+                context["position_ids"] = inputs.add("position_ids", "activation", new, torch.int64)
         keys = inputs.add("key_cache", "kv_cache", (None, *per_slot), dtype)
         values_ = inputs.add("value_cache", "kv_cache", (None, *per_slot), dtype)
         parameters = inputs.add_parameters(dict(module.named_parameters()))
@@ -124,8 +129,7 @@ class Tracer:
                 key_cache=values[keys],
                 value_cache=values[values_],
                 slot_mapping=values[slots],
-                context_slots=values[context[0]] if context else None,
-                context_lens=values[context[1]] if context else None,
+                **{name: values[i] for name, i in context.items()},
             )
             kwargs = _fill(call.kwargs, {name: values[i] for name, i in named.items()})
             own = {name: values[i] for name, i in parameters.items()}
@@ -138,7 +142,7 @@ class Tracer:
         inputs, config = _Inputs(), self.skeleton.config
         size = (shape.batch, shape.query, config.hidden_size)
         hidden = inputs.add(HIDDEN_STATES, "activation", size, self.skeleton.dtype)
-        select = shape.is_prefill and last_token_only and shape.query > 1
+        select = last_token_only and shape.query > 1
         indices = inputs.add("logits_indices", "activation", (shape.batch,), torch.int64) if select else None
         parameters = inputs.add_parameters(self.skeleton.outer_parameters())
 

@@ -105,6 +105,7 @@ class LLMEngine:
                 BlockManager(num_blocks, block_size),
                 spare_blocks_ratio=defaults.spare_blocks_ratio,
                 max_processing_samples=defaults.max_processing_samples,
+                prefill_chunk_size=defaults.prefill_chunk_size,
                 num_stages=executor.num_stages if executor.is_concurrent else 1,
             )
             self._replicas.append(_Replica(scheduler, executor, defaults.npu_queue_limit))
@@ -248,10 +249,10 @@ class LLMEngine:
         complete = set(replica.scheduler.advance(batch))
         outputs = []
         for request, count, rows in zip(batch.requests, batch.counts, logits, strict=False):
+            if request.params.prompt_logprobs is not None:
+                self._add_prompt_logprobs(request, request.num_computed - count, rows[:count])
             if request not in complete:
                 continue
-            if request.params.prompt_logprobs is not None and request.prompt_logprobs is None:
-                request.prompt_logprobs = self._prompt_logprobs(request, rows)
             # Artifacts that return the logits of the last token only have one row.
             self._sample(request, rows[min(count, len(rows)) - 1].float())
             if request.finished:
@@ -296,13 +297,13 @@ class LLMEngine:
 
     # Log probabilities
 
-    def _prompt_logprobs(self, request: Request, rows: Tensor) -> list[dict[int, Logprob] | None]:
-        number = request.params.prompt_logprobs or 0
-        following = request.prompt_token_ids[1:]
-        return [
-            None,
-            *(self._logprobs(row.float().numpy(), token, number) for row, token in zip(rows, following, strict=False)),
-        ]
+    def _add_prompt_logprobs(self, request: Request, start: int, rows: Tensor) -> None:
+        """`rows` are the logits of the tokens from `start` on. Nothing is added twice when they are computed again."""
+        known, number = request.prompt_logprobs, request.params.prompt_logprobs or 0
+        following = request.prompt_token_ids[start + 1 :]
+        for place, (row, token) in enumerate(zip(rows, following, strict=False), start=start + 1):
+            if place == len(known):
+                known.append(self._logprobs(row.float().numpy(), token, number))
 
     def _logprobs(self, logits: Floats, token: int, number: int) -> dict[int, Logprob]:
         return {

@@ -185,7 +185,7 @@ class Request:
     tokens: list[int] = field(init=False)
     num_computed: int = 0
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
-    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    prompt_logprobs: list[dict[int, Logprob] | None] = field(default_factory=lambda: [None])
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
@@ -223,7 +223,7 @@ class Request:
             prompt_token_ids=self.prompt_token_ids,
             outputs=[completion],
             finished=self.finished,
-            prompt_logprobs=self.prompt_logprobs,
+            prompt_logprobs=self.prompt_logprobs if self.params.prompt_logprobs is not None else None,
         )
 
 

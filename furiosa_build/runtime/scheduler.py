@@ -1,10 +1,13 @@
 """Which requests run next, through which bucket.
 
 A request waits, is prefilled, then decodes one token a step among the other running ones. It leaves when it
-is finished or aborted. When a running request needs a KV block and none is free, the youngest one is
-preempted: its blocks are taken back, it waits at the head of the queue with all the tokens it has, and those
-are computed again: its prompt by a prefill, its other tokens by decode steps that sample nothing. (One prefill of
-them all would be faster, and round differently: greedy output of bfloat16 models was seen to change.)
+is finished or aborted. A prompt longer than a chunk, or than every prefill bucket, is prefilled piece by piece; after
+a piece the others decode once before the next.
+
+When a running request needs a KV block and none is free, the youngest one is preempted: its blocks are taken back, it
+waits at the head of the queue with all the tokens it has, and those are computed again: its prompt by a prefill, its
+other tokens by decode steps that sample nothing. (One prefill of them all would be faster, and round differently:
+greedy output of bfloat16 models was seen to change.)
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ class Batch:
 class Scheduler:
     """Continuous batching over the buckets of an artifact.
 
+    `prefill_chunk_size` is the most tokens of a prompt that run at once; None: as many as a bucket takes.
+
     Admission is first come, first served: a request that must wait for KV blocks is not overtaken. It leaves
     `spare_blocks_ratio` of the blocks to the requests that run, so that they are seldom preempted; with none
     running the head of the queue is always admitted, so that there is always progress.
@@ -47,27 +52,33 @@ class Scheduler:
         *,
         spare_blocks_ratio: float,
         max_processing_samples: int,
+        prefill_chunk_size: int | None = None,
         num_stages: int = 1,
     ) -> None:
         pipelines = list(pipelines)
         self.blocks = blocks
         # The cheapest first, so that the first that fits is the one to take.
-        self._prefill = sorted((p for p in pipelines if p.phase == "prefill"), key=_prefill_cost)
+        self._prefill = sorted((p for p in pipelines if p.phase != "decode"), key=_prefill_order)
         self._decode = sorted((p for p in pipelines if p.phase == "decode"), key=_decode_cost)
         self._max_running = max((p.batch_size for p in self._decode or self._prefill), default=0)
         self._spare_blocks = int(spare_blocks_ratio * blocks.num_blocks)
         self._max_processing_samples = max_processing_samples
+        self._chunk_size = prefill_chunk_size
+        # Only prompts up to this length can be cut into pieces.
+        self._longest_cut = max((p.context_length for p in self._prefill if p.phase == "append"), default=0)
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._arrivals = 0
         self._num_stages = num_stages
         self._in_flight: set[str] = set()
         self._leaving: set[str] = set()
+        # A piece of a prompt has run since the last decode step.
+        self._owes_decode = False
 
     @property
     def max_prompt_tokens(self) -> int:
-        """The longest prompt a prefill bucket takes."""
-        return max((p.query_length for p in self._prefill), default=0)
+        """The longest prompt that prefill and append buckets take."""
+        return max((p.context_length for p in self._prefill), default=0)
 
     @property
     def max_context(self) -> int:
@@ -87,7 +98,7 @@ class Scheduler:
         """Queues a new request.
 
         Raises:
-            UserError: Too many requests; a prompt over every prefill bucket; more KV blocks than there are.
+            UserError: Too many requests; a prompt that no bucket takes; more KV blocks than there are.
         """
         self._refuse_if_impossible(request)
         request.arrival = self._arrivals
@@ -99,8 +110,15 @@ class Scheduler:
 
         They are in flight, and in no other batch, until `advance`.
         """
-        batch = self._schedule_prefill() or self._schedule_decode()
+        if self._owes_decode:
+            batch = self._schedule_decode() or self._schedule_prefill()
+        else:
+            batch = self._schedule_prefill() or self._schedule_decode()
         if batch is not None:
+            self._owes_decode = any(
+                request.num_computed + count < len(request.prompt_token_ids)
+                for request, count in zip(batch.requests, batch.counts, strict=True)
+            )
             self._in_flight.update(request.request_id for request in batch.requests)
         return batch
 
@@ -146,22 +164,48 @@ class Scheduler:
     # Prefill
 
     def _schedule_prefill(self) -> Batch | None:
-        """The head of the queue, and as many after it as make a token of the batch cheapest."""
-        candidates = self._admissible()
+        """Pieces of prompts: those begun come before the head of the queue, and as many as make a token cheapest."""
+        begun = [request for request in self._running if self._is_in_prompt(request)]
+        candidates = [*begun, *self._admissible()]
+        counts = [self._next_piece(request) for request in candidates]
         best: tuple[Pipeline, int] | None = None
         best_cost = float("inf")
         for number in range(1, len(candidates) + 1):
-            counts = [len(request.prompt_token_ids) for request in candidates[:number]]
-            pipeline = next((p for p in self._prefill if _fits_prefill(p, counts)), None)
+            pipeline = self._prefill_bucket(candidates[:number], counts)
             if pipeline is None:
                 break
-            cost = _prefill_cost(pipeline) / sum(counts)
+            cost = _prefill_cost(pipeline) / sum(counts[:number])
             if cost <= best_cost:
                 best, best_cost = (pipeline, number), cost
         if best is None:
             return None
         pipeline, number = best
-        return Batch(pipeline, *self._admit(number))
+        self._admit(max(0, number - len(begun)))
+        return Batch(pipeline, candidates[:number], counts[:number])
+
+    def _is_in_prompt(self, request: Request) -> bool:
+        """Whether more of a running request's prompt is to run now."""
+        return request.num_computed < len(request.prompt_token_ids) and request.request_id not in self._in_flight
+
+    def _next_piece(self, request: Request) -> int:
+        """How many tokens of a prompt run next: all, or as many as a chunk has and some bucket takes."""
+        start, length = request.num_computed, len(request.prompt_token_ids)
+        if length > self._longest_cut:
+            return length
+        most = max(min(p.query_length, p.context_length - start) for p in self._prefill if _takes(p, start))
+        return min(length - start, self._chunk_size or most, most)
+
+    def _prefill_bucket(self, requests: Sequence[Request], counts: Sequence[int]) -> Pipeline | None:
+        """The cheapest that runs the next counts[i] tokens of each request."""
+        for pipeline in self._prefill:
+            if len(requests) <= pipeline.batch_size and all(
+                _takes(pipeline, request.num_computed)
+                and count <= pipeline.query_length
+                and request.num_computed + count <= pipeline.context_length
+                for request, count in zip(requests, counts, strict=False)
+            ):
+                return pipeline
+        return None
 
     def _admissible(self) -> list[Request]:
         """The longest head of the queue for which there are blocks and places."""
@@ -177,18 +221,16 @@ class Scheduler:
             chosen.append(request)
         return chosen
 
-    def _admit(self, number: int) -> tuple[list[Request], list[int]]:
-        requests = [self._waiting.popleft() for _ in range(number)]
-        for request in requests:
+    def _admit(self, number: int) -> None:
+        for request in [self._waiting.popleft() for _ in range(number)]:
             self.blocks.reserve(request.request_id, len(request.tokens))
-        self._running += requests
-        return requests, [len(request.prompt_token_ids) for request in requests]
+            self._running.append(request)
 
     # Decode
 
     def _schedule_decode(self) -> Batch | None:
-        while any(request.request_id not in self._in_flight for request in self._running):
-            group = self._next_group()
+        while candidates := [request for request in self._running if self._is_decoding(request)]:
+            group = self._next_group(candidates)
             if not group:
                 raise RuntimeError("no decode bucket holds the context of any running request")
             self._make_room(group)
@@ -200,15 +242,17 @@ class Scheduler:
             # All of the group gave way to older requests, whose turn it is then.
         return None
 
-    def _next_group(self) -> list[Request]:
+    def _is_decoding(self, request: Request) -> bool:
+        """Whether a running request can take a decode step now."""
+        return request.num_computed >= len(request.prompt_token_ids) and request.request_id not in self._in_flight
+
+    def _next_group(self, candidates: Sequence[Request]) -> list[Request]:
         """Whoever has waited longest for a step, and all after it who fit into a bucket together with it."""
         group: list[Request] = []
         # While one stage works on a batch, the next one works on another.
         most = -(-len(self._running) // self._num_stages)
-        for request in self._running:
-            if request.request_id in self._in_flight or len(group) == most:
-                continue
-            if any(_fits_decode(p, [*group, request]) for p in self._decode):
+        for request in candidates:
+            if len(group) < most and any(_fits_decode(p, [*group, request]) for p in self._decode):
                 group.append(request)
         return group
 
@@ -249,11 +293,11 @@ class Scheduler:
                 valid=f"<= {limit}",
             )
         if prompt > self.max_prompt_tokens:
-            buckets = ", ".join(f"{p.batch_size}x{p.query_length}" for p in self._prefill) or "none"
+            buckets = ", ".join(p.name for p in self._prefill) or "none"
             raise UserError(
-                f"the prompt has {prompt} tokens, more than any prefill bucket takes",
+                f"the prompt has {prompt} tokens, more than any prefill or append bucket takes",
                 where=where,
-                valid=f"at most {self.max_prompt_tokens} tokens; prefill buckets (batch x tokens): {buckets}",
+                valid=f"at most {self.max_prompt_tokens} tokens; buckets: {buckets}",
             )
         # The token that is sampled last is never run, and nothing runs beyond the largest context.
         longest = self.max_context if max_tokens is None else min(prompt + max_tokens - 1, self.max_context)
@@ -266,12 +310,18 @@ class Scheduler:
             )
 
 
+def _takes(pipeline: Pipeline, start: int) -> bool:
+    """Whether a prefill or append bucket takes a sequence of which `start` tokens are computed."""
+    return start == 0 if pipeline.phase == "prefill" else start < pipeline.context_length
+
+
 def _prefill_cost(pipeline: Pipeline) -> int:
     return _TOKENS_PER_WEIGHT_READ + pipeline.batch_size * pipeline.query_length
 
 
-def _fits_prefill(pipeline: Pipeline, counts: Sequence[int]) -> bool:
-    return len(counts) <= pipeline.batch_size and max(counts) <= pipeline.query_length
+def _prefill_order(pipeline: Pipeline) -> tuple[int, int]:
+    # Of two that compute as much, that which reads fewer slots: prefill buckets read none but the new.
+    return _prefill_cost(pipeline), pipeline.batch_size * pipeline.context_length
 
 
 def _decode_cost(pipeline: Pipeline) -> tuple[int, int]:

@@ -148,6 +148,7 @@ def _describe(
         devices=spec.devices,
         generator_config=GeneratorConfig(
             prefill_buckets=list(buckets.prefill_buckets),
+            append_buckets=list(spec.append_buckets),
             decode_buckets=list(buckets.decode_buckets),
             max_seq_len_to_capture=buckets.max_seq_len_to_capture,
             paged_attention_num_blocks=buckets.num_blocks,

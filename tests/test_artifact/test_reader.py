@@ -34,6 +34,7 @@ def artifact_data() -> dict[str, Any]:
         "devices": "cpu",
         "generator_config": {
             "prefill_buckets": [[1, 8]],
+            "append_buckets": [],
             "decode_buckets": [],
             "max_seq_len_to_capture": 8,
             "paged_attention_num_blocks": 4,

@@ -33,6 +33,8 @@ def test_a_graph_takes_only_what_it_reads() -> None:
     decode_names, prefill_names = ([spec.name for spec in graph.inputs] for graph in (decode, prefill))
     assert {"context_slots", "context_lens"} == set(decode_names) - set(prefill_names)
     assert "position_ids" not in decode_names, "the rotary tables have what it says"
+    append_names = [spec.name for spec in tracer.block(BucketShape(2, 4, 16), 0).whole.inputs]
+    assert {"context_slots", "position_ids"} == set(append_names) - set(prefill_names)
     assert [spec.name for spec in tracer.first(BucketShape(1, 1, 8), []).whole.inputs] == [
         "input_ids",
         "model.embed_tokens.weight",

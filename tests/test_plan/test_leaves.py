@@ -77,6 +77,9 @@ def by_what_has_places(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
 
 sizes = st.lists(st.tuples(st.integers(1, 4), st.sampled_from([8, 16, 64])), min_size=1, max_size=3, unique=True)
 buckets = sizes.map(lambda found: sorted([list(size) for size in found]))
+appended = st.sets(st.sampled_from([(1, 4, 8), (1, 8, 64), (2, 8, 64)]), min_size=1).map(
+    lambda found: sorted([list(size) for size in found])
+)
 schemes = st.sampled_from(["none", "int8", "fp8"])
 matches = st.sampled_from(["lm_head*", "*mlp*", "*q_proj*", "nothing"])
 rules = st.lists(matches.map(lambda match: {"match": match, "scheme": "none"}), max_size=2)
@@ -114,6 +117,7 @@ LEAVES: Mapping[Path, Leaf] = {
     ("backend", "name"): Leaf(st.sampled_from(["eager", "inductor"]), by("compile:*", "package")),
     ("buckets", "prefill_buckets"): Leaf(buckets, by("package")),
     ("buckets", "decode_buckets"): Leaf(buckets, by("package")),
+    ("buckets", "append_buckets"): Leaf(st.none() | appended, by("package")),
     ("buckets", "max_seq_len_to_capture"): Leaf(st.integers(64, 4096), by("package")),
     ("buckets", "paged_attention_num_blocks"): Leaf(st.integers(64, 4096), by("package")),
     ("buckets", "paged_attention_block_size"): Leaf(st.integers(1, 16), by("package")),
@@ -122,11 +126,11 @@ LEAVES: Mapping[Path, Leaf] = {
     ("scheduler", "npu_queue_limit"): Leaf(st.integers(1, 9), by("package")),
     ("scheduler", "max_processing_samples"): Leaf(st.integers(1, 9999), by("package")),
     ("scheduler", "spare_blocks_ratio"): Leaf(st.floats(0, 0.9), by("package")),
+    ("scheduler", "prefill_chunk_size"): Leaf(st.none() | st.integers(1, 7), by("package")),
 }
 
 REFUSED: Mapping[Path, Any] = {
     ("scheduler", "is_offline"): True,
-    ("scheduler", "prefill_chunk_size"): 8,
 }
 """Leaves that have one valid value today, and another value."""
 
@@ -215,6 +219,7 @@ def test_there_are_programs_for_each_bucket_and_no_others(values: Mapping[Path, 
     of = spec(values)
     names = {f"prefill-{batch}x{length}" for batch, length in values["buckets", "prefill_buckets"]}
     names |= {f"decode-{batch}x{length}" for batch, length in values["buckets", "decode_buckets"]}
+    names |= {f"append-{batch}x{new}x{length}" for batch, new, length in of.append_buckets}
     found = {name.split(":")[1] for name, step in plan(of).steps.items() if step.action in ("trace", "compile")}
     assert found == names
 

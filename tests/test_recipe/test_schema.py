@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from furiosa_build.errors import UserError
+from furiosa_build.recipe.buckets import BucketSpec, bucket_name, derive_append_buckets
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import (
-    BucketSpec,
     BuildOptions,
     BuildSpec,
     QuantizationSpec,
-    bucket_name,
     check_architecture,
 )
 from furiosa_build.recipe.sources import dotted, parse_key
@@ -166,6 +165,28 @@ def test_a_spec_made_in_python_has_the_same_defaults_as_a_recipe() -> None:
 
 def test_bucket_names() -> None:
     assert bucket_name("prefill", (1, 512)) == "prefill-1x512"
+    assert bucket_name("append", (1, 64, 512)) == "append-1x64x512"
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "chunk_size", "expected"),
+    [
+        ([(1, 16), (1, 32), (2, 32), (1, 64)], [(1, 64), (4, 32)], None, [16, 32]),
+        ([(1, 16), (1, 32), (1, 64)], [(1, 64)], 8, [16]),
+        ([(1, 16), (1, 32), (1, 64)], [(1, 64)], 17, [16, 32]),
+        ([(1, 16), (1, 64)], [(1, 64)], 32, [16, 32]),  # no prefill length holds a chunk
+        ([(1, 64)], [(1, 64)], 8, [8]),
+        ([(1, 64)], [(1, 64)], 64, []),
+        ([(1, 64)], [(1, 64)], None, []),
+    ],
+)
+def test_derived_append_buckets(
+    prefill: list[tuple[int, int]], decode: list[tuple[int, int]], chunk_size: int | None, expected: list[int]
+) -> None:
+    buckets = BucketSpec(
+        prefill_buckets=tuple(sorted(prefill)), decode_buckets=tuple(sorted(decode)), max_seq_len_to_capture=64
+    )
+    assert derive_append_buckets(buckets, chunk_size) == tuple((1, new, 64) for new in expected)
 
 
 def test_the_manual_explains_every_key() -> None:

@@ -297,6 +297,46 @@ def test_prompt_logprobs(engine: LLMEngine) -> None:
         assert math.isclose(entry[prompt[place]].logprob, float(logprobs[prompt[place]]), rel_tol=1e-5)
 
 
+# Prompts in pieces
+
+
+IN_PIECES = {"prefill": [(1, 8), (2, 8)], "append": [(1, 4, 48), (2, 8, 24)], "decode": [(4, 24), (2, 48)]}
+
+
+@pytest.mark.parametrize("last_only", [False, True])
+@pytest.mark.parametrize("block_size", [1, 16])
+@pytest.mark.parametrize("chunk_size", [None, 1, 3, 8])
+def test_a_prompt_in_pieces_gives_the_same_tokens(
+    toy_backend: toy.ToyBackend, tmp_path: Path, last_only: bool, block_size: int, chunk_size: int | None
+) -> None:
+    del toy_backend
+    data = toy.artifact_data(IN_PIECES, last_only=last_only, block_size=block_size, prefill_chunk_size=chunk_size)
+    engine = LLMEngine(toy.write_artifact(tmp_path / "a", data))
+    prompts = [*PROMPTS, list(range(40)), [7] * 23]
+    for number, prompt in enumerate(prompts):
+        engine.add_request(str(number), prompt, greedy(8))
+    assert tokens_of(drain(engine)) == [toy.expected(prompt, 8) for prompt in prompts]
+
+
+def test_prompt_logprobs_of_a_prompt_in_pieces(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
+    """Also of those whose prompt is computed twice, because they gave way to others."""
+    del toy_backend
+    prompts, params = [[1] * 9, list(range(20)), [5, 6, 7]], greedy(12, prompt_logprobs=1)
+
+    def logprobs(chunk_size: int | None, num_blocks: int, buckets: Any) -> list[Any]:
+        data = toy.artifact_data(buckets, block_size=1, num_blocks=num_blocks, prefill_chunk_size=chunk_size)
+        engine = LLMEngine(toy.write_artifact(tmp_path / f"{chunk_size} {num_blocks}", data))
+        for number, prompt in enumerate(prompts):
+            engine.add_request(str(number), prompt, params)
+        outputs = drain(engine)
+        return [outputs[str(number)].prompt_logprobs for number in range(3)]
+
+    whole = logprobs(None, 200, {**toy.DEFAULT_BUCKETS, "prefill": [(1, 24)]})
+    assert [len(each) for each in whole] == [9, 20, 3]
+    assert logprobs(4, 200, IN_PIECES) == whole
+    assert logprobs(5, 36, IN_PIECES) == whole
+
+
 # Refusals
 
 
@@ -308,7 +348,7 @@ def test_prompt_logprobs(engine: LLMEngine) -> None:
         ([1, toy.VOCAB], greedy(), "258 is no token"),
         ([-1], greedy(), "-1 is no token"),
         ([1.0], greedy(), "1.0 is no token"),
-        ([1] * 17, greedy(), "17 tokens, more than any prefill bucket"),
+        ([1] * 17, greedy(), "17 tokens, more than any prefill or append bucket"),
         ([1], greedy(stop_token_ids=[toy.VOCAB]), "258 is no token"),
         ([1], None, "NoneType is no SamplingParams"),
     ],

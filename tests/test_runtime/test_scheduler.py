@@ -14,18 +14,19 @@ from furiosa_build.runtime.kv_cache import BlockManager
 from furiosa_build.runtime.request import Request, SamplingParams
 from furiosa_build.runtime.scheduler import Batch, Scheduler
 
-Buckets = Sequence[tuple[int, int]]
+Buckets = Sequence[tuple[int, ...]]
 
 
-def pipelines(prefill: Buckets, decode: Buckets) -> list[Pipeline]:
+def pipelines(prefill: Buckets, decode: Buckets, append: Buckets = ()) -> list[Pipeline]:
     made = []
-    for phase, buckets in (("prefill", prefill), ("decode", decode)):
-        for batch, length in buckets:
+    for phase, buckets in (("prefill", prefill), ("append", append), ("decode", decode)):
+        for size in buckets:
+            batch, *new, length = size
             fields = {
-                "name": f"{phase}-{batch}x{length}",
+                "name": f"{phase}-{'x'.join(map(str, size))}",
                 "phase": phase,
                 "batch_size": batch,
-                "query_length": length if phase == "prefill" else 1,
+                "query_length": new[0] if new else length if phase == "prefill" else 1,
                 "context_length": length,
                 "supertasks": [],
             }
@@ -51,17 +52,20 @@ class Runner:
         self,
         prefill: Buckets,
         decode: Buckets,
+        append: Buckets = (),
         *,
         num_blocks: int,
         block_size: int = 1,
         spare_blocks_ratio: float = 0.0,
         max_processing_samples: int = 1000,
+        prefill_chunk_size: int | None = None,
     ) -> None:
         self.scheduler = Scheduler(
-            pipelines(prefill, decode),
+            pipelines(prefill, decode, append),
             BlockManager(num_blocks, block_size),
             spare_blocks_ratio=spare_blocks_ratio,
             max_processing_samples=max_processing_samples,
+            prefill_chunk_size=prefill_chunk_size,
         )
         self.storage: dict[int, tuple[int, int]] = {}
         self.finished: dict[str, list[int]] = {}
@@ -94,7 +98,10 @@ class Runner:
         for request, count in zip(batch.requests, batch.counts, strict=True):
             assert 1 <= count <= batch.pipeline.query_length
             assert request.num_computed + count <= batch.pipeline.context_length
-            assert batch.pipeline.phase == "decode" or request.num_computed == 0
+            if batch.pipeline.phase == "prefill":
+                assert request.num_computed == 0
+            in_prompt = request.num_computed + count <= len(request.prompt_token_ids)
+            assert in_prompt == (batch.pipeline.phase != "decode")
 
     def _run(self, request: Request, count: int) -> None:
         slots = self.scheduler.blocks.slots(request.request_id).tolist()
@@ -248,7 +255,7 @@ def refused(runner: Runner, prompt: int, max_tokens: int | None, message: str) -
 
 def test_refusals() -> None:
     runner = Runner([(1, 8), (2, 16)], [(1, 32)], num_blocks=5, block_size=4, max_processing_samples=2)
-    refused(runner, 17, 1, r"17 tokens(.|\n)*at most 16 tokens; prefill buckets .*: 1x8, 2x16")
+    refused(runner, 17, 1, r"17 tokens(.|\n)*at most 16 tokens; buckets: prefill-1x8, prefill-2x16")
     refused(runner, 10, 12, "may need 6 KV blocks, and there are 5")
     refused(runner, 10, None, "may need 8 KV blocks")
     runner.scheduler.add(request("fits", 10, 11))
@@ -256,6 +263,93 @@ def test_refusals() -> None:
     refused(runner, 1, 1, "2 requests are under way")
     runner.run_all()
     assert not runner.scheduler.is_full
+
+
+# Prompts in pieces
+
+
+def steps(runner: Runner) -> list[list[tuple[str, int]]]:
+    """What runs in each step: (request, tokens)."""
+    found = []
+    while (batch := runner.step()) is not None:
+        found.append([(r.request_id, n) for r, n in zip(batch.requests, batch.counts, strict=True)])
+    return found
+
+
+def test_decode_steps_come_between_the_pieces_of_a_prompt() -> None:
+    runner = Runner([(1, 8)], [(4, 64)], [(1, 8, 64)], num_blocks=200, prefill_chunk_size=8)
+    runner.scheduler.add(request("short", 3, max_tokens=5))
+    runner.step()
+    runner.scheduler.add(request("long", 21, max_tokens=2))
+    assert steps(runner) == [
+        *([("long", 8)], [("short", 1)]),
+        *([("long", 8)], [("short", 1)]),
+        *([("long", 5)], [("long", 1), ("short", 1)]),
+        [("short", 1)],
+    ]
+
+
+def test_without_chunks_a_prompt_is_cut_only_where_no_prefill_bucket_takes_it() -> None:
+    runner = Runner([(1, 8), (1, 16)], [(4, 64)], [(1, 4, 64), (1, 8, 64)], num_blocks=200)
+    assert runner.scheduler.max_prompt_tokens == 64
+    for name, prompt in (("a", 16), ("b", 30)):
+        runner.scheduler.add(request(name, prompt, max_tokens=1))
+    batches = []
+    while (batch := runner.step()) is not None:
+        batches.append((batch.pipeline.name, batch.counts))
+    # The last piece takes the smallest bucket that holds it.
+    assert batches == [
+        *(("prefill-1x16", [16]), ("prefill-1x16", [16])),
+        *(("append-1x8x64", [8]), ("append-1x8x64", [6])),
+    ]
+
+
+def test_pieces_of_several_prompts_run_side_by_side() -> None:
+    runner = Runner([(2, 8)], [(4, 64)], [(2, 8, 64)], num_blocks=200, prefill_chunk_size=8)
+    for name, prompt in (("a", 10), ("b", 20), ("c", 8)):
+        runner.scheduler.add(request(name, prompt, max_tokens=2))
+    assert steps(runner) == [
+        [("a", 8), ("b", 8)],
+        [("a", 2), ("b", 8)],
+        [("a", 1)],
+        [("b", 4), ("c", 8)],
+        [("b", 1), ("c", 1)],
+    ]
+
+
+def test_the_context_of_an_append_bucket_bounds_the_pieces() -> None:
+    runner = Runner([(1, 8)], [(4, 64)], [(1, 8, 12), (1, 2, 20)], num_blocks=200)
+    runner.scheduler.add(request("a", 15, max_tokens=1))
+    assert steps(runner) == [[("a", 8)], [("a", 4)], [("a", 2)], [("a", 1)]]
+    refused(runner, 21, 1, r"21 tokens, more than any prefill or append bucket(.|\n)*append-1x2x20")
+
+
+def test_a_prompt_that_append_buckets_do_not_reach_is_not_cut() -> None:
+    runner = Runner([(1, 16)], [(1, 64)], [(1, 4, 8)], num_blocks=200, prefill_chunk_size=4)
+    for name, prompt in (("a", 7), ("b", 12)):
+        runner.scheduler.add(request(name, prompt, max_tokens=1))
+    assert steps(runner) == [[("a", 4)], [("a", 3)], [("b", 12)]]
+
+
+def test_a_request_is_preempted_and_aborted_in_the_middle_of_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed, preempt = [], Scheduler._preempt
+    monkeypatch.setattr(Scheduler, "_preempt", lambda self, r: (computed.append(r.num_computed), preempt(self, r)))
+    runner = Runner([(1, 4)], [(2, 12)], [(1, 4, 12)], num_blocks=14, prefill_chunk_size=4)
+    old, young = request("old", 4, max_tokens=9), request("young", 9, max_tokens=3)
+    runner.scheduler.add(old)
+    for _ in range(2):
+        runner.step()
+    runner.scheduler.add(young)
+    steps(runner)
+    assert computed == [4]
+    assert runner.finished == {"old": continuation([1, 2, 3, 4], 9), "young": continuation(range(1, 10), 3)}
+    aborted = request("aborted", 9, max_tokens=3)
+    runner.scheduler.add(aborted)
+    runner.step()
+    assert aborted.num_computed == 4
+    runner.scheduler.remove(aborted)
+    runner.scheduler.check_integrity()
+    assert runner.scheduler.blocks.num_free == 14
 
 
 def test_an_artifact_without_decode_buckets_gives_one_token() -> None:
@@ -314,16 +408,22 @@ class Scheduling(RuleBasedStateMachine):
                 ([(4, 4)], [(1, 40)]),
                 ([(1, 16)], [(8, 12), (2, 20), (1, 30)]),
                 ([(2, 8), (1, 3)], []),
+                ([(2, 4)], [(4, 16)], [(1, 4, 12), (2, 2, 16)]),
+                ([(1, 4)], [(1, 8), (2, 20)], [(1, 3, 8)]),
             ]
         ),
+        chunk_size=st.none() | st.integers(1, 5),
     )
-    def start(self, num_blocks: int, block_size: int, spare: float, buckets: tuple[Buckets, Buckets]) -> None:
+    def start(
+        self, num_blocks: int, block_size: int, spare: float, buckets: tuple[Buckets, ...], chunk_size: int | None
+    ) -> None:
         self.runner = Runner(
             *buckets,
             num_blocks=num_blocks,
             block_size=block_size,
             spare_blocks_ratio=spare,
             max_processing_samples=6,
+            prefill_chunk_size=chunk_size,
         )
         self.expected: dict[str, list[int]] = {}
         self.alive: dict[str, Request] = {}
