@@ -192,7 +192,8 @@ def artifact_text(artifact: Artifact, directory: Path) -> str:
         f"KV cache      {config.paged_attention_num_blocks} blocks of {config.paged_attention_block_size} tokens, "
         f"{size_text(_kv_bytes(artifact))}",
         f"scheduler     max_processing_samples={scheduler.max_processing_samples}, "
-        f"spare_blocks_ratio={scheduler.spare_blocks_ratio}, prefill_chunk_size={scheduler.prefill_chunk_size}",
+        f"spare_blocks_ratio={scheduler.spare_blocks_ratio}, is_offline={scheduler.is_offline}, "
+        f"prefill_chunk_size={scheduler.prefill_chunk_size}",
         f"size          {size_text(artifact_size(directory))}: parameters {size_text(sizes['params'])}, programs "
         f"{size_text(sizes['programs'])}, model files {size_text(sizes['model'])}",
         "programs",

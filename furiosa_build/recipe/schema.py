@@ -113,6 +113,7 @@ class SchedulerConfig(Section):
         npu_queue_limit: Steps in flight at a time, where ranks and stages are threads.
         max_processing_samples: Requests admitted at a time, waiting ones included.
         spare_blocks_ratio: Share of the KV blocks kept for sequences that already run.
+        is_offline: Requests are ordered for throughput: all that matters is when the last is finished.
         prefill_chunk_size: Most tokens of a prompt that run at once; decode steps come between. None: as many as a
             bucket takes.
     """
@@ -122,13 +123,6 @@ class SchedulerConfig(Section):
     spare_blocks_ratio: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.2
     is_offline: bool = False
     prefill_chunk_size: PositiveInt | None = None
-
-    @model_validator(mode="after")
-    def _only_what_has_an_effect(self) -> SchedulerConfig:
-        if self.is_offline:
-            what = "is_offline=True has no effect yet: this version's scheduler knows only the default"
-            raise _invalid(what, key=("is_offline",), valid="False")
-        return self
 
 
 class BackendSpec(Section):

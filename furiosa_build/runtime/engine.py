@@ -106,6 +106,7 @@ class LLMEngine:
                 spare_blocks_ratio=defaults.spare_blocks_ratio,
                 max_processing_samples=defaults.max_processing_samples,
                 prefill_chunk_size=defaults.prefill_chunk_size,
+                is_offline=defaults.is_offline,
                 num_stages=executor.num_stages if executor.is_concurrent else 1,
             )
             self._replicas.append(_Replica(scheduler, executor, defaults.npu_queue_limit))

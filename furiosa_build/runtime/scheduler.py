@@ -4,15 +4,15 @@ A request waits, is prefilled, then decodes one token a step among the other run
 is finished or aborted. A prompt longer than a chunk, or than every prefill bucket, is prefilled piece by piece; after
 a piece the others decode once before the next.
 
-When a running request needs a KV block and none is free, the youngest one is preempted: its blocks are taken back, it
-waits at the head of the queue with all the tokens it has, and those are computed again: its prompt by a prefill, its
-other tokens by decode steps that sample nothing. (One prefill of them all would be faster, and round differently:
-greedy output of bfloat16 models was seen to change.)
+When a running request needs a KV block and none is free, the last in order is preempted: its blocks are taken back, it
+waits again, with all the tokens it has, and those are computed again: its prompt by a prefill, its other tokens by
+decode steps that sample nothing. (One prefill of them all would be faster, and round differently: greedy output of
+bfloat16 models was seen to change.)
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -40,9 +40,13 @@ class Scheduler:
 
     `prefill_chunk_size` is the most tokens of a prompt that run at once; None: as many as a bucket takes.
 
-    Admission is first come, first served: a request that must wait for KV blocks is not overtaken. It leaves
+    The order is first come, first served: a request that must wait for KV blocks is not overtaken. Admission leaves
     `spare_blocks_ratio` of the blocks to the requests that run, so that they are seldom preempted; with none
     running the head of the queue is always admitted, so that there is always progress.
+
+    With `is_offline` only the time until all are finished counts. The longest prompts come first: so prompts of like
+    length share a prefill, and contexts of like length a decode step, with little padding. Prompts are prefilled as
+    long as there are places, pieces without decode steps between them, so that as many as can decode together.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Scheduler:
         spare_blocks_ratio: float,
         max_processing_samples: int,
         prefill_chunk_size: int | None = None,
+        is_offline: bool = False,
         num_stages: int = 1,
     ) -> None:
         pipelines = list(pipelines)
@@ -66,7 +71,8 @@ class Scheduler:
         self._chunk_size = prefill_chunk_size
         # Only prompts up to this length can be cut into pieces.
         self._longest_cut = max((p.context_length for p in self._prefill if p.phase == "append"), default=0)
-        self._waiting: deque[Request] = deque()
+        self._is_offline = is_offline
+        self._waiting: list[Request] = []
         self._running: list[Request] = []
         self._arrivals = 0
         self._num_stages = num_stages
@@ -103,14 +109,14 @@ class Scheduler:
         self._refuse_if_impossible(request)
         request.arrival = self._arrivals
         self._arrivals += 1
-        self._waiting.append(request)
+        insort(self._waiting, request, key=self._turn)
 
     def schedule(self) -> Batch | None:
         """The next batch; None when no request can run now. Its requests hold KV slots for the tokens to run.
 
         They are in flight, and in no other batch, until `advance`.
         """
-        if self._owes_decode:
+        if self._owes_decode and not self._is_offline:
             batch = self._schedule_decode() or self._schedule_prefill()
         else:
             batch = self._schedule_prefill() or self._schedule_decode()
@@ -160,6 +166,10 @@ class Scheduler:
                 raise RuntimeError(f"{request.request_id!r} has fewer KV slots than computed tokens")
         if any(request.num_computed for request in self._waiting):
             raise RuntimeError("a waiting request counts tokens as computed")
+
+    def _turn(self, request: Request) -> tuple[int, int]:
+        """The place in the order of all requests: who is served first, and preempted last."""
+        return -len(request.prompt_token_ids) if self._is_offline else 0, request.arrival
 
     # Prefill
 
@@ -222,9 +232,10 @@ class Scheduler:
         return chosen
 
     def _admit(self, number: int) -> None:
-        for request in [self._waiting.popleft() for _ in range(number)]:
+        for request in self._waiting[:number]:
             self.blocks.reserve(request.request_id, len(request.tokens))
             self._running.append(request)
+        del self._waiting[:number]
 
     # Decode
 
@@ -260,11 +271,11 @@ class Scheduler:
         return next(p for p in self._decode if _fits_decode(p, group))
 
     def _make_room(self, group: Sequence[Request]) -> None:
-        """Reserves a slot for the token that each of `group` is to run; the oldest are served first."""
-        for request in sorted(group, key=lambda request: request.arrival):
+        """Reserves a slot for the token that each of `group` is to run."""
+        for request in sorted(group, key=self._turn):
             while request in self._running and not self._reserve_next(request):
                 idle = [request for request in self._running if request.request_id not in self._in_flight]
-                self._preempt(max(idle, key=lambda request: request.arrival))
+                self._preempt(max(idle, key=self._turn))
 
     def _reserve_next(self, request: Request) -> bool:
         needed = request.num_computed + 1
@@ -277,8 +288,7 @@ class Scheduler:
         self._running.remove(request)
         self.blocks.free(request.request_id)
         request.num_computed = 0
-        # Everyone waiting is younger, except those preempted before, and they were younger than this one.
-        self._waiting.appendleft(request)
+        insort(self._waiting, request, key=self._turn)
 
     # Refusal
 

@@ -318,6 +318,20 @@ def test_a_prompt_in_pieces_gives_the_same_tokens(
     assert tokens_of(drain(engine)) == [toy.expected(prompt, 8) for prompt in prompts]
 
 
+def test_is_offline_orders_the_requests_and_changes_no_text(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
+    """Of an artifact's own default: six prompts come in, the batch of four takes the longest of them."""
+    del toy_backend
+    prompts, batches = [[n] * n for n in (3, 8, 2, 7, 6, 5)], {}
+    for is_offline in (False, True):
+        data = toy.artifact_data({"prefill": [(4, 8)], "decode": [(4, 24)]}, is_offline=is_offline)
+        engine = LLMEngine(toy.write_artifact(tmp_path / str(is_offline), data))
+        for number, prompt in enumerate(prompts):
+            engine.add_request(str(number), prompt, greedy(4))
+        batches[is_offline] = [len(output.prompt_token_ids) for output in engine.step()]
+        assert tokens_of(drain(engine)) == [toy.expected(prompt, 4) for prompt in prompts]
+    assert batches == {False: [3, 8, 2, 7], True: [8, 7, 6, 5]}
+
+
 def test_prompt_logprobs_of_a_prompt_in_pieces(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
     """Also of those whose prompt is computed twice, because they gave way to others."""
     del toy_backend

@@ -59,6 +59,7 @@ class Runner:
         spare_blocks_ratio: float = 0.0,
         max_processing_samples: int = 1000,
         prefill_chunk_size: int | None = None,
+        is_offline: bool = False,
     ) -> None:
         self.scheduler = Scheduler(
             pipelines(prefill, decode, append),
@@ -66,6 +67,7 @@ class Runner:
             spare_blocks_ratio=spare_blocks_ratio,
             max_processing_samples=max_processing_samples,
             prefill_chunk_size=prefill_chunk_size,
+            is_offline=is_offline,
         )
         self.storage: dict[int, tuple[int, int]] = {}
         self.finished: dict[str, list[int]] = {}
@@ -352,6 +354,55 @@ def test_a_request_is_preempted_and_aborted_in_the_middle_of_its_prompt(monkeypa
     assert runner.scheduler.blocks.num_free == 14
 
 
+# Offline
+
+
+def work(prompts: Sequence[int], *, is_offline: bool, chunk_size: int | None = None) -> tuple[int, int, int]:
+    """Steps, tokens computed by prefills, and slots read by decode steps, padding included, for such prompts."""
+    runner = Runner(
+        [(1, 16), (4, 16), (1, 64), (4, 64)],
+        [(8, 32), (8, 96)],
+        [(4, 16, 64)],
+        num_blocks=500,
+        prefill_chunk_size=chunk_size,
+        is_offline=is_offline,
+    )
+    for number, prompt in enumerate(prompts):
+        runner.scheduler.add(request(str(number), prompt, max_tokens=4 + number % 5))
+    computed = read = count = 0
+    while (batch := runner.step()) is not None:
+        count += 1
+        size = batch.pipeline.batch_size
+        if batch.pipeline.phase == "decode":
+            read += size * batch.pipeline.context_length
+        else:
+            computed += size * batch.pipeline.query_length
+    expected = {str(i): continuation(range(1, n + 1), 4 + i % 5) for i, n in enumerate(prompts)}
+    assert runner.finished == expected
+    return count, computed, read
+
+
+MIXED = [3, 60, 5, 50, 9, 64, 12, 58, 16, 7, 61, 4, 2, 55, 11, 63]
+
+
+def test_offline_there_is_less_padding_and_there_are_fewer_steps() -> None:
+    online, offline = work(MIXED, is_offline=False), work(MIXED, is_offline=True)
+    assert all(less < more for less, more in zip(offline, online, strict=True)), (offline, online)
+    online, offline = (work(MIXED, is_offline=each, chunk_size=16) for each in (False, True))
+    assert offline[0] < online[0]
+
+
+def test_offline_the_longest_prompts_come_first() -> None:
+    runner = Runner([(2, 16)], [(4, 32)], [(2, 4, 32)], num_blocks=500, prefill_chunk_size=4, is_offline=True)
+    for name, prompt in (("a", 3), ("b", 9), ("c", 3), ("d", 10)):
+        runner.scheduler.add(request(name, prompt, max_tokens=2))
+    assert steps(runner) == [
+        *([("d", 4), ("b", 4)], [("d", 4), ("b", 4)], [("d", 2), ("b", 1)]),
+        [("a", 3), ("c", 3)],
+        [("d", 1), ("b", 1), ("a", 1), ("c", 1)],
+    ]
+
+
 def test_an_artifact_without_decode_buckets_gives_one_token() -> None:
     runner = Runner([(1, 8)], [], num_blocks=8)
     runner.scheduler.add(request("a", 5, max_tokens=3))
@@ -413,9 +464,16 @@ class Scheduling(RuleBasedStateMachine):
             ]
         ),
         chunk_size=st.none() | st.integers(1, 5),
+        is_offline=st.booleans(),
     )
     def start(
-        self, num_blocks: int, block_size: int, spare: float, buckets: tuple[Buckets, ...], chunk_size: int | None
+        self,
+        num_blocks: int,
+        block_size: int,
+        spare: float,
+        buckets: tuple[Buckets, ...],
+        chunk_size: int | None,
+        is_offline: bool,
     ) -> None:
         self.runner = Runner(
             *buckets,
@@ -424,6 +482,7 @@ class Scheduling(RuleBasedStateMachine):
             spare_blocks_ratio=spare,
             max_processing_samples=6,
             prefill_chunk_size=chunk_size,
+            is_offline=is_offline,
         )
         self.expected: dict[str, list[int]] = {}
         self.alive: dict[str, Request] = {}

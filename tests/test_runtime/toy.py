@@ -165,6 +165,7 @@ def artifact_data(
     spare_blocks_ratio: float = 0.0,
     max_processing_samples: int = 1000,
     prefill_chunk_size: int | None = None,
+    is_offline: bool = False,
 ) -> dict[str, Any]:
     """artifact.json of the toy model, without its id."""
     programs: dict[str, Any] = {}
@@ -191,7 +192,7 @@ def artifact_data(
                 "npu_queue_limit": 2,
                 "max_processing_samples": max_processing_samples,
                 "spare_blocks_ratio": spare_blocks_ratio,
-                "is_offline": False,
+                "is_offline": is_offline,
                 "prefill_chunk_size": prefill_chunk_size,
             },
         },
