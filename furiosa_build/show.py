@@ -167,7 +167,7 @@ def _artifact_placement(artifact: Artifact, directory: Path) -> list[Element]:
 def artifact_text(artifact: Artifact, directory: Path) -> str:
     """What an artifact is, for `furiosa-build inspect`."""
     meta, model, config = artifact.metadata, artifact.model_metadata, artifact.generator_config
-    scheduler = config.default_scheduler_config
+    scheduler, beams = config.default_scheduler_config, config.kv_cache_sharing_across_beams_config
     sizes = {
         part: sum(f.stat().st_size for f in (directory / part).rglob("*") if f.is_file())
         for part in ("params", "programs", "model")
@@ -189,6 +189,7 @@ def artifact_text(artifact: Artifact, directory: Path) -> str:
         f"buckets       prefill {_sizes(config.prefill_buckets)}; append {_sizes(config.append_buckets) or 'none'}; "
         f"decode {_sizes(config.decode_buckets)}; "
         f"sequences up to {config.max_seq_len_to_capture} tokens",
+        *([f"beam search   {beams.beam_width} beams of up to {beams.max_new_tokens} tokens"] if beams else []),
         f"KV cache      {config.paged_attention_num_blocks} blocks of {config.paged_attention_block_size} tokens, "
         f"{size_text(_kv_bytes(artifact))}",
         f"scheduler     max_processing_samples={scheduler.max_processing_samples}, "

@@ -53,7 +53,8 @@ class ArtifactBuilder:
         num_blocks_per_pp_stage: Layers of each stage; by default the same number.
         embed_all_constants_into_graph: Not built yet: refused if true.
         add_prefill_last_block_slice: Not built yet: refused if true.
-        kv_cache_sharing_across_beams_config: Not built yet: refused.
+        kv_cache_sharing_across_beams_config: (beams of a search, most tokens that each generates); decode buckets then
+            have a row for each beam.
         paged_attention_num_blocks: KV blocks of a layer; by default enough for the largest decode bucket.
         paged_attention_block_size: Tokens of a KV block.
         default_scheduler_config: What the runtime starts with.
@@ -101,8 +102,8 @@ class ArtifactBuilder:
             num_blocks_per_supertask=(num_blocks_per_supertask, 1),
             embed_all_constants_into_graph=(embed_all_constants_into_graph, False),
             add_prefill_last_block_slice=(add_prefill_last_block_slice, False),
-            kv_cache_sharing_across_beams_config=(kv_cache_sharing_across_beams_config, None),
         )
+        beams = kv_cache_sharing_across_beams_config
         joined = devices if isinstance(devices, str) else ",".join(devices)
         is_npu = joined.strip().startswith("npu") and kind_of(joined) == "npu"
         self._roots = recipe_roots()
@@ -132,6 +133,7 @@ class ArtifactBuilder:
                 "max_seq_len_to_capture": max_seq_len_to_capture,
                 "paged_attention_num_blocks": paged_attention_num_blocks,
                 "paged_attention_block_size": paged_attention_block_size,
+                "kv_cache_sharing_across_beams_config": None if beams is None else beams._asdict(),
             },
             "quantization": {"scheme": kwargs.get("quantization", "none")},
             "scheduler": default_scheduler_config.model_dump(),

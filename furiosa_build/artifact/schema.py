@@ -56,6 +56,13 @@ class SchedulerDefaults(Record):
     prefill_chunk_size: int | None
 
 
+class KvCacheSharing(Record):
+    """Beam searches that the decode buckets are made for: beams of a search, and most tokens that each generates."""
+
+    beam_width: int = Field(ge=1)
+    max_new_tokens: int = Field(ge=1)
+
+
 class GeneratorConfig(Record):
     """What the engine plans with: bucket sizes as (batch, tokens) and the KV cache's default size per layer.
 
@@ -69,6 +76,7 @@ class GeneratorConfig(Record):
     paged_attention_num_blocks: int = Field(ge=1)
     paged_attention_block_size: int = Field(ge=1)
     calculate_logit_only_for_last_token: bool
+    kv_cache_sharing_across_beams_config: KvCacheSharing | None
     default_scheduler_config: SchedulerDefaults
 
 

@@ -143,7 +143,7 @@ def _buckets(spec: BuildSpec) -> Iterator[Bucket]:
         yield Bucket("prefill", batch, length, length)
     for batch, new, length in spec.append_buckets:
         yield Bucket("append", batch, new, length)
-    for batch, length in spec.buckets.decode_buckets:
+    for batch, length in spec.buckets.compiled_decode_buckets:
         yield Bucket("decode", batch, 1, length)
 
 

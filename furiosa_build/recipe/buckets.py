@@ -41,14 +41,22 @@ BucketSizes = Annotated[tuple[BucketSize, ...], BeforeValidator(_pairs)]
 AppendSizes = Annotated[tuple[AppendSize, ...] | None, BeforeValidator(_triples)]
 
 
+class KvCacheSharing(Section):
+    """Beam searches of `beam_width` beams, of at most `max_new_tokens` tokens each after their common prompt."""
+
+    beam_width: PositiveInt
+    max_new_tokens: PositiveInt
+
+
 class BucketSpec(Section):
     """Static shapes that are compiled, and the KV cache they share.
 
     A prefill bucket (batch, length) runs `batch` prompts of up to `length` tokens. A decode bucket runs one
-    new token of `batch` sequences over contexts of up to `length` tokens. An append bucket (batch, new tokens, context)
-    runs several new tokens of each: a further piece of a prompt. None: see `derive_append_buckets`.
+    new token of `batch` sequences over contexts of up to `length` tokens. An append bucket (batch, new tokens,
+    context) runs several new tokens of each: a further piece of a prompt. None: see `derive_append_buckets`.
     `paged_attention_num_blocks` (KV blocks per layer) is by default what the largest decode bucket needs when it is
-    full.
+    full. With `kv_cache_sharing_across_beams_config` a decode bucket (batch, length) is for `batch` beam searches: it
+    is compiled with a row for each beam, and full when each search has a prompt and its beams' own tokens.
     """
 
     prefill_buckets: BucketSizes = ()
@@ -57,6 +65,7 @@ class BucketSpec(Section):
     max_seq_len_to_capture: PositiveInt = 2048
     paged_attention_num_blocks: PositiveInt | None = None
     paged_attention_block_size: PositiveInt = 1
+    kv_cache_sharing_across_beams_config: KvCacheSharing | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -92,6 +101,15 @@ class BucketSpec(Section):
         return self
 
     @model_validator(mode="after")
+    def _beams_fit(self) -> BucketSpec:
+        beams, longest = self.kv_cache_sharing_across_beams_config, max(length for _, length in self.decode_buckets)
+        if beams is not None and beams.max_new_tokens > longest:
+            what = f"max_new_tokens={beams.max_new_tokens} is more than the longest decode bucket holds"
+            key = ("kv_cache_sharing_across_beams_config", "max_new_tokens")
+            raise invalid(what, key=key, valid=f"1 to {longest}")
+        return self
+
+    @model_validator(mode="after")
     def _one_sequence_has_room(self) -> BucketSpec:
         longest = max(length for _, length in self.decode_buckets)
         needed = self._blocks_for(longest)
@@ -102,11 +120,24 @@ class BucketSpec(Section):
         return self
 
     @property
+    def compiled_decode_buckets(self) -> tuple[BucketSize, ...]:
+        """The decode buckets with a row for each beam."""
+        beams = self.kv_cache_sharing_across_beams_config
+        return tuple((batch * (beams.beam_width if beams else 1), length) for batch, length in self.decode_buckets)
+
+    @property
     def num_blocks(self) -> int:
         """KV blocks per layer: as given, or enough for the largest decode bucket."""
         if self.paged_attention_num_blocks is not None:
             return self.paged_attention_num_blocks
-        return max(batch * self._blocks_for(length) for batch, length in self.decode_buckets)
+        return max(batch * self._blocks_of_one(length) for batch, length in self.decode_buckets)
+
+    def _blocks_of_one(self, length: int) -> int:
+        """Of a sequence of `length` tokens, or of a beam search of such sequences."""
+        if (beams := self.kv_cache_sharing_across_beams_config) is None:
+            return self._blocks_for(length)
+        # A beam that branches off takes a new block, so each token may have one of its own.
+        return self._blocks_for(length - beams.max_new_tokens) + beams.beam_width * beams.max_new_tokens
 
     def _blocks_for(self, length: int) -> int:
         return -(-length // self.paged_attention_block_size)

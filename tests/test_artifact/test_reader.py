@@ -40,6 +40,7 @@ def artifact_data() -> dict[str, Any]:
             "paged_attention_num_blocks": 4,
             "paged_attention_block_size": 1,
             "calculate_logit_only_for_last_token": False,
+            "kv_cache_sharing_across_beams_config": None,
             "default_scheduler_config": {
                 "npu_queue_limit": 2,
                 "max_processing_samples": 8,

@@ -98,7 +98,7 @@ def test_the_same_tokens_as_transformers(
         for chunk_size in chunk_sizes:
             engine = LLMEngine(artifact)
             for replica in engine._replicas:
-                monkeypatch.setattr(replica.scheduler, "_chunk_size", chunk_size)
+                monkeypatch.setattr(replica.scheduler._buckets, "_chunk_size", chunk_size)
             tokens, batches = generate(engine, given)
             assert tokens == expected, f"block size {block_size}, chunks of {chunk_size}"
             assert {"append", "decode"} <= {phase for phase, _ in batches}

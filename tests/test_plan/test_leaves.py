@@ -118,6 +118,10 @@ LEAVES: Mapping[Path, Leaf] = {
     ("buckets", "prefill_buckets"): Leaf(buckets, by("package")),
     ("buckets", "decode_buckets"): Leaf(buckets, by("package")),
     ("buckets", "append_buckets"): Leaf(st.none() | appended, by("package")),
+    ("buckets", "kv_cache_sharing_across_beams_config"): Leaf(
+        st.none() | st.fixed_dictionaries({"beam_width": st.integers(1, 3), "max_new_tokens": st.integers(1, 8)}),
+        by("package"),
+    ),
     ("buckets", "max_seq_len_to_capture"): Leaf(st.integers(64, 4096), by("package")),
     ("buckets", "paged_attention_num_blocks"): Leaf(st.integers(64, 4096), by("package")),
     ("buckets", "paged_attention_block_size"): Leaf(st.integers(1, 16), by("package")),
@@ -207,7 +211,9 @@ def test_there_are_programs_for_each_bucket_and_no_others(values: Mapping[Path, 
     """So a bucket that is added, or taken away, concerns no other."""
     of = spec(values)
     names = {f"prefill-{batch}x{length}" for batch, length in values["buckets", "prefill_buckets"]}
-    names |= {f"decode-{batch}x{length}" for batch, length in values["buckets", "decode_buckets"]}
+    beams = values["buckets", "kv_cache_sharing_across_beams_config"]
+    width = beams["beam_width"] if beams else 1
+    names |= {f"decode-{batch * width}x{length}" for batch, length in values["buckets", "decode_buckets"]}
     names |= {f"append-{batch}x{new}x{length}" for batch, new, length in of.append_buckets}
     found = {name.split(":")[1] for name, step in plan(of).steps.items() if step.action in ("trace", "compile")}
     assert found == names

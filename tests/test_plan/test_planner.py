@@ -88,6 +88,12 @@ def test_buckets() -> None:
     }
 
 
+def test_decode_buckets_have_a_row_for_each_beam() -> None:
+    shared = {"beam_width": 3, "max_new_tokens": 16}
+    with_beams = plan(spec(buckets={"kv_cache_sharing_across_beams_config": shared}))
+    assert [bucket.name for bucket in with_beams.buckets] == ["prefill-1x32", "decode-6x64"]
+
+
 # Kinds
 
 

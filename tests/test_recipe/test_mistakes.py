@@ -205,6 +205,17 @@ VALUES = {
         "8: scheduler.prefill_chunk_size",
         "null, or append buckets such as [[1, 64, 512]]",
     ),
+    "beams that generate too much": command_line(
+        "buckets.kv_cache_sharing_across_beams_config={beam_width:4,max_new_tokens:513}",
+        "max_new_tokens=513 is more than the longest decode bucket holds",
+        "1 to 512",
+    ),
+    "beams without their number": command_line(
+        "buckets.kv_cache_sharing_across_beams_config={max_new_tokens:8}", "beam_width is missing"
+    ),
+    "no beams": command_line(
+        "buckets.kv_cache_sharing_across_beams_config={beam_width:0,max_new_tokens:8}", "beam_width", "at least 1"
+    ),
     "too few KV blocks": command_line("buckets.paged_attention_num_blocks=31", "31 hold 496 tokens", "at least 32"),
 }
 

@@ -168,6 +168,16 @@ def test_bucket_names() -> None:
     assert bucket_name("append", (1, 64, 512)) == "append-1x64x512"
 
 
+def test_blocks_of_beams() -> None:
+    """For each of 3 searches 48 tokens of prompt, and a block for each of the 2 x 16 tokens that the beams generate."""
+    shared = {"beam_width": 2, "max_new_tokens": 16}
+    data = {"decode_buckets": ((1, 64), (3, 64)), "kv_cache_sharing_across_beams_config": shared}
+    for block_size, prompt in ((1, 48), (16, 3), (20, 3)):
+        spec = BucketSpec.model_validate({**data, "paged_attention_block_size": block_size})
+        assert spec.num_blocks == 3 * (prompt + 2 * 16)
+        assert spec.compiled_decode_buckets == ((2, 64), (6, 64))
+
+
 @pytest.mark.parametrize(
     ("prefill", "decode", "chunk_size", "expected"),
     [

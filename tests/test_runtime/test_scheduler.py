@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -9,9 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from furiosa_build.artifact.schema import Pipeline
 from furiosa_build.errors import UserError
+from furiosa_build.runtime.beam_search import BeamSearch
 from furiosa_build.runtime.detokenizer import OutputText
 from furiosa_build.runtime.kv_cache import BlockManager
-from furiosa_build.runtime.request import Request, SamplingParams
+from furiosa_build.runtime.request import Request, SamplingParams, TokenSequence
 from furiosa_build.runtime.scheduler import Batch, Scheduler
 
 Buckets = Sequence[tuple[int, ...]]
@@ -40,9 +42,21 @@ def request(name: str, prompt: int | Sequence[int], max_tokens: int | None = 4) 
     return Request(request_id=name, prompt=None, prompt_token_ids=tokens, params=params, text=OutputText(None, ()))
 
 
+def beam_request(name: str, prompt: int | Sequence[int], max_tokens: int = 4, width: int = 2) -> Request:
+    made = request(name, prompt, max_tokens)
+    made.beams = BeamSearch(width, max_tokens)
+    return made
+
+
 def next_token(tokens: Sequence[int]) -> int:
     """The model: any function of all tokens and their places."""
     return sum((token + 1) * (place + 1) for place, token in enumerate(tokens)) % 101
+
+
+def beam_logits(tokens: Sequence[int]) -> list[float]:
+    """Of the same model, for beam searches."""
+    state = next_token(tokens)
+    return [(state + 7) * (token + 3) * (token + 5) % 31 / 5 for token in range(8)]
 
 
 class Runner:
@@ -70,7 +84,7 @@ class Runner:
             is_offline=is_offline,
         )
         self.storage: dict[int, tuple[int, int]] = {}
-        self.finished: dict[str, list[int]] = {}
+        self.finished: dict[str, list[int] | list[list[int]]] = {}
 
     def step(self) -> Batch | None:
         batch = self.scheduler.schedule()
@@ -78,10 +92,16 @@ class Runner:
             return None
         self._check_fits(batch)
         for request, count in zip(batch.requests, batch.counts, strict=True):
-            self._run(request, count)
+            for sequence in batch.sequences(request):
+                self._write(request, sequence, count)
+            for sequence in batch.sequences(request):
+                self._check_reads(request, sequence, count)
         for request in self.scheduler.advance(batch):
-            request.tokens.append(next_token(request.tokens))
-            self._finish_if_due(request)
+            if request.beams is not None:
+                self._step_beams(request, request.beams)
+            else:
+                request.tokens.append(next_token(request.tokens))
+                self._finish_if_due(request)
         self.scheduler.check_integrity()
         return batch
 
@@ -95,7 +115,7 @@ class Runner:
         return names
 
     def _check_fits(self, batch: Batch) -> None:
-        assert 1 <= len(batch.requests) <= batch.pipeline.batch_size
+        assert 1 <= sum(len(batch.sequences(request)) for request in batch.requests) <= batch.pipeline.batch_size
         assert len(set(batch.requests)) == len(batch.requests)
         for request, count in zip(batch.requests, batch.counts, strict=True):
             assert 1 <= count <= batch.pipeline.query_length
@@ -105,13 +125,24 @@ class Runner:
             in_prompt = request.num_computed + count <= len(request.prompt_token_ids)
             assert in_prompt == (batch.pipeline.phase != "decode")
 
-    def _run(self, request: Request, count: int) -> None:
-        slots = self.scheduler.blocks.slots(request.request_id).tolist()
+    def _write(self, request: Request, sequence: TokenSequence, count: int) -> None:
+        slots = self.scheduler.blocks.slots(sequence).tolist()
+        for position in range(request.num_computed, request.num_computed + count):
+            self.storage[slots[position]] = (sequence.tokens[position], position)
+
+    def _check_reads(self, request: Request, sequence: TokenSequence, count: int) -> None:
         end = request.num_computed + count
-        for position in range(request.num_computed, end):
-            self.storage[slots[position]] = (request.tokens[position], position)
-        read = [self.storage[slot] for slot in slots[:end]]
-        assert read == [(token, place) for place, token in enumerate(request.tokens[:end])]
+        read = [self.storage[slot] for slot in self.scheduler.blocks.slots(sequence)[:end].tolist()]
+        assert read == [(token, place) for place, token in enumerate(sequence.tokens[:end])]
+
+    def _step_beams(self, request: Request, beams: BeamSearch) -> None:
+        logits = np.array([beam_logits(sequence.tokens) for sequence in request.sequences], dtype=np.float32)
+        continuations = beams.step(logits)
+        if beams.is_done:
+            self.scheduler.remove(request)
+            self.finished[request.request_id] = [beam.tokens for beam in beams.finished]
+        else:
+            self.scheduler.continue_beams(request, continuations)
 
     def _finish_if_due(self, request: Request) -> None:
         limit = self.scheduler.max_context
@@ -125,6 +156,15 @@ def continuation(prompt: Sequence[int], number: int) -> list[int]:
     for _ in range(number):
         tokens.append(next_token(tokens))
     return tokens[len(prompt) :]
+
+
+def best_beams(prompt: Sequence[int], number: int, width: int = 2) -> list[list[int]]:
+    beams, sequences = BeamSearch(width, number), [list(prompt)]
+    while True:
+        found = beams.step(np.array([beam_logits(sequence) for sequence in sequences], dtype=np.float32))
+        if beams.is_done:
+            return [beam.tokens for beam in beams.finished]
+        sequences = [[*sequences[min(c.parent, len(sequences) - 1)], c.token] for c in found]
 
 
 @pytest.mark.parametrize(
@@ -354,6 +394,66 @@ def test_a_request_is_preempted_and_aborted_in_the_middle_of_its_prompt(monkeypa
     assert runner.scheduler.blocks.num_free == 14
 
 
+# Beams
+
+
+def test_the_beams_of_a_search_run_in_one_decode_batch_and_are_prefilled_once() -> None:
+    runner = Runner([(1, 8)], [(4, 16), (6, 16)], num_blocks=200)
+    runner.scheduler.add(beam_request("beams", 5, max_tokens=3, width=4))
+    runner.scheduler.add(request("alone", 3, max_tokens=3))
+    runner.scheduler.add(request("also", 3, max_tokens=3))
+    names, rows = [], []
+    while (batch := runner.step()) is not None:
+        names.append(batch.pipeline.name)
+        rows.append([(r.request_id, len(batch.sequences(r))) for r in batch.requests])
+    together = [("beams", 4), ("alone", 1), ("also", 1)]
+    assert rows == [[("beams", 1)], [("alone", 1)], [("also", 1)], together, together]
+    assert names == ["prefill-1x8"] * 3 + ["decode-6x16"] * 2
+    assert runner.finished["beams"] == best_beams(range(1, 6), 3, width=4)
+    assert runner.finished["alone"] == continuation([1, 2, 3], 3)
+
+
+def test_a_search_takes_as_many_places_as_it_has_beams() -> None:
+    runner = Runner([(4, 8)], [(6, 16)], num_blocks=200)
+    for name in "ab":
+        runner.scheduler.add(beam_request(name, 3, max_tokens=2, width=4))
+    assert runner.run_all() == ["prefill-4x8", "decode-6x16"] * 2
+
+
+@pytest.mark.parametrize("block_size", [1, 4])
+def test_beams_share_the_blocks_of_their_prompt(block_size: int) -> None:
+    runner = Runner([(1, 32)], [(4, 48)], num_blocks=200, block_size=block_size)
+    blocks = runner.scheduler.blocks
+    runner.scheduler.add(beam_request("a", 30, max_tokens=10, width=4))
+    used = []
+    while runner.step() is not None:
+        used.append(blocks.num_blocks - blocks.num_free)
+    prompt = blocks.blocks_for(30)
+    assert used[0] == prompt
+    assert all(number <= prompt + 4 * new for new, number in enumerate(used))
+    assert max(used) > prompt + blocks.blocks_for(10)
+    assert used[-1] == 0
+
+
+def test_beams_that_gave_way_are_computed_again() -> None:
+    """The prompt by a prefill, for all beams at once; their own tokens by decode steps that take none from logits."""
+    runner = Runner([(2, 4)], [(4, 12)], num_blocks=16)
+    runner.scheduler.add(request("old", 4, max_tokens=8))
+    young = beam_request("young", 4, max_tokens=6, width=2)
+    runner.scheduler.add(young)
+    names = runner.run_all()
+    assert names.count("prefill-2x4") == 2, "the young one gave way once"
+    assert runner.finished == {"old": continuation([1, 2, 3, 4], 8), "young": best_beams([1, 2, 3, 4], 6)}
+
+
+def test_a_search_that_may_need_too_many_blocks_is_refused() -> None:
+    runner = Runner([(1, 8)], [(4, 32)], num_blocks=20, block_size=4)
+    with pytest.raises(UserError, match="may need 21 KV blocks, and there are 20"):
+        runner.scheduler.add(beam_request("a", 3, max_tokens=6, width=4))
+    runner.scheduler.add(beam_request("a", 3, max_tokens=5, width=4))
+    assert runner.run_all()
+
+
 # Offline
 
 
@@ -441,7 +541,7 @@ def test_check_integrity_finds_what_is_wrong() -> None:
     with pytest.raises(RuntimeError, match="fewer KV slots"):
         scheduler.check_integrity()
     running.num_computed = 4
-    scheduler.blocks.free("running")
+    scheduler.blocks.free(running.sequences[0])
     with pytest.raises(RuntimeError, match="KV blocks of"):
         scheduler.check_integrity()
 
@@ -461,6 +561,8 @@ class Scheduling(RuleBasedStateMachine):
                 ([(2, 8), (1, 3)], []),
                 ([(2, 4)], [(4, 16)], [(1, 4, 12), (2, 2, 16)]),
                 ([(1, 4)], [(1, 8), (2, 20)], [(1, 3, 8)]),
+                ([(1, 4), (2, 8)], [(2, 8), (4, 16)]),
+                ([(2, 4)], [(6, 24)], [(1, 4, 12), (2, 2, 16)]),
             ]
         ),
         chunk_size=st.none() | st.integers(1, 5),
@@ -484,30 +586,36 @@ class Scheduling(RuleBasedStateMachine):
             prefill_chunk_size=chunk_size,
             is_offline=is_offline,
         )
-        self.expected: dict[str, list[int]] = {}
+        self.takes_beams = bool(buckets[1]) and all(batch % 2 == 0 for batch, _ in buckets[1])
+        self.expected: dict[str, list[int] | list[list[int]]] = {}
         self.alive: dict[str, Request] = {}
         self.count = 0
 
     @rule(
         prompt=st.lists(st.integers(0, 9), min_size=1, max_size=10),
         max_tokens=st.one_of(st.none(), st.integers(1, 15)),
+        beams=st.booleans(),
     )
-    def arrive(self, prompt: list[int], max_tokens: int | None) -> None:
+    def arrive(self, prompt: list[int], max_tokens: int | None, beams: bool) -> None:
         scheduler = self.runner.scheduler
         name = f"r{self.count}"
         self.count += 1
         # One token more than the largest context: the last is never run. The prompt's bucket always gives one.
         number = max(1, min(max_tokens or 1000, scheduler.max_context + 1 - len(prompt)))
+        needed = scheduler.blocks.blocks_for(len(prompt) + number - 1)
+        new, expected = request(name, prompt, max_tokens), continuation
+        if beams and self.takes_beams:
+            needed = scheduler.blocks.blocks_for(len(prompt)) + 2 * (number - 1)
+            new, expected = beam_request(name, prompt, number), best_beams
         possible = (
             scheduler.num_unfinished < 6
             and len(prompt) <= scheduler.max_prompt_tokens
-            and scheduler.blocks.blocks_for(len(prompt) + number - 1) <= scheduler.blocks.num_blocks
+            and needed <= scheduler.blocks.num_blocks
         )
-        new = request(name, prompt, max_tokens)
         if possible:
             scheduler.add(new)
             self.alive[name] = new
-            self.expected[name] = continuation(prompt, number)
+            self.expected[name] = expected(prompt, number)
         else:
             with pytest.raises(UserError):
                 scheduler.add(new)

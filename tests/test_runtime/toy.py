@@ -166,6 +166,7 @@ def artifact_data(
     max_processing_samples: int = 1000,
     prefill_chunk_size: int | None = None,
     is_offline: bool = False,
+    beams: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """artifact.json of the toy model, without its id."""
     programs: dict[str, Any] = {}
@@ -188,6 +189,7 @@ def artifact_data(
             "paged_attention_num_blocks": num_blocks,
             "paged_attention_block_size": block_size,
             "calculate_logit_only_for_last_token": last_only,
+            "kv_cache_sharing_across_beams_config": beams and {"beam_width": beams[0], "max_new_tokens": beams[1]},
             "default_scheduler_config": {
                 "npu_queue_limit": 2,
                 "max_processing_samples": max_processing_samples,
