@@ -186,7 +186,8 @@ def artifact_text(artifact: Artifact, directory: Path) -> str:
         f"pipeline_parallel_size={parallel.pipeline_parallel_size}, data_parallel_size={parallel.data_parallel_size}",
         *_placement_lines(_artifact_placement(artifact, directory)),
         f"target        {artifact.target.name}: instruction set {artifact.target.isa}, torch {artifact.target.torch}",
-        f"buckets       prefill {_sizes(config.prefill_buckets)}; append {_sizes(config.append_buckets) or 'none'}; "
+        f"buckets       prefill {_sizes(config.prefill_buckets)}; "
+        f"{f'append {_sizes(config.append_buckets)}; ' if config.append_buckets else ''}"
         f"decode {_sizes(config.decode_buckets)}; "
         f"sequences up to {config.max_seq_len_to_capture} tokens",
         *([f"beam search   {beams.beam_width} beams of up to {beams.max_new_tokens} tokens"] if beams else []),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from test_models.tiny import MODELS, load, save_random_model
-from user_directory import UserDirectory, make_user_directory, steps_in_this_process
+from user_directory import UserDirectory, furiosa_build, make_user_directory, steps_in_this_process
 
 from furiosa_build.runtime import LLMEngine, SamplingParams
 
@@ -124,15 +124,20 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> UserDirectory:
 
 def test_ranks_stages_and_replicas(user: UserDirectory) -> None:
     """From the recipe's `prefill_chunk_size` alone; the append bucket is derived."""
+    overrides = [
+        "parallel.tensor_parallel_size=2",
+        "parallel.pipeline_parallel_size=2",
+        "parallel.data_parallel_size=2",
+        "scheduler.prefill_chunk_size=8",
+        "buckets.prefill_buckets=[[1,8],[2,16]]",
+        "buckets.decode_buckets=[[4,64]]",
+    ]
     with steps_in_this_process():
-        user.build(
-            "parallel.tensor_parallel_size=2",
-            "parallel.pipeline_parallel_size=2",
-            "parallel.data_parallel_size=2",
-            "scheduler.prefill_chunk_size=8",
-            "buckets.prefill_buckets=[[1,8],[2,16]]",
-            "buckets.decode_buckets=[[4,64]]",
-        )
+        user.build(*overrides)
+    assert "append-1x8x64  " in furiosa_build(user, "plan", "tiny", *overrides).out
+    shown = furiosa_build(user, "inspect", "artifacts/tiny/latest").out
+    assert "prefill 1x8, 2x16; append 1x8x64; decode 4x64; " in shown
+    assert "prefill_chunk_size=8" in shown
     artifact = user.latest()
     assert artifact.generator_config.append_buckets == [(1, 8, 64)]
     model = load(user.root / "tiny")
