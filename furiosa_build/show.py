@@ -191,7 +191,7 @@ def _artifact_placement(artifact: Artifact, directory: Path) -> list[Element]:
 def artifact_text(artifact: Artifact, directory: Path) -> str:
     """What an artifact is, for `furiosa-build inspect`."""
     meta, model, config = artifact.metadata, artifact.model_metadata, artifact.generator_config
-    scheduler = config.default_scheduler_config
+    scheduler, beams = config.default_scheduler_config, config.kv_cache_sharing_across_beams_config
     sizes = {
         part: sum(f.stat().st_size for f in (directory / part).rglob("*") if f.is_file())
         for part in ("params", "programs", "model")
@@ -210,12 +210,16 @@ def artifact_text(artifact: Artifact, directory: Path) -> str:
         f"pipeline_parallel_size={parallel.pipeline_parallel_size}, data_parallel_size={parallel.data_parallel_size}",
         *_placement_lines(_artifact_placement(artifact, directory)),
         f"target        {artifact.target.name}: instruction set {artifact.target.isa}, torch {artifact.target.torch}",
-        f"buckets       prefill {_sizes(config.prefill_buckets)}; decode {_sizes(config.decode_buckets)}; "
+        f"buckets       prefill {_sizes(config.prefill_buckets)}; "
+        f"{f'append {_sizes(config.append_buckets)}; ' if config.append_buckets else ''}"
+        f"decode {_sizes(config.decode_buckets)}; "
         f"sequences up to {config.max_seq_len_to_capture} tokens",
+        *([f"beam search   {beams.beam_width} beams of up to {beams.max_new_tokens} tokens"] if beams else []),
         f"KV cache      {config.paged_attention_num_blocks} blocks of {config.paged_attention_block_size} tokens, "
         f"{size_text(_kv_bytes(artifact))}",
         f"scheduler     max_processing_samples={scheduler.max_processing_samples}, "
-        f"spare_blocks_ratio={scheduler.spare_blocks_ratio}",
+        f"spare_blocks_ratio={scheduler.spare_blocks_ratio}, is_offline={scheduler.is_offline}, "
+        f"prefill_chunk_size={scheduler.prefill_chunk_size}",
         f"size          {size_text(artifact_size(directory))}: parameters {size_text(sizes['params'])}, programs "
         f"{size_text(sizes['programs'])}, model files {size_text(sizes['model'])}",
         "programs",
@@ -327,8 +331,8 @@ def _slot_bytes(cache: KvCacheSpec) -> int:
     return 2 * heads * size * {"float32": 4, "bfloat16": 2, "float16": 2}[cache.dtype]
 
 
-def _sizes(buckets: list[tuple[int, int]]) -> str:
-    return ", ".join(f"{batch}x{length}" for batch, length in buckets)
+def _sizes(buckets: Iterable[Sequence[int]]) -> str:
+    return ", ".join("x".join(map(str, size)) for size in buckets)
 
 
 def _count(number: int) -> str:

@@ -77,7 +77,7 @@ def test_repeated_options() -> None:
         ([*REQUIRED, "--additional-model-config", "tensor_parallel_size=2"], "has an option of its own"),
         ([*REQUIRED, "--devices", "npu:0:9"], "'npu:0:9' is not there"),
         ([*REQUIRED, "--nonsense"], "--nonsense"),
-        ([*REQUIRED, "--kv-cache-sharing-across-beams-config", "4,128"], "is not built yet"),
+        ([*REQUIRED, "--kv-cache-sharing-across-beams-config", "4"], "'4' is not of the form 1,512"),
         (["build", "out", "--model-id", "./nowhere"], "does not exist"),
     ],
 )

@@ -291,6 +291,14 @@ ROWS: Mapping[str, tuple[Change, list[str]]] = {
         override("buckets.decode_buckets=[[2,64],[3,64]]"),
         [*programs(*KINDS, buckets=("decode-3x64",)), *ARTIFACT],
     ),
+    "prompts in pieces": (
+        override("scheduler.prefill_chunk_size=8"),
+        [*programs(*KINDS, buckets=("append-1x32x64",)), *ARTIFACT],
+    ),
+    "beams": (
+        override("buckets.kv_cache_sharing_across_beams_config={beam_width:2,max_new_tokens:8}"),
+        [*programs(*KINDS, buckets=("decode-4x64",)), *ARTIFACT],
+    ),
     "one bucket removed": (
         after("buckets.decode_buckets=[[2,64],[3,64]]", then=("buckets.decode_buckets=[[3,64]]",)),
         ARTIFACT,

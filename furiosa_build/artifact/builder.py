@@ -55,7 +55,8 @@ class ArtifactBuilder:
         embed_all_constants_into_graph: Parameters are constants inside the programs, and no files of their own.
         add_prefill_last_block_slice: What follows attention in the last layer of prefill is computed for the last
             token only.
-        kv_cache_sharing_across_beams_config: Not built yet: refused.
+        kv_cache_sharing_across_beams_config: (beams of a search, most tokens that each generates); decode buckets then
+            have a row for each beam.
         paged_attention_num_blocks: KV blocks of a layer; by default enough for the largest decode bucket, or what the
             target's memory has room for.
         paged_attention_block_size: Tokens of a KV block.
@@ -97,9 +98,8 @@ class ArtifactBuilder:
         **kwargs: Any,
     ) -> None:
         _refuse_unknown(kwargs, _EXTRA)
-        _refuse_unbuilt(
-            kv_cache_sharing_across_beams_config=(kv_cache_sharing_across_beams_config, None),
-        )
+        _refuse_unbuilt()
+        beams = kv_cache_sharing_across_beams_config
         joined = devices if isinstance(devices, str) else ",".join(devices)
         is_npu = joined.strip().startswith("npu") and kind_of(joined) == "npu"
         self._roots = recipe_roots()
@@ -133,6 +133,7 @@ class ArtifactBuilder:
                 "max_seq_len_to_capture": max_seq_len_to_capture,
                 "paged_attention_num_blocks": paged_attention_num_blocks,
                 "paged_attention_block_size": paged_attention_block_size,
+                "kv_cache_sharing_across_beams_config": None if beams is None else beams._asdict(),
             },
             "rewriting": {
                 "use_blockwise_compile": use_blockwise_compile,
@@ -228,13 +229,6 @@ _ARGUMENTS = [
     *(ArtifactBuilder.__init__.__kwdefaults__ or {}),
     *(ArtifactBuilder.build.__kwdefaults__ or {}),
 ]
-
-
-def _refuse_unbuilt(**given: tuple[Any, Any]) -> None:
-    """Arguments of the API that have one value today: (as given, that value)."""
-    for name, (value, built) in given.items():
-        if value != built:
-            raise UserError(f"{name}={value!r} is not built yet", where="ArtifactBuilder", valid=repr(built))
 
 
 @contextmanager

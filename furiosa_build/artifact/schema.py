@@ -56,15 +56,27 @@ class SchedulerDefaults(Record):
     prefill_chunk_size: int | None
 
 
+class KvCacheSharing(Record):
+    """Beam searches that the decode buckets are made for: beams of a search, and most tokens that each generates."""
+
+    beam_width: int = Field(ge=1)
+    max_new_tokens: int = Field(ge=1)
+
+
 class GeneratorConfig(Record):
-    """What the engine plans with: bucket sizes as (batch, tokens) and the KV cache's default size per layer."""
+    """What the engine plans with: bucket sizes as (batch, tokens) and the KV cache's default size per layer.
+
+    Those of append buckets are (batch, new tokens, tokens).
+    """
 
     prefill_buckets: list[tuple[int, int]]
+    append_buckets: list[tuple[int, int, int]]
     decode_buckets: list[tuple[int, int]]
     max_seq_len_to_capture: int
     paged_attention_num_blocks: int = Field(ge=1)
     paged_attention_block_size: int = Field(ge=1)
     calculate_logit_only_for_last_token: bool
+    kv_cache_sharing_across_beams_config: KvCacheSharing | None
     default_scheduler_config: SchedulerDefaults
 
 
@@ -175,7 +187,7 @@ class Pipeline(Record):
     """A bucket: `batch_size` sequences, each `query_length` new tokens over a context of `context_length`."""
 
     name: str
-    phase: Literal["prefill", "decode"]
+    phase: Literal["prefill", "append", "decode"]
     batch_size: int = Field(ge=1)
     query_length: int = Field(ge=1)
     context_length: int = Field(ge=1)

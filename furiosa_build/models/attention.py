@@ -31,14 +31,17 @@ class PagedCache:
         slot_mapping: int64 [batch, query]: the slot of each new token; None: their keys and values are there already.
         context_slots: int64 [batch, context]: the slots of the whole context, in order, new token included; None for
             prefill, where the new tokens are the whole context.
-        context_lens: int64 [batch]: how many of `context_slots` are valid.
+        context_lens: int64 [batch]: how many of `context_slots` are valid. Read where there is one new token.
+        position_ids: int64 [batch, query]: the place of each new token among `context_slots`. Read where there are
+            several, each of which sees those up to itself.
     """
 
     key_cache: Tensor
     value_cache: Tensor
     slot_mapping: Tensor | None
-    context_slots: Tensor | None
-    context_lens: Tensor | None
+    context_slots: Tensor | None = None
+    context_lens: Tensor | None = None
+    position_ids: Tensor | None = None
 
 
 @dataclass
@@ -80,15 +83,20 @@ def paged_attention(
     if paged.slot_mapping is not None:
         _write(paged.key_cache, paged.slot_mapping, key)
         _write(paged.value_cache, paged.slot_mapping, value)
-    if paged.context_slots is None or paged.context_lens is None:
+    if paged.context_slots is None:
         length = key.shape[2]
         mask = None if sliding_window is None or sliding_window >= length else _sliding_mask(length, sliding_window)
     else:
         key = paged.key_cache[paged.context_slots].transpose(1, 2)
         value = paged.value_cache[paged.context_slots].transpose(1, 2)
-        mask = _context_mask(paged.context_slots.shape[1], paged.context_lens, sliding_window)
+        context = paged.context_slots.shape[1]
         if query.shape[2] == 1:
+            assert paged.context_lens is not None
+            mask = _context_mask(context, paged.context_lens, sliding_window)
             return _grouped_decode(query, key, value, mask, scaling), None
+        assert paged.position_ids is not None
+        mask = _causal_mask(context, paged.position_ids, sliding_window)
+        return _grouped_append(query, key, value, mask, scaling), None
     output = F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
     )
@@ -104,6 +112,16 @@ def _grouped_decode(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sca
     grouped = query.reshape(batch, key.shape[1], heads // key.shape[1], size)
     output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
     return output.reshape(batch, 1, heads, size)
+
+
+def _grouped_append(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """Several new tokens: grouped likewise, the tokens of a head after those of the head before."""
+    batch, heads, tokens, size = query.shape
+    group = heads // key.shape[1]
+    grouped = query.reshape(batch, key.shape[1], group * tokens, size)
+    mask = mask.repeat(1, 1, group, 1)
+    output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
+    return output.reshape(batch, heads, tokens, size).transpose(1, 2)
 
 
 def _write(cache: Tensor, slots: Tensor, values: Tensor) -> None:
@@ -123,6 +141,14 @@ def _context_mask(context: int, lens: Tensor, window: int | None) -> Tensor:
     if window is not None and window < context:
         visible &= position >= lens[:, None] - window
     return visible[:, None, None, :]
+
+
+def _causal_mask(context: int, positions: Tensor, window: int | None) -> Tensor:
+    place = torch.arange(context)[None, None, :]
+    visible = place <= positions[:, :, None]
+    if window is not None and window < context:
+        visible &= place > positions[:, :, None] - window
+    return visible[:, None, :, :]
 
 
 AttentionInterface.register(PAGED_ATTENTION, paged_attention)

@@ -147,12 +147,7 @@ class _Trace:
             self._indices = inputs.add("logits_indices", "activation", (shape.batch,), torch.int64)
         if segment.layers:
             self._slots = inputs.add("slot_mapping", "activation", ids, torch.int64)
-            self._context: tuple[int, int] | None = None
-            if not shape.is_prefill:
-                self._context = (
-                    inputs.add("context_slots", "activation", (shape.batch, shape.context), torch.int64),
-                    inputs.add("context_lens", "activation", (shape.batch,), torch.int64),
-                )
+            self._context = {} if shape.is_prefill else self._add_context()
         self._caches = [self._add_cache(block, layer) for block, layer in enumerate(segment.layers)]
         self._outer = inputs.add_parameters(self._skeleton.outer_parameters())
         self._own = [
@@ -180,6 +175,17 @@ class _Trace:
                 own[argument] = added[name]
             arguments.append(own)
         return arguments
+
+    def _add_context(self) -> dict[str, int]:
+        shape, add = self._shape, self._inputs.add
+        context = {"context_slots": add("context_slots", "activation", (shape.batch, shape.context), torch.int64)}
+        if shape.is_decode or self._segment.slices:
+            context["context_lens"] = add("context_lens", "activation", (shape.batch,), torch.int64)
+        if not shape.is_decode:
+            known = [i for i, spec in enumerate(self._inputs.specs) if spec.name == "position_ids"]
+            new = (shape.batch, shape.query)
+            context["position_ids"] = known[0] if known else add("position_ids", "activation", new, torch.int64)
+        return context
 
     def _add_cache(self, block: int, layer: int) -> tuple[int, int]:
         per_slot = self._tracer.cache_shape(layer, self._calls[layer])
@@ -224,8 +230,7 @@ class _Trace:
             key_cache=values[keys],
             value_cache=values[values_],
             slot_mapping=values[self._slots],
-            context_slots=values[self._context[0]] if self._context else None,
-            context_lens=values[self._context[1]] if self._context else None,
+            **{name: values[i] for name, i in self._context.items()},
         )
         return self._call(values, block, states, _fill(call.kwargs, tensors), paged)
 
@@ -246,8 +251,8 @@ class _Trace:
             key_cache=values[keys],
             value_cache=values[values_],
             slot_mapping=None,
-            context_slots=values[self._context[0]] if self._context else values[self._slots],
-            context_lens=values[self._context[1]] if self._context else at + 1,
+            context_slots=values[self._context.get("context_slots", self._slots)],
+            context_lens=values[self._context["context_lens"]] if self._context else at + 1,
         )
         states = _at(states, one.hidden_states.shape, at)
         return self._call(values, block, states, _fill(one.kwargs, sliced), paged)

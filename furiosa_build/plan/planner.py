@@ -13,7 +13,8 @@ from furiosa_build.plan.kinds import Kind, find_kinds, outer_parameters
 from furiosa_build.plan.kv_blocks import KvBlocks, find_kv_blocks
 from furiosa_build.plan.outline import Outline
 from furiosa_build.quantized_checkpoint import QuantizedCheckpoint
-from furiosa_build.recipe.schema import BuildSpec, ModelSpec, ParallelSpec, bucket_name
+from furiosa_build.recipe.buckets import Phase, bucket_name
+from furiosa_build.recipe.schema import BuildSpec, ModelSpec, ParallelSpec
 
 # What steps consume of others. What else these make, such as a tokenizer's files, does not make them run again.
 _ALL = "*"
@@ -26,15 +27,16 @@ _ARTIFACT = {"package": "artifact.json"}  # Its id stands for all files but prov
 class Bucket:
     """A static shape that is compiled: `query` new tokens of each of `batch` sequences over a context of `context`."""
 
-    phase: Literal["prefill", "decode"]
+    phase: Phase
     batch: int
     query: int
     context: int
 
     @property
     def name(self) -> str:
-        """Such as `decode-4x512`."""
-        return bucket_name(self.phase, (self.batch, self.context))
+        """Such as `decode-4x512`, `append-1x64x512`."""
+        new = (self.query,) if self.phase == "append" else ()
+        return bucket_name(self.phase, (self.batch, *new, self.context))
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,9 @@ def resolved_recipe(spec: BuildSpec) -> dict[str, Any]:
 def _buckets(spec: BuildSpec) -> Iterator[Bucket]:
     for batch, length in spec.buckets.prefill_buckets:
         yield Bucket("prefill", batch, length, length)
-    for batch, length in spec.buckets.decode_buckets:
+    for batch, new, length in spec.append_buckets:
+        yield Bucket("append", batch, new, length)
+    for batch, length in spec.buckets.compiled_decode_buckets:
         yield Bucket("decode", batch, 1, length)
 
 

@@ -7,52 +7,21 @@ spelled the same in a recipe, as an override on the command line and in Python.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from furiosa_build.errors import UserError
+from furiosa_build.recipe.buckets import AppendSize, BucketSpec, derive_append_buckets
 from furiosa_build.recipe.devices import DeviceError, elements, kind_of
+from furiosa_build.recipe.section import PositiveInt, Section
+from furiosa_build.recipe.section import as_tuple as _as_tuple
+from furiosa_build.recipe.section import invalid as _invalid
 
 Scheme = Literal["none", "fp8", "int8"]
-
-
-def _invalid(what: str, *, key: tuple[str | int, ...] = (), valid: str = "") -> PydanticCustomError:
-    """An error that keeps its parts for `recipe.errors`. `key` leads from the section to the value."""
-    template = "{what} (valid: {valid})" if valid else "{what}"
-    return PydanticCustomError("recipe", template, {"what": what, "key": key, "valid": valid})
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
-
-
-def _pairs(value: Any) -> Any:
-    """Lists of two whole numbers as tuples: one message for whatever else stands there."""
-    if not isinstance(value, list | tuple):
-        raise _invalid(f"{value!r} is not a list of buckets", valid="a list such as [[1, 128], [4, 128]]")
-    for index, item in enumerate(value):
-        is_pair = isinstance(item, list | tuple) and len(item) == 2
-        if not (is_pair and all(type(number) is int and number >= 1 for number in item)):
-            shown = list(item) if isinstance(item, tuple) else item
-            valid = "two whole numbers of at least 1, such as [1, 128]"
-            raise _invalid(f"the bucket {shown!r} is not [batch, length]", key=(index,), valid=valid)
-    return _as_tuple(value)
-
-
-PositiveInt = Annotated[int, Field(ge=1)]
-BucketSize = tuple[int, int]
-"""(batch size, context length in tokens)."""
-BucketSizes = Annotated[tuple[BucketSize, ...], BeforeValidator(_pairs)]
-
-
-class Section(BaseModel):
-    """Base of all parts of a BuildSpec: frozen, unknown keys refused, no silent conversion between types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ModelSpec(Section):
@@ -112,73 +81,6 @@ class ParallelSpec(Section):
     def is_divided(self) -> bool:
         """Whether the model is divided among elements, so that each has parameter files of its own."""
         return (self.tensor_parallel_size, self.pipeline_parallel_size) != (1, 1)
-
-
-class BucketSpec(Section):
-    """Static shapes that are compiled, and the KV cache they share.
-
-    A prefill bucket (batch, length) runs `batch` prompts of up to `length` tokens. A decode bucket runs one
-    new token of `batch` sequences over contexts of up to `length` tokens. `paged_attention_num_blocks` (KV
-    blocks per layer) is by default what the largest decode bucket fills, or fewer where the target's memory has no
-    more room beside the parameters: `plan.kv_blocks`.
-    """
-
-    prefill_buckets: BucketSizes = ()
-    decode_buckets: BucketSizes = ()
-    max_seq_len_to_capture: PositiveInt = 2048
-    paged_attention_num_blocks: PositiveInt | None = None
-    paged_attention_block_size: PositiveInt = 1
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_buckets(cls, data: Any) -> Any:
-        if isinstance(data, dict) and type(length := data.get("max_seq_len_to_capture", 2048)) is int:
-            for key in ("prefill_buckets", "decode_buckets"):
-                if data.get(key) in (None, [], ()):
-                    data = {**data, key: ((1, length),)}
-        return data
-
-    @field_validator("prefill_buckets", "decode_buckets")
-    @classmethod
-    def _sorted_and_unique(cls, buckets: tuple[BucketSize, ...]) -> tuple[BucketSize, ...]:
-        ordered = tuple(sorted(set(buckets)))
-        if buckets != ordered:
-            found, valid = ([list(bucket) for bucket in each] for each in (buckets, ordered))
-            raise _invalid(f"the buckets {found} are not sorted and unique", valid=str(valid))
-        return buckets
-
-    @model_validator(mode="after")
-    def _within_max_seq_len(self) -> BucketSpec:
-        limit = self.max_seq_len_to_capture
-        for key in ("prefill_buckets", "decode_buckets"):
-            for index, (batch, length) in enumerate(getattr(self, key)):
-                if length > limit:
-                    what = f"the bucket [{batch}, {length}] is longer than max_seq_len_to_capture={limit}"
-                    raise _invalid(what, key=(key, index), valid=f"lengths of at most {limit}")
-        return self
-
-    @model_validator(mode="after")
-    def _one_sequence_has_room(self) -> BucketSpec:
-        given = self.paged_attention_num_blocks
-        if given is not None and given < self.least_blocks:
-            longest = max(length for _, length in self.decode_buckets)
-            room = given * self.paged_attention_block_size
-            what = f"paged_attention_num_blocks={given} hold {room} tokens; a sequence: {longest}"
-            raise _invalid(what, key=("paged_attention_num_blocks",), valid=f"at least {self.least_blocks}")
-        return self
-
-    @property
-    def needed_blocks(self) -> int:
-        """KV blocks per layer that the largest decode bucket fills."""
-        return max(batch * self._blocks_for(length) for batch, length in self.decode_buckets)
-
-    @property
-    def least_blocks(self) -> int:
-        """KV blocks per layer that one sequence of the longest decode bucket fills."""
-        return max(self._blocks_for(length) for _, length in self.decode_buckets)
-
-    def _blocks_for(self, length: int) -> int:
-        return -(-length // self.paged_attention_block_size)
 
 
 class QuantizationRule(Section):
@@ -262,6 +164,9 @@ class SchedulerConfig(Section):
         npu_queue_limit: Steps in flight at a time, where ranks and stages are threads.
         max_processing_samples: Requests admitted at a time, waiting ones included.
         spare_blocks_ratio: Share of the KV blocks kept for sequences that already run.
+        is_offline: Requests are ordered for throughput: all that matters is when the last is finished.
+        prefill_chunk_size: Most tokens of a prompt that run at once; decode steps come between. None: as many as a
+            bucket takes.
     """
 
     npu_queue_limit: PositiveInt = 2
@@ -269,14 +174,6 @@ class SchedulerConfig(Section):
     spare_blocks_ratio: Annotated[float, Field(ge=0, lt=1, strict=False)] = 0.2
     is_offline: bool = False
     prefill_chunk_size: PositiveInt | None = None
-
-    @model_validator(mode="after")
-    def _only_what_has_an_effect(self) -> SchedulerConfig:
-        for key, default in (("is_offline", False), ("prefill_chunk_size", None)):
-            if (value := getattr(self, key)) != default:
-                what = f"{key}={value} has no effect yet: this version's scheduler knows only the default"
-                raise _invalid(what, key=(key,), valid=str(default))
-        return self
 
 
 class BackendSpec(Section):
@@ -286,7 +183,7 @@ class BackendSpec(Section):
     """
 
     name: str
-    compiler_config_overrides: dict[str, bool | int | str] = {}
+    compiler_config_overrides: dict[str, bool | int | str] = Field(default={})
 
 
 class BuildSpec(Section):
@@ -346,6 +243,28 @@ class BuildSpec(Section):
             return 1
         of_replica = self.parallel.tensor_parallel_size * self.parallel.pipeline_parallel_size
         return len(elements(self.devices, self.target.num_elements)) // of_replica
+
+    @property
+    def append_buckets(self) -> tuple[AppendSize, ...]:
+        """As given, or derived where the scheduler needs them."""
+        if self.buckets.append_buckets is not None:
+            return self.buckets.append_buckets
+        chunk_size = self.scheduler.prefill_chunk_size
+        return () if chunk_size is None else derive_append_buckets(self.buckets, chunk_size)
+
+    @model_validator(mode="after")
+    def _chunks_have_buckets(self) -> BuildSpec:
+        chunk_size, key = self.scheduler.prefill_chunk_size, ("scheduler", "prefill_chunk_size")
+        if chunk_size is None:
+            return self
+        longest = max(length for _, length in self.buckets.prefill_buckets)
+        if chunk_size > longest:
+            what = f"prefill_chunk_size={chunk_size} is more than any prefill bucket takes"
+            raise _invalid(what, key=key, valid=f"1 to {longest}, or null")
+        if not self.append_buckets:
+            what = f"prefill_chunk_size={chunk_size}, but no append bucket to run a second chunk with"
+            raise _invalid(what, key=key, valid="null, or append buckets such as [[1, 64, 512]]")
+        return self
 
     @model_validator(mode="after")
     def _weights_come_from_one_place(self) -> BuildSpec:
@@ -428,8 +347,3 @@ class Recipe(Section):
     spec: BuildSpec
     options: BuildOptions
     roots: tuple[Path, ...]
-
-
-def bucket_name(phase: Literal["prefill", "decode"], size: Sequence[int]) -> str:
-    """`prefill-1x512`: the name of a bucket in task names, reports and the artifact."""
-    return f"{phase}-{size[0]}x{size[1]}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from furiosa_build.artifact.reader import OpenArtifact, open_artifact
+from furiosa_build.artifact.schema import Artifact, KvCacheSharing
 from furiosa_build.errors import UserError
+from furiosa_build.runtime.beam_search import BeamSearch
 from furiosa_build.runtime.communicator import DistributedCommunicator
 from furiosa_build.runtime.detokenizer import Detokenizer, OutputText
 from furiosa_build.runtime.executor import Executor
 from furiosa_build.runtime.kv_cache import BlockManager
+from furiosa_build.runtime.next_token import NextToken, OnLogits
 from furiosa_build.runtime.rank import Row
-from furiosa_build.runtime.request import Logprob, Request, RequestOutput, SamplingParams
-from furiosa_build.runtime.sampler import Floats, sample, top_logprobs
+from furiosa_build.runtime.request import Request, RequestOutput, SamplingParams
 from furiosa_build.runtime.scheduler import Batch, Scheduler
 from furiosa_build.runtime.tokenizer import Tokenizer, end_of_sequence_ids
-
-OnLogits = Callable[[str, Tensor], None]
 
 
 @dataclass
@@ -45,8 +45,9 @@ class _Replica:
             rows = []
             for request, count in zip(batch.requests, batch.counts, strict=True):
                 start = request.num_computed
-                slots = self.scheduler.blocks.slots(request.request_id)
-                rows.append(Row(request.tokens[start : start + count], start, slots))
+                for sequence in batch.sequences(request):
+                    slots = self.scheduler.blocks.slots(sequence)
+                    rows.append(Row(sequence.tokens[start : start + count], start, slots))
             self.in_flight.append((batch, self.executor.submit(batch.pipeline.name, rows)))
 
 
@@ -59,7 +60,7 @@ class LLMEngine:
         seed: Of requests without a seed of their own; drawn if None.
         verify: How thoroughly to verify a directory (see `open_artifact`).
         on_logits: Called with the request id and the float32 logits [vocab] of every position that is sampled
-            from.
+            from; of a beam search, of every beam.
         communicator: When every rank is a process of its own: this one's end. Every process has an engine then, with
             the same `seed`, and calls its methods in the same order; every one gets the outputs.
 
@@ -83,6 +84,7 @@ class LLMEngine:
     ) -> None:
         opened = artifact if isinstance(artifact, OpenArtifact) else open_artifact(artifact, verify)
         self.artifact = opened.artifact
+        _refuse_unusable_buckets(self.artifact)
         config = self.artifact.generator_config
         num_blocks = (
             config.paged_attention_num_blocks if paged_attention_num_blocks is None else paged_attention_num_blocks
@@ -105,6 +107,8 @@ class LLMEngine:
                 BlockManager(num_blocks, block_size),
                 spare_blocks_ratio=defaults.spare_blocks_ratio,
                 max_processing_samples=defaults.max_processing_samples,
+                prefill_chunk_size=defaults.prefill_chunk_size,
+                is_offline=defaults.is_offline,
                 num_stages=executor.num_stages if executor.is_concurrent else 1,
             )
             self._replicas.append(_Replica(scheduler, executor, defaults.npu_queue_limit))
@@ -116,7 +120,7 @@ class LLMEngine:
             id_ for id_ in end_of_sequence_ids(model, self.artifact.hf_config) if id_ < self._vocab_size
         )
         self._seed = secrets.randbits(63) if seed is None else seed
-        self._on_logits = on_logits
+        self._next = NextToken(self.tokenizer, self._replicas[0].scheduler.max_context, on_logits)
         self._requests: dict[str, Request] = {}
         self._replica_of: dict[str, _Replica] = {}
 
@@ -153,6 +157,8 @@ class LLMEngine:
 
     def step(self) -> list[RequestOutput]:
         """Runs a batch of each replica. Returns the state of every request that got a token; empty if none did.
+
+        A beam search has an output when it is finished, and none before.
 
         Where stages and ranks are threads, further batches run meanwhile: up to `npu_queue_limit`.
 
@@ -201,14 +207,29 @@ class LLMEngine:
             raise UserError("the prompt is empty", where=where, valid="at least one token")
         self._check_vocabulary(tokens, where)
         detokenizer = Detokenizer(self.tokenizer, params.skip_special_tokens) if self.tokenizer else None
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
         return Request(
             request_id=request_id,
             prompt=text,
             prompt_token_ids=tokens,
             params=params,
             text=OutputText(detokenizer, params.stop),
-            generator=None if params.greedy else self._generator(request_id, params),
-            end_token_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos),
+            generator=None if params.greedy or params.use_beam_search else self._generator(request_id, params),
+            end_token_ids=ends,
+            beams=self._beam_search(len(tokens), params, ends) if params.use_beam_search else None,
+        )
+
+    def _beam_search(self, prompt: int, params: SamplingParams, end_token_ids: frozenset[int]) -> BeamSearch:
+        config = self.artifact.generator_config.kv_cache_sharing_across_beams_config
+        assert config is not None
+        # The token that is sampled last is never run.
+        room = self._replicas[0].scheduler.max_context + 1 - prompt
+        return BeamSearch(
+            config.beam_width,
+            max(1, min(params.max_tokens or config.max_new_tokens, room)),
+            end_token_ids,
+            params.length_penalty,
+            params.early_stopping,
         )
 
     def _generator(self, request_id: str, params: SamplingParams) -> torch.Generator:
@@ -222,6 +243,8 @@ class LLMEngine:
     def _check_supported(self, params: SamplingParams) -> None:
         if not isinstance(params, SamplingParams):
             raise UserError(f"{type(params).__name__} is no SamplingParams", where="sampling_params")
+        if params.use_beam_search:
+            _check_beams(params, self.artifact.generator_config.kv_cache_sharing_across_beams_config)
         if params.stop:
             self.require_tokenizer()
         self._check_vocabulary(params.stop_token_ids, "SamplingParams.stop_token_ids")
@@ -244,68 +267,59 @@ class LLMEngine:
         del self._requests[request.request_id]
 
     def _accept(self, replica: _Replica, batch: Batch, logits: Tensor) -> list[RequestOutput]:
-        """Gives every request of the batch that has run all its tokens a new one."""
+        """Continues every request of the batch that has run all its tokens."""
         complete = set(replica.scheduler.advance(batch))
-        outputs = []
-        for request, count, rows in zip(batch.requests, batch.counts, logits, strict=False):
-            if request not in complete:
-                continue
-            if request.params.prompt_logprobs is not None and request.prompt_logprobs is None:
-                request.prompt_logprobs = self._prompt_logprobs(request, rows)
-            # Artifacts that return the logits of the last token only have one row.
-            self._sample(request, rows[min(count, len(rows)) - 1].float())
-            if request.finished:
-                self._forget(request)
-            outputs.append(request.output())
+        outputs, first_row = [], 0
+        for request, count in zip(batch.requests, batch.counts, strict=True):
+            rows = logits[first_row : first_row + len(batch.sequences(request))]
+            first_row += len(rows)
+            if request.params.prompt_logprobs is not None:
+                self._next.add_prompt_logprobs(request, request.num_computed - count, rows[0, :count])
+            if request in complete:
+                # Artifacts that return the logits of the last token only have one row a sequence.
+                self._continue(replica, request, rows[:, min(count, rows.shape[1]) - 1].float())
+                if request.finished:
+                    self._forget(request)
+                if request.finished or request.beams is None:
+                    outputs.append(request.output())
         return outputs
 
-    def _sample(self, request: Request, logits: Tensor) -> None:
-        if self._on_logits is not None:
-            self._on_logits(request.request_id, logits)
-        params, numbers = request.params, logits.numpy()
-        token = sample(
-            numbers,
-            params,
-            prompt=request.prompt_token_ids,
-            output=request.output_token_ids,
-            forbidden=request.end_token_ids if request.num_generated < params.min_tokens else (),
-            generator=request.generator,
+    def _continue(self, replica: _Replica, request: Request, logits: Tensor) -> None:
+        """`logits` is float32 [sequences, vocab]."""
+        if request.beams is None:
+            self._next.choose(request, logits[0])
+        elif continuations := self._next.step_beams(request, logits):
+            replica.scheduler.continue_beams(request, continuations)
+
+
+def _refuse_unusable_buckets(artifact: Artifact) -> None:
+    """Raises UserError when beams do not fill decode batches."""
+    config = artifact.generator_config.kv_cache_sharing_across_beams_config
+    decode = [pipeline for pipeline in artifact.pipelines if pipeline.phase == "decode"]
+    if config is None or (decode and all(p.batch_size % config.beam_width == 0 for p in decode)):
+        return
+    buckets = ", ".join(pipeline.name for pipeline in decode) or "none"
+    raise UserError(
+        f"the artifact is for beams of {config.beam_width}, and its decode buckets are {buckets}",
+        where="kv_cache_sharing_across_beams_config",
+        valid=f"decode batches that are multiples of {config.beam_width}",
+    )
+
+
+def _check_beams(params: SamplingParams, config: KvCacheSharing | None) -> None:
+    """Raises UserError when the artifact cannot serve a beam search of these parameters."""
+    if config is None:
+        raise UserError(
+            "the artifact is not built for beam search",
+            where="SamplingParams.use_beam_search",
+            hint="build it with kv_cache_sharing_across_beams_config",
         )
-        request.tokens.append(token)
-        if params.logprobs is not None:
-            entry = self._logprobs(numbers, token, params.logprobs)
-            request.logprobs.append(entry)
-            request.cumulative_logprob += entry[token].logprob
-        self._finish_if_due(request, token)
-
-    def _finish_if_due(self, request: Request, token: int) -> None:
-        """Extends the text by the new token, unless that ends it, and decides whether it is finished."""
-        params = request.params
-        if token in request.end_token_ids:  # not before min_tokens: until then they are not sampled
-            request.finish_reason = "stop"
-            request.stop_reason = token if token in params.stop_token_ids else None
-        elif stop := request.text.push(token, may_stop=request.num_generated >= params.min_tokens):
-            request.finish_reason, request.stop_reason = "stop", stop
-            return  # what is held back lies behind the stop string
-        elif (
-            request.num_generated == params.max_tokens or len(request.tokens) > self._replicas[0].scheduler.max_context
-        ):
-            request.finish_reason = "length"
-        if request.finished:
-            request.text.flush()
-
-    # Log probabilities
-
-    def _prompt_logprobs(self, request: Request, rows: Tensor) -> list[dict[int, Logprob] | None]:
-        number = request.params.prompt_logprobs or 0
-        following = request.prompt_token_ids[1:]
-        return [
-            None,
-            *(self._logprobs(row.float().numpy(), token, number) for row, token in zip(rows, following, strict=False)),
-        ]
-
-    def _logprobs(self, logits: Floats, token: int, number: int) -> dict[int, Logprob]:
-        return {
-            id_: Logprob(logprob, rank, self.tokenizer.decode([id_], False) if self.tokenizer else None)
-            for id_, logprob, rank in top_logprobs(logits, token, number)
-        }
+    width, most = config.beam_width, config.max_new_tokens
+    for name, fits, valid in (
+        ("n", params.n <= width, f"at most {width}, the artifact's beam width"),
+        ("best_of", params.best_of in (None, width), f"{width}, the artifact's beam width, or None"),
+        ("max_tokens", (params.max_tokens or 1) <= most, f"at most {most}, the artifact's max_new_tokens for beams"),
+    ):
+        if not fits:
+            where = f"SamplingParams.{name}"
+            raise UserError(f"{name} does not take {getattr(params, name)!r} here", where=where, valid=valid)

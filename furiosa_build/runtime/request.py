@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +12,7 @@ from furiosa_build.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from furiosa_build.runtime.beam_search import BeamSearch
     from furiosa_build.runtime.detokenizer import OutputText
 
 FinishReason = Literal["stop", "length"]
@@ -25,7 +26,13 @@ class SamplingParams:
     """How the tokens of one request are chosen. The names and defaults are vLLM's.
 
     Attributes:
-        n: Completions per prompt; only 1 is supported.
+        n: Completions per prompt. More than 1 is for beam search only, whose n best beams they are.
+        best_of: Beams of a beam search; if given, the artifact's beam width. Without beam search only 1.
+        use_beam_search: Follows the likeliest sequences instead of drawing tokens. Needs an artifact that was built for
+            it. Most other parameters must be as they are by default; the temperature may be 0 too.
+        length_penalty: Beams are ranked by the sum of log probabilities / number of tokens ** length_penalty.
+        early_stopping: When as many beams have ended as there are: True: the search is over. False: it is when the best
+            that goes on is worse at its present length. `never`: when it cannot become better at any length.
         temperature: Divides the logits; 0 takes the likeliest token (greedy).
         top_k: Keeps the k likeliest tokens; 0 or -1 keeps all.
         top_p: Keeps the likeliest tokens whose probabilities first reach this sum, in (0, 1].
@@ -54,6 +61,10 @@ class SamplingParams:
     """
 
     n: int = 1
+    best_of: int | None = None
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -75,8 +86,16 @@ class SamplingParams:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         object.__setattr__(self, "stop", _tuple_of(str, "stop", stop))
         object.__setattr__(self, "stop_token_ids", _tuple_of(int, "stop_token_ids", self.stop_token_ids))
-        self._check("n", self.n == 1, "1 (one completion per prompt)")
+        self._check("n", _is_int(self.n, 1), ">= 1")
+        self._check("best_of", self.best_of is None or _is_int(self.best_of, self.n), f">= n ({self.n}), or None")
+        self._check("use_beam_search", isinstance(self.use_beam_search, bool), "True or False")
+        self._check(
+            "early_stopping",
+            isinstance(self.early_stopping, bool) or self.early_stopping == "never",
+            "True, False or 'never'",
+        )
         for name in (
+            "length_penalty",
             "temperature",
             "top_p",
             "min_p",
@@ -104,6 +123,12 @@ class SamplingParams:
             value = getattr(self, name)
             self._check(name, value is None or _is_int(value, 0), ">= 0, or None")
 
+        fixed = _NOT_WITH_BEAM_SEARCH if self.use_beam_search else _WITH_BEAM_SEARCH_ONLY
+        when = "with" if self.use_beam_search else "without"
+        for name, values in fixed.items():
+            valid = f"{' or '.join(map(repr, values))} {when} use_beam_search"
+            self._check(name, getattr(self, name) in values, valid)
+
     def _check(self, name: str, fits: bool, valid: str) -> None:
         if not fits:
             value = getattr(self, name)
@@ -112,6 +137,27 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         return self.temperature < GREEDY_BELOW
+
+
+_WITH_BEAM_SEARCH_ONLY: Mapping[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (None, 1),
+    "length_penalty": (1.0,),
+    "early_stopping": (False,),
+}
+_NOT_WITH_BEAM_SEARCH: Mapping[str, tuple[object, ...]] = {
+    "temperature": (1.0, 0.0),
+    "top_k": (0, -1),
+    "top_p": (1.0,),
+    "min_p": (0.0,),
+    "repetition_penalty": (1.0,),
+    "presence_penalty": (0.0,),
+    "frequency_penalty": (0.0,),
+    "seed": (None,),
+    "stop": ((),),
+    "min_tokens": (0,),
+    "logprobs": (None,),
+}
 
 
 @dataclass(frozen=True)
@@ -128,10 +174,10 @@ class CompletionOutput:
     """What has been generated so far.
 
     Attributes:
-        index: Always 0: one completion per prompt.
+        index: 0, 1, ... of the completions of a prompt.
         text: The text so far; later outputs of the request only append to it. Empty without a tokenizer.
         token_ids: All tokens generated so far, the one that ended the text included.
-        cumulative_logprob: Sum of the tokens' log probabilities; None unless `logprobs` was asked for.
+        cumulative_logprob: Sum of the tokens' log probabilities; None unless `logprobs` was asked for, or beam search.
         logprobs: Per token, token id -> Logprob; None unless asked for.
         finish_reason: `stop` or `length`; None while unfinished.
         stop_reason: The stop string or stop token that ended it; None for end of sequence and for length.
@@ -163,13 +209,22 @@ class RequestOutput:
 
 
 @dataclass(eq=False)
+class TokenSequence:
+    """Prompt and generated tokens, one after the other: everything known. KV blocks belong to it, not to its tokens."""
+
+    tokens: list[int]
+
+
+@dataclass(eq=False)
 class Request:
-    """A request under way: one sequence of tokens.
+    """A request under way: one sequence of tokens, or those of a beam search, which are of equal length.
 
     Attributes:
         arrival: Rank in the order of arrival; the larger, the younger.
-        tokens: Prompt and generated tokens: everything known.
-        num_computed: How many of `tokens`, from the first, have their keys and values in the KV cache.
+        beams: The state of a beam search; None for other requests.
+        sequences: What it has: one sequence, after the first step of a beam search as many as there are beams.
+        num_computed: How many tokens of every sequence, from the first, have their keys and values in the KV cache.
+        completions: Those of a beam search that is over.
         generator: Source of this request's random numbers; None for a greedy one.
         end_token_ids: Tokens that end the text: end of sequence unless ignored, and stop_token_ids.
     """
@@ -182,16 +237,33 @@ class Request:
     arrival: int = 0
     generator: torch.Generator | None = None
     end_token_ids: frozenset[int] = frozenset()
-    tokens: list[int] = field(init=False)
+    beams: BeamSearch | None = None
+    sequences: list[TokenSequence] = field(init=False)
     num_computed: int = 0
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
-    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    prompt_logprobs: list[dict[int, Logprob] | None] = field(default_factory=lambda: [None])
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    completions: list[CompletionOutput] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.tokens = list(self.prompt_token_ids)
+        self.sequences = [TokenSequence(list(self.prompt_token_ids))]
+
+    @property
+    def width(self) -> int:
+        """Rows that it takes in a decode batch."""
+        return 1 if self.beams is None else self.beams.width
+
+    @property
+    def tokens(self) -> list[int]:
+        """Those of the first sequence, which for all but beam searches is the only one."""
+        return self.sequences[0].tokens
+
+    @property
+    def is_prompt_computed(self) -> bool:
+        """Whether all of the prompt is in the KV cache, so that decode steps follow."""
+        return self.num_computed >= len(self.prompt_token_ids)
 
     @property
     def output_token_ids(self) -> list[int]:
@@ -221,9 +293,9 @@ class Request:
             request_id=self.request_id,
             prompt=self.prompt,
             prompt_token_ids=self.prompt_token_ids,
-            outputs=[completion],
+            outputs=[completion] if self.beams is None else self.completions,
             finished=self.finished,
-            prompt_logprobs=self.prompt_logprobs,
+            prompt_logprobs=self.prompt_logprobs if self.params.prompt_logprobs is not None else None,
         )
 
 

@@ -1,43 +1,57 @@
 """Which requests run next, through which bucket.
 
 A request waits, is prefilled, then decodes one token a step among the other running ones. It leaves when it
-is finished or aborted. When a running request needs a KV block and none is free, the youngest one is
-preempted: its blocks are taken back, it waits at the head of the queue with all the tokens it has, and those
-are computed again: its prompt by a prefill, its other tokens by decode steps that sample nothing. (One prefill of
-them all would be faster, and round differently: greedy output of bfloat16 models was seen to change.)
+is finished or aborted. A prompt longer than a chunk, or than every prefill bucket, is prefilled piece by piece; after
+a piece the others decode once before the next.
+
+When a running request needs a KV block and none is free, the last in order is preempted: its blocks are taken back, it
+waits again, with all the tokens it has, and those are computed again: its prompt by a prefill, its other tokens by
+decode steps that sample nothing. (One prefill of them all would be faster, and round differently: greedy output of
+bfloat16 models was seen to change.)
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from furiosa_build.artifact.schema import Pipeline
 from furiosa_build.errors import UserError
+from furiosa_build.runtime.beam_search import Continuation
+from furiosa_build.runtime.buckets import Buckets, num_rows, prefill_cost
 from furiosa_build.runtime.kv_cache import BlockManager
-from furiosa_build.runtime.request import Request
-
-# A prefill reads all weights once, whatever its size. On CPUs with matrix units that takes as long as
-# computing about this many tokens, so below it, padding is free and batching pays.
-_TOKENS_PER_WEIGHT_READ = 48
+from furiosa_build.runtime.request import Request, TokenSequence
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One run of a bucket: request i runs counts[i] tokens, from its num_computed on, in row i."""
+    """One run of a bucket: request i runs counts[i] tokens of each of its sequences, from its num_computed on.
+
+    Rows are in the order of requests, and of their sequences.
+    """
 
     pipeline: Pipeline
     requests: list[Request]
     counts: list[int]
 
+    def sequences(self, request: Request) -> list[TokenSequence]:
+        """Those that run, each in a row of its own. The prompt runs once for all beams of a search."""
+        return request.sequences if self.pipeline.phase == "decode" else request.sequences[:1]
+
 
 class Scheduler:
     """Continuous batching over the buckets of an artifact.
 
-    Admission is first come, first served: a request that must wait for KV blocks is not overtaken. It leaves
+    `prefill_chunk_size` is the most tokens of a prompt that run at once; None: as many as a bucket takes.
+
+    The order is first come, first served: a request that must wait for KV blocks is not overtaken. Admission leaves
     `spare_blocks_ratio` of the blocks to the requests that run, so that they are seldom preempted; with none
     running the head of the queue is always admitted, so that there is always progress.
+
+    With `is_offline` only the time until all are finished counts. The longest prompts come first: so prompts of like
+    length share a prefill, and contexts of like length a decode step, with little padding. Prompts are prefilled as
+    long as there are places, pieces without decode steps between them, so that as many as can decode together.
     """
 
     def __init__(
@@ -47,32 +61,33 @@ class Scheduler:
         *,
         spare_blocks_ratio: float,
         max_processing_samples: int,
+        prefill_chunk_size: int | None = None,
+        is_offline: bool = False,
         num_stages: int = 1,
     ) -> None:
-        pipelines = list(pipelines)
         self.blocks = blocks
-        # The cheapest first, so that the first that fits is the one to take.
-        self._prefill = sorted((p for p in pipelines if p.phase == "prefill"), key=_prefill_cost)
-        self._decode = sorted((p for p in pipelines if p.phase == "decode"), key=_decode_cost)
-        self._max_running = max((p.batch_size for p in self._decode or self._prefill), default=0)
+        self._buckets = Buckets(pipelines, prefill_chunk_size)
         self._spare_blocks = int(spare_blocks_ratio * blocks.num_blocks)
         self._max_processing_samples = max_processing_samples
-        self._waiting: deque[Request] = deque()
+        self._is_offline = is_offline
+        self._waiting: list[Request] = []
         self._running: list[Request] = []
         self._arrivals = 0
         self._num_stages = num_stages
         self._in_flight: set[str] = set()
         self._leaving: set[str] = set()
+        # A piece of a prompt has run since the last decode step.
+        self._owes_decode = False
 
     @property
     def max_prompt_tokens(self) -> int:
-        """The longest prompt a prefill bucket takes."""
-        return max((p.query_length for p in self._prefill), default=0)
+        """The longest prompt that prefill and append buckets take."""
+        return self._buckets.max_prompt_tokens
 
     @property
     def max_context(self) -> int:
         """The longest context of a decode bucket: a request of more tokens cannot take another step."""
-        return max((p.context_length for p in self._decode), default=0)
+        return self._buckets.max_context
 
     @property
     def num_unfinished(self) -> int:
@@ -87,20 +102,27 @@ class Scheduler:
         """Queues a new request.
 
         Raises:
-            UserError: Too many requests; a prompt over every prefill bucket; more KV blocks than there are.
+            UserError: Too many requests; a prompt that no bucket takes; more KV blocks than there are.
         """
         self._refuse_if_impossible(request)
         request.arrival = self._arrivals
         self._arrivals += 1
-        self._waiting.append(request)
+        insort(self._waiting, request, key=self._turn)
 
     def schedule(self) -> Batch | None:
         """The next batch; None when no request can run now. Its requests hold KV slots for the tokens to run.
 
         They are in flight, and in no other batch, until `advance`.
         """
-        batch = self._schedule_prefill() or self._schedule_decode()
+        if self._owes_decode and not self._is_offline:
+            batch = self._schedule_decode() or self._schedule_prefill()
+        else:
+            batch = self._schedule_prefill() or self._schedule_decode()
         if batch is not None:
+            self._owes_decode = any(
+                request.num_computed + count < len(request.prompt_token_ids)
+                for request, count in zip(batch.requests, batch.counts, strict=True)
+            )
             self._in_flight.update(request.request_id for request in batch.requests)
         return batch
 
@@ -108,6 +130,9 @@ class Scheduler:
         """Notes that `batch` has run. Returns the requests whose next token its logits give."""
         for request, count in zip(batch.requests, batch.counts, strict=True):
             request.num_computed += count
+            if request.num_computed == len(request.prompt_token_ids):
+                for sequence in request.sequences[1:]:  # beams whose tokens are computed again
+                    self.blocks.fork(request.sequences[0], sequence, request.num_computed)
             self._in_flight.remove(request.request_id)
             if request.request_id in self._leaving:
                 self._leaving.remove(request.request_id)
@@ -124,9 +149,30 @@ class Scheduler:
             self._leaving.add(request.request_id)
         elif request in self._running:
             self._running.remove(request)
-            self.blocks.free(request.request_id)
+            self._free_blocks(request)
         else:
             self._waiting.remove(request)
+
+    def continue_beams(self, request: Request, continuations: Sequence[Continuation]) -> None:
+        """Replaces the sequences of a beam search, all of whose tokens are computed, by those that continue them.
+
+        The first that continues a sequence takes its place and its KV blocks, others share them. The blocks of those
+        that nothing continues are free, as far as nobody shares them.
+        """
+        before, after = request.sequences, []
+        for continuation in continuations:
+            # After the prompt there is one sequence yet, which stands for all beams.
+            sequence = before[min(continuation.parent, len(before) - 1)]
+            if sequence in after:
+                source, sequence = sequence, TokenSequence(list(sequence.tokens))
+                self.blocks.fork(source, sequence, request.num_computed)
+            after.append(sequence)
+        for sequence in before:
+            if sequence not in after:
+                self.blocks.free(sequence)
+        for sequence, continuation in zip(after, continuations, strict=True):
+            sequence.tokens.append(continuation.token)
+        request.sequences = after
 
     def check_integrity(self) -> None:
         """Raises RuntimeError when requests and blocks do not agree."""
@@ -135,60 +181,87 @@ class Scheduler:
         waiting = {request.request_id for request in self._waiting}
         if len(running | waiting) != len(self._running) + len(self._waiting):
             raise RuntimeError("a request is queued twice")
-        if self.blocks.owners() != running:
-            raise RuntimeError(f"KV blocks of {sorted(self.blocks.owners())}, but running are {sorted(running)}")
+        owners = [sequence for request in self._running for sequence in _with_blocks(request)]
+        if self.blocks.owners() != set(owners):
+            raise RuntimeError(f"KV blocks of {self.blocks.owners()}, but running are {sorted(running)}")
+        written: set[int] = set()
         for request in self._running:
-            if len(self.blocks.slots(request.request_id)) < request.num_computed:
-                raise RuntimeError(f"{request.request_id!r} has fewer KV slots than computed tokens")
+            for sequence in _with_blocks(request):
+                slots = self.blocks.slots(sequence).tolist()
+                if len(slots) < request.num_computed:
+                    raise RuntimeError(f"{request.request_id!r} has fewer KV slots than computed tokens")
+                if len({len(sequence.tokens) for sequence in request.sequences}) > 1:
+                    raise RuntimeError(f"the beams of {request.request_id!r} are of different lengths")
+                to_write = set(slots[request.num_computed :])
+                if to_write & written:
+                    raise RuntimeError(f"{request.request_id!r} is to write to a slot that another sequence writes to")
+                written |= to_write
         if any(request.num_computed for request in self._waiting):
             raise RuntimeError("a waiting request counts tokens as computed")
+
+    def _turn(self, request: Request) -> tuple[int, int]:
+        """The place in the order of all requests: who is served first, and preempted last."""
+        return -len(request.prompt_token_ids) if self._is_offline else 0, request.arrival
 
     # Prefill
 
     def _schedule_prefill(self) -> Batch | None:
-        """The head of the queue, and as many after it as make a token of the batch cheapest."""
-        candidates = self._admissible()
+        """Pieces of prompts: those begun come before the head of the queue, and as many as make a token cheapest."""
+        begun = [request for request in self._running if self._is_in_prompt(request)]
+        candidates = [*begun, *self._admissible()]
+        counts = [self._buckets.next_piece(request) for request in candidates]
         best: tuple[Pipeline, int] | None = None
         best_cost = float("inf")
         for number in range(1, len(candidates) + 1):
-            counts = [len(request.prompt_token_ids) for request in candidates[:number]]
-            pipeline = next((p for p in self._prefill if _fits_prefill(p, counts)), None)
+            pipeline = self._buckets.for_prefill(candidates[:number], counts[:number])
             if pipeline is None:
                 break
-            cost = _prefill_cost(pipeline) / sum(counts)
+            cost = prefill_cost(pipeline) / sum(counts[:number])
             if cost <= best_cost:
                 best, best_cost = (pipeline, number), cost
         if best is None:
             return None
         pipeline, number = best
-        return Batch(pipeline, *self._admit(number))
+        self._admit(max(0, number - len(begun)))
+        return Batch(pipeline, candidates[:number], counts[:number])
+
+    def _is_in_prompt(self, request: Request) -> bool:
+        """Whether more of a running request's prompt is to run now."""
+        return not request.is_prompt_computed and request.request_id not in self._in_flight
 
     def _admissible(self) -> list[Request]:
         """The longest head of the queue for which there are blocks and places."""
         chosen: list[Request] = []
         free = self.blocks.num_free
+        rows = num_rows(self._running)
         for request in self._waiting:
-            if len(self._running) + len(chosen) >= self._max_running:
-                break
+            rows += request.width
             spare = self._spare_blocks if self._running or chosen else 0
-            free -= self.blocks.blocks_for(len(request.tokens))
-            if free < spare:
+            free -= self._blocks_to_admit(request)
+            if rows > self._buckets.max_rows or free < spare:
                 break
             chosen.append(request)
         return chosen
 
-    def _admit(self, number: int) -> tuple[list[Request], list[int]]:
-        requests = [self._waiting.popleft() for _ in range(number)]
-        for request in requests:
-            self.blocks.reserve(request.request_id, len(request.tokens))
-        self._running += requests
-        return requests, [len(request.prompt_token_ids) for request in requests]
+    def _blocks_to_admit(self, request: Request) -> int:
+        """For all tokens that are known. Beams share those of the prompt only, when they are computed again."""
+        if request.beams is None:
+            return self.blocks.blocks_for(len(request.tokens))
+        own = self.blocks.blocks_for(request.num_generated)
+        return self.blocks.blocks_for(len(request.prompt_token_ids)) + request.width * own
+
+    def _admit(self, number: int) -> None:
+        for request in self._waiting[:number]:
+            tokens = request.tokens if request.beams is None else request.prompt_token_ids
+            self.blocks.reserve(request.sequences[0], len(tokens))
+            self._running.append(request)
+        del self._waiting[:number]
 
     # Decode
 
     def _schedule_decode(self) -> Batch | None:
-        while any(request.request_id not in self._in_flight for request in self._running):
-            group = self._next_group()
+        while candidates := [request for request in self._running if self._is_decoding(request)]:
+            group = self._next_group(candidates)
             if not group:
                 raise RuntimeError("no decode bucket holds the context of any running request")
             self._make_room(group)
@@ -196,45 +269,52 @@ class Scheduler:
             if group:
                 # Those that run go to the back of the line; when all fit, the order stays.
                 self._running = [request for request in self._running if request not in group] + group
-                return Batch(self._decode_bucket(group), group, [1] * len(group))
+                pipeline = self._buckets.for_decode(group)
+                assert pipeline is not None, "what holds a group holds a part of it"
+                return Batch(pipeline, group, [1] * len(group))
             # All of the group gave way to older requests, whose turn it is then.
         return None
 
-    def _next_group(self) -> list[Request]:
+    def _is_decoding(self, request: Request) -> bool:
+        """Whether a running request can take a decode step now."""
+        return request.is_prompt_computed and request.request_id not in self._in_flight
+
+    def _next_group(self, candidates: Sequence[Request]) -> list[Request]:
         """Whoever has waited longest for a step, and all after it who fit into a bucket together with it."""
         group: list[Request] = []
         # While one stage works on a batch, the next one works on another.
-        most = -(-len(self._running) // self._num_stages)
-        for request in self._running:
-            if request.request_id in self._in_flight or len(group) == most:
-                continue
-            if any(_fits_decode(p, [*group, request]) for p in self._decode):
+        most = -(-num_rows(self._running) // self._num_stages)
+        for request in candidates:
+            joined = [*group, request]
+            if (not group or num_rows(joined) <= most) and self._buckets.for_decode(joined) is not None:
                 group.append(request)
         return group
 
-    def _decode_bucket(self, group: Sequence[Request]) -> Pipeline:
-        return next(p for p in self._decode if _fits_decode(p, group))
-
     def _make_room(self, group: Sequence[Request]) -> None:
-        """Reserves a slot for the token that each of `group` is to run; the oldest are served first."""
-        for request in sorted(group, key=lambda request: request.arrival):
+        """Reserves a slot for the token that each of `group` is to run."""
+        for request in sorted(group, key=self._turn):
             while request in self._running and not self._reserve_next(request):
                 idle = [request for request in self._running if request.request_id not in self._in_flight]
-                self._preempt(max(idle, key=lambda request: request.arrival))
+                self._preempt(max(idle, key=self._turn))
 
     def _reserve_next(self, request: Request) -> bool:
         needed = request.num_computed + 1
-        if not self.blocks.can_reserve(request.request_id, needed):
+        missing = sum(self.blocks.missing(sequence, needed) for sequence in request.sequences)
+        if missing > self.blocks.num_free:
             return False
-        self.blocks.reserve(request.request_id, needed)
+        for sequence in request.sequences:
+            self.blocks.reserve(sequence, needed)
         return True
+
+    def _free_blocks(self, request: Request) -> None:
+        for sequence in _with_blocks(request):
+            self.blocks.free(sequence)
 
     def _preempt(self, request: Request) -> None:
         self._running.remove(request)
-        self.blocks.free(request.request_id)
+        self._free_blocks(request)
         request.num_computed = 0
-        # Everyone waiting is younger, except those preempted before, and they were younger than this one.
-        self._waiting.appendleft(request)
+        insort(self._waiting, request, key=self._turn)
 
     # Refusal
 
@@ -249,15 +329,17 @@ class Scheduler:
                 valid=f"<= {limit}",
             )
         if prompt > self.max_prompt_tokens:
-            buckets = ", ".join(f"{p.batch_size}x{p.query_length}" for p in self._prefill) or "none"
+            buckets = ", ".join(self._buckets.prefill_names) or "none"
             raise UserError(
-                f"the prompt has {prompt} tokens, more than any prefill bucket takes",
+                f"the prompt has {prompt} tokens, more than any prefill or append bucket takes",
                 where=where,
-                valid=f"at most {self.max_prompt_tokens} tokens; prefill buckets (batch x tokens): {buckets}",
+                valid=f"at most {self.max_prompt_tokens} tokens; buckets: {buckets}",
             )
         # The token that is sampled last is never run, and nothing runs beyond the largest context.
         longest = self.max_context if max_tokens is None else min(prompt + max_tokens - 1, self.max_context)
         needed = self.blocks.blocks_for(max(prompt, longest))
+        if request.beams is not None:  # each token of a beam may take a block of its own
+            needed = self.blocks.blocks_for(prompt) + request.width * (request.beams.max_tokens - 1)
         if needed > self.blocks.num_blocks:
             raise UserError(
                 f"the request may need {needed} KV blocks, and there are {self.blocks.num_blocks}",
@@ -266,20 +348,6 @@ class Scheduler:
             )
 
 
-def _prefill_cost(pipeline: Pipeline) -> int:
-    return _TOKENS_PER_WEIGHT_READ + pipeline.batch_size * pipeline.query_length
-
-
-def _fits_prefill(pipeline: Pipeline, counts: Sequence[int]) -> bool:
-    return len(counts) <= pipeline.batch_size and max(counts) <= pipeline.query_length
-
-
-def _decode_cost(pipeline: Pipeline) -> tuple[int, int]:
-    # Slots read, mostly; of two that read as many, the smaller batch computes less.
-    return pipeline.batch_size * pipeline.context_length, pipeline.batch_size
-
-
-def _fits_decode(pipeline: Pipeline, group: Sequence[Request]) -> bool:
-    return len(group) <= pipeline.batch_size and all(
-        request.num_computed < pipeline.context_length for request in group
-    )
+def _with_blocks(request: Request) -> list[TokenSequence]:
+    """The sequences of a running request that have KV blocks: until the prompt is computed, the first alone."""
+    return request.sequences if request.is_prompt_computed else request.sequences[:1]

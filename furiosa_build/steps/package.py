@@ -19,6 +19,7 @@ from furiosa_build.artifact.schema import (
     ArtifactVersion,
     FileRecord,
     GeneratorConfig,
+    KvCacheSharing,
     KvCacheSpec,
     Manifest,
     ModelMetadata,
@@ -136,6 +137,7 @@ def _describe(
     others: ModelFiles,
 ) -> Artifact:
     spec, buckets = plan.spec, plan.spec.buckets
+    beams = buckets.kv_cache_sharing_across_beams_config
     last_only = spec.model.calculate_logit_only_for_last_token
     return Artifact(
         metadata=ArtifactMetadata(
@@ -149,11 +151,13 @@ def _describe(
         devices=spec.devices,
         generator_config=GeneratorConfig(
             prefill_buckets=list(buckets.prefill_buckets),
-            decode_buckets=list(buckets.decode_buckets),
+            append_buckets=list(spec.append_buckets),
+            decode_buckets=list(buckets.compiled_decode_buckets),
             max_seq_len_to_capture=buckets.max_seq_len_to_capture,
             paged_attention_num_blocks=plan.kv_blocks.count,
             paged_attention_block_size=buckets.paged_attention_block_size,
             calculate_logit_only_for_last_token=last_only,
+            kv_cache_sharing_across_beams_config=None if beams is None else KvCacheSharing(**beams.model_dump()),
             default_scheduler_config=SchedulerDefaults(**spec.scheduler.model_dump()),
         ),
         hf_config=dict(plan.hf_config),

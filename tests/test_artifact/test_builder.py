@@ -20,11 +20,12 @@ from user_directory import UserDirectory, make_user_directory, steps_in_this_pro
 from furiosa_build import llm_cli
 from furiosa_build.artifact.builder import ArtifactBuilder
 from furiosa_build.artifact.reader import open_artifact
-from furiosa_build.artifact.schema import Artifact
+from furiosa_build.artifact.schema import Artifact, KvCacheSharing
 from furiosa_build.errors import BuildError, PreflightError, UserError
 from furiosa_build.models.config_types import KvCacheSharingAcrossBeamsConfig, SchedulerConfig
 from furiosa_build.recipe.compose import validate
 from furiosa_build.recipe.schema import RewritingSpec
+from furiosa_build.runtime import LLM, SamplingParams
 
 BUCKETS: dict[str, Any] = {
     "prefill_buckets": [(1, 32)],
@@ -191,6 +192,40 @@ def test_without_buckets_there_is_one_of_each_of_the_longest_sequence(user: User
     assert (config.prefill_buckets, config.decode_buckets) == ([(1, 24)], [(1, 24)])
 
 
+def test_beams_multiply_the_decode_batches(
+    user: UserDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By all faces alike. Blocks of one token: a prompt of 48 tokens and 4 beams of 16 for each of 2 searches."""
+    shared = KvCacheSharingAcrossBeamsConfig(4, 16)
+    artifact = built(user, tmp_path / "python", name="beams", kv_cache_sharing_across_beams_config=shared)
+    config = artifact.generator_config
+    assert config.decode_buckets == [(4, 64), (8, 64)]
+    assert [p.batch_size for p in artifact.pipelines if p.phase == "decode"] == [4, 8]
+    assert config.kv_cache_sharing_across_beams_config == KvCacheSharing(beam_width=4, max_new_tokens=16)
+    assert config.paged_attention_num_blocks == 2 * (48 + 4 * 16)
+    user.build(
+        "name=beams",
+        "buckets.decode_buckets=[[1,64],[2,64]]",
+        "buckets.paged_attention_block_size=1",
+        "buckets.kv_cache_sharing_across_beams_config={beam_width: 4, max_new_tokens: 16}",
+    )
+    by_recipe = open_artifact(user.root / "artifacts" / "beams" / "latest").artifact
+    monkeypatch.setenv("FURIOSA_BUILD_CACHE", str(user.store))
+    llm_cli.main(
+        [
+            *["build", str(tmp_path / "cli"), "--model-id", str(user.root / "tiny"), "--name", "beams"],
+            *["--devices", "cpu", "-tp", "1", "-pb", "1,32", "-db", "2,64", "-db", "1,64"],
+            *["--max-seq-len-to-capture", "64", "--kv-cache-sharing-across-beams-config", "4,16"],
+            *["--additional-model-config", "backend=eager"],
+        ]
+    )
+    by_command = open_artifact(tmp_path / "cli").artifact
+    assert by_recipe.metadata.artifact_id == artifact.metadata.artifact_id == by_command.metadata.artifact_id
+    params = SamplingParams(use_beam_search=True, n=2, max_tokens=8)
+    [output] = LLM(tmp_path / "python").generate([1, 2, 3], params)
+    assert len({tuple(completion.token_ids) for completion in output.outputs}) == 2
+
+
 def test_layers_of_stages_can_be_given(user: UserDirectory, tmp_path: Path) -> None:
     artifact = built(user, tmp_path, pipeline_parallel_size=2, num_blocks_per_pp_stage=[1, 2])
     assert [spec.stage for spec in artifact.kv_cache] == [0, 1, 1]
@@ -282,7 +317,7 @@ def test_without_a_cache_only_the_artifact_is_left(user: UserDirectory, tmp_path
         ),
         (
             lambda user: builder(user, kv_cache_sharing_across_beams_config=KvCacheSharingAcrossBeamsConfig(4, 128)),
-            "is not built yet",
+            "max_new_tokens=128 is more than the longest decode bucket holds",
         ),
         (lambda user: builder(user, "npu:0:*", tensor_parallel_size=4, data_parallel_size=3), "12 elements"),
         (lambda user: builder(user, ["npu:0:0", "npu:0:0-1"]), "names npu:0:0 twice"),

@@ -34,11 +34,13 @@ def artifact_data() -> dict[str, Any]:
         "devices": "cpu",
         "generator_config": {
             "prefill_buckets": [[1, 8]],
+            "append_buckets": [],
             "decode_buckets": [],
             "max_seq_len_to_capture": 8,
             "paged_attention_num_blocks": 4,
             "paged_attention_block_size": 1,
             "calculate_logit_only_for_last_token": False,
+            "kv_cache_sharing_across_beams_config": None,
             "default_scheduler_config": {
                 "npu_queue_limit": 2,
                 "max_processing_samples": 8,

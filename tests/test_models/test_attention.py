@@ -132,9 +132,31 @@ class Sequences:
         assert output.isfinite().all(), "a padding row is not finite"
         return [output[row] for row in range(len(case.prompts))]
 
+    def append(self, starts: list[int], counts: list[int], query_length: int, length: int) -> list[Tensor]:
+        """counts[i] tokens of sequence i from starts[i] on, in a bucket of `query_length` tokens over `length`."""
+        case = self.case
+        batch = len(starts) + case.padding_rows
+        query, key, value = (
+            torch.full((batch, heads, query_length, case.size), 3.0)
+            for heads in (case.kv_heads * case.group, case.kv_heads, case.kv_heads)
+        )
+        slot_mapping = torch.zeros((batch, query_length), dtype=torch.int64)
+        position_ids = torch.zeros((batch, query_length), dtype=torch.int64)
+        context_slots = torch.zeros((batch, length), dtype=torch.int64)
+        for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
+            end = start + count
+            query[row, :, :count], key[row, :, :count] = self.query[row][:, start:end], self.key[row][:, start:end]
+            value[row, :, :count] = self.value[row][:, start:end]
+            slot_mapping[row, :count] = self.slots[row][start:end]
+            position_ids[row, :count] = torch.arange(start, end)
+            context_slots[row, :end] = self.slots[row][:end]
+        output = self._run(query, key, value, slot_mapping, context_slots, None, position_ids)
+        assert output.isfinite().all(), "padding is not finite"
+        return [output[row, :count] for row, count in enumerate(counts)]
+
     def _run(self, *tensors: Any) -> Tensor:
-        query, key, value, slot_mapping, context_slots, context_lens = tensors
-        paged = PagedCache(self.key_cache, self.value_cache, slot_mapping, context_slots, context_lens)
+        query, key, value, *places = tensors
+        paged = PagedCache(self.key_cache, self.value_cache, *places)
         options = {"scaling": self.case.scaling, "sliding_window": self.case.window}
         output, weights = paged_attention(nn.Module(), query, key, value, None, paged=paged, **options)
         assert weights is None
@@ -148,6 +170,24 @@ def test_attention_over_scattered_slots_is_attention(case: Case, prefill_room: i
     for step in range(case.new_tokens):
         for row, part in enumerate(sequences.decode(step, max(case.prompts) + case.new_tokens + decode_room)):
             parts[row].append(part)
+    for found, expected in zip(parts, sequences.expected(), strict=True):
+        torch.testing.assert_close(torch.cat(found).double(), expected, **TOLERANCE)
+
+
+@given(cases(), st.data())
+def test_attention_in_pieces_is_attention(case: Case, data: st.DataObject) -> None:
+    """Each sequence in pieces of its own sizes, side by side; the first begins with nothing computed."""
+    sequences = Sequences(case)
+    lengths = [query.shape[1] for query in sequences.query]
+    done = [0] * len(lengths)
+    parts: list[list[Tensor]] = [[] for _ in lengths]
+    query_length, room = data.draw(st.integers(2, 8)), data.draw(st.integers(0, 9))
+    while done != lengths:
+        left = [length - start for length, start in zip(lengths, done, strict=True)]
+        counts = [data.draw(st.integers(min(1, n), min(n, query_length))) for n in left]
+        for row, part in enumerate(sequences.append(done, counts, query_length, max(lengths) + room)):
+            parts[row].append(part)
+        done = [start + count for start, count in zip(done, counts, strict=True)]
     for found, expected in zip(parts, sequences.expected(), strict=True):
         torch.testing.assert_close(torch.cat(found).double(), expected, **TOLERANCE)
 

@@ -34,6 +34,8 @@ def test_a_graph_takes_only_what_it_reads() -> None:
     decode_names, prefill_names = ([spec.name for spec in graph.inputs] for graph in (decode, prefill))
     assert {"context_slots", "context_lens"} == set(decode_names) - set(prefill_names)
     assert "position_ids" not in decode_names, "the rotary tables have what it says"
+    append = tracer.trace(BucketShape(2, 4, 16), Segment(layers=(0,))).whole
+    assert {"context_slots", "position_ids"} == {spec.name for spec in append.inputs} - set(prefill_names)
     assert [spec.name for spec in tracer.trace(BucketShape(1, 1, 8), Segment(first=True)).whole.inputs] == [
         "input_ids",
         "model.embed_tokens.weight",

@@ -90,6 +90,9 @@ def by_what_has_places(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
 
 sizes = st.lists(st.tuples(st.integers(1, 4), st.sampled_from([8, 16, 64])), min_size=1, max_size=3, unique=True)
 buckets = sizes.map(lambda found: sorted([list(size) for size in found]))
+appended = st.sets(st.sampled_from([(1, 4, 8), (1, 8, 64), (2, 8, 64)]), min_size=1).map(
+    lambda found: sorted([list(size) for size in found])
+)
 schemes = st.sampled_from(["none", "int8", "fp8"])
 matches = st.sampled_from(["lm_head*", "*mlp*", "*q_proj*", "nothing"])
 rules = st.lists(matches.map(lambda match: {"match": match, "scheme": "none"}), max_size=2)
@@ -130,6 +133,11 @@ LEAVES: Mapping[Path, Leaf] = {
     ("backend", "name"): Leaf(st.sampled_from(["eager", "inductor"]), by("compile:*", "package")),
     ("buckets", "prefill_buckets"): Leaf(buckets, by("package")),
     ("buckets", "decode_buckets"): Leaf(buckets, by("package")),
+    ("buckets", "append_buckets"): Leaf(st.none() | appended, by("package")),
+    ("buckets", "kv_cache_sharing_across_beams_config"): Leaf(
+        st.none() | st.fixed_dictionaries({"beam_width": st.integers(1, 3), "max_new_tokens": st.integers(1, 8)}),
+        by("package"),
+    ),
     ("buckets", "max_seq_len_to_capture"): Leaf(st.integers(64, 4096), by("package")),
     ("buckets", "paged_attention_num_blocks"): Leaf(st.none() | st.integers(64, 4096), by("package")),
     ("buckets", "paged_attention_block_size"): Leaf(st.integers(1, 16), by("package")),
@@ -144,19 +152,16 @@ LEAVES: Mapping[Path, Leaf] = {
     ("scheduler", "npu_queue_limit"): Leaf(st.integers(1, 9), by("package")),
     ("scheduler", "max_processing_samples"): Leaf(st.integers(1, 9999), by("package")),
     ("scheduler", "spare_blocks_ratio"): Leaf(st.floats(0, 0.9), by("package")),
+    ("scheduler", "is_offline"): Leaf(st.booleans(), by("package")),
+    ("scheduler", "prefill_chunk_size"): Leaf(st.none() | st.integers(1, 7), by("package")),
 }
-
-REFUSED: Mapping[Path, Any] = {
-    ("scheduler", "is_offline"): True,
-    ("scheduler", "prefill_chunk_size"): 8,
-}
-"""Leaves that have one valid value today, and another value."""
 
 CHECKPOINT: Path = ("quantization", "quantize_artifact_path")
 WITHOUT_CHECKPOINT: Mapping[Path, Any] = {
     ("quantization", "scheme"): "none",
     ("quantization", "rules"): [],
     ("model", "seed_for_random_weight"): None,
+    ("model", "param_file_path"): None,
 }
 """What a checkpoint goes with: it has weights and schemes of its own."""
 
@@ -209,7 +214,7 @@ def own_factors(step: Step) -> str:
 
 def test_every_leaf_has_its_row() -> None:
     """A new field of the BuildSpec is to be entered here, with the steps that read it."""
-    assert set(leaves(BuildSpec)) == {*LEAVES, *REFUSED, CHECKPOINT}
+    assert set(leaves(BuildSpec)) == {*LEAVES, CHECKPOINT}
 
 
 def usual(path: Path, leaf: Leaf) -> SearchStrategy[Any]:
@@ -297,18 +302,14 @@ def test_a_checkpoint_contradicts_a_scheme_and_a_seed(values: Mapping[Path, Any]
 
 
 @given(everything)
-@pytest.mark.parametrize(("path", "value"), REFUSED.items(), ids=map(".".join, REFUSED))
-def test_leaves_with_one_valid_value(path: Path, value: Any, values: Mapping[Path, Any]) -> None:
-    with pytest.raises(ValidationError, match=path[-1]):
-        spec({**values, path: value})
-
-
-@given(everything)
 def test_there_are_programs_for_each_bucket_and_no_others(values: Mapping[Path, Any]) -> None:
     """So a bucket that is added, or taken away, concerns no other."""
     of = spec(values)
     names = {f"prefill-{batch}x{length}" for batch, length in values["buckets", "prefill_buckets"]}
-    names |= {f"decode-{batch}x{length}" for batch, length in values["buckets", "decode_buckets"]}
+    beams = values["buckets", "kv_cache_sharing_across_beams_config"]
+    width = beams["beam_width"] if beams else 1
+    names |= {f"decode-{batch * width}x{length}" for batch, length in values["buckets", "decode_buckets"]}
+    names |= {f"append-{batch}x{new}x{length}" for batch, new, length in of.append_buckets}
     found = {name.split(":")[1] for name, step in plan(of).steps.items() if step.action in ("trace", "compile")}
     assert found == names
 
@@ -332,4 +333,4 @@ def test_options_are_no_part_of_what_is_planned(option: str, value: str) -> None
 
 def test_every_option_has_its_row() -> None:
     assert set(BuildOptions.model_fields) == set(OPTIONS)
-    assert not set(BuildOptions.model_fields) & {path[-1] for path in (*LEAVES, *REFUSED, CHECKPOINT)}
+    assert not set(BuildOptions.model_fields) & {path[-1] for path in (*LEAVES, CHECKPOINT)}

@@ -74,13 +74,24 @@ def test_every_step_has_one_line_of_description() -> None:
 
 
 def test_buckets() -> None:
-    buckets = {"prefill_buckets": [[1, 32], [2, 64]], "decode_buckets": [[4, 128]]}
+    buckets = {
+        "prefill_buckets": [[1, 32], [2, 64]],
+        "append_buckets": [[1, 16, 128]],
+        "decode_buckets": [[4, 128]],
+    }
     shapes = {b.name: (b.phase, b.batch, b.query, b.context) for b in plan(spec(buckets=buckets)).buckets}
     assert shapes == {
         "prefill-1x32": ("prefill", 1, 32, 32),
         "prefill-2x64": ("prefill", 2, 64, 64),
+        "append-1x16x128": ("append", 1, 16, 128),
         "decode-4x128": ("decode", 4, 1, 128),
     }
+
+
+def test_decode_buckets_have_a_row_for_each_beam() -> None:
+    shared = {"beam_width": 3, "max_new_tokens": 16}
+    with_beams = plan(spec(buckets={"kv_cache_sharing_across_beams_config": shared}))
+    assert [bucket.name for bucket in with_beams.buckets] == ["prefill-1x32", "decode-6x64"]
 
 
 # Kinds

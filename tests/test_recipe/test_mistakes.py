@@ -180,10 +180,42 @@ VALUES = {
         "lengths of at most 512",
     ),
     "bucket of three": command_line(
-        "buckets.prefill_buckets=[[1,2,3]]", "[1, 2, 3] is not [batch, length]", "two whole numbers"
+        "buckets.prefill_buckets=[[1,2,3]]", "[1, 2, 3] is not [batch, length]", "2 whole numbers"
     ),
     "buckets of numbers": command_line("buckets.prefill_buckets=[1,128]", "the bucket 1 is not", "[1, 128]"),
-    "no buckets": command_line("buckets.prefill_buckets=128", "128 is not a list of buckets", "[[1, 128], [4, 128]]"),
+    "no buckets": command_line("buckets.prefill_buckets=128", "128 is not a list of buckets", "[[1, 128]]"),
+    "append bucket of two": command_line(
+        "buckets.append_buckets=[[1,64]]", "[1, 64] is not [batch, new tokens, context]", "3 whole numbers"
+    ),
+    "append bucket order": command_line(
+        "buckets.append_buckets=[[2,8,64],[1,8,64]]", "not sorted and unique", "[[1, 8, 64], [2, 8, 64]]"
+    ),
+    "append bucket too long": command_line(
+        "buckets.append_buckets=[[1,8,1024]]", "[1, 8, 1024] is longer than", "lengths of at most 512"
+    ),
+    "append bucket without context": command_line(
+        "buckets.append_buckets=[[1,64,64]]", "leaves no context before its 64 new tokens", "at most 63 new tokens"
+    ),
+    "chunk too large": command_line(
+        "scheduler.prefill_chunk_size=1024", "1024 is more than any prefill bucket takes", "1 to 256, or null"
+    ),
+    "chunk without buckets": in_file(
+        "buckets: {append_buckets: []}\nscheduler: {prefill_chunk_size: 8}\n",
+        "no append bucket to run a second chunk",
+        "8: scheduler.prefill_chunk_size",
+        "null, or append buckets such as [[1, 64, 512]]",
+    ),
+    "beams that generate too much": command_line(
+        "buckets.kv_cache_sharing_across_beams_config={beam_width:4,max_new_tokens:513}",
+        "max_new_tokens=513 is more than the longest decode bucket holds",
+        "1 to 512",
+    ),
+    "beams without their number": command_line(
+        "buckets.kv_cache_sharing_across_beams_config={max_new_tokens:8}", "beam_width is missing"
+    ),
+    "no beams": command_line(
+        "buckets.kv_cache_sharing_across_beams_config={beam_width:0,max_new_tokens:8}", "beam_width", "at least 1"
+    ),
     "too few KV blocks": command_line("buckets.paged_attention_num_blocks=31", "31 hold 496 tokens", "at least 32"),
 }
 

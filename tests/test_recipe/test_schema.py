@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from furiosa_build.errors import UserError
+from furiosa_build.recipe.buckets import BucketSpec, bucket_name, derive_append_buckets
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import (
-    BucketSpec,
     BuildOptions,
     BuildSpec,
     QuantizationSpec,
-    bucket_name,
     check_architecture,
 )
 from furiosa_build.recipe.sources import dotted, parse_key
@@ -166,6 +165,38 @@ def test_a_spec_made_in_python_has_the_same_defaults_as_a_recipe() -> None:
 
 def test_bucket_names() -> None:
     assert bucket_name("prefill", (1, 512)) == "prefill-1x512"
+    assert bucket_name("append", (1, 64, 512)) == "append-1x64x512"
+
+
+def test_blocks_of_beams() -> None:
+    """For each of 3 searches 48 tokens of prompt, and a block for each of the 2 x 16 tokens that the beams generate."""
+    shared = {"beam_width": 2, "max_new_tokens": 16}
+    data = {"decode_buckets": ((1, 64), (3, 64)), "kv_cache_sharing_across_beams_config": shared}
+    for block_size, prompt in ((1, 48), (16, 3), (20, 3)):
+        spec = BucketSpec.model_validate({**data, "paged_attention_block_size": block_size})
+        assert spec.num_blocks == 3 * (prompt + 2 * 16)
+        assert spec.compiled_decode_buckets == ((2, 64), (6, 64))
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "chunk_size", "expected"),
+    [
+        ([(1, 16), (1, 32), (2, 32), (1, 64)], [(1, 64), (4, 32)], None, [16, 32]),
+        ([(1, 16), (1, 32), (1, 64)], [(1, 64)], 8, [16]),
+        ([(1, 16), (1, 32), (1, 64)], [(1, 64)], 17, [16, 32]),
+        ([(1, 16), (1, 64)], [(1, 64)], 32, [16, 32]),  # no prefill length holds a chunk
+        ([(1, 64)], [(1, 64)], 8, [8]),
+        ([(1, 64)], [(1, 64)], 64, []),
+        ([(1, 64)], [(1, 64)], None, []),
+    ],
+)
+def test_derived_append_buckets(
+    prefill: list[tuple[int, int]], decode: list[tuple[int, int]], chunk_size: int | None, expected: list[int]
+) -> None:
+    buckets = BucketSpec(
+        prefill_buckets=tuple(sorted(prefill)), decode_buckets=tuple(sorted(decode)), max_seq_len_to_capture=64
+    )
+    assert derive_append_buckets(buckets, chunk_size) == tuple((1, new, 64) for new in expected)
 
 
 def test_the_manual_explains_every_key() -> None:

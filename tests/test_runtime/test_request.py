@@ -11,7 +11,16 @@ from furiosa_build.runtime.request import SamplingParams
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
+        ("n", 0),
+        ("n", 2),  # without beam search
+        ("best_of", 0),
+        ("best_of", 2),
+        ("use_beam_search", 1),
+        ("length_penalty", float("nan")),
+        ("length_penalty", 2.0),
+        ("early_stopping", "ever"),
+        ("early_stopping", 1),
+        ("early_stopping", True),
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("temperature", float("inf")),
@@ -50,6 +59,32 @@ def test_values_out_of_range_are_refused_by_name(field: str, value: Any) -> None
     assert caught.value.where == f"SamplingParams.{field}"
     assert caught.value.what.startswith(f"{field} does not take ")
     assert caught.value.valid
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", 0.5),
+        ("top_k", 5),
+        ("top_p", 0.9),
+        ("min_p", 0.1),
+        ("repetition_penalty", 1.1),
+        ("presence_penalty", 1.0),
+        ("frequency_penalty", 1.0),
+        ("seed", 1),
+        ("stop", "end"),
+        ("min_tokens", 1),
+        ("logprobs", 0),
+        ("best_of", 3),  # fewer than n
+    ],
+)
+def test_beam_search_takes_few_of_them(field: str, value: Any) -> None:
+    others = {"use_beam_search": True, "n": 4}
+    with pytest.raises(UserError) as caught:
+        SamplingParams(**{**others, field: value})
+    assert caught.value.where == f"SamplingParams.{field}"
+    with_defaults = {"temperature": 0, "top_k": -1, "best_of": 4, "length_penalty": -1.0, "early_stopping": "never"}
+    SamplingParams(**others, **with_defaults, skip_special_tokens=False, stop_token_ids=[1], prompt_logprobs=1)
 
 
 def test_the_edges_are_taken() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -9,23 +10,25 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from furiosa_build.artifact.schema import Pipeline
 from furiosa_build.errors import UserError
+from furiosa_build.runtime.beam_search import BeamSearch
 from furiosa_build.runtime.detokenizer import OutputText
 from furiosa_build.runtime.kv_cache import BlockManager
-from furiosa_build.runtime.request import Request, SamplingParams
+from furiosa_build.runtime.request import Request, SamplingParams, TokenSequence
 from furiosa_build.runtime.scheduler import Batch, Scheduler
 
-Buckets = Sequence[tuple[int, int]]
+Buckets = Sequence[tuple[int, ...]]
 
 
-def pipelines(prefill: Buckets, decode: Buckets) -> list[Pipeline]:
+def pipelines(prefill: Buckets, decode: Buckets, append: Buckets = ()) -> list[Pipeline]:
     made = []
-    for phase, buckets in (("prefill", prefill), ("decode", decode)):
-        for batch, length in buckets:
+    for phase, buckets in (("prefill", prefill), ("append", append), ("decode", decode)):
+        for size in buckets:
+            batch, *new, length = size
             fields = {
-                "name": f"{phase}-{batch}x{length}",
+                "name": f"{phase}-{'x'.join(map(str, size))}",
                 "phase": phase,
                 "batch_size": batch,
-                "query_length": length if phase == "prefill" else 1,
+                "query_length": new[0] if new else length if phase == "prefill" else 1,
                 "context_length": length,
                 "supertasks": [],
             }
@@ -39,9 +42,21 @@ def request(name: str, prompt: int | Sequence[int], max_tokens: int | None = 4) 
     return Request(request_id=name, prompt=None, prompt_token_ids=tokens, params=params, text=OutputText(None, ()))
 
 
+def beam_request(name: str, prompt: int | Sequence[int], max_tokens: int = 4, width: int = 2) -> Request:
+    made = request(name, prompt, max_tokens)
+    made.beams = BeamSearch(width, max_tokens)
+    return made
+
+
 def next_token(tokens: Sequence[int]) -> int:
     """The model: any function of all tokens and their places."""
     return sum((token + 1) * (place + 1) for place, token in enumerate(tokens)) % 101
+
+
+def beam_logits(tokens: Sequence[int]) -> list[float]:
+    """Of the same model, for beam searches."""
+    state = next_token(tokens)
+    return [(state + 7) * (token + 3) * (token + 5) % 31 / 5 for token in range(8)]
 
 
 class Runner:
@@ -51,20 +66,25 @@ class Runner:
         self,
         prefill: Buckets,
         decode: Buckets,
+        append: Buckets = (),
         *,
         num_blocks: int,
         block_size: int = 1,
         spare_blocks_ratio: float = 0.0,
         max_processing_samples: int = 1000,
+        prefill_chunk_size: int | None = None,
+        is_offline: bool = False,
     ) -> None:
         self.scheduler = Scheduler(
-            pipelines(prefill, decode),
+            pipelines(prefill, decode, append),
             BlockManager(num_blocks, block_size),
             spare_blocks_ratio=spare_blocks_ratio,
             max_processing_samples=max_processing_samples,
+            prefill_chunk_size=prefill_chunk_size,
+            is_offline=is_offline,
         )
         self.storage: dict[int, tuple[int, int]] = {}
-        self.finished: dict[str, list[int]] = {}
+        self.finished: dict[str, list[int] | list[list[int]]] = {}
 
     def step(self) -> Batch | None:
         batch = self.scheduler.schedule()
@@ -72,10 +92,16 @@ class Runner:
             return None
         self._check_fits(batch)
         for request, count in zip(batch.requests, batch.counts, strict=True):
-            self._run(request, count)
+            for sequence in batch.sequences(request):
+                self._write(request, sequence, count)
+            for sequence in batch.sequences(request):
+                self._check_reads(request, sequence, count)
         for request in self.scheduler.advance(batch):
-            request.tokens.append(next_token(request.tokens))
-            self._finish_if_due(request)
+            if request.beams is not None:
+                self._step_beams(request, request.beams)
+            else:
+                request.tokens.append(next_token(request.tokens))
+                self._finish_if_due(request)
         self.scheduler.check_integrity()
         return batch
 
@@ -89,20 +115,34 @@ class Runner:
         return names
 
     def _check_fits(self, batch: Batch) -> None:
-        assert 1 <= len(batch.requests) <= batch.pipeline.batch_size
+        assert 1 <= sum(len(batch.sequences(request)) for request in batch.requests) <= batch.pipeline.batch_size
         assert len(set(batch.requests)) == len(batch.requests)
         for request, count in zip(batch.requests, batch.counts, strict=True):
             assert 1 <= count <= batch.pipeline.query_length
             assert request.num_computed + count <= batch.pipeline.context_length
-            assert batch.pipeline.phase == "decode" or request.num_computed == 0
+            if batch.pipeline.phase == "prefill":
+                assert request.num_computed == 0
+            in_prompt = request.num_computed + count <= len(request.prompt_token_ids)
+            assert in_prompt == (batch.pipeline.phase != "decode")
 
-    def _run(self, request: Request, count: int) -> None:
-        slots = self.scheduler.blocks.slots(request.request_id).tolist()
+    def _write(self, request: Request, sequence: TokenSequence, count: int) -> None:
+        slots = self.scheduler.blocks.slots(sequence).tolist()
+        for position in range(request.num_computed, request.num_computed + count):
+            self.storage[slots[position]] = (sequence.tokens[position], position)
+
+    def _check_reads(self, request: Request, sequence: TokenSequence, count: int) -> None:
         end = request.num_computed + count
-        for position in range(request.num_computed, end):
-            self.storage[slots[position]] = (request.tokens[position], position)
-        read = [self.storage[slot] for slot in slots[:end]]
-        assert read == [(token, place) for place, token in enumerate(request.tokens[:end])]
+        read = [self.storage[slot] for slot in self.scheduler.blocks.slots(sequence)[:end].tolist()]
+        assert read == [(token, place) for place, token in enumerate(sequence.tokens[:end])]
+
+    def _step_beams(self, request: Request, beams: BeamSearch) -> None:
+        logits = np.array([beam_logits(sequence.tokens) for sequence in request.sequences], dtype=np.float32)
+        continuations = beams.step(logits)
+        if beams.is_done:
+            self.scheduler.remove(request)
+            self.finished[request.request_id] = [beam.tokens for beam in beams.finished]
+        else:
+            self.scheduler.continue_beams(request, continuations)
 
     def _finish_if_due(self, request: Request) -> None:
         limit = self.scheduler.max_context
@@ -116,6 +156,15 @@ def continuation(prompt: Sequence[int], number: int) -> list[int]:
     for _ in range(number):
         tokens.append(next_token(tokens))
     return tokens[len(prompt) :]
+
+
+def best_beams(prompt: Sequence[int], number: int, width: int = 2) -> list[list[int]]:
+    beams, sequences = BeamSearch(width, number), [list(prompt)]
+    while True:
+        found = beams.step(np.array([beam_logits(sequence) for sequence in sequences], dtype=np.float32))
+        if beams.is_done:
+            return [beam.tokens for beam in beams.finished]
+        sequences = [[*sequences[min(c.parent, len(sequences) - 1)], c.token] for c in found]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +297,7 @@ def refused(runner: Runner, prompt: int, max_tokens: int | None, message: str) -
 
 def test_refusals() -> None:
     runner = Runner([(1, 8), (2, 16)], [(1, 32)], num_blocks=5, block_size=4, max_processing_samples=2)
-    refused(runner, 17, 1, r"17 tokens(.|\n)*at most 16 tokens; prefill buckets .*: 1x8, 2x16")
+    refused(runner, 17, 1, r"17 tokens(.|\n)*at most 16 tokens; buckets: prefill-1x8, prefill-2x16")
     refused(runner, 10, 12, "may need 6 KV blocks, and there are 5")
     refused(runner, 10, None, "may need 8 KV blocks")
     runner.scheduler.add(request("fits", 10, 11))
@@ -256,6 +305,202 @@ def test_refusals() -> None:
     refused(runner, 1, 1, "2 requests are under way")
     runner.run_all()
     assert not runner.scheduler.is_full
+
+
+# Prompts in pieces
+
+
+def steps(runner: Runner) -> list[list[tuple[str, int]]]:
+    """What runs in each step: (request, tokens)."""
+    found = []
+    while (batch := runner.step()) is not None:
+        found.append([(r.request_id, n) for r, n in zip(batch.requests, batch.counts, strict=True)])
+    return found
+
+
+def test_decode_steps_come_between_the_pieces_of_a_prompt() -> None:
+    runner = Runner([(1, 8)], [(4, 64)], [(1, 8, 64)], num_blocks=200, prefill_chunk_size=8)
+    runner.scheduler.add(request("short", 3, max_tokens=5))
+    runner.step()
+    runner.scheduler.add(request("long", 21, max_tokens=2))
+    assert steps(runner) == [
+        *([("long", 8)], [("short", 1)]),
+        *([("long", 8)], [("short", 1)]),
+        *([("long", 5)], [("long", 1), ("short", 1)]),
+        [("short", 1)],
+    ]
+
+
+def test_without_chunks_a_prompt_is_cut_only_where_no_prefill_bucket_takes_it() -> None:
+    runner = Runner([(1, 8), (1, 16)], [(4, 64)], [(1, 4, 64), (1, 8, 64)], num_blocks=200)
+    assert runner.scheduler.max_prompt_tokens == 64
+    for name, prompt in (("a", 16), ("b", 30)):
+        runner.scheduler.add(request(name, prompt, max_tokens=1))
+    batches = []
+    while (batch := runner.step()) is not None:
+        batches.append((batch.pipeline.name, batch.counts))
+    # The last piece takes the smallest bucket that holds it.
+    assert batches == [
+        *(("prefill-1x16", [16]), ("prefill-1x16", [16])),
+        *(("append-1x8x64", [8]), ("append-1x8x64", [6])),
+    ]
+
+
+def test_pieces_of_several_prompts_run_side_by_side() -> None:
+    runner = Runner([(2, 8)], [(4, 64)], [(2, 8, 64)], num_blocks=200, prefill_chunk_size=8)
+    for name, prompt in (("a", 10), ("b", 20), ("c", 8)):
+        runner.scheduler.add(request(name, prompt, max_tokens=2))
+    assert steps(runner) == [
+        [("a", 8), ("b", 8)],
+        [("a", 2), ("b", 8)],
+        [("a", 1)],
+        [("b", 4), ("c", 8)],
+        [("b", 1), ("c", 1)],
+    ]
+
+
+def test_the_context_of_an_append_bucket_bounds_the_pieces() -> None:
+    runner = Runner([(1, 8)], [(4, 64)], [(1, 8, 12), (1, 2, 20)], num_blocks=200)
+    runner.scheduler.add(request("a", 15, max_tokens=1))
+    assert steps(runner) == [[("a", 8)], [("a", 4)], [("a", 2)], [("a", 1)]]
+    refused(runner, 21, 1, r"21 tokens, more than any prefill or append bucket(.|\n)*append-1x2x20")
+
+
+def test_a_prompt_that_append_buckets_do_not_reach_is_not_cut() -> None:
+    runner = Runner([(1, 16)], [(1, 64)], [(1, 4, 8)], num_blocks=200, prefill_chunk_size=4)
+    for name, prompt in (("a", 7), ("b", 12)):
+        runner.scheduler.add(request(name, prompt, max_tokens=1))
+    assert steps(runner) == [[("a", 4)], [("a", 3)], [("b", 12)]]
+
+
+def test_a_request_is_preempted_and_aborted_in_the_middle_of_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed, preempt = [], Scheduler._preempt
+    monkeypatch.setattr(Scheduler, "_preempt", lambda self, r: (computed.append(r.num_computed), preempt(self, r)))
+    runner = Runner([(1, 4)], [(2, 12)], [(1, 4, 12)], num_blocks=14, prefill_chunk_size=4)
+    old, young = request("old", 4, max_tokens=9), request("young", 9, max_tokens=3)
+    runner.scheduler.add(old)
+    for _ in range(2):
+        runner.step()
+    runner.scheduler.add(young)
+    steps(runner)
+    assert computed == [4]
+    assert runner.finished == {"old": continuation([1, 2, 3, 4], 9), "young": continuation(range(1, 10), 3)}
+    aborted = request("aborted", 9, max_tokens=3)
+    runner.scheduler.add(aborted)
+    runner.step()
+    assert aborted.num_computed == 4
+    runner.scheduler.remove(aborted)
+    runner.scheduler.check_integrity()
+    assert runner.scheduler.blocks.num_free == 14
+
+
+# Beams
+
+
+def test_the_beams_of_a_search_run_in_one_decode_batch_and_are_prefilled_once() -> None:
+    runner = Runner([(1, 8)], [(4, 16), (6, 16)], num_blocks=200)
+    runner.scheduler.add(beam_request("beams", 5, max_tokens=3, width=4))
+    runner.scheduler.add(request("alone", 3, max_tokens=3))
+    runner.scheduler.add(request("also", 3, max_tokens=3))
+    names, rows = [], []
+    while (batch := runner.step()) is not None:
+        names.append(batch.pipeline.name)
+        rows.append([(r.request_id, len(batch.sequences(r))) for r in batch.requests])
+    together = [("beams", 4), ("alone", 1), ("also", 1)]
+    assert rows == [[("beams", 1)], [("alone", 1)], [("also", 1)], together, together]
+    assert names == ["prefill-1x8"] * 3 + ["decode-6x16"] * 2
+    assert runner.finished["beams"] == best_beams(range(1, 6), 3, width=4)
+    assert runner.finished["alone"] == continuation([1, 2, 3], 3)
+
+
+def test_a_search_takes_as_many_places_as_it_has_beams() -> None:
+    runner = Runner([(4, 8)], [(6, 16)], num_blocks=200)
+    for name in "ab":
+        runner.scheduler.add(beam_request(name, 3, max_tokens=2, width=4))
+    assert runner.run_all() == ["prefill-4x8", "decode-6x16"] * 2
+
+
+@pytest.mark.parametrize("block_size", [1, 4])
+def test_beams_share_the_blocks_of_their_prompt(block_size: int) -> None:
+    runner = Runner([(1, 32)], [(4, 48)], num_blocks=200, block_size=block_size)
+    blocks = runner.scheduler.blocks
+    runner.scheduler.add(beam_request("a", 30, max_tokens=10, width=4))
+    used = []
+    while runner.step() is not None:
+        used.append(blocks.num_blocks - blocks.num_free)
+    prompt = blocks.blocks_for(30)
+    assert used[0] == prompt
+    assert all(number <= prompt + 4 * new for new, number in enumerate(used))
+    assert max(used) > prompt + blocks.blocks_for(10)
+    assert used[-1] == 0
+
+
+def test_beams_that_gave_way_are_computed_again() -> None:
+    """The prompt by a prefill, for all beams at once; their own tokens by decode steps that take none from logits."""
+    runner = Runner([(2, 4)], [(4, 12)], num_blocks=16)
+    runner.scheduler.add(request("old", 4, max_tokens=8))
+    young = beam_request("young", 4, max_tokens=6, width=2)
+    runner.scheduler.add(young)
+    names = runner.run_all()
+    assert names.count("prefill-2x4") == 2, "the young one gave way once"
+    assert runner.finished == {"old": continuation([1, 2, 3, 4], 8), "young": best_beams([1, 2, 3, 4], 6)}
+
+
+def test_a_search_that_may_need_too_many_blocks_is_refused() -> None:
+    runner = Runner([(1, 8)], [(4, 32)], num_blocks=20, block_size=4)
+    with pytest.raises(UserError, match="may need 21 KV blocks, and there are 20"):
+        runner.scheduler.add(beam_request("a", 3, max_tokens=6, width=4))
+    runner.scheduler.add(beam_request("a", 3, max_tokens=5, width=4))
+    assert runner.run_all()
+
+
+# Offline
+
+
+def work(prompts: Sequence[int], *, is_offline: bool, chunk_size: int | None = None) -> tuple[int, int, int]:
+    """Steps, tokens computed by prefills, and slots read by decode steps, padding included, for such prompts."""
+    runner = Runner(
+        [(1, 16), (4, 16), (1, 64), (4, 64)],
+        [(8, 32), (8, 96)],
+        [(4, 16, 64)],
+        num_blocks=500,
+        prefill_chunk_size=chunk_size,
+        is_offline=is_offline,
+    )
+    for number, prompt in enumerate(prompts):
+        runner.scheduler.add(request(str(number), prompt, max_tokens=4 + number % 5))
+    computed = read = count = 0
+    while (batch := runner.step()) is not None:
+        count += 1
+        size = batch.pipeline.batch_size
+        if batch.pipeline.phase == "decode":
+            read += size * batch.pipeline.context_length
+        else:
+            computed += size * batch.pipeline.query_length
+    expected = {str(i): continuation(range(1, n + 1), 4 + i % 5) for i, n in enumerate(prompts)}
+    assert runner.finished == expected
+    return count, computed, read
+
+
+MIXED = [3, 60, 5, 50, 9, 64, 12, 58, 16, 7, 61, 4, 2, 55, 11, 63]
+
+
+def test_offline_there_is_less_padding_and_there_are_fewer_steps() -> None:
+    online, offline = work(MIXED, is_offline=False), work(MIXED, is_offline=True)
+    assert all(less < more for less, more in zip(offline, online, strict=True)), (offline, online)
+    online, offline = (work(MIXED, is_offline=each, chunk_size=16) for each in (False, True))
+    assert offline[0] < online[0]
+
+
+def test_offline_the_longest_prompts_come_first() -> None:
+    runner = Runner([(2, 16)], [(4, 32)], [(2, 4, 32)], num_blocks=500, prefill_chunk_size=4, is_offline=True)
+    for name, prompt in (("a", 3), ("b", 9), ("c", 3), ("d", 10)):
+        runner.scheduler.add(request(name, prompt, max_tokens=2))
+    assert steps(runner) == [
+        *([("d", 4), ("b", 4)], [("d", 4), ("b", 4)], [("d", 2), ("b", 1)]),
+        [("a", 3), ("c", 3)],
+        [("d", 1), ("b", 1), ("a", 1), ("c", 1)],
+    ]
 
 
 def test_an_artifact_without_decode_buckets_gives_one_token() -> None:
@@ -296,7 +541,7 @@ def test_check_integrity_finds_what_is_wrong() -> None:
     with pytest.raises(RuntimeError, match="fewer KV slots"):
         scheduler.check_integrity()
     running.num_computed = 4
-    scheduler.blocks.free("running")
+    scheduler.blocks.free(running.sequences[0])
     with pytest.raises(RuntimeError, match="KV blocks of"):
         scheduler.check_integrity()
 
@@ -314,41 +559,63 @@ class Scheduling(RuleBasedStateMachine):
                 ([(4, 4)], [(1, 40)]),
                 ([(1, 16)], [(8, 12), (2, 20), (1, 30)]),
                 ([(2, 8), (1, 3)], []),
+                ([(2, 4)], [(4, 16)], [(1, 4, 12), (2, 2, 16)]),
+                ([(1, 4)], [(1, 8), (2, 20)], [(1, 3, 8)]),
+                ([(1, 4), (2, 8)], [(2, 8), (4, 16)]),
+                ([(2, 4)], [(6, 24)], [(1, 4, 12), (2, 2, 16)]),
             ]
         ),
+        chunk_size=st.none() | st.integers(1, 5),
+        is_offline=st.booleans(),
     )
-    def start(self, num_blocks: int, block_size: int, spare: float, buckets: tuple[Buckets, Buckets]) -> None:
+    def start(
+        self,
+        num_blocks: int,
+        block_size: int,
+        spare: float,
+        buckets: tuple[Buckets, ...],
+        chunk_size: int | None,
+        is_offline: bool,
+    ) -> None:
         self.runner = Runner(
             *buckets,
             num_blocks=num_blocks,
             block_size=block_size,
             spare_blocks_ratio=spare,
             max_processing_samples=6,
+            prefill_chunk_size=chunk_size,
+            is_offline=is_offline,
         )
-        self.expected: dict[str, list[int]] = {}
+        self.takes_beams = bool(buckets[1]) and all(batch % 2 == 0 for batch, _ in buckets[1])
+        self.expected: dict[str, list[int] | list[list[int]]] = {}
         self.alive: dict[str, Request] = {}
         self.count = 0
 
     @rule(
         prompt=st.lists(st.integers(0, 9), min_size=1, max_size=10),
         max_tokens=st.one_of(st.none(), st.integers(1, 15)),
+        beams=st.booleans(),
     )
-    def arrive(self, prompt: list[int], max_tokens: int | None) -> None:
+    def arrive(self, prompt: list[int], max_tokens: int | None, beams: bool) -> None:
         scheduler = self.runner.scheduler
         name = f"r{self.count}"
         self.count += 1
         # One token more than the largest context: the last is never run. The prompt's bucket always gives one.
         number = max(1, min(max_tokens or 1000, scheduler.max_context + 1 - len(prompt)))
+        needed = scheduler.blocks.blocks_for(len(prompt) + number - 1)
+        new, expected = request(name, prompt, max_tokens), continuation
+        if beams and self.takes_beams:
+            needed = scheduler.blocks.blocks_for(len(prompt)) + 2 * (number - 1)
+            new, expected = beam_request(name, prompt, number), best_beams
         possible = (
             scheduler.num_unfinished < 6
             and len(prompt) <= scheduler.max_prompt_tokens
-            and scheduler.blocks.blocks_for(len(prompt) + number - 1) <= scheduler.blocks.num_blocks
+            and needed <= scheduler.blocks.num_blocks
         )
-        new = request(name, prompt, max_tokens)
         if possible:
             scheduler.add(new)
             self.alive[name] = new
-            self.expected[name] = continuation(prompt, number)
+            self.expected[name] = expected(prompt, number)
         else:
             with pytest.raises(UserError):
                 scheduler.add(new)

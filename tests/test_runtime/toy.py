@@ -110,6 +110,22 @@ class ToyProgram:
         terms = keys[context] * (places + 3) * (values[context] + 7) * (places < lengths[:, None])
         return terms.sum(1, keepdim=True) % P * coefficient % P
 
+    def append(
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        context: Tensor,
+        coefficient: Tensor,
+        keys: Tensor,
+        values: Tensor,
+    ) -> Tensor:
+        keys[slots] = hidden
+        values[slots] = positions
+        places = torch.arange(context.shape[1])
+        terms = keys[context] * (places + 3) * (values[context] + 7)
+        return terms.cumsum(1).gather(1, positions) % P * coefficient % P
+
     def last(self, hidden: Tensor, table: Tensor) -> Tensor:
         return table[hidden]
 
@@ -134,27 +150,29 @@ def byte_alphabet() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(others)) for byte in range(BYTES)]
 
 
-DEFAULT_BUCKETS: dict[str, list[tuple[int, int]]] = {
+DEFAULT_BUCKETS: dict[str, list[tuple[int, ...]]] = {
     "prefill": [(1, 8), (1, 16), (4, 8)],
     "decode": [(1, 24), (4, 24), (2, 48)],
 }
 
 
 def artifact_data(
-    buckets: Mapping[str, Sequence[tuple[int, int]]] = DEFAULT_BUCKETS,
+    buckets: Mapping[str, Sequence[tuple[int, ...]]] = DEFAULT_BUCKETS,
     *,
     block_size: int = 4,
     num_blocks: int = 64,
     last_only: bool = False,
     spare_blocks_ratio: float = 0.0,
     max_processing_samples: int = 1000,
+    prefill_chunk_size: int | None = None,
+    is_offline: bool = False,
+    beams: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """artifact.json of the toy model, without its id."""
     programs: dict[str, Any] = {}
     pipelines = []
     for phase, sizes in buckets.items():
-        for batch, length in sizes:
-            pipelines.append(_pipeline(programs, phase, batch, length, last_only))
+        pipelines += [_pipeline(programs, phase, size, last_only) for size in sizes]
     return {
         "schema_version": 3,
         "metadata": {
@@ -165,17 +183,19 @@ def artifact_data(
         "devices": "cpu",
         "generator_config": {
             "prefill_buckets": list(buckets.get("prefill", [])),
+            "append_buckets": list(buckets.get("append", [])),
             "decode_buckets": list(buckets.get("decode", [])),
             "max_seq_len_to_capture": 48,
             "paged_attention_num_blocks": num_blocks,
             "paged_attention_block_size": block_size,
             "calculate_logit_only_for_last_token": last_only,
+            "kv_cache_sharing_across_beams_config": beams and {"beam_width": beams[0], "max_new_tokens": beams[1]},
             "default_scheduler_config": {
                 "npu_queue_limit": 2,
                 "max_processing_samples": max_processing_samples,
                 "spare_blocks_ratio": spare_blocks_ratio,
-                "is_offline": False,
-                "prefill_chunk_size": None,
+                "is_offline": is_offline,
+                "prefill_chunk_size": prefill_chunk_size,
             },
         },
         "hf_config": {"eos_token_id": EOS},
@@ -210,13 +230,17 @@ def artifact_data(
     }
 
 
-def _pipeline(programs: dict[str, Any], phase: str, batch: int, length: int, last_only: bool) -> dict[str, Any]:
-    tokens = [batch, length if phase == "prefill" else 1]
-    context = {"context_slots": [batch, length], "context_lens": [batch]} if phase == "decode" else {}
+def _pipeline(programs: dict[str, Any], phase: str, size: tuple[int, ...], last_only: bool) -> dict[str, Any]:
+    """`size` is (batch, tokens), of append (batch, new tokens, tokens)."""
+    batch, *middle, length = size
+    tokens = [batch, middle[0] if middle else length if phase == "prefill" else 1]
+    context = {} if phase == "prefill" else {"context_slots": [batch, length]}
+    if phase == "decode":
+        context["context_lens"] = [batch]
     fed = {"position_ids": tokens, "slot_mapping": tokens, **context}
     indices = {"logits_indices": [batch]} if last_only else {}
     rows = 1 if last_only else tokens[1]
-    name = f"{phase}-{batch}x{length}"
+    name = f"{phase}-{'x'.join(map(str, size))}"
     programs[f"first-{name}"] = _program(
         "first",
         {"input_ids": tokens, "position_ids": tokens},

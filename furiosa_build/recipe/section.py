@@ -1,0 +1,27 @@
+"""What all parts of a BuildSpec are made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all parts of a BuildSpec: frozen, unknown keys refused, no silent conversion between types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def invalid(what: str, *, key: tuple[str | int, ...] = (), valid: str = "") -> PydanticCustomError:
+    """An error that keeps its parts for `recipe.errors`. `key` leads from the section to the value."""
+    template = "{what} (valid: {valid})" if valid else "{what}"
+    return PydanticCustomError("recipe", template, {"what": what, "key": key, "valid": valid})
+
+
+def as_tuple(value: Any) -> Any:
+    """Lists as tuples, at every depth."""
+    return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value

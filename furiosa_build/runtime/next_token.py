@@ -1,0 +1,120 @@
+"""What logits lead to: the next token of a request, its text, its end; or the next step of its beam search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from furiosa_build.runtime.beam_search import Continuation, FinishedBeam
+from furiosa_build.runtime.detokenizer import Detokenizer, OutputText
+from furiosa_build.runtime.request import CompletionOutput, Logprob, Request
+from furiosa_build.runtime.sampler import Floats, sample, top_logprobs
+from furiosa_build.runtime.tokenizer import Tokenizer
+
+OnLogits = Callable[[str, Tensor], None]
+
+
+class NextToken:
+    """Takes logits and continues requests.
+
+    Args:
+        tokenizer: Of the artifact; None: texts stay empty.
+        max_context: The longest context that can be run.
+        on_logits: Called with the request id and the float32 logits [vocab] of every position that is sampled from.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, max_context: int, on_logits: OnLogits | None) -> None:
+        self._tokenizer = tokenizer
+        self._max_context = max_context
+        self._on_logits = on_logits
+
+    def choose(self, request: Request, logits: Tensor) -> None:
+        """Gives a request its next token, and finishes it if that is its last. `logits` is float32 [vocab]."""
+        self._show(request, logits)
+        params, numbers = request.params, logits.numpy()
+        token = sample(
+            numbers,
+            params,
+            prompt=request.prompt_token_ids,
+            output=request.output_token_ids,
+            forbidden=request.end_token_ids if request.num_generated < params.min_tokens else (),
+            generator=request.generator,
+        )
+        request.tokens.append(token)
+        if params.logprobs is not None:
+            entry = self._logprobs(numbers, token, params.logprobs)
+            request.logprobs.append(entry)
+            request.cumulative_logprob += entry[token].logprob
+        self._finish_if_due(request, token)
+
+    def step_beams(self, request: Request, logits: Tensor) -> Sequence[Continuation]:
+        """Takes a step of a beam search, and finishes the request if it was the last.
+
+        Args:
+            request: Its sequences have not changed since they were run.
+            logits: float32 [sequences, vocab].
+
+        Returns:
+            How its sequences are to go on; empty if it is finished.
+        """
+        assert request.beams is not None
+        for row in logits:
+            self._show(request, row)
+        continuations = request.beams.step(logits.numpy())
+        if not request.beams.is_done:
+            return continuations
+        best = request.beams.finished[: request.params.n]
+        request.completions = [self._completion(request, index, beam) for index, beam in enumerate(best)]
+        request.finish_reason = request.completions[0].finish_reason
+        return []
+
+    def add_prompt_logprobs(self, request: Request, start: int, rows: Tensor) -> None:
+        """`rows` are the logits of the tokens from `start` on. Nothing is added twice when they are computed again."""
+        known, number = request.prompt_logprobs, request.params.prompt_logprobs or 0
+        following = request.prompt_token_ids[start + 1 :]
+        for place, (row, token) in enumerate(zip(rows, following, strict=False), start=start + 1):
+            if place == len(known):
+                known.append(self._logprobs(row.float().numpy(), token, number))
+
+    def _show(self, request: Request, logits: Tensor) -> None:
+        if self._on_logits is not None:
+            self._on_logits(request.request_id, logits)
+
+    def _finish_if_due(self, request: Request, token: int) -> None:
+        """Extends the text by the new token, unless that ends it, and decides whether it is finished."""
+        params = request.params
+        if token in request.end_token_ids:  # not before min_tokens: until then they are not sampled
+            request.finish_reason = "stop"
+            request.stop_reason = token if token in params.stop_token_ids else None
+        elif stop := request.text.push(token, may_stop=request.num_generated >= params.min_tokens):
+            request.finish_reason, request.stop_reason = "stop", stop
+            return  # what is held back lies behind the stop string
+        elif request.num_generated == params.max_tokens or len(request.tokens) > self._max_context:
+            request.finish_reason = "length"
+        if request.finished:
+            request.text.flush()
+
+    def _completion(self, request: Request, index: int, beam: FinishedBeam) -> CompletionOutput:
+        last, params = beam.tokens[-1], request.params
+        ended = last in request.end_token_ids
+        detokenizer = Detokenizer(self._tokenizer, params.skip_special_tokens) if self._tokenizer else None
+        text = OutputText(detokenizer, ())
+        for token in beam.tokens[:-1] if ended else beam.tokens:
+            text.push(token, may_stop=False)
+        text.flush()
+        return CompletionOutput(
+            index=index,
+            text=text.text,
+            token_ids=beam.tokens,
+            cumulative_logprob=beam.cumulative_logprob,
+            logprobs=None,
+            finish_reason="stop" if ended else "length",
+            stop_reason=last if last in params.stop_token_ids else None,
+        )
+
+    def _logprobs(self, logits: Floats, token: int, number: int) -> dict[int, Logprob]:
+        return {
+            id_: Logprob(logprob, rank, self._tokenizer.decode([id_], False) if self._tokenizer else None)
+            for id_, logprob, rank in top_logprobs(logits, token, number)
+        }
