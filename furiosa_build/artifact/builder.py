@@ -65,7 +65,7 @@ class ArtifactBuilder:
             conf/target; by default `rngd` for NPUs, else `cpu`).
 
     Raises:
-        UserError: An argument is unknown, or not valid, or not built yet. Nothing has been written.
+        UserError: An argument is unknown or not valid. Nothing has been written.
     """
 
     def __init__(
@@ -98,7 +98,6 @@ class ArtifactBuilder:
         **kwargs: Any,
     ) -> None:
         _refuse_unknown(kwargs, _EXTRA)
-        _refuse_unbuilt()
         beams = kv_cache_sharing_across_beams_config
         joined = devices if isinstance(devices, str) else ",".join(devices)
         is_npu = joined.strip().startswith("npu") and kind_of(joined) == "npu"

@@ -148,7 +148,9 @@ LEAVES: Mapping[Path, Leaf] = {
     ("rewriting", "num_blocks_per_supertask"): Leaf(st.sampled_from([1, 3, 9]), by("partition:*:block", "package")),
     ("rewriting", "do_decompositions_for_model_rewrite"): Leaf(st.booleans(), by("partition:*:*", "package")),
     ("rewriting", "embed_all_constants_into_graph"): Leaf(st.booleans(), by("compile:*", "package")),
-    ("rewriting", "add_prefill_last_block_slice"): Leaf(st.booleans(), by("partition:prefill-*:last", "package")),
+    ("rewriting", "add_prefill_last_block_slice"): Leaf(
+        st.booleans(), by("partition:prefill-*:last", "partition:append-*:last", "package")
+    ),
     ("scheduler", "npu_queue_limit"): Leaf(st.integers(1, 9), by("package")),
     ("scheduler", "max_processing_samples"): Leaf(st.integers(1, 9999), by("package")),
     ("scheduler", "spare_blocks_ratio"): Leaf(st.floats(0, 0.9), by("package")),
