@@ -105,6 +105,7 @@ def generate(engine: LLMEngine) -> list[list[int]]:
     return [found[i] for i in range(len(PROMPTS))]
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.parametrize("scheme", ["none", "int8"])
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("tp", "pp", "dp"), GRID)
@@ -116,9 +117,11 @@ def test_the_same_tokens_as_transformers(
     tp: int,
     pp: int,
     dp: int,
+    blocks: int,
 ) -> None:
     user = users[model]
-    user.build(*overrides(tp, pp, dp, f"quantization={scheme}"))
+    supertasks = f"rewriting.num_blocks_per_supertask={blocks}"
+    user.build(*overrides(tp, pp, dp, f"quantization={scheme}", supertasks))
     with closing(LLMEngine(user.artifacts / "latest", verify="full")) as engine:
         assert generate(engine) == expected[model, scheme]
 
