@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -74,6 +75,7 @@ class Runner:
         max_processing_samples: int = 1000,
         prefill_chunk_size: int | None = None,
         is_offline: bool = False,
+        num_stages: int = 1,
     ) -> None:
         self.scheduler = Scheduler(
             pipelines(prefill, decode, append),
@@ -82,15 +84,23 @@ class Runner:
             max_processing_samples=max_processing_samples,
             prefill_chunk_size=prefill_chunk_size,
             is_offline=is_offline,
+            num_stages=num_stages,
         )
+        self.num_stages = num_stages
+        self.in_flight: deque[Batch] = deque()
         self.storage: dict[int, tuple[int, int]] = {}
         self.finished: dict[str, list[int] | list[list[int]]] = {}
 
     def step(self) -> Batch | None:
-        batch = self.scheduler.schedule()
-        if batch is None:
+        """Fills the stages, and ends the batch that is in the last one: they run one after the other."""
+        while len(self.in_flight) < self.num_stages and (batch := self.scheduler.schedule()) is not None:
+            self._check_fits(batch)
+            names = [request.request_id for each in (*self.in_flight, batch) for request in each.requests]
+            assert len(set(names)) == len(names), "a request is in two batches"
+            self.in_flight.append(batch)
+        if not self.in_flight:
             return None
-        self._check_fits(batch)
+        batch = self.in_flight.popleft()
         for request, count in zip(batch.requests, batch.counts, strict=True):
             for sequence in batch.sequences(request):
                 self._write(request, sequence, count)
@@ -567,6 +577,7 @@ class Scheduling(RuleBasedStateMachine):
         ),
         chunk_size=st.none() | st.integers(1, 5),
         is_offline=st.booleans(),
+        num_stages=st.integers(1, 3),
     )
     def start(
         self,
@@ -576,6 +587,7 @@ class Scheduling(RuleBasedStateMachine):
         buckets: tuple[Buckets, ...],
         chunk_size: int | None,
         is_offline: bool,
+        num_stages: int,
     ) -> None:
         self.runner = Runner(
             *buckets,
@@ -585,6 +597,7 @@ class Scheduling(RuleBasedStateMachine):
             max_processing_samples=6,
             prefill_chunk_size=chunk_size,
             is_offline=is_offline,
+            num_stages=num_stages,
         )
         self.takes_beams = bool(buckets[1]) and all(batch % 2 == 0 for batch, _ in buckets[1])
         self.expected: dict[str, list[int] | list[list[int]]] = {}
@@ -630,7 +643,8 @@ class Scheduling(RuleBasedStateMachine):
     @rule(times=st.integers(1, 5))
     def step(self, times: int) -> None:
         for _ in range(times):
-            assert (self.runner.step() is not None) == bool(self.alive)
+            has_work = bool(self.alive or self.runner.in_flight)
+            assert (self.runner.step() is not None) == has_work
             self.alive = {name: r for name, r in self.alive.items() if name not in self.runner.finished}
 
     @invariant()
