@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -556,12 +556,52 @@ def test_check_integrity_finds_what_is_wrong() -> None:
         scheduler.check_integrity()
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    kinds=st.lists(st.tuples(st.integers(1, 10), st.integers(4, 10), st.booleans()), min_size=3, max_size=6),
+    block_size=st.sampled_from([1, 2, 4]),
+    spare=st.integers(0, 12),
+    num_stages=st.integers(1, 2),
+    aborted=st.sets(st.integers(0, 5), max_size=2),
+    after=st.integers(1, 25),
+)
+def test_beams_and_others_in_a_pool_that_one_of_them_may_fill(
+    kinds: list[tuple[int, int, bool]], block_size: int, spare: int, num_stages: int, aborted: set[int], after: int
+) -> None:
+    """They give way to each other all the time, some are aborted, and each ends with what it has alone."""
+    most = max(-(-prompt // block_size) + 2 * number for prompt, number, _ in kinds)
+    runner = Runner(
+        [(2, 4)],
+        [(4, 12), (6, 24)],
+        [(1, 4, 24)],
+        num_blocks=most + spare,
+        block_size=block_size,
+        prefill_chunk_size=3,
+        num_stages=num_stages,
+    )
+    requests, expected = [], {}
+    for number, (prompt, new, beams) in enumerate(kinds):
+        requests.append((beam_request if beams else request)(str(number), prompt, new))
+        expected[str(number)] = (best_beams if beams else continuation)(range(1, prompt + 1), new)
+        runner.scheduler.add(requests[-1])
+    for _ in range(after):
+        runner.step()
+    for number in aborted & set(range(len(kinds))):
+        if str(number) not in runner.finished:
+            runner.scheduler.remove(requests[number])
+            del expected[str(number)]
+            runner.scheduler.check_integrity()
+    runner.run_all()
+    assert runner.finished == expected
+    assert runner.scheduler.blocks.num_free == runner.scheduler.blocks.num_blocks
+
+
 class Scheduling(RuleBasedStateMachine):
     """Random arrivals, steps and aborts over tiny pools: every request ends, with the tokens it has alone."""
 
     @initialize(
-        num_blocks=st.integers(1, 24),
-        block_size=st.sampled_from([1, 2, 5, 16]),
+        num_blocks=st.integers(1, 40),
+        block_size=st.sampled_from([1, 1, 2, 5, 16]),
         spare=st.sampled_from([0.0, 0.2, 1.0]),
         buckets=st.sampled_from(
             [
@@ -605,11 +645,19 @@ class Scheduling(RuleBasedStateMachine):
         self.count = 0
 
     @rule(
-        prompt=st.lists(st.integers(0, 9), min_size=1, max_size=10),
-        max_tokens=st.one_of(st.none(), st.integers(1, 15)),
-        beams=st.booleans(),
+        arriving=st.lists(
+            st.tuples(
+                st.lists(st.integers(0, 9), min_size=1, max_size=10), st.none() | st.integers(1, 15), st.booleans()
+            ),
+            min_size=1,
+            max_size=4,
+        )
     )
-    def arrive(self, prompt: list[int], max_tokens: int | None, beams: bool) -> None:
+    def arrive(self, arriving: list[tuple[list[int], int | None, bool]]) -> None:
+        for prompt, max_tokens, beams in arriving:
+            self._arrive(prompt, max_tokens, beams)
+
+    def _arrive(self, prompt: list[int], max_tokens: int | None, beams: bool) -> None:
         scheduler = self.runner.scheduler
         name = f"r{self.count}"
         self.count += 1
@@ -661,4 +709,4 @@ class Scheduling(RuleBasedStateMachine):
 
 
 TestScheduling = Scheduling.TestCase
-TestScheduling.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestScheduling.settings = settings(max_examples=400, stateful_step_count=30, deadline=None)
