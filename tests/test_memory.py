@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import os
 import subprocess
@@ -43,6 +44,12 @@ def child() -> Iterator[int]:
         assert process.stdout.readline() == b"ready\n"
         yield process.pid
         process.communicate(b"\n")
+
+
+@pytest.fixture(autouse=True)
+def _without_garbage() -> None:
+    """What other tests have left would be freed while memory is watched."""
+    gc.collect()
 
 
 @linux

@@ -122,8 +122,8 @@ def test_the_same_tokens_as_transformers(
 ) -> None:
     user = users[model]
     supertasks = f"rewriting.num_blocks_per_supertask={blocks}"
-    user.build(*overrides(tp, pp, dp, f"quantization={scheme}", supertasks))
-    with closing(LLMEngine(user.artifacts / "latest", verify="full")) as engine:
+    artifact = user.package(*overrides(tp, pp, dp, f"quantization={scheme}", supertasks))
+    with closing(LLMEngine(artifact, verify="full")) as engine:
         assert generate(engine) == expected[model, scheme]
 
 

@@ -72,8 +72,8 @@ def build(user: UserDirectory, *overrides: str) -> Artifact:
     return user.latest()
 
 
-def generate(user: UserDirectory) -> list[list[int]]:
-    with closing(LLMEngine(user.artifacts / "latest", verify="full")) as engine:
+def generate(artifact: Path) -> list[list[int]]:
+    with closing(LLMEngine(artifact, verify="full")) as engine:
         for i, prompt in enumerate(PROMPTS):
             engine.add_request(str(i), prompt, SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True))
         found: dict[str, list[int]] = {}
@@ -116,8 +116,8 @@ def test_the_same_tokens_as_transformers(
 ) -> None:
     last_token = ("model.calculate_logit_only_for_last_token=true",) if "slice" in overrides[0] else ()
     more = [f"rewriting.{override}" for override in overrides]
-    build(users[model], *more, *last_token, f"parallel.pipeline_parallel_size={stages}")
-    assert generate(users[model]) == expected[model]
+    artifact = users[model].package(*BUCKETS, *more, *last_token, f"parallel.pipeline_parallel_size={stages}")
+    assert generate(artifact) == expected[model]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -130,10 +130,9 @@ def test_a_sliced_block_of_ranks_and_quantized_weights_is_the_whole_one(
         f"quantization={scheme}",
         "model.calculate_logit_only_for_last_token=true",
     ]
-    build(users[model], *overrides)
-    plain = generate(users[model])
-    build(users[model], *overrides, "rewriting.add_prefill_last_block_slice=true")
-    assert generate(users[model]) == plain
+    plain = generate(users[model].package(*BUCKETS, *overrides))
+    sliced = users[model].package(*BUCKETS, *overrides, "rewriting.add_prefill_last_block_slice=true")
+    assert generate(sliced) == plain
 
 
 @pytest.mark.parametrize("chunk", [None, 5])
@@ -149,7 +148,7 @@ def test_prompts_in_pieces_have_their_last_block_sliced_too(
         f"scheduler.prefill_chunk_size={'null' if chunk is None else chunk}",
     )
     assert layers_of(users["gemma"].latest(), "append-2x5x32")[-2:] == [("last_block", [4]), ("last", [])]
-    assert generate(users["gemma"]) == expected["gemma"]
+    assert generate(users["gemma"].artifacts / "latest") == expected["gemma"]
 
 
 def test_how_many_layers_share_a_program(users: dict[str, UserDirectory]) -> None:
