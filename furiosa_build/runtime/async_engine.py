@@ -16,7 +16,7 @@ from typing import NamedTuple, Self
 
 from furiosa_build.artifact.schema import Artifact
 from furiosa_build.errors import BuildError
-from furiosa_build.runtime.engine import LLMEngine, Prompt, StepFailedError
+from furiosa_build.runtime.engine import EngineStats, LLMEngine, Prompt, StepFailedError
 from furiosa_build.runtime.engine_args import EngineArgs
 from furiosa_build.runtime.request import RequestOutput, SamplingParams
 from furiosa_build.runtime.tokenizer import Tokenizer
@@ -73,6 +73,11 @@ class AsyncLLMEngine:
                 yield output
         finally:
             self._worker.order(lambda: self._worker.drop(request_id, stream), _ignore)
+
+    @property
+    def stats(self) -> EngineStats:
+        """As of LLMEngine."""
+        return self._worker.stats
 
     async def abort(self, request_id: str) -> None:
         """Drops a request, whose generator then ends. An unknown id is ignored. Its KV blocks are free on return."""
@@ -173,6 +178,11 @@ class _Worker:
     def join(self) -> None:
         """Waits for the thread's end."""
         self._thread.join()
+
+    @property
+    def stats(self) -> EngineStats:
+        """From any thread."""
+        return self._engine.stats
 
     # Orders, which the thread carries out
 

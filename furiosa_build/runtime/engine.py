@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -47,6 +48,16 @@ class StepFailedError(BuildError):
         super().__init__(f"a step failed for request {named}: {next(iter(self.errors.values()))}")
 
 
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine is doing: requests that run and that wait, KV blocks that there are and that are in use."""
+
+    running: int
+    waiting: int
+    kv_blocks: int
+    kv_blocks_used: int
+
+
 @dataclass
 class _Replica:
     """One copy of the model: who runs on it, what runs them, and the batches that are under way."""
@@ -61,7 +72,9 @@ class _Replica:
         limit = self.queue_limit if self.executor.is_concurrent else 1
         while len(self.in_flight) < limit and (batch := self.scheduler.schedule()) is not None:
             rows = []
+            now = time.monotonic()
             for request, count in zip(batch.requests, batch.counts, strict=True):
+                request.ran_at = now if request.ran_at is None else request.ran_at
                 start = request.num_computed
                 for sequence in batch.sequences(request):
                     slots = self.scheduler.blocks.slots(sequence)
@@ -186,6 +199,15 @@ class LLMEngine:
     def is_full(self) -> bool:
         """Whether `max_processing_samples` requests are under way, so that add_request takes no more."""
         return len(self._requests) >= self._max_samples
+
+    @property
+    def stats(self) -> EngineStats:
+        """Now. From any thread; while a step is under way the numbers may be of different moments."""
+        schedulers = [replica.scheduler for replica in self._replicas]
+        waiting = sum(scheduler.num_waiting for scheduler in schedulers)
+        total = sum(scheduler.blocks.num_blocks for scheduler in schedulers)
+        free = sum(scheduler.blocks.num_free for scheduler in schedulers)
+        return EngineStats(max(0, len(self._requests) - waiting), waiting, total, total - free)
 
     def add_request(self, request_id: str, prompt: Prompt, sampling_params: SamplingParams) -> None:
         """Queues a request.
@@ -327,6 +349,7 @@ class LLMEngine:
         if params.stop:
             self.require_tokenizer()
         self._check_vocabulary(params.stop_token_ids, "SamplingParams.stop_token_ids")
+        self._check_vocabulary(params.logit_bias, "SamplingParams.logit_bias")
         if params.prompt_logprobs is not None and self.artifact.generator_config.calculate_logit_only_for_last_token:
             raise UserError(
                 "the artifact returns the logits of the last token only, so none for prompts",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from furiosa_build.errors import UserError
 
@@ -41,6 +42,7 @@ class SamplingParams:
             0.
         presence_penalty: Subtracted once from the logit of every token in the output, in [-2, 2].
         frequency_penalty: Subtracted once per occurrence in the output, in [-2, 2].
+        logit_bias: Token id -> what is added to its logit, before penalties and temperature; in [-100, 100].
         seed: Of this request's random numbers. Without one it derives from the engine's seed and the request
             id.
         stop: Strings that end the text; the text excludes them. Needs the artifact's tokenizer.
@@ -72,6 +74,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
@@ -113,6 +116,7 @@ class SamplingParams:
         self._check("repetition_penalty", self.repetition_penalty > 0, "> 0")
         self._check("presence_penalty", -2 <= self.presence_penalty <= 2, "in [-2, 2]")
         self._check("frequency_penalty", -2 <= self.frequency_penalty <= 2, "in [-2, 2]")
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         self._check("seed", self.seed is None or _is_int(self.seed, 0, 2**63 - 1), "0 to 2**63 - 1, or None")
         self._check("stop", all(self.stop), "strings that are not empty")
         self._check("max_tokens", self.max_tokens is None or _is_int(self.max_tokens, 1), ">= 1, or None")
@@ -153,6 +157,7 @@ _NOT_WITH_BEAM_SEARCH: Mapping[str, tuple[object, ...]] = {
     "repetition_penalty": (1.0,),
     "presence_penalty": (0.0,),
     "frequency_penalty": (0.0,),
+    "logit_bias": ({},),
     "seed": (None,),
     "stop": ((),),
     "min_tokens": (0,),
@@ -197,7 +202,7 @@ class RequestOutput:
     """The state of a request after a step. `prompt` is None for prompts given as token ids.
 
     `prompt_logprobs` has one entry per prompt token (None for the first, which nothing predicts), if asked
-    for.
+    for. `queued_s` is the time in seconds from its coming in to its first step.
     """
 
     request_id: str
@@ -206,6 +211,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     prompt_logprobs: list[dict[int, Logprob] | None] | None
+    queued_s: float = 0.0
 
 
 @dataclass(eq=False)
@@ -225,6 +231,8 @@ class Request:
         sequences: What it has: one sequence, after the first step of a beam search as many as there are beams.
         num_computed: How many tokens of every sequence, from the first, have their keys and values in the KV cache.
         completions: Those of a beam search that is over.
+        came_at: When, of the monotonic clock, in seconds.
+        ran_at: When its first step was submitted.
         generator: Source of this request's random numbers; None for a greedy one.
         end_token_ids: Tokens that end the text: end of sequence unless ignored, and stop_token_ids.
     """
@@ -246,6 +254,8 @@ class Request:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     completions: list[CompletionOutput] = field(default_factory=list)
+    came_at: float = field(default_factory=time.monotonic)
+    ran_at: float | None = None
 
     def __post_init__(self) -> None:
         self.sequences = [TokenSequence(list(self.prompt_token_ids))]
@@ -296,6 +306,7 @@ class Request:
             outputs=[completion] if self.beams is None else self.completions,
             finished=self.finished,
             prompt_logprobs=self.prompt_logprobs if self.params.prompt_logprobs is not None else None,
+            queued_s=0.0 if self.ran_at is None else self.ran_at - self.came_at,
         )
 
 
@@ -317,3 +328,14 @@ def _tuple_of(kind: type, name: str, values: object) -> tuple[object, ...]:
             valid=f"a list of {kind.__name__}",
         )
     return tuple(values)
+
+
+def _biases(values: object) -> dict[int, float]:
+    """A copy, which no caller can change."""
+    fits = isinstance(values, Mapping) and all(
+        _is_int(token, 0) and _is_number(bias) and -100 <= bias <= 100 for token, bias in values.items()
+    )
+    if not fits:
+        what, where = f"logit_bias does not take {values!r}", "SamplingParams.logit_bias"
+        raise UserError(what, where=where, valid="token ids -> numbers in [-100, 100]")
+    return dict(cast(Mapping[int, float], values))

@@ -94,6 +94,10 @@ class Scheduler:
         return len(self._waiting) + len(self._running) - len(self._leaving)
 
     @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
     def is_full(self) -> bool:
         """Whether `max_processing_samples` requests are under way."""
         return self.num_unfinished >= self._max_processing_samples
