@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from fastapi import Request
@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from furiosa_build.server.errors import api_error
-from furiosa_build.server.generation import unless_gone
+from furiosa_build.server.generation import ClientGoneError, unless_gone
 
 DONE = "data: [DONE]\n\n"
 
@@ -30,8 +30,10 @@ class _EventStream(StreamingResponse):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Not as the base does it: anyio would cancel what cleans up as well.
         async with aclosing(self._events):
-            await super().__call__(scope, receive, send)
+            with suppress(ClientGoneError):
+                await unless_gone(Request(scope, receive), self.stream_response(send))
 
 
 async def respond(request: Request, events: AsyncGenerator[str, None]) -> StreamingResponse:

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 from openai import OpenAI
 
-PATIENCE_S = 120
+PATIENCE_S = 60
 """Longer than anything takes, so that a failure is one instead of a hang."""
 
 

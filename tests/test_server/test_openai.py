@@ -53,7 +53,7 @@ def test_a_stream_has_the_same_text_and_usage(running: Server, expected: str) ->
     assert chunks[-1].usage.completion_tokens == 12
 
 
-def test_prompts_times_n(running: Server, expected: str) -> None:
+def test_prompts_times_n(running: Server) -> None:
     done = running.openai.completions.create(
         model=MODEL, prompt=[PROMPT, "The sea"], n=2, max_tokens=12, temperature=1, seed=7
     )

@@ -26,7 +26,8 @@ def post(server: Server, body: object, key: str | None = None, **headers: str) -
 def test_a_client_that_leaves_ends_its_request(running: Server) -> None:
     aborted = running.metric("furiosa_requests_finished_total")
     with running.http as http, http.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()  # closes the connection when it is dropped
+        next(lines)
         assert running.metric("furiosa_kv_blocks_used") > 0
     running.wait_until_idle()
     assert running.metric("furiosa_requests_finished_total") == aborted + 1
@@ -98,7 +99,7 @@ def guarded(chat_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 def test_keys(guarded: Server) -> None:
     assert post(guarded, SHORT, KEY).status_code == 200
     assert post(guarded, SHORT, "of-the-environment").status_code == 200
-    for key in (None, "", KEY[:-1], KEY + "k", "\xff"):
+    for key in (None, "x", KEY[:-1], KEY + "k", KEY.upper()):
         answer = post(guarded, SHORT, key)
         assert answer.status_code == 401
         assert answer.json()["error"]["code"] == "invalid_api_key"
@@ -123,7 +124,8 @@ def test_too_many_are_sent_away(guarded: Server) -> None:
         guarded.http as http,
         http.stream("POST", "/v1/completions", json=LONG | {"stream": True}, headers=headers) as s,
     ):
-        next(s.iter_lines())
+        lines = s.iter_lines()
+        next(lines)
         answer = post(guarded, SHORT, KEY)
         assert answer.status_code == 429
         assert int(answer.headers["Retry-After"]) > 0
