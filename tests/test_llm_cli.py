@@ -1,4 +1,7 @@
-"""`furiosa-llm build` (`serve` has tests of its own): the options of the reference, and how mistakes end. That it builds: tests of the builder."""
+"""`furiosa-llm build`: the options of the reference, and how mistakes end. That it builds: tests of the builder.
+
+`serve`: tests of the server.
+"""
 
 from __future__ import annotations
 

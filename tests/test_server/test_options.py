@@ -62,7 +62,7 @@ def test_those_of_the_engine_reach_its_arguments() -> None:
 def test_mistakes_in_a_file(tmp_path: Path, content: str, words: str) -> None:
     file = tmp_path / "server.yaml"
     file.write_text(content)
-    with pytest.raises(UserError, match="server.yaml") as refused:
+    with pytest.raises(UserError, match=r"server\.yaml") as refused:
         options("--server-config", str(file))
     assert words in str(refused.value)
 
