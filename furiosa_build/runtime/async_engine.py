@@ -77,6 +77,7 @@ class AsyncLLMEngine:
     async def abort(self, request_id: str) -> None:
         """Drops a request, whose generator then ends. An unknown id is ignored. Its KV blocks are free on return."""
         done: Future[None] = Future()
+        done.set_running_or_notify_cancel()  # so that a cancelled caller does not cancel it under the thread's hands
 
         def abort() -> None:
             self._worker.drop(request_id)

@@ -134,6 +134,24 @@ def test_abort_ends_the_generator_and_no_other(toy_artifact: Path) -> None:
     run(test)
 
 
+def test_whoever_waits_for_an_abort_may_be_cancelled(toy_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with started(toy_artifact) as (engine, inner):
+            gate = Gate(inner, monkeypatch)
+            request = asyncio.create_task(collect(engine, [1], "a", greedy()))
+            await asyncio.to_thread(gate.reached.wait, PATIENCE_S)
+            abort = asyncio.create_task(engine.abort("a"))
+            await asyncio.sleep(0)
+            abort.cancel()
+            gate.open.set()
+            with pytest.raises(asyncio.CancelledError):
+                await abort
+            assert [output.finished for output in await request] in ([], [False]), "aborted all the same"
+            assert await tokens(engine, [2], "b") == toy.expected([2], 12)
+
+    run(test)
+
+
 @pytest.mark.parametrize("how", ["aclose", "cancel", "forget"])
 def test_a_consumer_that_stops_aborts_its_request(
     toy_artifact: Path, monkeypatch: pytest.MonkeyPatch, how: str
