@@ -75,7 +75,10 @@ class AsyncLLMEngine:
             self._worker.order(lambda: self._worker.drop(request_id, stream), _ignore)
 
     async def abort(self, request_id: str) -> None:
-        """Drops a request, whose generator then ends. An unknown id is ignored. Its KV blocks are free on return."""
+        """Drops a request, whose generator ends without a finished output. An unknown id is ignored.
+
+        On return its KV blocks are free, or will be when the batch under way has run.
+        """
         done: Future[None] = Future()
         done.set_running_or_notify_cancel()  # so that a cancelled caller does not cancel it under the thread's hands
 
