@@ -80,8 +80,12 @@ class AsyncLLMEngine:
         return self._worker.stats
 
     async def abort(self, request_id: str) -> None:
-        """Drops a request, whose generator then ends. An unknown id is ignored. Its KV blocks are free on return."""
+        """Drops a request, whose generator ends without a finished output. An unknown id is ignored.
+
+        On return its KV blocks are free, or will be when the batch under way has run.
+        """
         done: Future[None] = Future()
+        done.set_running_or_notify_cancel()  # so that a cancelled caller does not cancel it under the thread's hands
 
         def abort() -> None:
             self._worker.drop(request_id)
@@ -163,17 +167,18 @@ class _Worker:
         self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
         self._stopped = False
         self._lock = threading.Lock()
-        self._dead: EngineDeadError | None = None
+        self._ended = False
+        self._cause: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     def order(self, do: Callable[[], None], refuse: Callable[[EngineDeadError], None]) -> None:
         """Has something done by the thread, in order. From any thread."""
         with self._lock:
-            if self._dead is None:
+            if not self._ended:
                 self._orders.put(_Order(do, refuse))
                 return
-        refuse(self._dead)
+        refuse(self._dead())
 
     def join(self) -> None:
         """Waits for the thread's end."""
@@ -208,7 +213,6 @@ class _Worker:
     # The thread
 
     def _run(self) -> None:
-        dead = EngineDeadError("the engine was shut down")
         try:
             while True:
                 self._obey()
@@ -216,9 +220,8 @@ class _Worker:
                     break
                 self._step()
         except Exception as error:  # not a batch's: the books may be wrong
-            dead = EngineDeadError(f"the engine has failed: {error}")
-            dead.__cause__ = error
-        self._end(dead)
+            self._cause = error
+        self._end()
 
     def _obey(self) -> None:
         """Carries out all orders there are; waits for one when there is nothing else to do."""
@@ -235,23 +238,32 @@ class _Worker:
         try:
             outputs = self._engine.step()
         except StepFailedError as failed:
+            outputs = failed.outputs
             for request_id, error in failed.errors.items():
                 own = StepFailedError({request_id: error})
                 own.__cause__ = error
                 self._streams.pop(request_id).fail(own)
-            return
         for output in outputs:
             stream = self._streams[output.request_id]
             if output.finished:
                 del self._streams[output.request_id]
             stream.put(output)
 
-    def _end(self, dead: EngineDeadError) -> None:
+    def _end(self) -> None:
         with self._lock:
-            self._dead = dead
+            self._ended = True
         while not self._orders.empty():
-            self._orders.get().refuse(dead)
+            self._orders.get().refuse(self._dead())
         for stream in self._streams.values():
-            stream.fail(dead)
-        self._engine.abort_request(self._streams)
+            stream.fail(self._dead())
+        if self._cause is None:
+            self._engine.abort_request(self._streams)
         self._engine.close()
+
+    def _dead(self) -> EngineDeadError:
+        """A new one for each who is to raise it: a traceback grows with every raise."""
+        if self._cause is None:
+            return EngineDeadError("the engine was shut down")
+        error = EngineDeadError(f"the engine has failed: {self._cause}")
+        error.__cause__ = self._cause
+        return error

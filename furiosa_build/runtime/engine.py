@@ -40,10 +40,11 @@ class StepFailedError(BuildError):
 
     Attributes:
         errors: Request id -> what it failed of.
+        outputs: What the step has otherwise given.
     """
 
-    def __init__(self, errors: Mapping[str, Exception]) -> None:
-        self.errors = dict(errors)
+    def __init__(self, errors: Mapping[str, Exception], outputs: Sequence[RequestOutput] = ()) -> None:
+        self.errors, self.outputs = dict(errors), list(outputs)
         named = ", ".join(map(repr, self.errors))
         super().__init__(f"a step failed for request {named}: {next(iter(self.errors.values()))}")
 
@@ -185,8 +186,6 @@ class LLMEngine:
         self._next = NextToken(self.tokenizer, self._replicas[0].scheduler.max_context, on_logits)
         self._requests: dict[str, Request] = {}
         self._replica_of: dict[str, _Replica] = {}
-        # Of a step that failed for other requests.
-        self._held: list[RequestOutput] = []
 
     @classmethod
     def from_engine_args(
@@ -230,7 +229,7 @@ class LLMEngine:
         self._replica_of[request_id] = replica
 
     def has_unfinished_requests(self) -> bool:
-        return bool(self._requests or self._held)
+        return bool(self._requests)
 
     def abort_request(self, request_id: str | Iterable[str]) -> None:
         """Drops requests, which then have no further output. Unknown ids are ignored."""
@@ -247,10 +246,11 @@ class LLMEngine:
 
         Raises:
             StepFailedError: For some requests, which are no longer under way: a program failed, or gave logits that
-                nothing can be sampled from. The next call goes on with the others, and returns their outputs.
+                nothing can be sampled from. The next call goes on with the others.
         """
         for replica in self._replicas:
             replica.fill()
+        outputs: list[RequestOutput] = []
         failed: dict[str, Exception] = {}
         for replica in self._replicas:
             if replica.in_flight:
@@ -259,13 +259,12 @@ class LLMEngine:
                 except Exception as error:
                     failed |= replica.recover(error)
                 else:
-                    failed |= self._accept(replica, batch, logits)
+                    failed |= self._accept(replica, batch, logits, outputs)
         # Some may have been aborted since their batch was submitted.
         failed = {id_: error for id_, error in failed.items() if id_ in self._requests}
         self.abort_request(failed)
         if failed:
-            raise StepFailedError(failed) from next(iter(failed.values()))
-        outputs, self._held = self._held, []
+            raise StepFailedError(failed, outputs) from next(iter(failed.values()))
         return outputs
 
     def close(self) -> None:
@@ -368,7 +367,9 @@ class LLMEngine:
         self._replica_of.pop(request.request_id).scheduler.remove(request)
         del self._requests[request.request_id]
 
-    def _accept(self, replica: _Replica, batch: Batch, logits: Tensor) -> dict[str, Exception]:
+    def _accept(
+        self, replica: _Replica, batch: Batch, logits: Tensor, outputs: list[RequestOutput]
+    ) -> dict[str, Exception]:
         """Continues every request of the batch that has run all its tokens. Returns those for which that failed."""
         complete = set(replica.scheduler.advance(batch))
         failed: dict[str, Exception] = {}
@@ -388,7 +389,7 @@ class LLMEngine:
             if request.finished:
                 self._forget(request)
             if request in complete and (request.finished or request.beams is None):
-                self._held.append(request.output())
+                outputs.append(request.output())
         return failed
 
     def _continue(self, replica: _Replica, request: Request, logits: Tensor) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, Self
 
+from pydantic import ValidationError
+
 from furiosa_build.artifact.reader import OpenArtifact, open_artifact
-from furiosa_build.artifact.schema import Artifact, GeneratorConfig, SchedulerDefaults
+from furiosa_build.artifact.schema import Artifact, GeneratorConfig
 from furiosa_build.artifact.stages import restage
 from furiosa_build.devices import DeviceError, elements, kind_of
 from furiosa_build.errors import UserError
@@ -35,7 +37,7 @@ class EngineArgs:
     cannot do.
     """
 
-    model: str = _argument("Directory of the artifact.")
+    model: str = _argument("Directory of the artifact.", MISSING)
     tokenizer: str | None = _argument("Directory with the files of another tokenizer than the artifact's.")
     tokenizer_mode: str = _argument('Only "auto": tokenizers are fast ones. (default: auto)', "auto")
     seed: int | None = _argument("Seed of the requests that have none of their own; drawn if not given.", None, int)
@@ -68,8 +70,8 @@ class EngineArgs:
             parser.add_argument(
                 f"--{each.name.replace('_', '-')}",
                 type=each.metadata["type"],
-                required=each.name == "model",
-                default=each.default,
+                required=each.default is MISSING,
+                default=None if each.default is MISSING else each.default,
                 help=each.metadata["help"].replace("%", "%%"),
             )
         return parser
@@ -119,58 +121,47 @@ class EngineArgs:
         )
 
     def _generator_config(self, artifact: Artifact) -> GeneratorConfig:
-        config = artifact.generator_config
-        blocks = self.paged_attention_num_blocks
-        scheduler = {
-            name: value for name in SchedulerDefaults.model_fields if (value := getattr(self, name)) is not None
-        }
-        if "prefill_chunk_size" in scheduler and not config.append_buckets:
+        config = artifact.generator_config.model_dump()
+        if self.prefill_chunk_size is not None and not config["append_buckets"]:
             raise UserError(
                 f"prefill_chunk_size={self.prefill_chunk_size}: the artifact has no append buckets for further pieces",
                 where="prefill_chunk_size",
                 hint="build it with append_buckets, or with a prefill_chunk_size",
             )
-        for name, fits, valid in (
-            ("paged_attention_num_blocks", blocks is None or blocks >= 1, ">= 1"),
-            ("npu_queue_limit", scheduler.get("npu_queue_limit", 1) >= 1, ">= 1"),
-            ("max_processing_samples", scheduler.get("max_processing_samples", 1) >= 1, ">= 1"),
-            ("spare_blocks_ratio", 0 <= scheduler.get("spare_blocks_ratio", 0) < 1, ">= 0 and < 1"),
-            ("prefill_chunk_size", scheduler.get("prefill_chunk_size", 1) >= 1, ">= 1"),
-        ):
-            if not fits:
-                raise UserError(f"{name} does not take {getattr(self, name)!r}", where=name, valid=valid)
-        update: dict[str, Any] = {
-            "default_scheduler_config": config.default_scheduler_config.model_copy(update=scheduler)
-        }
-        if blocks is not None:
-            update["paged_attention_num_blocks"] = blocks
-        return config.model_copy(update=update)
+        for section in (config, config["default_scheduler_config"]):
+            # Lists of buckets are of the artifact alone.
+            section.update((name, value) for name in section if (value := getattr(self, name, None)) is not None)
+        try:
+            return GeneratorConfig.model_validate(config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][-1])
+            raise UserError(f"{name} does not take {first['input']!r}", where=name, valid=first["msg"]) from error
 
     def _placed(self, artifact: Artifact) -> tuple[str, int]:
         """The devices, and how many replicas they run."""
         parallel, of_npu = artifact.parallel_config, artifact.target.num_elements
-        given = self.devices if self.devices is not None else artifact.devices
+        given = artifact.devices if self.devices is None else self.devices
         devices = given if isinstance(given, str) else ",".join(given)
         try:
-            kind, found = kind_of(devices), elements(devices, of_npu)
+            kind, found = kind_of(devices), len(elements(devices, of_npu))
         except DeviceError as error:
             raise UserError(str(error), where="devices", valid=error.valid) from error
         if kind == "cuda" or (kind == "npu" and of_npu == 1):
             what = f"devices={devices!r}: the artifact's programs are for target {artifact.target.name!r}"
             raise UserError(what, where="devices", valid="cpu" if of_npu == 1 else "cpu, or npu:X")
-        ranks, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
-        replicas = self.data_parallel_size
-        if replicas is None:
-            is_asked = self.devices is not None or self.pipeline_parallel_size is not None
-            # A CPU emulates any number of elements.
-            replicas = len(found) // (ranks * stages) if kind == "npu" and is_asked else parallel.data_parallel_size
-        if self.data_parallel_size is not None and self.data_parallel_size < 1:
+        replicas = parallel.data_parallel_size if self.data_parallel_size is None else self.data_parallel_size
+        if replicas < 1:
             raise UserError(f"data_parallel_size does not take {replicas}", where="data_parallel_size", valid=">= 1")
-        if kind == "npu" and not 1 <= replicas * ranks * stages <= len(found):
-            total = ranks * stages * max(replicas, 1)
-            needed = f"{ranks} ranks (fixed at build) x {stages} stages x {max(replicas, 1)} replicas"
+        if kind == "cpu":  # emulates any number of elements
+            return devices, replicas
+        ranks, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+        if self.data_parallel_size is None and (self.devices, self.pipeline_parallel_size) != (None, None):
+            replicas = max(1, found // (ranks * stages))
+        if (total := ranks * stages * replicas) > found:
             raise UserError(
-                f"devices={devices!r} are {len(found)} elements; {needed} = {total} elements",
+                f"devices={devices!r} are {found} elements; {ranks} ranks (fixed at build) x {stages} stages x "
+                f"{replicas} replicas = {total} elements",
                 where="devices",
                 valid=f"at least {total} elements",
             )

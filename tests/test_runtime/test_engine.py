@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from furiosa_build.artifact.reader import OpenArtifact, open_artifact
+from furiosa_build.artifact.stages import restage
 from furiosa_build.errors import UserError
+from furiosa_build.runtime.communicator import PeerFailedError
 from furiosa_build.runtime.engine import LLMEngine, StepFailedError
 from furiosa_build.runtime.request import RequestOutput, SamplingParams
 from furiosa_build.runtime.scheduler import Scheduler
@@ -583,6 +587,70 @@ def test_a_program_that_fails_ends_the_requests_of_its_batch_alone(
     }
     blocks = engine._replicas[0].scheduler.blocks
     assert blocks.num_free == blocks.num_blocks
+
+
+@pytest.mark.parametrize("failing", ["first", "last"])
+def test_a_stage_that_fails_ends_the_requests_of_its_batch_alone(
+    opened: OpenArtifact, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """Batches that were under way behind it run again; nothing of it is left between the stages."""
+    work = getattr(toy.ToyProgram, failing)
+    runs = 0
+
+    def sometimes(self: toy.ToyProgram, first: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        nonlocal runs
+        runs += 1
+        if runs in (2, 7, 20):
+            raise ValueError(f"run {runs}")
+        return work(self, first, *others)
+
+    monkeypatch.setattr(toy.ToyProgram, failing, sometimes)
+    in_stages = OpenArtifact(opened.directory, restage(opened.artifact, 2), opened.manifest)
+    with closing(LLMEngine(in_stages)) as engine:
+        prompts = {f"{n}": [n, 7] for n in range(12)}
+        for name, prompt in prompts.items():
+            engine.add_request(name, prompt, greedy())
+        outputs: dict[str, RequestOutput] = {}
+        failed: dict[str, Exception] = {}
+        while engine.has_unfinished_requests():
+            try:
+                stepped = engine.step()
+            except StepFailedError as error:
+                failed |= error.errors
+                stepped = error.outputs
+            outputs.update((output.request_id, output) for output in stepped if output.finished)
+            engine.check_integrity()
+        assert {str(error) for error in failed.values()} == {"run 2", "run 7", "run 20"}
+        assert outputs.keys() | failed.keys() == prompts.keys()
+        assert not outputs.keys() & failed.keys()
+        assert len(outputs) >= 3
+        for name, output in outputs.items():
+            assert output.outputs[0].token_ids == toy.expected(prompts[name], 12)
+        blocks = engine._replicas[0].scheduler.blocks
+        assert blocks.num_free == blocks.num_blocks
+
+
+def test_of_several_batches_the_one_that_failed_first_is_the_one_that_ends(
+    opened: OpenArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks of an earlier batch may break off on account of a later one."""
+    in_stages = OpenArtifact(opened.directory, restage(opened.artifact, 2), opened.manifest)
+    with closing(LLMEngine(in_stages)) as engine:
+        [replica] = engine._replicas
+        earlier: Future[torch.Tensor] = Future()
+        later: Future[torch.Tensor] = Future()
+        earlier.set_exception(PeerFailedError("another rank has failed"))
+        later.set_exception(ValueError("a bad kernel"))
+        futures = [earlier, later]
+        for name, length in (("a", 3), ("bad", 12), ("c", 3)):
+            engine.add_request(name, [5] * length, greedy())
+        with monkeypatch.context() as patch:
+            patch.setattr(replica.executor, "submit", lambda *_: futures.pop(0))
+            with pytest.raises(StepFailedError, match="a bad kernel") as raised:
+                engine.step()
+        assert list(raised.value.errors) == ["bad"]
+        outputs = drain(engine)
+        assert tokens_of(outputs) == [toy.expected([5] * 3, 12)] * 2
 
 
 def test_check_integrity_finds_a_forgotten_request(engine: LLMEngine) -> None:
