@@ -6,6 +6,7 @@ llguidance does the work. It is imported for the first request that asks for it,
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,11 @@ _JSON = {
     "lenient": False,
     "json_allowed_escapes": 'nrbtf\\"',
 }
+
+# Where a pattern has a class of all control characters, llguidance lets a quote and a backslash pass too, even if the
+# class excludes them, as [^"] does. Without these two escapes it cannot. Such a class is negated, or has one of these.
+_MAY_HAVE_CONTROL_CHARACTERS = re.compile(r"\[\^|\\[xuUpP]|\[:|--|&&|~~|[\x00-\x1f]")
+_ESCAPES_BESIDE_SUCH_A_CLASS = "nrbtf"
 
 # Bytes of text. llguidance follows references by recursion, and a chain of some thousands overflows the stack, which
 # ends the process (seen: 4000 rules in 45 kB, 2000 references in 80 kB).
@@ -184,8 +190,19 @@ def _grammar(name: str, value: Any, where: str) -> str:
         return LLMatcher.grammar_from_regex(value)
     if name == "guided_grammar":
         return LLMatcher.grammar_from_lark(value)
-    _refuse_what_would_not_hold(json.loads(value), where)
-    return LLMatcher.grammar_from_json_schema(value, overrides=_JSON)  # type: ignore[arg-type]
+    schema = json.loads(value)
+    _refuse_what_would_not_hold(schema, where)
+    escapes = {"json_allowed_escapes": _ESCAPES_BESIDE_SUCH_A_CLASS} if _has_suspect_pattern(schema) else {}
+    return LLMatcher.grammar_from_json_schema(value, overrides=_JSON | escapes)  # type: ignore[arg-type]
+
+
+def _has_suspect_pattern(schema: Any) -> bool:
+    patterns: list[Any] = []
+    for part in _parts(schema):
+        if isinstance(part, dict):
+            several = part.get("patternProperties")
+            patterns += [part.get("pattern"), *(several if isinstance(several, dict) else ())]
+    return any(isinstance(pattern, str) and _MAY_HAVE_CONTROL_CHARACTERS.search(pattern) for pattern in patterns)
 
 
 def _refuse_what_would_not_hold(schema: Any, where: str) -> None:
@@ -209,6 +226,8 @@ def _refuse_what_would_not_hold(schema: Any, where: str) -> None:
                 where=where,
                 valid="minProperties of at most the number of required properties",
             )
+        if isinstance(part.get("multipleOf"), float):  # whether 0.3 is a multiple of 0.1 depends on who asks
+            raise UserError("guided_json cannot be served: multipleOf is no integer", where=where, valid="an integer")
         if "x-guidance" in part:  # it could turn the checks off
             raise UserError("guided_json cannot be served: it has x-guidance", where=where, valid="a JSON schema")
 

@@ -9,6 +9,7 @@ import json
 import random
 import re
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,17 @@ def make(guides: Guides, **guided: Any) -> Guide:
     return guide
 
 
-def wander(guide: Guide, seed: int, most: int = 600) -> list[int]:
-    """Tokens drawn from the allowed ones alike, but for the end, which is taken every other time that it is allowed."""
-    source, tokens = random.Random(seed), []
+def wander(guide: Guide, seed: int, most: int = 3000, closers: Collection[int] = ()) -> list[int]:
+    """Tokens drawn from the allowed ones alike, but the end, and then the closers, every other time they may be."""
+    source, tokens = random.Random(seed), list[int]()
     while not guide.is_complete:
         assert guide.error is None
         allowed = np.flatnonzero(guide.allowed).tolist()
         if END in allowed and (allowed == [END] or source.random() < 0.5):
             break
-        tokens.append(source.choice([token for token in allowed if token != END]))
+        closing = [token for token in allowed if token in closers]
+        choices = closing if closing and source.random() < 0.5 else [token for token in allowed if token != END]
+        tokens.append(source.choice(choices))
         guide.advance(tokens[-1])
         assert len(tokens) < most, "does not end"
     return tokens
@@ -86,6 +89,7 @@ STRINGS = st.one_of(
             {"type": "string", "format": "uuid"},
         ]
     ),
+    st.sampled_from([{"type": "string"}, {"type": "string", "pattern": "b|é"}, {"pattern": "a", "maxLength": 5}]),
     st.builds(
         lambda n, more: {"type": "string", "minLength": n, "maxLength": n + more}, st.integers(0, 3), st.integers(0, 3)
     ),
@@ -99,8 +103,8 @@ def numbers(draw: st.DrawFn) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": draw(st.sampled_from(["integer", "number"]))}
     if draw(st.booleans()):
         schema |= {least: low, most: low + draw(st.integers(2, 3000))}
-        if schema["type"] == "integer" and draw(st.booleans()) and schema[most] - low > 20:
-            schema["multipleOf"] = draw(st.integers(1, 9))
+    if draw(st.booleans()) and schema.get(most, low + 100) - low > 20:
+        schema["multipleOf"] = draw(st.integers(1, 9))
     return schema
 
 
@@ -108,8 +112,10 @@ def numbers(draw: st.DrawFn) -> dict[str, Any]:
 def objects(draw: st.DrawFn, inner: st.SearchStrategy[dict[str, Any]]) -> dict[str, Any]:
     properties = draw(st.dictionaries(NAMES, inner, max_size=3))
     required = [name for name in properties if draw(st.booleans())]
-    schema = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-    if draw(st.booleans()):  # a key of any length would never end: few tokens end it
+    schema: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
+    if draw(st.booleans()):
+        schema["additionalProperties"] = draw(st.one_of(st.booleans(), inner))
+    if draw(st.booleans()):
         schema["patternProperties"] = {"^[xy]{2}$": {"type": "boolean"}}
         if len(required) == len(properties):
             schema |= {"minProperties": len(required), "maxProperties": len(properties) + 2}
@@ -138,6 +144,7 @@ SCHEMAS = st.recursive(
         objects(inner),
         arrays(inner),
         st.builds(lambda parts: {"anyOf": parts}, st.lists(inner, min_size=1, max_size=3)),
+        st.builds(lambda part: {"oneOf": [part, {"const": "only here"}]}, objects(inner)),
         st.builds(lambda part: {"title": "t", "description": "d", "allOf": [part]}, inner),
     ),
     max_leaves=6,
@@ -149,9 +156,44 @@ SCHEMAS = st.recursive(
 def test_every_text_of_a_schema_validates(
     guides: Guides, tokenizer: Tokenizer, schema: dict[str, Any], seed: int
 ) -> None:
-    text = tokenizer.decode(wander(make(guides, guided_json=schema), seed))
+    closers = {token for mark in ('"', "}", "]") for token in tokenizer.encode(mark)}
+    text = tokenizer.decode(wander(make(guides, guided_json=schema), seed, closers=closers))
     validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker(["ipv4", "uuid"]))
     validator.validate(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "excluded"),
+    [
+        ('^[^"]{1,3}$', '"'),
+        (r"^[^\\]{1,3}$", "\\"),
+        (r"^[\x00-\x1f]{2}$", '"\\'),
+        (r"^[^!-~]{2}$", '"\\'),
+        (r"^\p{Cc}$", '"\\'),
+        (r"^[[:cntrl:]]$", '"\\'),
+        (r'^[\W--"]{2}$', '"'),
+    ],
+)
+@pytest.mark.parametrize("where", ["pattern", "key"])
+def test_a_class_excludes_what_has_to_be_escaped(
+    guides: Guides, tokenizer: Tokenizer, pattern: str, excluded: str, where: str
+) -> None:
+    """`re` does not know all of these classes, so jsonschema cannot be asked."""
+    null = {"type": "null"}
+    keys = {"type": "object", "patternProperties": {pattern: null}, "additionalProperties": False, "minProperties": 0}
+    guide = {"guided_json": {"type": "string", "pattern": pattern} if where == "pattern" else keys}
+    closers = tokenizer.encode("}")
+    for seed in range(40):
+        value = json.loads(tokenizer.decode(wander(make(guides, **guide), seed, closers=closers)))
+        assert not set(excluded) & set("".join(value))
+
+
+def test_a_key_has_one_spelling_only(guides: Guides, tokenizer: Tokenizer) -> None:
+    guide = make(guides, guided_json={"type": "object", "properties": {"a/": {"type": "integer"}}})
+    for token in tokenizer.encode('{"\\'):
+        guide.advance(token)
+    following = {tokenizer.decode([int(token)])[0] for token in np.flatnonzero(guide.allowed)}
+    assert following <= set('nrbtf\\"')  # neither \\u0061 nor \\/
 
 
 REGEXES = [r"\d{3}-\d{4}", r"^(yes|no|é☃?)$", r"a/b\.[x-z]+", r"[A-C]{2,5}( [A-C]{2,5}){0,2}", r"(😀|😁){1,3}"]
@@ -217,6 +259,7 @@ def test_there_may_be_more_or_fewer_logits_than_tokens(tokenizer: Tokenizer, voc
         ({"guided_json": {"$ref": "http://localhost/x"}}, "http://localhost/x"),
         ({"guided_json": {"x-guidance": {"lenient": True}, "not": {}}}, "x-guidance"),
         ({"guided_json": {"const": 5.960464477539063e-08}}, "5.960464477539063e-08"),
+        ({"guided_json": {"multipleOf": 0.1}}, "multipleOf is no integer"),
         ({"guided_json": {"maximum": 2**63 - 1}}, "9223372036854775807"),
         ({"guided_json": {"title": "\ud800"}}, "end of hex escape"),
         ({"guided_json": {"title": "x" * 40000}}, "40013 bytes"),
