@@ -76,9 +76,8 @@ class Guides:
         except ValueError as error:
             raise UserError(f"{name} cannot be served: {_short(str(error))}", where=where) from error
         limits = LLParserLimits(verbose_errors=False)  # the verbose ones show the whole grammar
-        guide = Guide(
-            LLMatcher(tokenizer, grammar, log_level=0, limits=limits), self._end_token_ids, self._vocab_size, where
-        )
+        matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+        guide = Guide(matcher, self._end_token_ids, self._vocab_size)
         if guide.error is not None:
             raise UserError(
                 f"{name} cannot be served: {guide.error}", where=where, hint="docs/runtime.md lists what can be"
@@ -118,11 +117,10 @@ class Guide:
             costly to follow.
     """
 
-    def __init__(self, matcher: LLMatcher, end_token_ids: list[int], vocab_size: int, where: str) -> None:
+    def __init__(self, matcher: LLMatcher, end_token_ids: list[int], vocab_size: int) -> None:
         self._matcher = matcher
         self._end_token_ids = end_token_ids
         self._vocab_size = vocab_size
-        self._where = where
         self.is_complete = False
         self.error: str | None = None
         self._look()
