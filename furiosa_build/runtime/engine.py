@@ -24,6 +24,7 @@ from furiosa_build.runtime.communicator import DistributedCommunicator, PeerFail
 from furiosa_build.runtime.detokenizer import Detokenizer, OutputText
 from furiosa_build.runtime.engine_args import EngineArgs
 from furiosa_build.runtime.executor import Executor
+from furiosa_build.runtime.guided import Guides
 from furiosa_build.runtime.kv_cache import BlockManager
 from furiosa_build.runtime.next_token import NextToken, OnLogits
 from furiosa_build.runtime.rank import Row
@@ -183,6 +184,7 @@ class LLMEngine:
             id_ for id_ in end_of_sequence_ids(model, self.artifact.hf_config) if id_ < self._vocab_size
         )
         self._seed = secrets.randbits(63) if seed is None else seed
+        self._guides = Guides(self.tokenizer, self._eos, self._vocab_size)
         self._next = NextToken(self.tokenizer, self._replicas[0].scheduler.max_context, on_logits)
         self._requests: dict[str, Request] = {}
         self._replica_of: dict[str, _Replica] = {}
@@ -308,6 +310,7 @@ class LLMEngine:
             generator=None if params.greedy or params.use_beam_search else self._generator(request_id, params),
             end_token_ids=ends,
             beams=self._beam_search(len(tokens), params, ends) if params.use_beam_search else None,
+            guide=self._guides.make(params),
         )
 
     def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:

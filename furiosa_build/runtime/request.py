@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from furiosa_build.errors import UserError
 
@@ -15,11 +16,15 @@ if TYPE_CHECKING:
 
     from furiosa_build.runtime.beam_search import BeamSearch
     from furiosa_build.runtime.detokenizer import OutputText
+    from furiosa_build.runtime.guided import Guide
 
 FinishReason = Literal["stop", "length"]
 
 # A temperature below this is greedy: dividing by it would only lose precision.
 GREEDY_BELOW = 1e-5
+
+# Fields that say what the text is to look like. At most one is given.
+GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,13 @@ class SamplingParams:
         prompt_logprobs: The same for the prompt's tokens. Needs an artifact that returns the logits of all
             tokens.
         skip_special_tokens: Leaves special tokens out of the text.
+        guided_json: The text is JSON that validates against this schema, a dict or text (kept as text).
+        guided_regex: The whole text matches this regular expression.
+        guided_choice: The text is one of these.
+        guided_grammar: The text matches this grammar, in llguidance's form of Lark's notation.
+
+    At most one guided_... is given. The text then ends where the grammar does, so no other condition may end it but
+    max_tokens (docs/runtime.md). They need the extra `guided`.
 
     Log probabilities are the model's own: log_softmax of its logits, before penalties, temperature and
     filters.
@@ -84,6 +96,10 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    guided_json: Mapping[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: Sequence[str] | None = None
+    guided_grammar: str | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -132,6 +148,25 @@ class SamplingParams:
         for name, values in fixed.items():
             valid = f"{' or '.join(map(repr, values))} {when} use_beam_search"
             self._check(name, getattr(self, name) in values, valid)
+        self._check_guided()
+
+    def _check_guided(self) -> None:
+        given = [name for name in GUIDED if getattr(self, name) is not None]
+        if not given:
+            return
+        if self.guided_json is not None:
+            object.__setattr__(self, "guided_json", _schema_text(self.guided_json))
+        if self.guided_choice is not None:
+            self._check("guided_choice", not isinstance(self.guided_choice, str), "a list of str")
+            object.__setattr__(self, "guided_choice", _tuple_of(str, "guided_choice", self.guided_choice))
+            self._check("guided_choice", bool(self.guided_choice) and all(self.guided_choice), "texts, none empty")
+        for name in ("guided_regex", "guided_grammar"):
+            self._check(name, getattr(self, name) is None or isinstance(getattr(self, name), str), "a text")
+        self._check(given[-1], len(given) == 1, f"None, as {given[0]} is given")
+        for name, value in _WITH_GUIDED.items():
+            self._check(
+                name, getattr(self, name) == value, f"{value!r} with {given[0]}, which says where the text ends"
+            )
 
     def _check(self, name: str, fits: bool, valid: str) -> None:
         if not fits:
@@ -165,6 +200,15 @@ _NOT_WITH_BEAM_SEARCH: Mapping[str, tuple[object, ...]] = {
 }
 
 
+_WITH_GUIDED: Mapping[str, object] = {
+    "use_beam_search": False,
+    "stop": (),
+    "stop_token_ids": (),
+    "ignore_eos": False,
+    "min_tokens": 0,
+}
+
+
 @dataclass(frozen=True)
 class Logprob:
     """Log probability of a token, its rank (1 is the likeliest) and its text (None without a tokenizer)."""
@@ -185,7 +229,8 @@ class CompletionOutput:
         cumulative_logprob: Sum of the tokens' log probabilities; None unless `logprobs` was asked for, or beam search.
         logprobs: Per token, token id -> Logprob; None unless asked for.
         finish_reason: `stop` or `length`; None while unfinished.
-        stop_reason: The stop string or stop token that ended it; None for end of sequence and for length.
+        stop_reason: The stop string or stop token that ended it; None for end of sequence and for length. Of guided
+            output that reached a dead end of its grammar (`length`): what is wrong.
     """
 
     index: int
@@ -235,6 +280,7 @@ class Request:
         ran_at: When its first step was submitted.
         generator: Source of this request's random numbers; None for a greedy one.
         end_token_ids: Tokens that end the text: end of sequence unless ignored, and stop_token_ids.
+        guide: Says which tokens may come next; None for all.
     """
 
     request_id: str
@@ -246,6 +292,7 @@ class Request:
     generator: torch.Generator | None = None
     end_token_ids: frozenset[int] = frozenset()
     beams: BeamSearch | None = None
+    guide: Guide | None = None
     sequences: list[TokenSequence] = field(init=False)
     num_computed: int = 0
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
@@ -339,3 +386,16 @@ def _biases(values: object) -> dict[int, float]:
         what, where = f"logit_bias does not take {values!r}", "SamplingParams.logit_bias"
         raise UserError(what, where=where, valid="token ids -> numbers in [-100, 100]")
     return dict(cast(Mapping[int, float], values))
+
+
+def _schema_text(schema: object) -> str:
+    """A JSON schema as text, of which no caller can change anything."""
+    try:
+        value = json.loads(schema) if isinstance(schema, str) else schema
+        text = json.dumps(value, allow_nan=False) if isinstance(value, Mapping) else None
+    except (ValueError, TypeError, RecursionError) as error:
+        what = f"guided_json is no JSON: {error}"
+        raise UserError(what, where="SamplingParams.guided_json", valid="a JSON schema") from error
+    if text is None:
+        raise UserError(f"guided_json is no JSON object: {value!r}", where="SamplingParams.guided_json")
+    return text

@@ -85,8 +85,8 @@ def distribution(logits: Floats, params: SamplingParams) -> tuple[Indices, Float
     Returns:
         Token ids [n], ascending, and their probabilities, float32 [n], which sum to 1.
     """
-    logits = logits / np.float32(params.temperature)
-    ids = np.arange(len(logits))
+    ids = np.flatnonzero(logits > -np.inf)
+    logits = logits[ids] / np.float32(params.temperature)
     for keep in (_top_k, _top_p, _min_p):
         kept = keep(logits, params)
         if kept is not None:

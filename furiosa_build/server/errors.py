@@ -82,13 +82,19 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, EngineFullError):
         return overloaded(error.what)
     if isinstance(error, UserError):
-        param = error.where.removeprefix("SamplingParams.") if error.where.startswith("SamplingParams.") else None
-        return bad_request(str(error), param)
+        return bad_request(str(error), _param(error.where))
     if isinstance(error, EngineDeadError):
         return unavailable(str(error))
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
     return ApiError(500, "the server failed at this request", code="internal_error")
+
+
+def _param(where: str) -> str | None:
+    """The field of a request that an error of the engine is about."""
+    if where.startswith(("response_format", "SamplingParams.guided_json")):
+        return "response_format"
+    return where.removeprefix("SamplingParams.") if where.startswith("SamplingParams.") else None
 
 
 def add_handlers(app: FastAPI) -> None:

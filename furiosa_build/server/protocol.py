@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from furiosa_build.runtime.guided import from_response_format
 from furiosa_build.runtime.request import SamplingParams
 from furiosa_build.server.errors import bad_request
 
@@ -30,12 +31,6 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class ResponseFormat(Body):
-    """What the text is to look like."""
-
-    type: str
-
-
 class Sampling(Body):
     """What completions and chats have in common. Fields from `top_k` on are vLLM's additions."""
 
@@ -51,7 +46,7 @@ class Sampling(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="Taken, and not looked at.")
-    response_format: ResponseFormat | None = None
+    response_format: dict[str, Any] | None = None
 
     top_k: int | None = Field(None, ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
@@ -70,9 +65,6 @@ class Sampling(Body):
         """How each of the `n` texts is sampled. Raises ApiError and UserError."""
         if self.stream_options is not None and not self.stream:
             raise bad_request("stream_options is for streams only: give stream=true", "stream_options")
-        if self.response_format is not None and self.response_format.type != "text":
-            kind = self.response_format.type
-            raise bad_request(f"response_format {kind!r} is not supported, only 'text'", "response_format")
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > MAX_STOPS:
             raise bad_request(f"{len(stops)} stop strings; at most {MAX_STOPS} are taken", "stop")
@@ -97,6 +89,7 @@ class Sampling(Body):
                 skip_special_tokens=self.skip_special_tokens,
                 logit_bias=self._logit_bias(),
                 seed=self.seed if self.seed is None else _derived(self.seed, index),
+                **({} if self.response_format is None else from_response_format(self.response_format)),
                 **given,
             )
             for index in range(self.n)

@@ -146,6 +146,33 @@ def test_tools_reach_the_template(running: Server) -> None:
     assert sizes[0] > sizes[1]
 
 
+def test_a_response_format_is_obeyed(running: Server) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"sea": {"type": "boolean"}, "kind": {"enum": ["calm", "wild"]}},
+        "required": ["sea", "kind"],
+        "additionalProperties": False,
+    }
+    done = running.openai.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "Hello"}],
+        max_tokens=60,
+        temperature=1,
+        seed=3,
+        response_format={"type": "json_schema", "json_schema": {"name": "sea", "schema": schema}},
+    )
+    value = json.loads(done.choices[0].message.content or "")
+    assert type(value["sea"]) is bool
+    assert value["kind"] in ("calm", "wild")
+    with pytest.raises(openai.BadRequestError) as refused:
+        running.openai.completions.create(
+            model=MODEL,
+            prompt="x",
+            extra_body={"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}},
+        )
+    assert refused.value.param == "response_format"
+
+
 def test_errors_are_openais(running: Server) -> None:
     client = running.openai
     with pytest.raises(openai.NotFoundError) as unknown:
