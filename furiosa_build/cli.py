@@ -200,6 +200,41 @@ def generate(
     print()
 
 
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(context: typer.Context) -> None:
+    """Serve an artifact, or a recipe's, over HTTP: OpenAI's routes and others. What is not built yet is built first."""
+    import argparse
+
+    from furiosa_build.server import options
+
+    parser = argparse.ArgumentParser(prog="furiosa-build serve", description="Serve an artifact over HTTP.")
+    parser.add_argument(
+        "target", metavar="ARTIFACT-or-RECIPE", help="An artifact's directory, or a recipe: it is built if it must be."
+    )
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="Hydra overrides of the recipe.")
+    options.add_cli_args(parser)
+    arguments = parser.parse_intermixed_args(context.args)
+    given = options.from_cli_args(arguments)  # before anything is built
+    options.run(_artifact_of(arguments.target, arguments.overrides), given)
+
+
+def _artifact_of(target: str, overrides: list[str]) -> Path:
+    """An artifact's directory; of a recipe, that of its artifact, which is built if it is not there."""
+    if (Path(target) / "artifact.json").is_file():
+        if overrides:
+            raise UserError(
+                f"{target} is an artifact, which is built already", where=overrides[0], hint="name a recipe"
+            )
+        return Path(target)
+    from furiosa_build import dodo
+    from furiosa_build.build import open_build
+
+    opened = open_build(target, overrides)
+    if status := dodo.run(opened):
+        sys.exit(status)
+    return opened.version_directory
+
+
 def main() -> None:
     """The console script. Errors that a person is meant to read end it with their exit status."""
     try:

@@ -31,6 +31,15 @@ class UserError(BuildError):
         super().__init__("\n".join(lines))
 
 
+class EngineFullError(UserError):
+    """The engine has as many requests under way as it takes. Not the request's fault: it may be tried again later."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"{limit} requests are under way, no more are taken", where="max_processing_samples", valid=f"<= {limit}"
+        )
+
+
 class StepError(BuildError):
     """A step of the build failed. What was finished before stays in the store; the step's log is named."""
 

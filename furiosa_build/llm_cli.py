@@ -1,4 +1,4 @@
-"""`furiosa-llm`: the command line of the Furiosa LLM API, over `ArtifactBuilder`."""
+"""`furiosa-llm`: the command line of the Furiosa LLM API, over `ArtifactBuilder` and the server."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from furiosa_build.errors import BuildError, UserError
+from furiosa_build.server import options
 from furiosa_build.store import default_store_root
 
 _BOOLEANS = {"true": True, "false": False}
@@ -15,7 +16,9 @@ _BOOLEANS = {"true": True, "false": False}
 
 def parser() -> argparse.ArgumentParser:
     """The command line, option by option as the API has it."""
-    top = argparse.ArgumentParser(prog="furiosa-llm", description="Builds large language models into artifacts.")
+    top = argparse.ArgumentParser(
+        prog="furiosa-llm", description="Builds large language models into artifacts, and serves them."
+    )
     commands = top.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="Build an artifact.", description="Build an artifact.")
     build.add_argument("output_path", help="The path to export the artifacts.")
@@ -109,6 +112,9 @@ def parser() -> argparse.ArgumentParser:
         "values reduce build time for large models but require more memory.",
     )
     add("--num-compile-workers", type=int, default=1, help="The number of workers used for compilation.")
+    server = commands.add_parser("serve", help="Serve an artifact.", description="Serve an artifact over HTTP.")
+    server.add_argument("artifact", metavar="ARTIFACT", help="Directory of the artifact.")
+    options.add_cli_args(server)
     return top
 
 
@@ -141,10 +147,16 @@ def build(arguments: argparse.Namespace) -> None:
     )
 
 
+def serve(arguments: argparse.Namespace) -> None:
+    """`furiosa-llm serve`. Raises BuildError."""
+    options.run(arguments.artifact, options.from_cli_args(arguments))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script."""
     try:
-        build(parser().parse_args(arguments))
+        given = parser().parse_args(arguments)
+        {"build": build, "serve": serve}[given.command](given)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)

@@ -1,4 +1,7 @@
-"""`furiosa-llm build`: the options of the reference, and how mistakes end. That it builds: tests of the builder."""
+"""`furiosa-llm build`: the options of the reference, and how mistakes end. That it builds: tests of the builder.
+
+`serve`: tests of the server.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ REQUIRED = ["build", "out", "--model-id", "m"]
 
 
 def test_the_options_are_those_of_the_reference() -> None:
-    [build] = llm_cli.parser()._subparsers._group_actions[0].choices.values()  # type: ignore[union-attr]
+    build = llm_cli.parser()._subparsers._group_actions[0].choices["build"]  # type: ignore[union-attr, index]
     assert [option for action in build._actions for option in action.option_strings] == OPTIONS
     assert [action.dest for action in build._actions if not action.option_strings] == ["output_path"]
 

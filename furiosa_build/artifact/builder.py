@@ -13,9 +13,9 @@ from os import PathLike, fspath
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
+from furiosa_build.devices import kind_of
 from furiosa_build.errors import BuildError, UserError, nearest
 from furiosa_build.recipe.compose import load_target, recipe_roots, validate
-from furiosa_build.recipe.devices import kind_of
 from furiosa_build.recipe.schema import Recipe, SchedulerConfig
 
 if TYPE_CHECKING:

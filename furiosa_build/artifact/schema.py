@@ -49,11 +49,11 @@ class ArtifactMetadata(Record):
 class SchedulerDefaults(Record):
     """The recipe's `scheduler` section, as the API names its fields."""
 
-    npu_queue_limit: int
-    max_processing_samples: int
-    spare_blocks_ratio: float
+    npu_queue_limit: int = Field(ge=1)
+    max_processing_samples: int = Field(ge=1)
+    spare_blocks_ratio: float = Field(ge=0, lt=1)
     is_offline: bool
-    prefill_chunk_size: int | None
+    prefill_chunk_size: int | None = Field(ge=1)
 
 
 class KvCacheSharing(Record):

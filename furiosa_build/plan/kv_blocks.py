@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from furiosa_build.devices import kind_of
 from furiosa_build.plan.outline import Outline
 from furiosa_build.plan.sizes import SCRATCH_BLOCKS, kv_slot_bytes, rank_parameter_bytes
-from furiosa_build.recipe.devices import kind_of
 from furiosa_build.recipe.schema import BuildSpec
 
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from furiosa_build.devices import elements, kind_of
 from furiosa_build.errors import UserError
 from furiosa_build.plan.outline import Outline
 from furiosa_build.plan.planner import Plan
 from furiosa_build.plan.sizes import kv_cache_bytes_of, rank_parameter_bytes
-from furiosa_build.recipe.devices import elements, kind_of
 from furiosa_build.recipe.schema import BuildSpec
 
 EMULATED = "emulated on the host: speed is the host's"

@@ -8,6 +8,7 @@ from itertools import accumulate
 from pathlib import PurePath
 from typing import Any, Literal
 
+from furiosa_build.artifact.stages import split_layers
 from furiosa_build.plan.cuts import Cut
 from furiosa_build.plan.kinds import Kind, find_kinds, outer_parameters
 from furiosa_build.plan.kv_blocks import KvBlocks, find_kv_blocks
@@ -138,9 +139,7 @@ def split_into_stages(layers: int, parallel: ParallelSpec) -> list[list[int]]:
     if parallel.num_blocks_per_pp_stage is not None:
         ends = list(accumulate(parallel.num_blocks_per_pp_stage))
         return [list(range(begin, end)) for begin, end in zip([0, *ends], ends, strict=False)]
-    share, more = divmod(layers, parallel.pipeline_parallel_size)
-    ends = [(stage + 1) * share + min(stage + 1, more) for stage in range(parallel.pipeline_parallel_size)]
-    return [list(range(begin, end)) for begin, end in zip([0, *ends], ends, strict=False)]
+    return [list(part) for part in split_layers(layers, parallel.pipeline_parallel_size)]
 
 
 def _stages(spec: BuildSpec, outline: Outline) -> list[list[int]]:

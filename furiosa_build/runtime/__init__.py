@@ -9,13 +9,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from furiosa_build.runtime.async_engine import AsyncLLMEngine
     from furiosa_build.runtime.engine import LLMEngine
+    from furiosa_build.runtime.engine_args import AsyncEngineArgs, EngineArgs
     from furiosa_build.runtime.llm import LLM
     from furiosa_build.runtime.request import RequestOutput, SamplingParams
 
-__all__ = ["LLM", "LLMEngine", "RequestOutput", "SamplingParams"]
+__all__ = ["LLM", "AsyncEngineArgs", "AsyncLLMEngine", "EngineArgs", "LLMEngine", "RequestOutput", "SamplingParams"]
 
-_HOMES = {"LLM": "llm", "LLMEngine": "engine", "RequestOutput": "request", "SamplingParams": "request"}
+_HOMES = {
+    "LLM": "llm",
+    "AsyncEngineArgs": "engine_args",
+    "AsyncLLMEngine": "async_engine",
+    "EngineArgs": "engine_args",
+    "LLMEngine": "engine",
+    "RequestOutput": "request",
+    "SamplingParams": "request",
+}
 
 
 def __getattr__(name: str) -> Any:

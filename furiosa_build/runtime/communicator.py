@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 
+class PeerFailedError(RuntimeError):
+    """Another rank has failed, so that this one cannot go on."""
+
+
 class Communicator(Protocol):
     """One rank's end. Every rank of a stage calls the same methods in the same order."""
 
@@ -66,7 +70,7 @@ class LocalCommunicator:
         del like
         received = self._inbox.get()
         if received is None:
-            raise RuntimeError("the stage before has failed")
+            raise PeerFailedError("the stage before has failed")
         return received
 
     def abort(self) -> None:
@@ -74,14 +78,26 @@ class LocalCommunicator:
         self._group.barrier.abort()
         self._outbox.put(None)
 
+    def reset(self) -> None:
+        """Forgets failures, and what was sent and not received. No rank may be running."""
+        self._group.barrier.reset()
+        while not self._inbox.empty():
+            self._inbox.get()
+
     def _exchange(self, tensor: Tensor) -> list[Tensor]:
         self._group.tensors[self.rank] = tensor
-        self._group.barrier.wait()
+        self._wait()
         return self._group.tensors
 
     def _done(self, result: Tensor) -> Tensor:
-        self._group.barrier.wait()  # all have read
+        self._wait()  # all have read
         return result
+
+    def _wait(self) -> None:
+        try:
+            self._group.barrier.wait()
+        except threading.BrokenBarrierError as error:
+            raise PeerFailedError("another rank has failed") from error
 
 
 _Inbox = queue.SimpleQueue[dict[str, Tensor] | None]

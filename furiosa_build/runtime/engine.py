@@ -4,29 +4,60 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self, TypeGuard, cast
 
 import torch
 from torch import Tensor
 
+from furiosa_build import faults
 from furiosa_build.artifact.reader import OpenArtifact, open_artifact
 from furiosa_build.artifact.schema import Artifact, KvCacheSharing
-from furiosa_build.errors import UserError
+from furiosa_build.errors import BuildError, EngineFullError, UserError
 from furiosa_build.runtime.beam_search import BeamSearch
-from furiosa_build.runtime.communicator import DistributedCommunicator
+from furiosa_build.runtime.communicator import DistributedCommunicator, PeerFailedError
 from furiosa_build.runtime.detokenizer import Detokenizer, OutputText
+from furiosa_build.runtime.engine_args import EngineArgs
 from furiosa_build.runtime.executor import Executor
+from furiosa_build.runtime.guided import Guides
 from furiosa_build.runtime.kv_cache import BlockManager
 from furiosa_build.runtime.next_token import NextToken, OnLogits
 from furiosa_build.runtime.rank import Row
 from furiosa_build.runtime.request import Request, RequestOutput, SamplingParams
 from furiosa_build.runtime.scheduler import Batch, Scheduler
-from furiosa_build.runtime.tokenizer import Tokenizer, end_of_sequence_ids
+from furiosa_build.runtime.tokenizer import Message, Tokenizer, end_of_sequence_ids
+
+Prompt = str | Sequence[int] | Sequence[Message]
+"""A text, token ids, or the messages of a conversation: dicts with `role` and `content`."""
+
+
+class StepFailedError(BuildError):
+    """A step failed for some requests, which are no longer under way. The others go on.
+
+    Attributes:
+        errors: Request id -> what it failed of.
+        outputs: What the step has otherwise given.
+    """
+
+    def __init__(self, errors: Mapping[str, Exception], outputs: Sequence[RequestOutput] = ()) -> None:
+        self.errors, self.outputs = dict(errors), list(outputs)
+        named = ", ".join(map(repr, self.errors))
+        super().__init__(f"a step failed for request {named}: {next(iter(self.errors.values()))}")
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine is doing: requests that run and that wait, KV blocks that there are and that are in use."""
+
+    running: int
+    waiting: int
+    kv_blocks: int
+    kv_blocks_used: int
 
 
 @dataclass
@@ -43,12 +74,43 @@ class _Replica:
         limit = self.queue_limit if self.executor.is_concurrent else 1
         while len(self.in_flight) < limit and (batch := self.scheduler.schedule()) is not None:
             rows = []
+            now = time.monotonic()
             for request, count in zip(batch.requests, batch.counts, strict=True):
+                request.ran_at = now if request.ran_at is None else request.ran_at
                 start = request.num_computed
                 for sequence in batch.sequences(request):
                     slots = self.scheduler.blocks.slots(sequence)
                     rows.append(Row(sequence.tokens[start : start + count], start, slots))
             self.in_flight.append((batch, self.executor.submit(batch.pipeline.name, rows)))
+
+    def finish(self) -> tuple[Batch, Tensor]:
+        """The oldest batch under way and its logits. After an error it is still under way, until `recover`."""
+        batch, logits = self.in_flight[0]
+        for request in batch.requests:
+            with faults.doing(f"request:{request.request_id}"):
+                faults.reach("step")
+        result = logits.result()
+        self.in_flight.popleft()
+        return batch, result
+
+    def recover(self, error: Exception) -> dict[str, Exception]:
+        """After `error` from `finish`: takes all batches under way back. Returns the requests that are to end, and why.
+
+        Those of a batch that failed only because another did, or after it, run again.
+        """
+        self.executor.recover()
+        (batch, _), *later = self.in_flight
+        self.in_flight.clear()
+        culprit = batch
+        if isinstance(error, PeerFailedError):
+            for other, logits in later:
+                cause = logits.exception()
+                if isinstance(cause, Exception) and not isinstance(cause, PeerFailedError):
+                    culprit, error = other, cause
+                    break
+        for taken in (batch, *(other for other, _ in later)):
+            self.scheduler.take_back(taken)
+        return {request.request_id: error for request in culprit.requests}
 
 
 class LLMEngine:
@@ -63,10 +125,11 @@ class LLMEngine:
             from; of a beam search, of every beam.
         communicator: When every rank is a process of its own: this one's end. Every process has an engine then, with
             the same `seed`, and calls its methods in the same order; every one gets the outputs.
+        tokenizer: Directory with the files of another tokenizer than the artifact's.
 
     Attributes:
-        artifact: What artifact.json says.
-        tokenizer: The artifact's tokenizer; None if it has none, and then it takes and gives token ids only.
+        artifact: What artifact.json says, with what EngineArgs override.
+        tokenizer: None if the artifact has none, and then the engine takes and gives token ids only.
 
     Raises:
         UserError: The artifact cannot be used, or an argument is out of range.
@@ -81,6 +144,7 @@ class LLMEngine:
         verify: Literal["fast", "full"] = "fast",
         on_logits: OnLogits | None = None,
         communicator: DistributedCommunicator | None = None,
+        tokenizer: str | Path | None = None,
     ) -> None:
         opened = artifact if isinstance(artifact, OpenArtifact) else open_artifact(artifact, verify)
         self.artifact = opened.artifact
@@ -114,28 +178,48 @@ class LLMEngine:
             self._replicas.append(_Replica(scheduler, executor, defaults.npu_queue_limit))
         self._max_samples = defaults.max_processing_samples
         model = opened.directory / "model"
-        self.tokenizer = Tokenizer(model) if (model / "tokenizer.json").is_file() else None
+        self.tokenizer = _tokenizer(model if tokenizer is None else Path(tokenizer), is_asked=tokenizer is not None)
         self._vocab_size = self.artifact.model_metadata.vocab_size
         self._eos = frozenset(
             id_ for id_ in end_of_sequence_ids(model, self.artifact.hf_config) if id_ < self._vocab_size
         )
         self._seed = secrets.randbits(63) if seed is None else seed
+        self._guides = Guides(self.tokenizer, self._eos, self._vocab_size)
         self._next = NextToken(self.tokenizer, self._replicas[0].scheduler.max_context, on_logits)
         self._requests: dict[str, Request] = {}
         self._replica_of: dict[str, _Replica] = {}
+
+    @classmethod
+    def from_engine_args(
+        cls, args: EngineArgs, *, verify: Literal["fast", "full"] = "fast", on_logits: OnLogits | None = None
+    ) -> Self:
+        """The engine of these arguments. Raises UserError as the constructor does, and `EngineArgs.open`."""
+        return cls(args.open(verify), seed=args.seed, tokenizer=args.tokenizer, on_logits=on_logits)
 
     @property
     def is_full(self) -> bool:
         """Whether `max_processing_samples` requests are under way, so that add_request takes no more."""
         return len(self._requests) >= self._max_samples
 
-    def add_request(self, request_id: str, prompt: str | Sequence[int], sampling_params: SamplingParams) -> None:
-        """Queues a request. Its prompt is a text or token ids.
+    @property
+    def stats(self) -> EngineStats:
+        """Now. From any thread; while a step is under way the numbers may be of different moments."""
+        schedulers = [replica.scheduler for replica in self._replicas]
+        waiting = sum(scheduler.num_waiting for scheduler in schedulers)
+        total = sum(scheduler.blocks.num_blocks for scheduler in schedulers)
+        free = sum(scheduler.blocks.num_free for scheduler in schedulers)
+        return EngineStats(max(0, len(self._requests) - waiting), waiting, total, total - free)
+
+    def add_request(self, request_id: str, prompt: Prompt, sampling_params: SamplingParams) -> None:
+        """Queues a request.
 
         Raises:
-            UserError: The id is in use; the prompt is empty, too long or has unknown tokens; parameters that
-                the artifact cannot serve; too many requests.
+            EngineFullError: `max_processing_samples` requests are under way.
+            UserError: The id is in use; the prompt is empty, too long or has unknown tokens; messages that the chat
+                template rejects; parameters that the artifact cannot serve.
         """
+        if self.is_full:
+            raise EngineFullError(self._max_samples)
         if request_id in self._requests:
             raise UserError(f"request id {request_id!r} is in use", where="request_id", valid="one not in use")
         self._check_supported(sampling_params)
@@ -163,16 +247,26 @@ class LLMEngine:
         Where stages and ranks are threads, further batches run meanwhile: up to `npu_queue_limit`.
 
         Raises:
-            BuildError: The model gave logits that nothing can be sampled from. After any error from here,
-                requests under way can only be aborted.
+            StepFailedError: For some requests, which are no longer under way: a program failed, or gave logits that
+                nothing can be sampled from. The next call goes on with the others.
         """
         for replica in self._replicas:
             replica.fill()
-        outputs = []
+        outputs: list[RequestOutput] = []
+        failed: dict[str, Exception] = {}
         for replica in self._replicas:
             if replica.in_flight:
-                batch, logits = replica.in_flight.popleft()
-                outputs += self._accept(replica, batch, logits.result())
+                try:
+                    batch, logits = replica.finish()
+                except Exception as error:
+                    failed |= replica.recover(error)
+                else:
+                    failed |= self._accept(replica, batch, logits, outputs)
+        # Some may have been aborted since their batch was submitted.
+        failed = {id_: error for id_, error in failed.items() if id_ in self._requests}
+        self.abort_request(failed)
+        if failed:
+            raise StepFailedError(failed, outputs) from next(iter(failed.values()))
         return outputs
 
     def close(self) -> None:
@@ -199,9 +293,8 @@ class LLMEngine:
 
     # A request comes in
 
-    def _make_request(self, request_id: str, prompt: str | Sequence[int], params: SamplingParams) -> Request:
-        text = prompt if isinstance(prompt, str) else None
-        tokens = self.require_tokenizer().encode(prompt) if isinstance(prompt, str) else list(prompt)
+    def _make_request(self, request_id: str, prompt: Prompt, params: SamplingParams) -> Request:
+        text, tokens = self._encode(prompt)
         where = f"prompt of request {request_id!r}"
         if not tokens:
             raise UserError("the prompt is empty", where=where, valid="at least one token")
@@ -217,7 +310,17 @@ class LLMEngine:
             generator=None if params.greedy or params.use_beam_search else self._generator(request_id, params),
             end_token_ids=ends,
             beams=self._beam_search(len(tokens), params, ends) if params.use_beam_search else None,
+            guide=self._guides.make(params),
         )
+
+    def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        """The prompt as text, if it is one, and as tokens."""
+        if isinstance(prompt, str):
+            return prompt, self.require_tokenizer().encode(prompt)
+        if is_conversation(prompt):
+            text = self.require_tokenizer().apply_chat_template(prompt)
+            return text, self.require_tokenizer().encode(text, add_special_tokens=False)
+        return None, list(cast(Sequence[int], prompt))
 
     def _beam_search(self, prompt: int, params: SamplingParams, end_token_ids: frozenset[int]) -> BeamSearch:
         config = self.artifact.generator_config.kv_cache_sharing_across_beams_config
@@ -248,6 +351,7 @@ class LLMEngine:
         if params.stop:
             self.require_tokenizer()
         self._check_vocabulary(params.stop_token_ids, "SamplingParams.stop_token_ids")
+        self._check_vocabulary(params.logit_bias, "SamplingParams.logit_bias")
         if params.prompt_logprobs is not None and self.artifact.generator_config.calculate_logit_only_for_last_token:
             raise UserError(
                 "the artifact returns the logits of the last token only, so none for prompts",
@@ -266,23 +370,30 @@ class LLMEngine:
         self._replica_of.pop(request.request_id).scheduler.remove(request)
         del self._requests[request.request_id]
 
-    def _accept(self, replica: _Replica, batch: Batch, logits: Tensor) -> list[RequestOutput]:
-        """Continues every request of the batch that has run all its tokens."""
+    def _accept(
+        self, replica: _Replica, batch: Batch, logits: Tensor, outputs: list[RequestOutput]
+    ) -> dict[str, Exception]:
+        """Continues every request of the batch that has run all its tokens. Returns those for which that failed."""
         complete = set(replica.scheduler.advance(batch))
-        outputs, first_row = [], 0
+        failed: dict[str, Exception] = {}
+        first_row = 0
         for request, count in zip(batch.requests, batch.counts, strict=True):
             rows = logits[first_row : first_row + len(batch.sequences(request))]
             first_row += len(rows)
-            if request.params.prompt_logprobs is not None:
-                self._next.add_prompt_logprobs(request, request.num_computed - count, rows[0, :count])
-            if request in complete:
-                # Artifacts that return the logits of the last token only have one row a sequence.
-                self._continue(replica, request, rows[:, min(count, rows.shape[1]) - 1].float())
-                if request.finished:
-                    self._forget(request)
-                if request.finished or request.beams is None:
-                    outputs.append(request.output())
-        return outputs
+            try:
+                if request.params.prompt_logprobs is not None:
+                    self._next.add_prompt_logprobs(request, request.num_computed - count, rows[0, :count])
+                if request in complete:
+                    # Artifacts that return the logits of the last token only have one row a sequence.
+                    self._continue(replica, request, rows[:, min(count, rows.shape[1]) - 1].float())
+            except Exception as error:  # of this request alone
+                failed[request.request_id] = error
+                continue
+            if request.finished:
+                self._forget(request)
+            if request in complete and (request.finished or request.beams is None):
+                outputs.append(request.output())
+        return failed
 
     def _continue(self, replica: _Replica, request: Request, logits: Tensor) -> None:
         """`logits` is float32 [sequences, vocab]."""
@@ -290,6 +401,20 @@ class LLMEngine:
             self._next.choose(request, logits[0])
         elif continuations := self._next.step_beams(request, logits):
             replica.scheduler.continue_beams(request, continuations)
+
+
+def is_conversation(prompt: object) -> TypeGuard[Sequence[Message]]:
+    """Whether a prompt is a list of messages, and no text or list of tokens."""
+    return isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
+
+
+def _tokenizer(directory: Path, *, is_asked: bool) -> Tokenizer | None:
+    if (directory / "tokenizer.json").is_file():
+        return Tokenizer(directory)
+    if is_asked:
+        what = f"{directory} has no tokenizer.json, and nothing is downloaded when an artifact is loaded"
+        raise UserError(what, where="tokenizer", valid="a directory with tokenizer.json")
+    return None
 
 
 def _refuse_unusable_buckets(artifact: Artifact) -> None:

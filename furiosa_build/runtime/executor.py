@@ -27,6 +27,7 @@ from furiosa_build.runtime.communicator import (
 from furiosa_build.runtime.rank import RankRunner, Row, load_programs
 
 _Job = tuple[str, Sequence[Row], "Future[Tensor]"]
+"""Pipeline, rows, and where the logits go."""
 
 
 class Executor:
@@ -80,23 +81,48 @@ class Executor:
         return bool(self._threads)
 
     def submit(self, pipeline: str, rows: Sequence[Row]) -> Future[Tensor]:
-        """Runs one bucket, after those that were submitted before. The result is `RankRunner.run`'s."""
+        """Runs one bucket, after those that were submitted before. The result is `RankRunner.run`'s.
+
+        When it fails, those submitted after it may fail with PeerFailedError or give wrong results, until `recover`.
+        """
         future: Future[Tensor] = Future()
         for thread in self._threads:
             thread.jobs.put((pipeline, rows, future))
         if not self._threads:
-            [runner] = self._runners
-            logits = runner.run(pipeline, rows)
-            if self._distributed is not None:
-                empty = torch.empty_like(runner.logits_of(pipeline)) if logits is None else logits.contiguous()
-                logits = self._distributed.broadcast_from_last(empty)
-            assert logits is not None
-            future.set_result(logits)
+            try:
+                future.set_result(self._run_here(pipeline, rows))
+            except Exception as error:
+                future.set_exception(error)
         return future
+
+    def _run_here(self, pipeline: str, rows: Sequence[Row]) -> Tensor:
+        [runner] = self._runners
+        logits = runner.run(pipeline, rows)
+        if self._distributed is not None:
+            empty = torch.empty_like(runner.logits_of(pipeline)) if logits is None else logits.contiguous()
+            logits = self._distributed.broadcast_from_last(empty)
+        assert logits is not None
+        return logits
 
     def run(self, pipeline: str, rows: Sequence[Row]) -> Tensor:
         """Runs one bucket and waits for its logits."""
         return self.submit(pipeline, rows).result()
+
+    def recover(self) -> None:
+        """After a failure: waits until all that was submitted has ended, and makes ready for more.
+
+        Raises:
+            RuntimeError: Ranks are processes, of which the others still wait for this one.
+        """
+        if self._distributed is not None:
+            raise RuntimeError("a rank has failed, and the processes of the others cannot go on")
+        idle = [threading.Event() for _ in self._threads]
+        for thread, event in zip(self._threads, idle, strict=True):
+            thread.jobs.put(event)
+        for event in idle:
+            event.wait()
+        for thread in self._threads:
+            thread.end.reset()
 
     def close(self) -> None:
         """Ends the threads."""
@@ -116,14 +142,18 @@ class _RankThread(threading.Thread):
 
     def __init__(self, runner: RankRunner, end: LocalCommunicator, threads: int, speaks: bool) -> None:
         super().__init__(name=f"stage {runner.stage}, rank {runner.rank}", daemon=True)
-        self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._runner, self._end, self._number, self._speaks = runner, end, threads, speaks
+        self.jobs: queue.SimpleQueue[_Job | threading.Event | None] = queue.SimpleQueue()
+        self.end = end
+        self._runner, self._number, self._speaks = runner, threads, speaks
         self.start()
 
     def run(self) -> None:
-        """Until `None` comes."""
+        """Until `None` comes. An event is set when all before it has ended."""
         torch.set_num_threads(self._number)  # of this thread's parallel regions
         while (job := self.jobs.get()) is not None:
+            if isinstance(job, threading.Event):
+                job.set()
+                continue
             pipeline, rows, future = job
             try:
                 logits = self._runner.run(pipeline, rows)
@@ -133,4 +163,4 @@ class _RankThread(threading.Thread):
             except Exception as error:
                 with suppress(Exception):  # another rank was first to fail
                     future.set_exception(error)
-                self._end.abort()
+                self.end.abort()

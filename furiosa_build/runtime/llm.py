@@ -9,11 +9,9 @@ from typing import Any, Literal, cast
 
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.errors import UserError
-from furiosa_build.runtime.engine import LLMEngine
+from furiosa_build.runtime.engine import LLMEngine, Prompt, is_conversation
 from furiosa_build.runtime.request import RequestOutput, SamplingParams
 from furiosa_build.runtime.tokenizer import Message
-
-Prompt = str | Sequence[int]
 
 
 class LLM:
@@ -44,7 +42,7 @@ class LLM:
         """Completes prompts.
 
         Args:
-            prompts: A text, a list of token ids, or a list of either.
+            prompts: A text, a list of token ids, a conversation (a list of messages), or a list of any of these.
             sampling_params: For all prompts, or one per prompt; `SamplingParams()` if None.
 
         Returns:
@@ -103,6 +101,6 @@ class LLM:
 
 
 def _list_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int)):
+    if isinstance(prompts, str) or is_conversation(prompts) or (len(prompts) > 0 and isinstance(prompts[0], int)):
         return [cast(Prompt, prompts)]
     return list(cast(Sequence[Prompt], prompts))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from torch import Tensor
 
 from furiosa_build.runtime.beam_search import Continuation, FinishedBeam
 from furiosa_build.runtime.detokenizer import Detokenizer, OutputText
+from furiosa_build.runtime.guided import Guide
 from furiosa_build.runtime.request import CompletionOutput, Logprob, Request
 from furiosa_build.runtime.sampler import Floats, sample, top_logprobs
 from furiosa_build.runtime.tokenizer import Tokenizer
@@ -32,9 +34,9 @@ class NextToken:
     def choose(self, request: Request, logits: Tensor) -> None:
         """Gives a request its next token, and finishes it if that is its last. `logits` is float32 [vocab]."""
         self._show(request, logits)
-        params, numbers = request.params, logits.numpy()
+        params, numbers, guide = request.params, logits.numpy(), request.guide
         token = sample(
-            numbers,
+            numbers if guide is None else np.where(guide.allowed, numbers, np.float32(-np.inf)),
             params,
             prompt=request.prompt_token_ids,
             output=request.output_token_ids,
@@ -42,11 +44,16 @@ class NextToken:
             generator=request.generator,
         )
         request.tokens.append(token)
+        if guide is not None:
+            guide.advance(token)
         if params.logprobs is not None:
             entry = self._logprobs(numbers, token, params.logprobs)
             request.logprobs.append(entry)
             request.cumulative_logprob += entry[token].logprob
-        self._finish_if_due(request, token)
+        if guide is None:
+            self._finish_if_due(request, token)
+        else:
+            self._finish_guided_if_due(request, guide, token)
 
     def step_beams(self, request: Request, logits: Tensor) -> Sequence[Continuation]:
         """Takes a step of a beam search, and finishes the request if it was the last.
@@ -90,10 +97,26 @@ class NextToken:
         elif stop := request.text.push(token, may_stop=request.num_generated >= params.min_tokens):
             request.finish_reason, request.stop_reason = "stop", stop
             return  # what is held back lies behind the stop string
-        elif request.num_generated == params.max_tokens or len(request.tokens) > self._max_context:
+        elif self._is_at_limit(request):
             request.finish_reason = "length"
         if request.finished:
             request.text.flush()
+
+    def _finish_guided_if_due(self, request: Request, guide: Guide, token: int) -> None:
+        """The same for a request whose guide says where its text ends."""
+        if not (guide.is_complete and token in request.end_token_ids):
+            request.text.push(token, may_stop=False)
+        if guide.is_complete:
+            request.finish_reason = "stop"
+        elif guide.error is not None:
+            request.finish_reason, request.stop_reason = "length", guide.error
+        elif self._is_at_limit(request):
+            request.finish_reason = "length"
+        if request.finished:
+            request.text.flush()
+
+    def _is_at_limit(self, request: Request) -> bool:
+        return request.num_generated == request.params.max_tokens or len(request.tokens) > self._max_context
 
     def _completion(self, request: Request, index: int, beam: FinishedBeam) -> CompletionOutput:
         last, params = beam.tokens[-1], request.params

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from furiosa_build.errors import UserError
 
@@ -14,11 +16,15 @@ if TYPE_CHECKING:
 
     from furiosa_build.runtime.beam_search import BeamSearch
     from furiosa_build.runtime.detokenizer import OutputText
+    from furiosa_build.runtime.guided import Guide
 
 FinishReason = Literal["stop", "length"]
 
 # A temperature below this is greedy: dividing by it would only lose precision.
 GREEDY_BELOW = 1e-5
+
+# Fields that say what the text is to look like. At most one is given.
+GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,7 @@ class SamplingParams:
             0.
         presence_penalty: Subtracted once from the logit of every token in the output, in [-2, 2].
         frequency_penalty: Subtracted once per occurrence in the output, in [-2, 2].
+        logit_bias: Token id -> what is added to its logit, before penalties and temperature; in [-100, 100].
         seed: Of this request's random numbers. Without one it derives from the engine's seed and the request
             id.
         stop: Strings that end the text; the text excludes them. Needs the artifact's tokenizer.
@@ -52,6 +59,13 @@ class SamplingParams:
         prompt_logprobs: The same for the prompt's tokens. Needs an artifact that returns the logits of all
             tokens.
         skip_special_tokens: Leaves special tokens out of the text.
+        guided_json: The text is JSON that validates against this schema, a dict or text (kept as text).
+        guided_regex: The whole text matches this regular expression.
+        guided_choice: The text is one of these.
+        guided_grammar: The text matches this grammar, in llguidance's form of Lark's notation.
+
+    At most one guided_... is given. The text then ends where the grammar does, so no other condition may end it but
+    max_tokens (docs/runtime.md). They need the extra `guided`.
 
     Log probabilities are the model's own: log_softmax of its logits, before penalties, temperature and
     filters.
@@ -72,6 +86,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
@@ -81,6 +96,10 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    guided_json: Mapping[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: Sequence[str] | None = None
+    guided_grammar: str | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -113,6 +132,7 @@ class SamplingParams:
         self._check("repetition_penalty", self.repetition_penalty > 0, "> 0")
         self._check("presence_penalty", -2 <= self.presence_penalty <= 2, "in [-2, 2]")
         self._check("frequency_penalty", -2 <= self.frequency_penalty <= 2, "in [-2, 2]")
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         self._check("seed", self.seed is None or _is_int(self.seed, 0, 2**63 - 1), "0 to 2**63 - 1, or None")
         self._check("stop", all(self.stop), "strings that are not empty")
         self._check("max_tokens", self.max_tokens is None or _is_int(self.max_tokens, 1), ">= 1, or None")
@@ -128,6 +148,25 @@ class SamplingParams:
         for name, values in fixed.items():
             valid = f"{' or '.join(map(repr, values))} {when} use_beam_search"
             self._check(name, getattr(self, name) in values, valid)
+        self._check_guided()
+
+    def _check_guided(self) -> None:
+        given = [name for name in GUIDED if getattr(self, name) is not None]
+        if not given:
+            return
+        if self.guided_json is not None:
+            object.__setattr__(self, "guided_json", _schema_text(self.guided_json))
+        if self.guided_choice is not None:
+            self._check("guided_choice", not isinstance(self.guided_choice, str), "a list of str")
+            object.__setattr__(self, "guided_choice", _tuple_of(str, "guided_choice", self.guided_choice))
+            self._check("guided_choice", bool(self.guided_choice) and all(self.guided_choice), "texts, none empty")
+        for name in ("guided_regex", "guided_grammar"):
+            self._check(name, getattr(self, name) is None or isinstance(getattr(self, name), str), "a text")
+        self._check(given[-1], len(given) == 1, f"None, as {given[0]} is given")
+        for name, value in _WITH_GUIDED.items():
+            self._check(
+                name, getattr(self, name) == value, f"{value!r} with {given[0]}, which says where the text ends"
+            )
 
     def _check(self, name: str, fits: bool, valid: str) -> None:
         if not fits:
@@ -153,10 +192,20 @@ _NOT_WITH_BEAM_SEARCH: Mapping[str, tuple[object, ...]] = {
     "repetition_penalty": (1.0,),
     "presence_penalty": (0.0,),
     "frequency_penalty": (0.0,),
+    "logit_bias": ({},),
     "seed": (None,),
     "stop": ((),),
     "min_tokens": (0,),
     "logprobs": (None,),
+}
+
+
+_WITH_GUIDED: Mapping[str, object] = {
+    "use_beam_search": False,
+    "stop": (),
+    "stop_token_ids": (),
+    "ignore_eos": False,
+    "min_tokens": 0,
 }
 
 
@@ -180,7 +229,8 @@ class CompletionOutput:
         cumulative_logprob: Sum of the tokens' log probabilities; None unless `logprobs` was asked for, or beam search.
         logprobs: Per token, token id -> Logprob; None unless asked for.
         finish_reason: `stop` or `length`; None while unfinished.
-        stop_reason: The stop string or stop token that ended it; None for end of sequence and for length.
+        stop_reason: The stop string or stop token that ended it; None for end of sequence and for length. Of guided
+            output that reached a dead end of its grammar (`length`): what is wrong.
     """
 
     index: int
@@ -197,7 +247,7 @@ class RequestOutput:
     """The state of a request after a step. `prompt` is None for prompts given as token ids.
 
     `prompt_logprobs` has one entry per prompt token (None for the first, which nothing predicts), if asked
-    for.
+    for. `queued_s` is the time in seconds from its coming in to its first step.
     """
 
     request_id: str
@@ -206,6 +256,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     prompt_logprobs: list[dict[int, Logprob] | None] | None
+    queued_s: float = 0.0
 
 
 @dataclass(eq=False)
@@ -225,8 +276,11 @@ class Request:
         sequences: What it has: one sequence, after the first step of a beam search as many as there are beams.
         num_computed: How many tokens of every sequence, from the first, have their keys and values in the KV cache.
         completions: Those of a beam search that is over.
+        came_at: When, of the monotonic clock, in seconds.
+        ran_at: When its first step was submitted.
         generator: Source of this request's random numbers; None for a greedy one.
         end_token_ids: Tokens that end the text: end of sequence unless ignored, and stop_token_ids.
+        guide: Says which tokens may come next; None for all.
     """
 
     request_id: str
@@ -238,6 +292,7 @@ class Request:
     generator: torch.Generator | None = None
     end_token_ids: frozenset[int] = frozenset()
     beams: BeamSearch | None = None
+    guide: Guide | None = None
     sequences: list[TokenSequence] = field(init=False)
     num_computed: int = 0
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
@@ -246,6 +301,8 @@ class Request:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     completions: list[CompletionOutput] = field(default_factory=list)
+    came_at: float = field(default_factory=time.monotonic)
+    ran_at: float | None = None
 
     def __post_init__(self) -> None:
         self.sequences = [TokenSequence(list(self.prompt_token_ids))]
@@ -296,6 +353,7 @@ class Request:
             outputs=[completion] if self.beams is None else self.completions,
             finished=self.finished,
             prompt_logprobs=self.prompt_logprobs if self.params.prompt_logprobs is not None else None,
+            queued_s=0.0 if self.ran_at is None else self.ran_at - self.came_at,
         )
 
 
@@ -317,3 +375,27 @@ def _tuple_of(kind: type, name: str, values: object) -> tuple[object, ...]:
             valid=f"a list of {kind.__name__}",
         )
     return tuple(values)
+
+
+def _biases(values: object) -> dict[int, float]:
+    """A copy, which no caller can change."""
+    fits = isinstance(values, Mapping) and all(
+        _is_int(token, 0) and _is_number(bias) and -100 <= bias <= 100 for token, bias in values.items()
+    )
+    if not fits:
+        what, where = f"logit_bias does not take {values!r}", "SamplingParams.logit_bias"
+        raise UserError(what, where=where, valid="token ids -> numbers in [-100, 100]")
+    return dict(cast(Mapping[int, float], values))
+
+
+def _schema_text(schema: object) -> str:
+    """A JSON schema as text, of which no caller can change anything."""
+    try:
+        value = json.loads(schema) if isinstance(schema, str) else schema
+        text = json.dumps(value, allow_nan=False) if isinstance(value, Mapping) else None
+    except (ValueError, TypeError, RecursionError) as error:
+        what = f"guided_json is no JSON: {error}"
+        raise UserError(what, where="SamplingParams.guided_json", valid="a JSON schema") from error
+    if text is None:
+        raise UserError(f"guided_json is no JSON object: {value!r}", where="SamplingParams.guided_json")
+    return text

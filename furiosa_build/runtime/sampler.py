@@ -1,6 +1,6 @@
 """From one row of logits to one token. A row is sampled alone, so batch mates cannot change it.
 
-The order is that of transformers: repetition penalty, presence and frequency penalties (as in vLLM;
+The order is that of transformers: bias, repetition penalty, presence and frequency penalties (as in vLLM;
 transformers lacks them), forbidden tokens, temperature, top_k, top_p, min_p. Each filter sees what the one
 before it left, renormalised.
 
@@ -62,7 +62,10 @@ def sample(
 
 
 def penalize(logits: Floats, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> Floats:
-    """Logits after the penalties; a new array if any applies, else the same one. Shapes as in `sample`."""
+    """Logits after bias and penalties; a new array if any applies, else the same one. Shapes as in `sample`."""
+    if params.logit_bias:
+        logits = logits.copy()
+        logits[list(params.logit_bias)] += np.array(list(params.logit_bias.values()), dtype=np.float32)
     if params.repetition_penalty != 1:
         logits = logits.copy()
         seen = list({*prompt, *output})
@@ -82,8 +85,8 @@ def distribution(logits: Floats, params: SamplingParams) -> tuple[Indices, Float
     Returns:
         Token ids [n], ascending, and their probabilities, float32 [n], which sum to 1.
     """
-    logits = logits / np.float32(params.temperature)
-    ids = np.arange(len(logits))
+    ids = np.flatnonzero(logits > -np.inf)
+    logits = logits[ids] / np.float32(params.temperature)
     for keep in (_top_k, _top_p, _min_p):
         kept = keep(logits, params)
         if kept is not None:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from furiosa_build.artifact.schema import Pipeline
-from furiosa_build.errors import UserError
+from furiosa_build.errors import EngineFullError, UserError
 from furiosa_build.runtime.beam_search import Continuation
 from furiosa_build.runtime.buckets import Buckets, num_rows, prefill_cost
 from furiosa_build.runtime.kv_cache import BlockManager
@@ -94,6 +94,10 @@ class Scheduler:
         return len(self._waiting) + len(self._running) - len(self._leaving)
 
     @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
     def is_full(self) -> bool:
         """Whether `max_processing_samples` requests are under way."""
         return self.num_unfinished >= self._max_processing_samples
@@ -142,6 +146,16 @@ class Scheduler:
             for request in batch.requests
             if request in self._running and request.num_computed == len(request.tokens)
         ]
+
+    def take_back(self, batch: Batch) -> None:
+        """Notes that `batch` has failed to run: its requests wait again, and all their tokens are computed again."""
+        for request in batch.requests:
+            self._in_flight.remove(request.request_id)
+            if request.request_id in self._leaving:
+                self._leaving.remove(request.request_id)
+                self.remove(request)
+            else:
+                self._preempt(request)
 
     def remove(self, request: Request) -> None:
         """Forgets a request, finished or not, and frees its blocks: of one that is in flight when it has run."""
@@ -322,12 +336,7 @@ class Scheduler:
         where = f"request {request.request_id!r}"
         prompt, max_tokens = len(request.prompt_token_ids), request.params.max_tokens
         if self.is_full:
-            limit = self._max_processing_samples
-            raise UserError(
-                f"{limit} requests are under way, no more are taken",
-                where="max_processing_samples",
-                valid=f"<= {limit}",
-            )
+            raise EngineFullError(self._max_processing_samples)
         if prompt > self.max_prompt_tokens:
             buckets = ", ".join(self._buckets.prefill_names) or "none"
             raise UserError(

@@ -50,6 +50,10 @@ class Tokenizer:
         """The text of `ids`."""
         return str(self._fast.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
+    def to_json(self) -> str:
+        """The tokenizer as tokenizer.json holds it."""
+        return str(self._fast.to_str())
+
     def apply_chat_template(
         self,
         messages: Sequence[Message],

@@ -35,6 +35,7 @@ from furiosa_build.artifact.schema import (
     artifact_id,
     to_json,
 )
+from furiosa_build.artifact.stages import with_sends
 from furiosa_build.canonical import canonical_json, digest
 from furiosa_build.plan.kinds import Kind, Use
 from furiosa_build.plan.outline import KindOutline
@@ -243,7 +244,7 @@ def _pipeline(plan: Plan, bucket: Bucket, programs: list[BuiltProgram], names: M
         batch_size=bucket.batch,
         query_length=bucket.query,
         context_length=bucket.context,
-        supertasks=list(_with_sends(tasks)),
+        supertasks=list(with_sends(tasks)),
     )
 
 
@@ -274,34 +275,6 @@ def _supertasks(plan: Plan, program: BuiltProgram, name: str, use: Use) -> Itera
             inputs={found["source"]: found["source"]},
             outputs=[found["result"]],
         )
-
-
-def _with_sends(tasks: list[Supertask]) -> Iterator[Supertask]:
-    """Where a stage ends, what was made so far and is read later is passed on."""
-    made: set[str] = set()
-    for number, task in enumerate(tasks):
-        if number and task.stage != tasks[number - 1].stage:
-            passed = sorted(made & _read_before_made(tasks[number:]))
-            yield Supertask(
-                kind="comm",
-                op="send",
-                stage=task.stage - 1,
-                ranks=task.ranks,
-                inputs={name: name for name in passed},
-                outputs=passed,
-            )
-            made = set(passed)
-        yield task
-        made.update(task.outputs)
-
-
-def _read_before_made(tasks: list[Supertask]) -> set[str]:
-    read: set[str] = set()
-    made: set[str] = set()
-    for task in tasks:
-        read.update(set(task.inputs.values()) - made)
-        made.update(task.outputs)
-    return read
 
 
 def rank_cache_shape(block: KindOutline, ranks: int) -> list[int]:

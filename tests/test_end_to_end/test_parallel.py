@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM
 from user_directory import UserDirectory, furiosa_build, make_user_directory, steps_in_this_process
 
 from furiosa_build.artifact.reader import open_artifact
+from furiosa_build.errors import UserError
 from furiosa_build.models.quantization import dequantize, quantize
-from furiosa_build.runtime import LLMEngine, SamplingParams
+from furiosa_build.runtime import EngineArgs, LLMEngine, SamplingParams
 
 SHAPE = {
     "num_attention_heads": 8,
@@ -211,6 +212,35 @@ def test_replicas_share_the_requests(users: dict[str, UserDirectory]) -> None:
         engine.step()
         engine.abort_request(["0", "1", "2", "3", "4", "5"])
         engine.check_integrity()
+
+
+@pytest.mark.parametrize(("built", "loaded"), [(1, 2), (1, 3), (2, 1), (2, 2), (3, 2)])
+def test_stages_are_divided_anew_at_load(
+    users: dict[str, UserDirectory], expected: dict[tuple[str, str], list[list[int]]], built: int, loaded: int
+) -> None:
+    """As if the artifact had been built so. `tied`: the first and the last stage have a parameter in common."""
+    user = users["tied"]
+    user.build(*overrides(2, loaded, 1))
+    as_built = user.latest()
+    user.build(*overrides(2, built, 1))
+    args = EngineArgs(model=str(user.artifacts / "latest"), pipeline_parallel_size=loaded)
+    with closing(LLMEngine.from_engine_args(args)) as engine:
+        assert engine.artifact.parallel_config == as_built.parallel_config
+        assert engine.artifact.pipelines == as_built.pipelines
+        assert engine.artifact.kv_cache == as_built.kv_cache
+        assert len(engine._replicas[0].executor._runners) == 2 * loaded
+        assert generate(engine) == expected["tied", "none"]
+
+
+def test_a_program_is_not_divided_at_load(users: dict[str, UserDirectory]) -> None:
+    user = users["llama"]
+    user.build("rewriting.use_blockwise_compile=false", "parallel.pipeline_parallel_size=3")
+    model = str(user.artifacts / "latest")
+    with closing(LLMEngine.from_engine_args(EngineArgs(model=model, pipeline_parallel_size=1))) as engine:
+        assert engine.artifact.parallel_config.pipeline_parallel_size == 1
+    user.build("rewriting.use_blockwise_compile=false")
+    with pytest.raises(UserError, match="has layers 0 to 2, which 2 stages would divide"):
+        EngineArgs(model=str(user.artifacts / "latest"), pipeline_parallel_size=2).open()
 
 
 PROCESS = """

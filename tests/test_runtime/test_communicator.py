@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from threading import BrokenBarrierError
 
 import pytest
 import torch
 
-from furiosa_build.runtime.communicator import LocalCommunicator, local_communicators
+from furiosa_build.runtime.communicator import LocalCommunicator, PeerFailedError, local_communicators
 
 
 def test_sums_and_gathers_between_threads() -> None:
@@ -39,7 +38,22 @@ def test_when_one_fails_the_others_do_not_wait() -> None:
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(second.all_reduce, torch.zeros(1))
         first.abort()
-        with pytest.raises(BrokenBarrierError):
+        with pytest.raises(PeerFailedError):
             waiting.result(timeout=60)
     with pytest.raises(RuntimeError, match="the stage before has failed"):
         third.receive({})
+
+
+def test_after_a_reset_nothing_of_a_failure_is_left() -> None:
+    first, second, third, fourth = ends = local_communicators(stages=2, ranks=2)
+    first.send({"x": torch.zeros(1)})
+    first.abort()
+    for end in ends:
+        end.reset()
+    first.send({"x": torch.ones(1)})
+    assert third.receive({})["x"].item() == 1.0
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(second.all_reduce, torch.ones(1))
+        assert first.all_reduce(torch.ones(1)).item() == 2.0
+        assert other.result(timeout=60).item() == 2.0
+    assert fourth.rank == 1

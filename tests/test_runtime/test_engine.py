@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from furiosa_build.artifact.reader import OpenArtifact, open_artifact
-from furiosa_build.errors import BuildError, UserError
-from furiosa_build.runtime.engine import LLMEngine
+from furiosa_build.artifact.stages import restage
+from furiosa_build.errors import UserError
+from furiosa_build.runtime.communicator import PeerFailedError
+from furiosa_build.runtime.engine import LLMEngine, StepFailedError
 from furiosa_build.runtime.request import RequestOutput, SamplingParams
 from furiosa_build.runtime.scheduler import Scheduler
 
@@ -533,17 +537,120 @@ def test_abort(engine: LLMEngine) -> None:
     assert tokens_of(outputs) == [toy.expected([1, 2, 3], 12)] * 2
 
 
-def test_after_an_error_requests_can_be_aborted(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
+def test_logits_that_nothing_can_be_sampled_from_end_their_request_alone(
+    toy_backend: toy.ToyBackend, tmp_path: Path
+) -> None:
     del toy_backend
-    parameters = toy.default_parameters() | {"table": torch.full((toy.P, toy.VOCAB), float("nan"))}
-    engine = LLMEngine(toy.write_artifact(tmp_path / "a", parameters=parameters))
-    for name in "ab":
-        engine.add_request(name, [1], greedy())
-    with pytest.raises(BuildError, match="no usable maximum: nan"):
-        engine.step()
-    engine.abort_request(["a", "b"])
-    assert not engine.has_unfinished_requests()
+    table = toy.table()
+    bad = [1]
+    [state] = (row for row in range(toy.P) if torch.equal(table[row], toy.logits_after(bad)))
+    table[state] = float("nan")
+    engine = LLMEngine(toy.write_artifact(tmp_path / "a", parameters=toy.default_parameters() | {"table": table}))
+    for name, prompt in (("a", [2]), ("bad", bad), ("c", [3])):
+        engine.add_request(name, prompt, greedy())
+    with pytest.raises(StepFailedError, match=r"'bad'(.|\n)*no usable maximum: nan") as raised:
+        drain(engine)
+    assert list(raised.value.errors) == ["bad"]
     engine.check_integrity()
+    outputs = drain(engine)
+    assert {name: output.outputs[0].token_ids for name, output in outputs.items()} == {
+        "a": toy.expected([2], 12),
+        "c": toy.expected([3], 12),
+    }
+
+
+def test_a_program_that_fails_ends_the_requests_of_its_batch_alone(
+    engine: LLMEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prefill of a long prompt fails; requests before and after it give their whole text."""
+    prefill = toy.ToyProgram.prefill
+
+    def failing(self: toy.ToyProgram, hidden: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        if hidden.shape == (1, 16):
+            raise ValueError("a bad kernel")
+        return prefill(self, hidden, *others)
+
+    monkeypatch.setattr(toy.ToyProgram, "prefill", failing)
+    engine.add_request("before", [1], greedy())
+    engine.step()
+    engine.add_request("bad", [5] * 12, greedy())
+    engine.add_request("after", [2], greedy())
+    with pytest.raises(StepFailedError, match="a bad kernel") as raised:
+        engine.step()
+    assert list(raised.value.errors) == ["bad"]
+    assert isinstance(raised.value.__cause__, ValueError)
+    engine.check_integrity()
+    outputs = drain(engine)
+    assert {name: output.outputs[0].token_ids for name, output in outputs.items()} == {
+        "before": toy.expected([1], 12),
+        "after": toy.expected([2], 12),
+    }
+    blocks = engine._replicas[0].scheduler.blocks
+    assert blocks.num_free == blocks.num_blocks
+
+
+@pytest.mark.parametrize("failing", ["first", "last"])
+def test_a_stage_that_fails_ends_the_requests_of_its_batch_alone(
+    opened: OpenArtifact, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """Batches that were under way behind it run again; nothing of it is left between the stages."""
+    work = getattr(toy.ToyProgram, failing)
+    runs = 0
+
+    def sometimes(self: toy.ToyProgram, first: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        nonlocal runs
+        runs += 1
+        if runs in (2, 7, 20):
+            raise ValueError(f"run {runs}")
+        return work(self, first, *others)
+
+    monkeypatch.setattr(toy.ToyProgram, failing, sometimes)
+    in_stages = OpenArtifact(opened.directory, restage(opened.artifact, 2), opened.manifest)
+    with closing(LLMEngine(in_stages)) as engine:
+        prompts = {f"{n}": [n, 7] for n in range(12)}
+        for name, prompt in prompts.items():
+            engine.add_request(name, prompt, greedy())
+        outputs: dict[str, RequestOutput] = {}
+        failed: dict[str, Exception] = {}
+        while engine.has_unfinished_requests():
+            try:
+                stepped = engine.step()
+            except StepFailedError as error:
+                failed |= error.errors
+                stepped = error.outputs
+            outputs.update((output.request_id, output) for output in stepped if output.finished)
+            engine.check_integrity()
+        assert {str(error) for error in failed.values()} == {"run 2", "run 7", "run 20"}
+        assert outputs.keys() | failed.keys() == prompts.keys()
+        assert not outputs.keys() & failed.keys()
+        assert len(outputs) >= 3
+        for name, output in outputs.items():
+            assert output.outputs[0].token_ids == toy.expected(prompts[name], 12)
+        blocks = engine._replicas[0].scheduler.blocks
+        assert blocks.num_free == blocks.num_blocks
+
+
+def test_of_several_batches_the_one_that_failed_first_is_the_one_that_ends(
+    opened: OpenArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks of an earlier batch may break off on account of a later one."""
+    in_stages = OpenArtifact(opened.directory, restage(opened.artifact, 2), opened.manifest)
+    with closing(LLMEngine(in_stages)) as engine:
+        [replica] = engine._replicas
+        earlier: Future[torch.Tensor] = Future()
+        later: Future[torch.Tensor] = Future()
+        earlier.set_exception(PeerFailedError("another rank has failed"))
+        later.set_exception(ValueError("a bad kernel"))
+        futures = [earlier, later]
+        for name, length in (("a", 3), ("bad", 12), ("c", 3)):
+            engine.add_request(name, [5] * length, greedy())
+        with monkeypatch.context() as patch:
+            patch.setattr(replica.executor, "submit", lambda *_: futures.pop(0))
+            with pytest.raises(StepFailedError, match="a bad kernel") as raised:
+                engine.step()
+        assert list(raised.value.errors) == ["bad"]
+        outputs = drain(engine)
+        assert tokens_of(outputs) == [toy.expected([5] * 3, 12)] * 2
 
 
 def test_check_integrity_finds_a_forgotten_request(engine: LLMEngine) -> None:

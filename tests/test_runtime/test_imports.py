@@ -62,7 +62,15 @@ def test_importing_the_package_imports_neither_torch_nor_tokenizers() -> None:
 
 
 def test_the_public_names() -> None:
-    assert furiosa_build.runtime.__all__ == ["LLM", "LLMEngine", "RequestOutput", "SamplingParams"]
+    assert furiosa_build.runtime.__all__ == [
+        "LLM",
+        "AsyncEngineArgs",
+        "AsyncLLMEngine",
+        "EngineArgs",
+        "LLMEngine",
+        "RequestOutput",
+        "SamplingParams",
+    ]
     for name in furiosa_build.runtime.__all__:
         assert getattr(furiosa_build.runtime, name).__name__ == name
         assert name in dir(furiosa_build.runtime)

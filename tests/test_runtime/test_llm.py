@@ -87,6 +87,10 @@ def test_chat(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
     assert output.prompt_token_ids == list(b"hi|>")
     outputs = llm.chat([one, two], GREEDY, add_generation_prompt=False)
     assert [output.prompt_token_ids for output in outputs] == [list(b"hi|"), [toy.BOS, *b"|"]]
+    [output] = llm.generate(one, GREEDY)
+    assert (output.prompt, output.prompt_token_ids) == ("hi|>", list(b"hi|>"))
+    outputs = llm.generate([one, "a", two, [7]], GREEDY)
+    assert [output.prompt_token_ids for output in outputs] == [list(b"hi|>"), [97], [toy.BOS, *b"|>"], [7]]
 
 
 def test_chat_without_a_template(llm: LLM) -> None:

@@ -163,3 +163,12 @@ def test_top_logprobs() -> None:
     assert [id_ for id_, _, _ in top_logprobs(logits, order[1], 3)] == [order[1], order[0], order[2]]
     assert len(top_logprobs(logits, 0, 0)) == 1
     assert len(top_logprobs(logits, 0, 10_000)) == VOCAB
+
+
+def test_logit_bias_is_transformers_sequence_bias() -> None:
+    logits, biases = row(3), {5: 2.5, 200: -100.0, 7: 100.0}
+    by_hf = hf.SequenceBiasLogitsProcessor([[[token], bias] for token, bias in biases.items()])
+    expected = by_hf(torch.tensor([[1, 2]]), torch.from_numpy(logits.copy())[None])[0].numpy()
+    biased = penalize(logits, SamplingParams(logit_bias=biases), [1, 2], [])
+    np.testing.assert_array_equal(biased, expected)
+    assert sample(logits, SamplingParams(temperature=0, logit_bias=biases), prompt=[1], output=[]) == 7

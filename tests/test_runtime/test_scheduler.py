@@ -688,6 +688,18 @@ class Scheduling(RuleBasedStateMachine):
         self.runner.scheduler.remove(self.alive.pop(name))
         del self.expected[name]
 
+    @precondition(lambda self: self.alive)
+    @rule(aborts=st.booleans())
+    def fail(self, aborts: bool) -> None:
+        """A batch does not run; one of its requests may be aborted before that is known."""
+        batch = self.runner.scheduler.schedule()
+        assert batch is not None
+        if aborts:
+            name = batch.requests[0].request_id
+            self.runner.scheduler.remove(self.alive.pop(name))
+            del self.expected[name]
+        self.runner.scheduler.take_back(batch)
+
     @rule(times=st.integers(1, 5))
     def step(self, times: int) -> None:
         for _ in range(times):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from furiosa_build.recipe.devices import DeviceError, elements, kind_of
+from furiosa_build.devices import DeviceError, elements, kind_of
 
 
 @pytest.mark.parametrize(

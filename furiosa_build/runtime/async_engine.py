@@ -1,0 +1,269 @@
+"""The engine for asyncio: requests are generators of outputs, and a thread of its own takes the steps.
+
+The thread alone touches the engine. It gets its orders through a queue and gives outputs to the event loop of whoever
+waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import NamedTuple, Self
+
+from furiosa_build.artifact.schema import Artifact
+from furiosa_build.errors import BuildError
+from furiosa_build.runtime.engine import EngineStats, LLMEngine, Prompt, StepFailedError
+from furiosa_build.runtime.engine_args import EngineArgs
+from furiosa_build.runtime.request import RequestOutput, SamplingParams
+from furiosa_build.runtime.tokenizer import Tokenizer
+
+
+class EngineDeadError(BuildError):
+    """The engine was shut down, or failed in a way that it cannot go on from."""
+
+
+class AsyncLLMEngine:
+    """An LLMEngine for many coroutines. As a context manager it is shut down at the end.
+
+    Args:
+        engine: Belongs to this object from now on.
+
+    Attributes:
+        artifact: As of LLMEngine.
+        tokenizer: As of LLMEngine.
+    """
+
+    def __init__(self, engine: LLMEngine) -> None:
+        self.artifact: Artifact = engine.artifact
+        self.tokenizer: Tokenizer | None = engine.tokenizer
+        self._worker = _Worker(engine)
+
+    @classmethod
+    def from_engine_args(cls, args: EngineArgs) -> Self:
+        """The engine of these arguments. Raises UserError, as LLMEngine does."""
+        return cls(LLMEngine.from_engine_args(args))
+
+    async def generate(
+        self, prompt: Prompt, sampling_params: SamplingParams, request_id: str
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The states of a request, the last one finished.
+
+        Each has the whole text so far. A consumer that is slower than the engine is given the newest state only. One
+        that stops before the end aborts the request. That of a request that `abort` drops just ends.
+
+        Args:
+            prompt: A text, token ids or chat messages.
+            sampling_params: How tokens are chosen.
+            request_id: Not that of another request that is under way.
+
+        Raises:
+            EngineFullError: `max_processing_samples` requests are under way.
+            UserError: What LLMEngine.add_request refuses.
+            StepFailedError: A step failed that this request was part of. Others go on.
+            EngineDeadError: The engine was shut down, or is broken.
+        """
+        stream = _Stream(asyncio.get_running_loop())
+        self._worker.order(lambda: self._worker.add(stream, request_id, prompt, sampling_params), stream.fail)
+        try:
+            while (output := await stream.next()) is not None:
+                yield output
+        finally:
+            self._worker.order(lambda: self._worker.drop(request_id, stream), _ignore)
+
+    @property
+    def stats(self) -> EngineStats:
+        """As of LLMEngine."""
+        return self._worker.stats
+
+    async def abort(self, request_id: str) -> None:
+        """Drops a request, whose generator ends without a finished output. An unknown id is ignored.
+
+        On return its KV blocks are free, or will be when the batch under way has run.
+        """
+        done: Future[None] = Future()
+        done.set_running_or_notify_cancel()  # so that a cancelled caller does not cancel it under the thread's hands
+
+        def abort() -> None:
+            self._worker.drop(request_id)
+            done.set_result(None)
+
+        self._worker.order(abort, lambda _: done.set_result(None))
+        await asyncio.wrap_future(done)
+
+    async def shutdown(self) -> None:
+        """Ends the thread, after the step under way. All generators get an EngineDeadError, and so do new ones."""
+        self._worker.order(self._worker.stop, _ignore)
+        await asyncio.to_thread(self._worker.join)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.shutdown()
+
+
+class _Stream:
+    """From the engine's thread to one coroutine: the newest output, and how it ends."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._changed = asyncio.Event()
+        self._output: RequestOutput | None = None
+        self._ended = False
+        self._error: BaseException | None = None
+
+    async def next(self) -> RequestOutput | None:
+        """What is newest, when there is something new; None at the end."""
+        await self._changed.wait()
+        output, self._output = self._output, None
+        if output is None and self._error is not None:
+            raise self._error
+        if not self._ended:
+            self._changed.clear()
+        return output
+
+    # Called in the engine's thread
+
+    def put(self, output: RequestOutput) -> None:
+        self._call(lambda: self._set(output, output.finished, None))
+
+    def end(self) -> None:
+        self._call(lambda: self._set(None, True, None))
+
+    def fail(self, error: BaseException) -> None:
+        self._call(lambda: self._set(None, True, error))
+
+    def _set(self, output: RequestOutput | None, ended: bool, error: BaseException | None) -> None:
+        self._output = output or self._output
+        self._ended, self._error = ended, error
+        self._changed.set()
+
+    def _call(self, change: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(change)
+
+
+def _ignore(dead: EngineDeadError) -> None:
+    """What was to be done is done by the engine's end."""
+
+
+class _Order(NamedTuple):
+    """Something for the thread to do; `refuse` is called instead where there is no thread any more."""
+
+    do: Callable[[], None]
+    refuse: Callable[[EngineDeadError], None]
+
+
+class _Worker:
+    """The thread that takes the steps, as long as there are requests, and obeys orders between them."""
+
+    def __init__(self, engine: LLMEngine) -> None:
+        self._engine = engine
+        self._streams: dict[str, _Stream] = {}
+        self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
+        self._stopped = False
+        self._lock = threading.Lock()
+        self._ended = False
+        self._cause: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def order(self, do: Callable[[], None], refuse: Callable[[EngineDeadError], None]) -> None:
+        """Has something done by the thread, in order. From any thread."""
+        with self._lock:
+            if not self._ended:
+                self._orders.put(_Order(do, refuse))
+                return
+        refuse(self._dead())
+
+    def join(self) -> None:
+        """Waits for the thread's end."""
+        self._thread.join()
+
+    @property
+    def stats(self) -> EngineStats:
+        """From any thread."""
+        return self._engine.stats
+
+    # Orders, which the thread carries out
+
+    def add(self, stream: _Stream, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
+        try:
+            self._engine.add_request(request_id, prompt, params)
+        except Exception as error:  # of this request alone
+            stream.fail(error)
+        else:
+            self._streams[request_id] = stream
+
+    def drop(self, request_id: str, stream: _Stream | None = None) -> None:
+        """Aborts a request; `stream`: only if the id is that stream's."""
+        found = self._streams.get(request_id)
+        if found is not None and stream in (None, found):
+            del self._streams[request_id]
+            self._engine.abort_request(request_id)
+            found.end()
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    # The thread
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._obey()
+                if self._stopped:
+                    break
+                self._step()
+        except Exception as error:  # not a batch's: the books may be wrong
+            self._cause = error
+        self._end()
+
+    def _obey(self) -> None:
+        """Carries out all orders there are; waits for one when there is nothing else to do."""
+        waits = not self._engine.has_unfinished_requests()
+        while not self._stopped:
+            try:
+                order = self._orders.get(block=waits)
+            except queue.Empty:
+                return
+            order.do()
+            waits = False
+
+    def _step(self) -> None:
+        try:
+            outputs = self._engine.step()
+        except StepFailedError as failed:
+            outputs = failed.outputs
+            for request_id, error in failed.errors.items():
+                own = StepFailedError({request_id: error})
+                own.__cause__ = error
+                self._streams.pop(request_id).fail(own)
+        for output in outputs:
+            stream = self._streams[output.request_id]
+            if output.finished:
+                del self._streams[output.request_id]
+            stream.put(output)
+
+    def _end(self) -> None:
+        with self._lock:
+            self._ended = True
+        while not self._orders.empty():
+            self._orders.get().refuse(self._dead())
+        for stream in self._streams.values():
+            stream.fail(self._dead())
+        if self._cause is None:
+            self._engine.abort_request(self._streams)
+        self._engine.close()
+
+    def _dead(self) -> EngineDeadError:
+        """A new one for each who is to raise it: a traceback grows with every raise."""
+        if self._cause is None:
+            return EngineDeadError("the engine was shut down")
+        error = EngineDeadError(f"the engine has failed: {self._cause}")
+        error.__cause__ = self._cause
+        return error

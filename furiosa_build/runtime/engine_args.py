@@ -1,0 +1,197 @@
+"""The arguments of the engines, as the Furiosa LLM API has them: from Python, or from a command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal, Self
+
+from pydantic import ValidationError
+
+from furiosa_build.artifact.reader import OpenArtifact, open_artifact
+from furiosa_build.artifact.schema import Artifact, GeneratorConfig
+from furiosa_build.artifact.stages import restage
+from furiosa_build.devices import DeviceError, elements, kind_of
+from furiosa_build.errors import UserError
+
+DEFAULT_CACHE = "$HOME/.cache/furiosa/llm"
+
+
+def _boolean(text: str) -> bool:
+    values = {"true": True, "false": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
+    return values[text.lower()]
+
+
+def _argument(text: str, default: Any = None, parse: Callable[[str], Any] = str) -> Any:
+    return field(default=default, metadata={"help": text, "type": parse})
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineArgs:
+    """What `LLMEngine.from_engine_args` takes. None stands for what the artifact prefers.
+
+    The help texts say what each argument does; `open` applies those that concern the artifact, and refuses what it
+    cannot do.
+    """
+
+    model: str = _argument("Directory of the artifact.", MISSING)
+    tokenizer: str | None = _argument("Directory with the files of another tokenizer than the artifact's.")
+    tokenizer_mode: str = _argument('Only "auto": tokenizers are fast ones. (default: auto)', "auto")
+    seed: int | None = _argument("Seed of the requests that have none of their own; drawn if not given.", None, int)
+    devices: str | Sequence[str] | None = _argument(
+        "What to run on: cpu, npu:0, npu:0:*, npu:0:0-3, or several joined by commas. Must have enough elements for "
+        "all ranks, stages and replicas."
+    )
+    tensor_parallel_size: int | None = _argument("Ranks of a stage. Fixed when the artifact is built.", None, int)
+    pipeline_parallel_size: int | None = _argument("Stages that the layers are divided among.", None, int)
+    data_parallel_size: int | None = _argument(
+        "Copies of the model. If not given, as many as the devices have elements for.", None, int
+    )
+    cache_dir: str | None = _argument(
+        "An engine generates no files, so nothing is kept there. (default: $HOME/.cache/furiosa/llm)",
+        DEFAULT_CACHE,
+    )
+    paged_attention_num_blocks: int | None = _argument("KV blocks of a layer.", None, int)
+    npu_queue_limit: int | None = _argument(
+        "Batches under way at a time, where ranks and stages are threads.", None, int
+    )
+    max_processing_samples: int | None = _argument("Requests taken at a time, waiting ones included.", None, int)
+    spare_blocks_ratio: float | None = _argument("Share of the KV blocks kept for requests that run.", None, float)
+    is_offline: bool | None = _argument("Whether only the time until all requests are finished counts.", None, _boolean)
+    prefill_chunk_size: int | None = _argument("Most tokens of a prompt that run at once.", None, int)
+
+    @classmethod
+    def add_cli_args(cls, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        """Adds an option for every argument: `--max-processing-samples N`."""
+        for each in fields(cls):
+            parser.add_argument(
+                f"--{each.name.replace('_', '-')}",
+                type=each.metadata["type"],
+                required=each.default is MISSING,
+                default=None if each.default is MISSING else each.default,
+                help=each.metadata["help"].replace("%", "%%"),
+            )
+        return parser
+
+    @classmethod
+    def from_cli_args(cls, args: argparse.Namespace) -> Self:
+        """The arguments that a parser with these options has read."""
+        return cls(**{each.name: getattr(args, each.name) for each in fields(cls)})
+
+    def open(self, verify: Literal["fast", "full"] = "fast") -> OpenArtifact:
+        """The artifact, with what the arguments override in place of what it prefers.
+
+        Raises:
+            UserError: The artifact cannot be used, or an argument is not valid, or not possible with it.
+        """
+        self._refuse_impossible()
+        opened = open_artifact(self.model, verify)
+        return OpenArtifact(opened.directory, self._override(opened.artifact), opened.manifest)
+
+    def _refuse_impossible(self) -> None:
+        """Raises UserError for what no artifact can do."""
+        if self.tokenizer_mode != "auto":
+            what = f"tokenizer_mode={self.tokenizer_mode!r}: the runtime has fast tokenizers only"
+            raise UserError(what, where="tokenizer_mode", valid="auto")
+        if self.cache_dir is not None and str(self.cache_dir) != DEFAULT_CACHE:
+            what = f"cache_dir={str(self.cache_dir)!r}: an engine generates no files, so there is nothing to keep there"
+            raise UserError(what, where="cache_dir", valid=f"{DEFAULT_CACHE} or None, which are the same")
+
+    def _override(self, artifact: Artifact) -> Artifact:
+        if self.tensor_parallel_size not in (None, artifact.parallel_config.tensor_parallel_size):
+            ranks = artifact.parallel_config.tensor_parallel_size
+            raise UserError(
+                f"tensor_parallel_size={self.tensor_parallel_size}: the artifact is divided among {ranks} ranks",
+                where="tensor_parallel_size",
+                valid=str(ranks),
+                hint="it is fixed when an artifact is built: build another",
+            )
+        if self.pipeline_parallel_size is not None:
+            artifact = restage(artifact, self.pipeline_parallel_size)
+        devices, replicas = self._placed(artifact)
+        return artifact.model_copy(
+            update={
+                "devices": devices,
+                "parallel_config": artifact.parallel_config.model_copy(update={"data_parallel_size": replicas}),
+                "generator_config": self._generator_config(artifact),
+            }
+        )
+
+    def _generator_config(self, artifact: Artifact) -> GeneratorConfig:
+        config = artifact.generator_config.model_dump()
+        if self.prefill_chunk_size is not None and not config["append_buckets"]:
+            raise UserError(
+                f"prefill_chunk_size={self.prefill_chunk_size}: the artifact has no append buckets for further pieces",
+                where="prefill_chunk_size",
+                hint="build it with append_buckets, or with a prefill_chunk_size",
+            )
+        for section in (config, config["default_scheduler_config"]):
+            # Lists of buckets are of the artifact alone.
+            section.update((name, value) for name in section if (value := getattr(self, name, None)) is not None)
+        try:
+            return GeneratorConfig.model_validate(config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][-1])
+            raise UserError(f"{name} does not take {first['input']!r}", where=name, valid=first["msg"]) from error
+
+    def _placed(self, artifact: Artifact) -> tuple[str, int]:
+        """The devices, and how many replicas they run."""
+        parallel, of_npu = artifact.parallel_config, artifact.target.num_elements
+        given = artifact.devices if self.devices is None else self.devices
+        devices = given if isinstance(given, str) else ",".join(given)
+        try:
+            kind, found = kind_of(devices), len(elements(devices, of_npu))
+        except DeviceError as error:
+            raise UserError(str(error), where="devices", valid=error.valid) from error
+        if kind == "cuda" or (kind == "npu" and of_npu == 1):
+            what = f"devices={devices!r}: the artifact's programs are for target {artifact.target.name!r}"
+            raise UserError(what, where="devices", valid="cpu" if of_npu == 1 else "cpu, or npu:X")
+        replicas = parallel.data_parallel_size if self.data_parallel_size is None else self.data_parallel_size
+        if replicas < 1:
+            raise UserError(f"data_parallel_size does not take {replicas}", where="data_parallel_size", valid=">= 1")
+        if kind == "cpu":  # emulates any number of elements
+            return devices, replicas
+        ranks, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+        if self.data_parallel_size is None and (self.devices, self.pipeline_parallel_size) != (None, None):
+            replicas = max(1, found // (ranks * stages))
+        if (total := ranks * stages * replicas) > found:
+            raise UserError(
+                f"devices={devices!r} are {found} elements; {ranks} ranks (fixed at build) x {stages} stages x "
+                f"{replicas} replicas = {total} elements",
+                where="devices",
+                valid=f"at least {total} elements",
+            )
+        return devices, replicas
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsyncEngineArgs(EngineArgs):
+    """What `AsyncLLMEngine.from_engine_args` takes."""
+
+    num_speculative_tokens: int | None = _argument("Refused: the artifact has no draft model.", None, int)
+    backend: str | None = _argument("That of the artifact, whose programs no other backend can run.")
+    use_speculative_decoding_if_possible: bool = _argument(
+        "Whether to use the artifact's draft model, if it has one. (default: true)", True, _boolean
+    )
+    speculative_model_paged_attention_num_blocks: int | None = _argument(
+        "Refused: the artifact has no draft model.", None, int
+    )
+    packing_type: str = _argument('How prompts are packed: "IDENTITY" only. (default: IDENTITY)', "IDENTITY")
+
+    def _refuse_impossible(self) -> None:
+        super()._refuse_impossible()
+        if self.packing_type != "IDENTITY":
+            raise UserError(f"there is no packing_type {self.packing_type!r}", where="packing_type", valid="IDENTITY")
+        for name in ("num_speculative_tokens", "speculative_model_paged_attention_num_blocks"):
+            if (value := getattr(self, name)) is not None:
+                raise UserError(f"{name}={value}: the artifact has no draft model", where=name, valid="None")
+
+    def _override(self, artifact: Artifact) -> Artifact:
+        if self.backend not in (None, artifact.backend):
+            what = f"backend={self.backend!r}: the artifact's programs are of backend {artifact.backend!r}"
+            raise UserError(what, where="backend", valid=artifact.backend)
+        return super()._override(artifact)

@@ -1,0 +1,44 @@
+"""The application: all routes, and what stands before them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import Response
+from starlette.requests import Request
+
+import furiosa_build
+from furiosa_build.server import errors, openai_routes, service_routes, shark_routes
+from furiosa_build.server.generation import ClientGoneError
+from furiosa_build.server.middleware import ApiKeys, BodyLimit, RequestLog
+from furiosa_build.server.service import Service
+
+CLIENT_GONE = 499
+"""What the log says of a request whose client left before the answer. Nobody is sent it."""
+
+
+def create_app(service: Service, api_keys: Sequence[str] = ()) -> FastAPI:
+    """The application of a server; with no keys, everybody may use it."""
+    # Pages of documentation would load scripts from elsewhere.
+    app = FastAPI(title="furiosa-build", version=furiosa_build.__version__, docs_url=None, redoc_url=None)
+    for module in (openai_routes, shark_routes, service_routes):
+        app.include_router(module.make_router(service))
+    errors.add_handlers(app)
+
+    async def gone(_: Request, __: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    app.add_exception_handler(ClientGoneError, gone)
+
+    # The last is the outermost.
+    app.add_middleware(BodyLimit, max_bytes=service.options.max_body_bytes)
+    if api_keys:
+        app.add_middleware(ApiKeys, keys=api_keys)
+    if service.options.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=service.options.cors_origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_middleware(RequestLog, metrics=service.metrics)
+    return app

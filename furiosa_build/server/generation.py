@@ -1,0 +1,175 @@
+"""One HTTP request's texts: several requests of the engine, which begin together and end together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+from furiosa_build.runtime.request import RequestOutput, SamplingParams
+from furiosa_build.server.errors import ApiError, api_error, bad_request, unavailable
+from furiosa_build.server.middleware import log_fields
+from furiosa_build.server.service import Service
+
+T = TypeVar("T")
+
+
+class ClientGoneError(Exception):
+    """The client has closed the connection: there is nobody to answer."""
+
+
+class Generation:
+    """Texts of prompts: text i is of prompt i // n, sampled by parameters i % n.
+
+    Args:
+        service: Whose engine generates.
+        request: What it is for; its log line tells how it went.
+        prompts: Token ids.
+        params: n of them.
+
+    Raises:
+        ApiError: A prompt is too long, or there are more texts than the engine ever takes.
+    """
+
+    def __init__(
+        self, service: Service, request: Request, prompts: Sequence[list[int]], params: Sequence[SamplingParams]
+    ) -> None:
+        self._service, self._log = service, log_fields(request.scope)
+        self._metrics = service.metrics
+        self._jobs = [(prompt, each) for prompt in prompts for each in params]
+        self._news: dict[int, RequestOutput] = {}
+        self._changed = asyncio.Event()
+        self._error: BaseException | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._left = len(self._jobs)
+        self._reasons: list[str] = []
+        self.prompt_tokens = sum(map(len, prompts))
+        self.generated_tokens = 0
+        self._refuse_impossible(prompts)
+
+    def _refuse_impossible(self, prompts: Sequence[list[int]]) -> None:
+        most = self._service.options.max_prompt_tokens
+        longest = max(map(len, prompts))
+        if most is not None and longest > most:
+            raise bad_request(f"a prompt of {longest} tokens; at most {most} are taken", "prompt", "prompt_too_long")
+        places = self._service.engine.artifact.generator_config.default_scheduler_config.max_processing_samples
+        if len(self._jobs) > places:
+            raise bad_request(f"{len(self._jobs)} texts at once; at most {places} are generated", "n")
+
+    async def stream(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        """The texts' states as they come: (text, state). Each text's last is finished.
+
+        Raises:
+            ApiError: Instead of the rest: what a text failed of, the time limit, the server's end.
+        """
+        with self._service.place():
+            self._tasks = [asyncio.create_task(self._run(index)) for index in range(len(self._jobs))]
+            limit = asyncio.create_task(self._end_in_time())
+            try:
+                while self._left or self._news:
+                    await self._changed.wait()
+                    self._changed.clear()
+                    news, self._news = self._news, {}
+                    for index in sorted(news):
+                        yield index, news[index]
+                    if self._error is not None:
+                        raise api_error(self._error) from self._error
+            finally:
+                self._stop()
+                limit.cancel()
+                await asyncio.gather(*self._tasks, limit, return_exceptions=True)
+                self._log |= {
+                    "prompt_tokens": self.prompt_tokens,
+                    "generated_tokens": self.generated_tokens,
+                    "finish_reasons": self._reasons,
+                }
+
+    async def collect(self, request: Request) -> list[RequestOutput]:
+        """The texts when all are finished. Raises as `stream`, and ClientGoneError."""
+
+        async def last() -> dict[int, RequestOutput]:
+            async with aclosing(self.stream()) as states:
+                return {index: output async for index, output in states}
+
+        finished = await unless_gone(request, last())
+        return [finished[index] for index in range(len(self._jobs))]
+
+    async def _end_in_time(self) -> None:
+        seconds = self._service.options.request_timeout_s
+        try:
+            await asyncio.wait_for(self._service.cut.wait(), seconds)
+        except TimeoutError:
+            # OpenAI's client would otherwise do it all again.
+            headers = {"x-should-retry": "false"}
+            self._error = ApiError(408, f"the request took longer than {seconds} s", code="timeout", headers=headers)
+        else:
+            self._error = unavailable("the server is shutting down")
+        self._stop()
+
+    def _stop(self) -> None:
+        """Ends what has not ended. Does not wait for a client that does not read: blocks are free at once."""
+        for task in self._tasks:
+            task.cancel()
+        self._changed.set()
+
+    async def _run(self, index: int) -> None:
+        """Generates a text."""
+        prompt, params = self._jobs[index]
+        started, reason = time.monotonic(), "abort"
+        first: tuple[float, int] | None = None
+        tokens = 0
+        try:
+            states = self._service.engine.generate(prompt, params, uuid.uuid4().hex)
+            async with aclosing(states):
+                async for state in states:
+                    tokens = len(state.outputs[0].token_ids)
+                    if first is None:
+                        first = time.monotonic(), tokens
+                        self._metrics.queue.observe(state.queued_s)
+                        self._metrics.first_token.observe(first[0] - started)
+                        self._log.setdefault("first_token_s", round(first[0] - started, 6))
+                    self._news[index] = state
+                    self._changed.set()
+                    if state.finished:
+                        reason = state.outputs[0].finish_reason or "stop"
+        except Exception as error:
+            reason, self._error = "error", self._error or error
+            self._stop()
+        finally:
+            now = time.monotonic()
+            if first is not None and tokens > first[1]:
+                self._metrics.per_token.observe((now - first[0]) / (tokens - first[1]))
+            self._metrics.duration.observe(now - started)
+            self._metrics.finished.labels(reason).inc()
+            self._metrics.prompt_tokens.inc(len(prompt))
+            self._metrics.generated_tokens.inc(tokens)
+            self.generated_tokens += tokens
+            self._reasons.append(reason)
+            self._left -= 1
+            self._changed.set()
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client goes. Raises ClientGoneError then."""
+    doing = asyncio.create_task(work)
+    gone = asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise ClientGoneError
+        return doing.result()
+    finally:
+        doing.cancel()
+        gone.cancel()
+        await asyncio.gather(doing, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has closed the connection. The body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,125 @@
+"""What stands before every route: ids, the log, who may come in, how much they may bring."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from furiosa_build.server.errors import ApiError
+from furiosa_build.server.metrics import Metrics
+
+logger = logging.getLogger("furiosa_build.server")
+
+_FIELDS = "furiosa_build.log"
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def log_fields(scope: MutableMapping[str, Any]) -> dict[str, Any]:
+    """What the log line of this request will say."""
+    return scope.setdefault(_FIELDS, {})  # type: ignore[no-any-return]
+
+
+class RequestLog:
+    """Gives every request an id, its own `X-Request-Id` if it has a usable one, and a line in the log when it ends.
+
+    A failure that no route has dealt with is answered here, with 500.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        fields = log_fields(scope)
+        fields |= {"request_id": request_id, "method": scope["method"], "path": scope["path"], "status": None}
+        started = time.monotonic()
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                fields["status"] = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        except Exception:
+            logger.exception("a request failed", extra={"fields": {"request_id": request_id}})
+            if fields["status"] is None:
+                await ApiError(500, "the server failed at this request").response()(scope, receive, answer)
+        finally:
+            fields["duration_s"] = round(time.monotonic() - started, 6)
+            # Not the path itself: whoever asks for many would make as many time series.
+            path = getattr(scope.get("route"), "path", "other")
+            self._metrics.http.labels(path, fields["status"] or "none").inc()
+            logger.info("request", extra={"fields": fields})
+
+
+class ApiKeys:
+    """Lets in who has one of the keys, as `Authorization: Bearer KEY`; everybody to `/health`."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app = app
+        self._digests = [_digest(key) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not (_is_health(scope) or self._is_known(Headers(scope=scope))):
+            error = ApiError(401, "no valid API key was given", code="invalid_api_key")
+            await error.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _is_known(self, headers: Headers) -> bool:
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        given = _digest(key)
+        # Digests, so that not even lengths can be told from the time; all, so that nothing tells which.
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+def _is_health(scope: Scope) -> bool:
+    return bool(scope["path"].removeprefix(scope.get("root_path", "")) == "/health")
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+class BodyLimit:
+    """Refuses bodies of more bytes, whether they say so beforehand or not."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app, self._max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        too_large = ApiError(413, f"the body has more than {self._max_bytes} bytes", code="body_too_large")
+        length = Headers(scope=scope).get("content-length", "0")
+        if length.isdecimal() and int(length[:20]) > self._max_bytes:
+            await too_large.response()(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise too_large
+            return message
+
+        await self._app(scope, counted, send)

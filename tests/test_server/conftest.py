@@ -1,0 +1,38 @@
+"""An artifact that chats, and a server of it that the tests of this directory share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .process import Server, server
+
+MODEL = Path(__file__).parents[2] / "examples" / "quickstart" / "model"
+
+TEMPLATE = (
+    "{% for tool in tools or [] %}TOOL {{ tool.function.name }}\n{% endfor %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def chat_artifact(build_artifact: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The quickstart model with a chat template. Its context is long, so that a text takes a while."""
+    model = tmp_path_factory.mktemp("chat") / "model"
+    shutil.copytree(MODEL, model)
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    return build_artifact(
+        model, prefill_buckets=[[1, 128]], decode_buckets=[[4, 128], [4, 1024]], max_seq_len_to_capture=1024
+    )
+
+
+@pytest.fixture(scope="session")
+def running(chat_artifact: Path) -> Iterator[Server]:
+    """A server that is ready."""
+    with server(chat_artifact) as started:
+        started.wait_for("ready")
+        yield started

@@ -1,0 +1,117 @@
+"""Options from the command line and from a file, and how mistakes end. What each does: the other tests here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from furiosa_build import cli, llm_cli
+from furiosa_build.errors import UserError
+from furiosa_build.server.options import ServerOptions, from_cli_args
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "serving.md"
+
+
+def options(*arguments: str) -> ServerOptions:
+    return from_cli_args(llm_cli.parser().parse_args(["serve", "artifact", *arguments]))
+
+
+def test_defaults_listen_on_the_loopback_address_only() -> None:
+    assert options() == ServerOptions()
+    assert options().host == "127.0.0.1"
+
+
+def test_values_are_read_by_their_types() -> None:
+    given = options("--port", "0", "--is-offline", "true", "--request-timeout-s", "1.5", "--cors-origins", "a,b")
+    assert (given.port, given.is_offline, given.request_timeout_s, given.cors_origins) == (0, True, 1.5, ["a", "b"])
+
+
+def test_an_option_goes_before_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text("port: 1\ntimeout_keep_alive: 7\n")
+    given = options("--server-config", str(file), "--port", "2")
+    assert (given.port, given.timeout_keep_alive) == (2, 7)
+
+
+def test_those_of_the_engine_reach_its_arguments() -> None:
+    given = options("--devices", "npu:0:0-3", "--max-processing-samples", "3", "--spare-blocks-ratio", "0.5")
+    args = given.engine_args("there")
+    assert (args.model, args.devices, args.max_processing_samples, args.spare_blocks_ratio) == (
+        "there",
+        "npu:0:0-3",
+        3,
+        0.5,
+    )
+    assert args.tokenizer is None
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("prot: 1", "did you mean 'port'"),
+        ("port: '1'", "port='1'"),
+        ("port: 70000", "65535"),
+        ("ssl_certfile: x", "belong together"),
+        ("- port", "no mapping"),
+        ("port: [", "cannot be read"),
+    ],
+)
+def test_mistakes_in_a_file(tmp_path: Path, content: str, words: str) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text(content)
+    with pytest.raises(UserError, match=r"server\.yaml") as refused:
+        options("--server-config", str(file))
+    assert words in str(refused.value)
+
+
+def test_a_file_without_keys_does_not_open_the_server(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("\n \n")
+    with pytest.raises(UserError, match="no API key"):
+        options("--api-key-file", str(tmp_path / "keys")).api_keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "nowhere"),
+        (["nowhere", "--port", "x"], "port='x'"),
+        (["nowhere", "--nonsense", "1"], "--nonsense"),
+    ],
+)
+def test_mistakes_of_the_command_line_end_with_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        llm_cli.main(["serve", *arguments])
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_artifact_takes_no_overrides(
+    chat_artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["furiosa-build", "serve", str(chat_artifact), "quantization=int8"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "is built already" in capsys.readouterr().err
+
+
+def test_the_document_names_every_option() -> None:
+    text = DOCUMENT.read_text()
+    missing = [name for name in ServerOptions.model_fields if f"`--{name.replace('_', '-')}" not in text]
+    assert missing == []
+
+
+def test_help_imports_nothing_of_the_server_but_its_options() -> None:
+    code = (
+        "import sys; from furiosa_build.llm_cli import main\n"
+        "try: main(['serve', '--help'])\n"
+        "finally: print({'torch', 'fastapi', 'uvicorn'} & set(sys.modules))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.stdout.endswith("set()\n")
+    assert "--request-timeout-s" in ran.stdout
