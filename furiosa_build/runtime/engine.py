@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -25,7 +26,7 @@ from furiosa_build.runtime.kv_cache import BlockManager
 from furiosa_build.runtime.next_token import NextToken, OnLogits
 from furiosa_build.runtime.rank import Row
 from furiosa_build.runtime.request import Request, RequestOutput, SamplingParams
-from furiosa_build.runtime.scheduler import Batch, Scheduler
+from furiosa_build.runtime.scheduler import Batch, Scheduler, SchedulerStats
 from furiosa_build.runtime.tokenizer import Tokenizer, end_of_sequence_ids
 
 
@@ -50,6 +51,15 @@ class _Replica:
                     rows.append(Row(sequence.tokens[start : start + count], start, slots))
             self.in_flight.append((batch, self.executor.submit(batch.pipeline.name, rows)))
 
+    def check_integrity(self) -> None:
+        """Raises RuntimeError when scheduler, KV blocks and executor do not agree."""
+        self.scheduler.check_integrity()
+        blocks = self.scheduler.blocks
+        self.executor.check_integrity((blocks.num_blocks + 1) * blocks.block_size)
+        under_way = sorted(request.request_id for batch, _ in self.in_flight for request in batch.requests)
+        if under_way != sorted(self.scheduler.in_flight):
+            raise RuntimeError(f"batches of {under_way} are under way, in flight are {sorted(self.scheduler.in_flight)}")
+
 
 class LLMEngine:
     """Generates for many requests at once. Not for several threads.
@@ -63,6 +73,7 @@ class LLMEngine:
             from; of a beam search, of every beam.
         communicator: When every rank is a process of its own: this one's end. Every process has an engine then, with
             the same `seed`, and calls its methods in the same order; every one gets the outputs.
+        enable_prefix_caching: Whether requests share the KV blocks of tokens that they begin with alike.
 
     Attributes:
         artifact: What artifact.json says.
@@ -81,6 +92,7 @@ class LLMEngine:
         verify: Literal["fast", "full"] = "fast",
         on_logits: OnLogits | None = None,
         communicator: DistributedCommunicator | None = None,
+        enable_prefix_caching: bool = True,
     ) -> None:
         opened = artifact if isinstance(artifact, OpenArtifact) else open_artifact(artifact, verify)
         self.artifact = opened.artifact
@@ -110,6 +122,7 @@ class LLMEngine:
                 prefill_chunk_size=defaults.prefill_chunk_size,
                 is_offline=defaults.is_offline,
                 num_stages=executor.num_stages if executor.is_concurrent else 1,
+                enable_prefix_caching=enable_prefix_caching,
             )
             self._replicas.append(_Replica(scheduler, executor, defaults.npu_queue_limit))
         self._max_samples = defaults.max_processing_samples
@@ -190,10 +203,18 @@ class LLMEngine:
             )
         return self.tokenizer
 
+    def stats(self) -> SchedulerStats:
+        """What all replicas together have done since they were made, and have under way now."""
+        first, *others = (replica.scheduler.stats() for replica in self._replicas)
+        return sum(others, start=first)
+
     def check_integrity(self) -> None:
-        """Raises RuntimeError when the engine's books do not agree."""
+        """Raises RuntimeError when the engine's books do not agree.
+
+        With the environment variable FURIOSA_DEBUG=1 an engine calls this whenever it has no request left.
+        """
         for replica in self._replicas:
-            replica.scheduler.check_integrity()
+            replica.check_integrity()
         if len(self._requests) != sum(replica.scheduler.num_unfinished for replica in self._replicas):
             raise RuntimeError("engine and scheduler disagree about which requests there are")
 
@@ -265,6 +286,8 @@ class LLMEngine:
     def _forget(self, request: Request) -> None:
         self._replica_of.pop(request.request_id).scheduler.remove(request)
         del self._requests[request.request_id]
+        if not self._requests and os.environ.get("FURIOSA_DEBUG") == "1":
+            self.check_integrity()
 
     def _accept(self, replica: _Replica, batch: Batch, logits: Tensor) -> list[RequestOutput]:
         """Continues every request of the batch that has run all its tokens."""

@@ -95,6 +95,15 @@ class Executor:
         """Runs one bucket and waits for its logits."""
         return self.submit(pipeline, rows).result()
 
+    def check_integrity(self, num_slots: int) -> None:
+        """Raises RuntimeError when a rank has no KV caches of `num_slots` slots, or no thread that would run a batch."""
+        for runner in self._runners:
+            if runner.num_slots != num_slots:
+                raise RuntimeError(f"rank {runner.rank} has {runner.num_slots} KV slots, {num_slots} are handed out")
+        for thread in self._threads:
+            if not thread.is_alive():
+                raise RuntimeError(f"the thread of {thread.name} has ended")
+
     def close(self) -> None:
         """Ends the threads."""
         for thread in self._threads:

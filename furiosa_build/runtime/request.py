@@ -197,7 +197,7 @@ class RequestOutput:
     """The state of a request after a step. `prompt` is None for prompts given as token ids.
 
     `prompt_logprobs` has one entry per prompt token (None for the first, which nothing predicts), if asked
-    for.
+    for. `num_cached_tokens` is how many of the prompt's tokens were not computed, as they were in the KV cache already.
     """
 
     request_id: str
@@ -206,6 +206,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     prompt_logprobs: list[dict[int, Logprob] | None] | None
+    num_cached_tokens: int
 
 
 @dataclass(eq=False)
@@ -224,6 +225,7 @@ class Request:
         beams: The state of a beam search; None for other requests.
         sequences: What it has: one sequence, after the first step of a beam search as many as there are beams.
         num_computed: How many tokens of every sequence, from the first, have their keys and values in the KV cache.
+        num_cached_tokens: How many were there when it was first admitted; None before that.
         completions: Those of a beam search that is over.
         generator: Source of this request's random numbers; None for a greedy one.
         end_token_ids: Tokens that end the text: end of sequence unless ignored, and stop_token_ids.
@@ -240,6 +242,7 @@ class Request:
     beams: BeamSearch | None = None
     sequences: list[TokenSequence] = field(init=False)
     num_computed: int = 0
+    num_cached_tokens: int | None = None
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     prompt_logprobs: list[dict[int, Logprob] | None] = field(default_factory=lambda: [None])
     cumulative_logprob: float = 0.0
@@ -296,6 +299,7 @@ class Request:
             outputs=[completion] if self.beams is None else self.completions,
             finished=self.finished,
             prompt_logprobs=self.prompt_logprobs if self.params.prompt_logprobs is not None else None,
+            num_cached_tokens=self.num_cached_tokens or 0,
         )
 
 
