@@ -74,7 +74,7 @@ class Buckets:
         return None
 
     def cost_of_prompt(self, start: int, length: int) -> float:
-        """Of what is left of a prompt of `length`, of which `start` are computed, run alone; infinite if nothing does."""
+        """Of the rest of a prompt of `length`, of which `start` are computed, run alone; infinite if nothing does."""
         cost = 0
         while start < length:
             count = self.next_piece(start, length)

@@ -58,7 +58,9 @@ class _Replica:
         self.executor.check_integrity((blocks.num_blocks + 1) * blocks.block_size)
         under_way = sorted(request.request_id for batch, _ in self.in_flight for request in batch.requests)
         if under_way != sorted(self.scheduler.in_flight):
-            raise RuntimeError(f"batches of {under_way} are under way, in flight are {sorted(self.scheduler.in_flight)}")
+            raise RuntimeError(
+                f"batches of {under_way} are under way, in flight are {sorted(self.scheduler.in_flight)}"
+            )
 
 
 class LLMEngine:

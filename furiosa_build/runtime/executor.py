@@ -96,7 +96,7 @@ class Executor:
         return self.submit(pipeline, rows).result()
 
     def check_integrity(self, num_slots: int) -> None:
-        """Raises RuntimeError when a rank has no KV caches of `num_slots` slots, or no thread that would run a batch."""
+        """Raises RuntimeError when a rank has not KV caches of `num_slots` slots, or its thread has ended."""
         for runner in self._runners:
             if runner.num_slots != num_slots:
                 raise RuntimeError(f"rank {runner.rank} has {runner.num_slots} KV slots, {num_slots} are handed out")

@@ -1,4 +1,4 @@
-"""Who has which KV block, and what is in it. A slot holds one token's keys and values: slot = block * block_size + offset.
+"""Who has which KV block, and what is in it. A slot holds a token's keys and values: slot = block * block_size + offset.
 
 A full block is known by its tokens and by the block before it, which is known in the same way: so by all tokens up to
 its end. Of equal blocks one is known. It stays so when no table has it any more, until its place is needed.
@@ -159,7 +159,7 @@ class BlockManager:
             self._give_up(block)
 
     def check_integrity(self) -> None:
-        """Raises RuntimeError when a block is lost, free and owned, or miscounted, when a table disagrees with its slots,
+        """Raises RuntimeError when a block is lost, free and owned, or miscounted, a table disagrees with its slots,
         or when what is known of blocks does not hang together.
         """
         counts = Counter(block for table in self._tables.values() for block in table.blocks)
@@ -184,7 +184,10 @@ class BlockManager:
     def _check_known(self) -> None:
         if {block: key for key, block in self._known.items()} != self._keys:
             raise RuntimeError("KV blocks and the tokens that they are known by disagree")
-        if not self._keys.keys() <= self._counts.keys() | self._unused.keys() or not self._unused.keys() <= self._keys.keys():
+        if (
+            not self._keys.keys() <= self._counts.keys() | self._unused.keys()
+            or not self._unused.keys() <= self._keys.keys()
+        ):
             raise RuntimeError(f"KV blocks {sorted(self._keys)} are known, unused of them {sorted(self._unused)}")
         places = {block: place for place, block in enumerate(self._unused)}
         for block, (before, tokens) in self._keys.items():

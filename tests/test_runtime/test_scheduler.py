@@ -378,9 +378,7 @@ def test_a_prompt_that_append_buckets_do_not_reach_is_not_cut() -> None:
 def test_a_request_is_preempted_and_aborted_in_the_middle_of_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     computed, preempt = [], Scheduler._preempt
     monkeypatch.setattr(Scheduler, "_preempt", lambda self, r: (computed.append(r.num_computed), preempt(self, r)))
-    runner = Runner(
-        [(1, 4)], [(2, 12)], [(1, 4, 12)], num_blocks=14, prefill_chunk_size=4, enable_prefix_caching=False
-    )
+    runner = Runner([(1, 4)], [(2, 12)], [(1, 4, 12)], num_blocks=14, prefill_chunk_size=4, enable_prefix_caching=False)
     old, young = request("old", 4, max_tokens=9), request("young", 9, max_tokens=3)
     runner.scheduler.add(old)
     for _ in range(2):
@@ -600,7 +598,8 @@ class Scheduling(RuleBasedStateMachine):
 
     @rule(
         # Few tokens, so that many prompts begin alike.
-        prompt=st.lists(st.integers(0, 9), min_size=1, max_size=10) | st.lists(st.integers(0, 1), min_size=3, max_size=16),
+        prompt=st.lists(st.integers(0, 9), min_size=1, max_size=10)
+        | st.lists(st.integers(0, 1), min_size=3, max_size=16),
         max_tokens=st.one_of(st.none(), st.integers(1, 15)),
         beams=st.booleans(),
     )
