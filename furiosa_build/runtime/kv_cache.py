@@ -1,4 +1,4 @@
-"""Who has which KV block, and what is in it. A slot holds a token's keys and values: slot = block * block_size + offset.
+"""Who has which KV block, and what is known of it. A slot holds one token: slot = block * block_size + offset.
 
 A full block is known by its tokens and by the block before it, which is known in the same way: so by all tokens up to
 its end. Of equal blocks one is known. It stays so when no table has it any more, until its place is needed.

@@ -179,6 +179,7 @@ def test_ranks_stages_and_replicas(tmp_path: Path) -> None:
             "parallel.pipeline_parallel_size=2",
             "parallel.data_parallel_size=2",
             "scheduler.prefill_chunk_size=8",
+            "buckets.append_buckets=null",
             "buckets.prefill_buckets=[[1,8]]",
             "buckets.decode_buckets=[[2,64]]",
             f"buckets.kv_cache_sharing_across_beams_config={{beam_width: {WIDTH}, max_new_tokens: {NEW}}}",
