@@ -53,7 +53,8 @@ class BucketSpec(Section):
 
     A prefill bucket (batch, length) runs `batch` prompts of up to `length` tokens. A decode bucket runs one
     new token of `batch` sequences over contexts of up to `length` tokens. An append bucket (batch, new tokens,
-    context) runs several new tokens of each: a further piece of a prompt. None: see `derive_append_buckets`.
+    context) runs several new tokens of each: a piece of a prompt, or what is left of one whose beginning is cached.
+    None: see `derive_append_buckets`.
     `paged_attention_num_blocks` (KV blocks per layer) is by default what the largest decode bucket fills, or fewer
     where the target's memory has no more room beside the parameters: `plan.kv_blocks`. With
     `kv_cache_sharing_across_beams_config` a decode bucket (batch, length) is for `batch` beam searches: it is compiled

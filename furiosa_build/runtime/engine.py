@@ -26,7 +26,7 @@ from furiosa_build.runtime.kv_cache import BlockManager
 from furiosa_build.runtime.next_token import NextToken, OnLogits
 from furiosa_build.runtime.rank import Row
 from furiosa_build.runtime.request import Request, RequestOutput, SamplingParams
-from furiosa_build.runtime.scheduler import Batch, Scheduler, SchedulerStats
+from furiosa_build.runtime.scheduler import Batch, EngineStats, Scheduler
 from furiosa_build.runtime.tokenizer import Tokenizer, end_of_sequence_ids
 
 
@@ -205,7 +205,7 @@ class LLMEngine:
             )
         return self.tokenizer
 
-    def stats(self) -> SchedulerStats:
+    def stats(self) -> EngineStats:
         """What all replicas together have done since they were made, and have under way now."""
         first, *others = (replica.scheduler.stats() for replica in self._replicas)
         return sum(others, start=first)

@@ -43,8 +43,8 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class SchedulerStats:
-    """What a scheduler has done, and has under way.
+class EngineStats:
+    """What an engine, or the scheduler of a replica, has done and has under way.
 
     Attributes:
         prompt_tokens: Of the requests that have begun to run; each counts once.
@@ -52,8 +52,8 @@ class SchedulerStats:
         preemptions: How often a request gave way to another.
         running: Requests that have KV blocks.
         waiting: Requests that have none yet, or none any more.
-        blocks_in_use: KV blocks that running requests have.
-        num_blocks: KV blocks that there are.
+        kv_blocks_used: KV blocks that running requests have.
+        kv_blocks: KV blocks that there are.
     """
 
     prompt_tokens: int
@@ -61,12 +61,12 @@ class SchedulerStats:
     preemptions: int
     running: int
     waiting: int
-    blocks_in_use: int
-    num_blocks: int
+    kv_blocks_used: int
+    kv_blocks: int
 
-    def __add__(self, other: SchedulerStats) -> SchedulerStats:
+    def __add__(self, other: EngineStats) -> EngineStats:
         pairs = zip(astuple(self), astuple(other), strict=True)
-        return SchedulerStats(*(own + others for own, others in pairs))
+        return EngineStats(*(own + others for own, others in pairs))
 
 
 @dataclass(frozen=True)
@@ -233,16 +233,16 @@ class Scheduler:
             sequence.tokens.append(continuation.token)
         request.sequences = after
 
-    def stats(self) -> SchedulerStats:
+    def stats(self) -> EngineStats:
         """Counts since it was made, and what is under way now."""
-        return SchedulerStats(
+        return EngineStats(
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             preemptions=self._preemptions,
             running=len(self._running),
             waiting=len(self._waiting),
-            blocks_in_use=self.blocks.num_blocks - self.blocks.num_free,
-            num_blocks=self.blocks.num_blocks,
+            kv_blocks_used=self.blocks.num_blocks - self.blocks.num_free,
+            kv_blocks=self.blocks.num_blocks,
         )
 
     def check_integrity(self) -> None:

@@ -80,7 +80,7 @@ def test_the_same_tokens_as_transformers(
             tokens = run_at_random(engine, given, widths, seed=block_size)
             assert tokens == expected * 2, f"{enabled=} {num_blocks=}"
             stats = engine.stats()
-            assert (stats.running, stats.waiting, stats.blocks_in_use) == (0, 0, 0)
+            assert (stats.running, stats.waiting, stats.kv_blocks_used) == (0, 0, 0)
             cached[enabled] += stats.cached_tokens
             preemptions[enabled] += stats.preemptions
     assert cached[True] > 200

@@ -372,7 +372,7 @@ def test_cached_tokens_are_reported(for_hits: Path) -> None:
         stats = engine.stats()
         assert (stats.prompt_tokens, stats.cached_tokens) == (16 + 13 + 28, sum(cached[enabled]))
         assert (stats.running, stats.waiting, stats.preemptions) == (0, 0, 0)
-        assert (stats.blocks_in_use, stats.num_blocks) == (0, 64)
+        assert (stats.kv_blocks_used, stats.kv_blocks) == (0, 64)
     assert cached == {True: [0, 12, 24], False: [0, 0, 0]}
 
 
@@ -386,8 +386,8 @@ def test_stats_are_of_all_replicas(toy_backend: toy.ToyBackend, tmp_path: Path) 
     assert engine.stats().waiting == 3
     engine.step()
     stats = engine.stats()
-    assert (stats.running + stats.waiting, stats.num_blocks) == (3, 128)
-    assert stats.blocks_in_use == stats.prompt_tokens == 3 * stats.running
+    assert (stats.running + stats.waiting, stats.kv_blocks) == (3, 128)
+    assert stats.kv_blocks_used == stats.prompt_tokens == 3 * stats.running
     engine.close()
 
 

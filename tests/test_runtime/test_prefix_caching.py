@@ -35,7 +35,7 @@ def test_a_hit_computes_only_the_rest(block_size: int, cached: int) -> None:
     runner.run_all()
     assert runner.finished["again"] == continuation(PROMPT, 2)
     stats = runner.scheduler.stats()
-    assert (stats.prompt_tokens, stats.cached_tokens, stats.blocks_in_use, stats.preemptions) == (40, cached, 0, 0)
+    assert (stats.prompt_tokens, stats.cached_tokens, stats.kv_blocks_used, stats.preemptions) == (40, cached, 0, 0)
 
 
 def test_generated_tokens_are_known_as_well() -> None:
@@ -68,7 +68,7 @@ def test_a_hit_that_spares_nothing_is_not_taken() -> None:
     batch = runner.step()
     assert batch is not None
     assert (batch.pipeline.name, second.num_cached_tokens) == ("prefill-1x32", 0)
-    assert runner.scheduler.stats().blocks_in_use == 20 + 2
+    assert runner.scheduler.stats().kv_blocks_used == 20 + 2
     runner.run_all()
 
 
@@ -137,7 +137,7 @@ def test_blocks_of_nobody_neither_keep_a_request_waiting_nor_make_one_give_way()
     for number in range(5):
         run(runner, str(number), [number] * 8, max_tokens=9)
     stats = runner.scheduler.stats()
-    assert (stats.preemptions, stats.blocks_in_use, runner.scheduler.blocks.num_free) == (0, 0, 16)
+    assert (stats.preemptions, stats.kv_blocks_used, runner.scheduler.blocks.num_free) == (0, 0, 16)
 
 
 @pytest.mark.parametrize("append", [[], [(1, 2, 16)]])
