@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -70,6 +71,8 @@ class Executor:
                 for runner, end in zip(self._runners, ends, strict=True)
                 if isinstance(end, LocalCommunicator)
             ]
+        # The threads know the runners and not this object: they end with it, also where nobody closes it.
+        self._end = weakref.finalize(self, _end, self._threads)
 
     @property
     def is_concurrent(self) -> bool:
@@ -106,11 +109,15 @@ class Executor:
 
     def close(self) -> None:
         """Ends the threads."""
-        for thread in self._threads:
-            thread.jobs.put(None)
+        self._end()
         for thread in self._threads:
             thread.join()
         self._threads = []
+
+
+def _end(threads: Sequence[_RankThread]) -> None:
+    for thread in threads:
+        thread.jobs.put(None)
 
 
 class _RankThread(threading.Thread):

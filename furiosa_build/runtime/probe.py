@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -32,13 +33,14 @@ def probe(artifact: Path, output: Path) -> None:
         paged_attention_num_blocks=_num_blocks(opened.artifact.generator_config),
         on_logits=lambda request, row: logits.setdefault(request, []).append(row.clone()),
     )
-    for i, prompt in enumerate(_prompts(engine)):
-        engine.add_request(str(i), prompt, SamplingParams(temperature=0.0, max_tokens=_NEW_TOKENS, ignore_eos=True))
     tokens = {}
-    while engine.has_unfinished_requests():
-        for result in engine.step():
-            if result.finished:
-                tokens[result.request_id] = [*result.prompt_token_ids, *result.outputs[0].token_ids]
+    with closing(engine):
+        for i, prompt in enumerate(_prompts(engine)):
+            engine.add_request(str(i), prompt, SamplingParams(temperature=0.0, max_tokens=_NEW_TOKENS, ignore_eos=True))
+        while engine.has_unfinished_requests():
+            for result in engine.step():
+                if result.finished:
+                    tokens[result.request_id] = [*result.prompt_token_ids, *result.outputs[0].token_ids]
     tensors = {f"tokens.{name}": torch.tensor(ids) for name, ids in tokens.items()}
     save_file({**tensors, **{f"logits.{name}": torch.stack(rows) for name, rows in logits.items()}}, output)
 

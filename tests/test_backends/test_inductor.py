@@ -49,6 +49,7 @@ def compile_graph() -> Iterator[Callable[..., Path]]:
             "isa": isa,
             "scratch": str(scratch),
             "options": options,
+            "constants": None,
         }
         pool.run("compile:test", "compile", request, output, directory / "log")
         return output / "program-0.so"

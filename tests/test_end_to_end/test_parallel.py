@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -105,6 +106,7 @@ def generate(engine: LLMEngine) -> list[list[int]]:
     return [found[i] for i in range(len(PROMPTS))]
 
 
+@pytest.mark.parametrize("blocks", [1, 2])
 @pytest.mark.parametrize("scheme", ["none", "int8"])
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("tp", "pp", "dp"), GRID)
@@ -116,9 +118,11 @@ def test_the_same_tokens_as_transformers(
     tp: int,
     pp: int,
     dp: int,
+    blocks: int,
 ) -> None:
     user = users[model]
-    user.build(*overrides(tp, pp, dp, f"quantization={scheme}"))
+    supertasks = f"rewriting.num_blocks_per_supertask={blocks}"
+    user.build(*overrides(tp, pp, dp, f"quantization={scheme}", supertasks))
     with closing(LLMEngine(user.artifacts / "latest", verify="full")) as engine:
         assert generate(engine) == expected[model, scheme]
 
@@ -160,6 +164,19 @@ def test_every_rank_has_its_own_parameters_and_together_they_are_the_model(users
     assert "model.layers.2.mlp.up_proj.weight" not in of[0, 0]
     assert "model.layers.2.mlp.up_proj.weight" in of[1, 0]
     assert "model.embed_tokens.weight" not in of[1, 0]
+
+
+def test_threads_end_with_an_engine_that_nobody_closes(users: dict[str, UserDirectory]) -> None:
+    user = users["llama"]
+    user.build(*overrides(2, 1, 1))
+    engine = LLMEngine(user.artifacts / "latest")
+    threads = [thread for replica in engine._replicas for thread in replica.executor._threads]
+    assert len(threads) == 2
+    del engine
+    gc.collect()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
 
 
 def test_stages_work_at_the_same_time(users: dict[str, UserDirectory]) -> None:

@@ -121,23 +121,35 @@ def test_the_same_tokens_as_transformers(
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("more", ["num_blocks_per_supertask=2", "add_prefill_last_block_slice=true"])
-@pytest.mark.parametrize("scheme", ["int8", "fp8"])
-def test_ranks_and_quantized_weights_make_no_difference_to_it(
-    users: dict[str, UserDirectory], model: str, ranks: int, more: str, scheme: str
+@pytest.mark.parametrize(("ranks", "scheme"), [(1, "fp8"), (2, "int8")])
+def test_a_sliced_block_of_ranks_and_quantized_weights_is_the_whole_one(
+    users: dict[str, UserDirectory], model: str, ranks: int, scheme: str
 ) -> None:
     overrides = [
         f"parallel.tensor_parallel_size={ranks}",
         f"quantization={scheme}",
         "model.calculate_logit_only_for_last_token=true",
     ]
-    if model == "gemma":  # whose one KV head ranks would share
-        overrides.append("backend=eager")
     build(users[model], *overrides)
     plain = generate(users[model])
-    build(users[model], *overrides, f"rewriting.{more}")
+    build(users[model], *overrides, "rewriting.add_prefill_last_block_slice=true")
     assert generate(users[model]) == plain
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_prompts_in_pieces_have_their_last_block_sliced_too(
+    users: dict[str, UserDirectory], expected: dict[str, list[list[int]]], chunk: int | None
+) -> None:
+    """What follows attention is for the last token of each piece."""
+    build(
+        users["gemma"],
+        "rewriting.add_prefill_last_block_slice=true",
+        "model.calculate_logit_only_for_last_token=true",
+        "buckets.append_buckets=[[2,5,32]]",
+        f"scheduler.prefill_chunk_size={'null' if chunk is None else chunk}",
+    )
+    assert layers_of(users["gemma"].latest(), "append-2x5x32")[-2:] == [("last_block", [4]), ("last", [])]
+    assert generate(users["gemma"]) == expected["gemma"]
 
 
 def test_how_many_layers_share_a_program(users: dict[str, UserDirectory]) -> None:

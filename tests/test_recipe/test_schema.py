@@ -174,7 +174,7 @@ def test_blocks_of_beams() -> None:
     data = {"decode_buckets": ((1, 64), (3, 64)), "kv_cache_sharing_across_beams_config": shared}
     for block_size, prompt in ((1, 48), (16, 3), (20, 3)):
         spec = BucketSpec.model_validate({**data, "paged_attention_block_size": block_size})
-        assert spec.num_blocks == 3 * (prompt + 2 * 16)
+        assert spec.needed_blocks == 3 * (prompt + 2 * 16)
         assert spec.compiled_decode_buckets == ((2, 64), (6, 64))
 
 

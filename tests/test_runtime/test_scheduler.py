@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -75,6 +76,7 @@ class Runner:
         prefill_chunk_size: int | None = None,
         is_offline: bool = False,
         enable_prefix_caching: bool = True,
+        num_stages: int = 1,
     ) -> None:
         self.scheduler = Scheduler(
             pipelines(prefill, decode, append),
@@ -84,15 +86,23 @@ class Runner:
             prefill_chunk_size=prefill_chunk_size,
             is_offline=is_offline,
             enable_prefix_caching=enable_prefix_caching,
+            num_stages=num_stages,
         )
+        self.num_stages = num_stages
+        self.in_flight: deque[Batch] = deque()
         self.storage: dict[int, list[int]] = {}
         self.finished: dict[str, list[int] | list[list[int]]] = {}
 
     def step(self) -> Batch | None:
-        batch = self.scheduler.schedule()
-        if batch is None:
+        """Fills the stages, and ends the batch that is in the last one: they run one after the other."""
+        while len(self.in_flight) < self.num_stages and (batch := self.scheduler.schedule()) is not None:
+            self._check_fits(batch)
+            names = [request.request_id for each in (*self.in_flight, batch) for request in each.requests]
+            assert len(set(names)) == len(names), "a request is in two batches"
+            self.in_flight.append(batch)
+        if not self.in_flight:
             return None
-        self._check_fits(batch)
+        batch = self.in_flight.popleft()
         for request, count in zip(batch.requests, batch.counts, strict=True):
             for sequence in batch.sequences(request):
                 self._write(request, sequence, count)
@@ -548,12 +558,52 @@ def test_check_integrity_finds_what_is_wrong() -> None:
         scheduler.check_integrity()
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    kinds=st.lists(st.tuples(st.integers(1, 10), st.integers(4, 10), st.booleans()), min_size=3, max_size=6),
+    block_size=st.sampled_from([1, 2, 4]),
+    spare=st.integers(0, 12),
+    num_stages=st.integers(1, 2),
+    aborted=st.sets(st.integers(0, 5), max_size=2),
+    after=st.integers(1, 25),
+)
+def test_beams_and_others_in_a_pool_that_one_of_them_may_fill(
+    kinds: list[tuple[int, int, bool]], block_size: int, spare: int, num_stages: int, aborted: set[int], after: int
+) -> None:
+    """They give way to each other all the time, some are aborted, and each ends with what it has alone."""
+    most = max(-(-prompt // block_size) + 2 * number for prompt, number, _ in kinds)
+    runner = Runner(
+        [(2, 4)],
+        [(4, 12), (6, 24)],
+        [(1, 4, 24)],
+        num_blocks=most + spare,
+        block_size=block_size,
+        prefill_chunk_size=3,
+        num_stages=num_stages,
+    )
+    requests, expected = [], {}
+    for number, (prompt, new, beams) in enumerate(kinds):
+        requests.append((beam_request if beams else request)(str(number), prompt, new))
+        expected[str(number)] = (best_beams if beams else continuation)(range(1, prompt + 1), new)
+        runner.scheduler.add(requests[-1])
+    for _ in range(after):
+        runner.step()
+    for number in aborted & set(range(len(kinds))):
+        if str(number) not in runner.finished:
+            runner.scheduler.remove(requests[number])
+            del expected[str(number)]
+            runner.scheduler.check_integrity()
+    runner.run_all()
+    assert runner.finished == expected
+    assert runner.scheduler.blocks.num_free == runner.scheduler.blocks.num_blocks
+
+
 class Scheduling(RuleBasedStateMachine):
     """Random arrivals, steps and aborts over tiny pools: every request ends, with the tokens it has alone."""
 
     @initialize(
-        num_blocks=st.integers(1, 24),
-        block_size=st.sampled_from([1, 2, 5, 16]),
+        num_blocks=st.integers(1, 40),
+        block_size=st.sampled_from([1, 1, 2, 5, 16]),
         spare=st.sampled_from([0.0, 0.2, 1.0]),
         buckets=st.sampled_from(
             [
@@ -570,6 +620,7 @@ class Scheduling(RuleBasedStateMachine):
         chunk_size=st.none() | st.integers(1, 5),
         is_offline=st.booleans(),
         enable_prefix_caching=st.sampled_from([True, True, True, False]),
+        num_stages=st.integers(1, 3),
     )
     def start(
         self,
@@ -580,6 +631,7 @@ class Scheduling(RuleBasedStateMachine):
         chunk_size: int | None,
         is_offline: bool,
         enable_prefix_caching: bool,
+        num_stages: int,
     ) -> None:
         self.runner = Runner(
             *buckets,
@@ -590,6 +642,7 @@ class Scheduling(RuleBasedStateMachine):
             prefill_chunk_size=chunk_size,
             is_offline=is_offline,
             enable_prefix_caching=enable_prefix_caching,
+            num_stages=num_stages,
         )
         self.takes_beams = bool(buckets[1]) and all(batch % 2 == 0 for batch, _ in buckets[1])
         self.expected: dict[str, list[int] | list[list[int]]] = {}
@@ -597,13 +650,23 @@ class Scheduling(RuleBasedStateMachine):
         self.count = 0
 
     @rule(
-        # Few tokens, so that many prompts begin alike.
-        prompt=st.lists(st.integers(0, 9), min_size=1, max_size=10)
-        | st.lists(st.integers(0, 1), min_size=3, max_size=16),
-        max_tokens=st.one_of(st.none(), st.integers(1, 15)),
-        beams=st.booleans(),
+        arriving=st.lists(
+            st.tuples(
+                # Some of few different tokens, so that they begin alike.
+                st.lists(st.integers(0, 9), min_size=1, max_size=10)
+                | st.lists(st.integers(0, 1), min_size=3, max_size=16),
+                st.none() | st.integers(1, 15),
+                st.booleans(),
+            ),
+            min_size=1,
+            max_size=4,
+        )
     )
-    def arrive(self, prompt: list[int], max_tokens: int | None, beams: bool) -> None:
+    def arrive(self, arriving: list[tuple[list[int], int | None, bool]]) -> None:
+        for prompt, max_tokens, beams in arriving:
+            self._arrive(prompt, max_tokens, beams)
+
+    def _arrive(self, prompt: list[int], max_tokens: int | None, beams: bool) -> None:
         scheduler = self.runner.scheduler
         name = f"r{self.count}"
         self.count += 1
@@ -637,7 +700,8 @@ class Scheduling(RuleBasedStateMachine):
     @rule(times=st.integers(1, 5))
     def step(self, times: int) -> None:
         for _ in range(times):
-            assert (self.runner.step() is not None) == bool(self.alive)
+            has_work = bool(self.alive or self.runner.in_flight)
+            assert (self.runner.step() is not None) == has_work
             self.alive = {name: r for name, r in self.alive.items() if name not in self.runner.finished}
 
     @invariant()
@@ -654,4 +718,4 @@ class Scheduling(RuleBasedStateMachine):
 
 
 TestScheduling = Scheduling.TestCase
-TestScheduling.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestScheduling.settings = settings(max_examples=400, stateful_step_count=30, deadline=None)

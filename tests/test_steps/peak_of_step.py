@@ -82,6 +82,7 @@ def make_request(scheme: str, source: str, config: dict[str, Any], outline: Outl
         "hf_config": config,
         "schemes": {n: scheme for n, p in outline.parameters.items() if p.linear and scheme != "none"},
         "checkpoint": {},
+        "taken": False,
         "ranks": 1,
         "stages": [sorted(layer for block in outline.blocks for layer in block.layers)],
     }
