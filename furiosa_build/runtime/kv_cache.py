@@ -133,21 +133,29 @@ class BlockManager:
         A block that equals a known one is given up for that. No batch that reads the owner's slots may be under way.
         """
         table, size = self._tables[owner], self.block_size
+        blocks, slots = table.blocks, table.slots
+        given_up: list[int] = []
         while (end := (table.num_known + 1) * size) <= num_computed:
-            block = table.blocks[table.num_known]
-            if table.slots[end - size] != block * size or table.slots[end - 1] != (block + 1) * size - 1:
-                return  # a fork within a block: from there on positions are not those of blocks
-            key = table.blocks[table.num_known - 1] if table.num_known else _NONE, tuple(tokens[end - size : end])
+            number = table.num_known
+            block = blocks[number]
+            if slots[end - size] != block * size or slots[end - 1] != (block + 1) * size - 1:
+                break  # a fork within a block: from there on positions are not those of blocks
+            key = blocks[number - 1] if number else _NONE, tuple(tokens[end - size : end])
             known = self._known.setdefault(key, block)
             if known == block:
                 self._keys[block] = key
             else:
+                blocks = blocks if given_up else list(blocks)
+                blocks[number] = known
                 self._use(known)
-                table.blocks = [*table.blocks[: table.num_known], known, *table.blocks[table.num_known + 1 :]]
-                table.slots = table.slots.copy()  # forks may have the same
-                table.slots[end - size : end] = self._slots_of([known])
-                self._give_up(block)
+                given_up.append(block)
             table.num_known += 1
+        if given_up:
+            end = table.num_known * size
+            # A new array: forks and batches may have the old one.
+            table.blocks, table.slots = blocks, np.concatenate([self._slots_of(blocks[: table.num_known]), slots[end:]])
+        for block in given_up:
+            self._give_up(block)
 
     def slots(self, owner: Hashable) -> Slots:
         """int64 [at least the tokens reserved]: the slots of the owner's tokens, in order."""
