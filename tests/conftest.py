@@ -40,6 +40,7 @@ OutputsOf = Callable[[Build, str], Path]
 
 BUCKETS = {
     "prefill_buckets": [[1, 32], [2, 64]],
+    "append_buckets": [],
     "decode_buckets": [[1, 64], [4, 128]],
     "max_seq_len_to_capture": 128,
     "paged_attention_block_size": 16,

@@ -62,7 +62,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> UserDirectory:
     """A directory in which a model without and one with a tokenizer have been built. Only read."""
     root = tmp_path_factory.mktemp("built")
     user = make_user_directory(root / "user", root / "store", make_model(root / "model" / "tiny"))
-    small = ("buckets.prefill_buckets=[[1,16],[1,32]]", "buckets.decode_buckets=[[1,64]]")
+    small = (
+        "buckets.prefill_buckets=[[1,16],[1,32]]",
+        "buckets.append_buckets=[]",
+        "buckets.decode_buckets=[[1,64]]",
+    )
     with steps_in_this_process():
         user.build()
         user.build("backend=eager", *small, "buckets.max_seq_len_to_capture=64", recipe="quickstart")

@@ -291,8 +291,12 @@ ROWS: Mapping[str, tuple[Change, list[str]]] = {
         override("buckets.decode_buckets=[[2,64],[3,64]]"),
         [*programs(*KINDS, buckets=("decode-3x64",)), *ARTIFACT],
     ),
+    "append buckets, derived": (
+        override("buckets.append_buckets=null"),
+        [*programs(*KINDS, buckets=("append-1x8x64",)), *ARTIFACT],
+    ),
     "prompts in pieces": (
-        override("scheduler.prefill_chunk_size=8"),
+        override("scheduler.prefill_chunk_size=8", "buckets.append_buckets=null"),
         [*programs(*KINDS, buckets=("append-1x32x64",)), *ARTIFACT],
     ),
     "beams": (

@@ -38,6 +38,7 @@ model:
   model_id_or_path: tiny
 buckets:
   prefill_buckets: [[1, 32]]
+  append_buckets: []
   decode_buckets: [[2, 64]]
   max_seq_len_to_capture: 64
 """

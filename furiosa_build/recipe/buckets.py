@@ -53,7 +53,8 @@ class BucketSpec(Section):
 
     A prefill bucket (batch, length) runs `batch` prompts of up to `length` tokens. A decode bucket runs one
     new token of `batch` sequences over contexts of up to `length` tokens. An append bucket (batch, new tokens,
-    context) runs several new tokens of each: a further piece of a prompt. None: see `derive_append_buckets`.
+    context) runs several new tokens of each: a piece of a prompt, or what is left of one whose beginning is cached.
+    None: see `derive_append_buckets`.
     `paged_attention_num_blocks` (KV blocks per layer) is by default what the largest decode bucket fills, or fewer
     where the target's memory has no more room beside the parameters: `plan.kv_blocks`. With
     `kv_cache_sharing_across_beams_config` a decode bucket (batch, length) is for `batch` beam searches: it is compiled
@@ -148,17 +149,23 @@ class BucketSpec(Section):
 
 
 def derive_append_buckets(buckets: BucketSpec, chunk_size: int | None) -> tuple[AppendSize, ...]:
-    """The append buckets of a recipe that lists none: one of a single sequence for each prefill length.
+    """The append buckets of a recipe that lists none: two at most, as each costs programs to compile.
 
-    Each reaches over the largest decode context. With chunks of at most `chunk_size` tokens, lengths beyond the first
-    that holds a whole chunk would never run; where no prefill length holds one, the chunk's own size is taken.
+    They run a single sequence over the largest decode context. A short one is for what is left of a prompt whose
+    beginning is cached: as the shortest prefill bucket, or a quarter of it where there is no other prefill length. A
+    long one is for the pieces of a prompt: as the longest prefill bucket within the context. With chunks of at most
+    `chunk_size` tokens the first prefill length that holds a whole chunk is long enough; where none does, the chunk's
+    own size is taken.
     """
     context = max(length for _, length in buckets.decode_buckets)
-    lengths = sorted({length for _, length in buckets.prefill_buckets if length < context})
+    all_lengths = sorted({length for _, length in buckets.prefill_buckets})
+    lengths = [length for length in all_lengths if length < context]
     if chunk_size is not None and chunk_size < context:
         whole = next((length for length in lengths if length >= chunk_size), chunk_size)
         lengths = [*(length for length in lengths if length < whole), whole]
-    return tuple((1, length, context) for length in lengths)
+    elif len(all_lengths) == 1:
+        lengths = [min(max(1, all_lengths[0] // 4), context - 1)]
+    return tuple((1, length, context) for length in sorted({*lengths[:1], *lengths[-1:]}) if length > 0)
 
 
 def bucket_name(phase: Phase, size: Sequence[int]) -> str:

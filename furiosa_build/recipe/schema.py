@@ -246,11 +246,9 @@ class BuildSpec(Section):
 
     @property
     def append_buckets(self) -> tuple[AppendSize, ...]:
-        """As given, or derived where the scheduler needs them."""
-        if self.buckets.append_buckets is not None:
-            return self.buckets.append_buckets
-        chunk_size = self.scheduler.prefill_chunk_size
-        return () if chunk_size is None else derive_append_buckets(self.buckets, chunk_size)
+        """As given, or derived."""
+        given = self.buckets.append_buckets
+        return given if given is not None else derive_append_buckets(self.buckets, self.scheduler.prefill_chunk_size)
 
     @model_validator(mode="after")
     def _chunks_have_buckets(self) -> BuildSpec:

@@ -16,9 +16,10 @@ from typing import NamedTuple, Self
 
 from furiosa_build.artifact.schema import Artifact
 from furiosa_build.errors import BuildError
-from furiosa_build.runtime.engine import EngineStats, LLMEngine, Prompt, StepFailedError
+from furiosa_build.runtime.engine import LLMEngine, Prompt, StepFailedError
 from furiosa_build.runtime.engine_args import EngineArgs
 from furiosa_build.runtime.request import RequestOutput, SamplingParams
+from furiosa_build.runtime.scheduler import EngineStats
 from furiosa_build.runtime.tokenizer import Tokenizer
 
 
@@ -186,8 +187,8 @@ class _Worker:
 
     @property
     def stats(self) -> EngineStats:
-        """From any thread."""
-        return self._engine.stats
+        """From any thread; while a step is under way the numbers may be of different moments."""
+        return self._engine.stats()
 
     # Orders, which the thread carries out
 

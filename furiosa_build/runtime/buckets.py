@@ -44,30 +44,46 @@ class Buckets:
         """The most sequences that can run together."""
         return max((p.batch_size for p in self._decode or self._prefill), default=0)
 
+    def can_cut(self, length: int) -> bool:
+        """Whether a prompt of `length` may run in pieces, the first of which need not run at all if they are cached."""
+        return length <= self._longest_cut
+
     @property
     def prefill_names(self) -> list[str]:
         """Of what prompts run through."""
         return [pipeline.name for pipeline in self._prefill]
 
-    def next_piece(self, request: Request) -> int:
-        """How many tokens of its prompt run next: all, or as many as a chunk has and some bucket takes."""
-        start, length = request.num_computed, len(request.prompt_token_ids)
-        if length > self._longest_cut:
-            return length
+    def next_piece(self, start: int, length: int) -> int:
+        """How many tokens run next of a prompt of `length`, of which `start` are computed.
+
+        All, or as many as a chunk has and some bucket takes.
+        """
+        if not self.can_cut(length):
+            return length - start
         most = max(min(p.query_length, p.context_length - start) for p in self._prefill if _takes(p, start))
         return min(length - start, self._chunk_size or most, most)
 
-    def for_prefill(self, requests: Sequence[Request], counts: Sequence[int]) -> Pipeline | None:
-        """What runs the next counts[i] tokens of each request; None if nothing does."""
+    def for_prefill(self, starts: Sequence[int], counts: Sequence[int]) -> Pipeline | None:
+        """What runs counts[i] tokens of sequences of which starts[i] are computed; None if nothing does."""
         for pipeline in self._prefill:
-            if len(requests) <= pipeline.batch_size and all(
-                _takes(pipeline, request.num_computed)
-                and count <= pipeline.query_length
-                and request.num_computed + count <= pipeline.context_length
-                for request, count in zip(requests, counts, strict=True)
+            if len(starts) <= pipeline.batch_size and all(
+                _takes(pipeline, start) and count <= pipeline.query_length and start + count <= pipeline.context_length
+                for start, count in zip(starts, counts, strict=True)
             ):
                 return pipeline
         return None
+
+    def cost_of_prompt(self, start: int, length: int) -> float:
+        """Of the rest of a prompt of `length`, of which `start` are computed, run alone; infinite if nothing does."""
+        cost = 0
+        while start < length:
+            count = self.next_piece(start, length)
+            pipeline = self.for_prefill([start], [count])
+            if pipeline is None:
+                return float("inf")
+            cost += prefill_cost(pipeline)
+            start += count
+        return cost
 
     def for_decode(self, requests: Sequence[Request]) -> Pipeline | None:
         """What runs the next token of every sequence of each request; None if nothing does."""

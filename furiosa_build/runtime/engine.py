@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import time
 from collections import deque
@@ -29,7 +30,7 @@ from furiosa_build.runtime.kv_cache import BlockManager
 from furiosa_build.runtime.next_token import NextToken, OnLogits
 from furiosa_build.runtime.rank import Row
 from furiosa_build.runtime.request import Request, RequestOutput, SamplingParams
-from furiosa_build.runtime.scheduler import Batch, Scheduler
+from furiosa_build.runtime.scheduler import Batch, EngineStats, Scheduler
 from furiosa_build.runtime.tokenizer import Message, Tokenizer, end_of_sequence_ids
 
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -48,16 +49,6 @@ class StepFailedError(BuildError):
         self.errors, self.outputs = dict(errors), list(outputs)
         named = ", ".join(map(repr, self.errors))
         super().__init__(f"a step failed for request {named}: {next(iter(self.errors.values()))}")
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """What an engine is doing: requests that run and that wait, KV blocks that there are and that are in use."""
-
-    running: int
-    waiting: int
-    kv_blocks: int
-    kv_blocks_used: int
 
 
 @dataclass
@@ -112,6 +103,17 @@ class _Replica:
             self.scheduler.take_back(taken)
         return {request.request_id: error for request in culprit.requests}
 
+    def check_integrity(self) -> None:
+        """Raises RuntimeError when scheduler, KV blocks and executor do not agree."""
+        self.scheduler.check_integrity()
+        blocks = self.scheduler.blocks
+        self.executor.check_integrity((blocks.num_blocks + 1) * blocks.block_size)
+        under_way = sorted(request.request_id for batch, _ in self.in_flight for request in batch.requests)
+        if under_way != sorted(self.scheduler.in_flight):
+            raise RuntimeError(
+                f"batches of {under_way} are under way, in flight are {sorted(self.scheduler.in_flight)}"
+            )
+
 
 class LLMEngine:
     """Generates for many requests at once. Not for several threads.
@@ -126,6 +128,7 @@ class LLMEngine:
         communicator: When every rank is a process of its own: this one's end. Every process has an engine then, with
             the same `seed`, and calls its methods in the same order; every one gets the outputs.
         tokenizer: Directory with the files of another tokenizer than the artifact's.
+        enable_prefix_caching: Whether requests share the KV blocks of tokens that they begin with alike.
 
     Attributes:
         artifact: What artifact.json says, with what EngineArgs override.
@@ -145,6 +148,7 @@ class LLMEngine:
         on_logits: OnLogits | None = None,
         communicator: DistributedCommunicator | None = None,
         tokenizer: str | Path | None = None,
+        enable_prefix_caching: bool = True,
     ) -> None:
         opened = artifact if isinstance(artifact, OpenArtifact) else open_artifact(artifact, verify)
         self.artifact = opened.artifact
@@ -174,6 +178,7 @@ class LLMEngine:
                 prefill_chunk_size=defaults.prefill_chunk_size,
                 is_offline=defaults.is_offline,
                 num_stages=executor.num_stages if executor.is_concurrent else 1,
+                enable_prefix_caching=enable_prefix_caching,
             )
             self._replicas.append(_Replica(scheduler, executor, defaults.npu_queue_limit))
         self._max_samples = defaults.max_processing_samples
@@ -194,21 +199,18 @@ class LLMEngine:
         cls, args: EngineArgs, *, verify: Literal["fast", "full"] = "fast", on_logits: OnLogits | None = None
     ) -> Self:
         """The engine of these arguments. Raises UserError as the constructor does, and `EngineArgs.open`."""
-        return cls(args.open(verify), seed=args.seed, tokenizer=args.tokenizer, on_logits=on_logits)
+        return cls(
+            args.open(verify),
+            seed=args.seed,
+            on_logits=on_logits,
+            tokenizer=args.tokenizer,
+            enable_prefix_caching=args.enable_prefix_caching,
+        )
 
     @property
     def is_full(self) -> bool:
         """Whether `max_processing_samples` requests are under way, so that add_request takes no more."""
         return len(self._requests) >= self._max_samples
-
-    @property
-    def stats(self) -> EngineStats:
-        """Now. From any thread; while a step is under way the numbers may be of different moments."""
-        schedulers = [replica.scheduler for replica in self._replicas]
-        waiting = sum(scheduler.num_waiting for scheduler in schedulers)
-        total = sum(scheduler.blocks.num_blocks for scheduler in schedulers)
-        free = sum(scheduler.blocks.num_free for scheduler in schedulers)
-        return EngineStats(max(0, len(self._requests) - waiting), waiting, total, total - free)
 
     def add_request(self, request_id: str, prompt: Prompt, sampling_params: SamplingParams) -> None:
         """Queues a request.
@@ -284,10 +286,18 @@ class LLMEngine:
             )
         return self.tokenizer
 
+    def stats(self) -> EngineStats:
+        """What all replicas together have done since they were made, and have under way now."""
+        first, *others = (replica.scheduler.stats() for replica in self._replicas)
+        return sum(others, start=first)
+
     def check_integrity(self) -> None:
-        """Raises RuntimeError when the engine's books do not agree."""
+        """Raises RuntimeError when the engine's books do not agree.
+
+        With the environment variable FURIOSA_DEBUG=1 an engine calls this whenever it has no request left.
+        """
         for replica in self._replicas:
-            replica.scheduler.check_integrity()
+            replica.check_integrity()
         if len(self._requests) != sum(replica.scheduler.num_unfinished for replica in self._replicas):
             raise RuntimeError("engine and scheduler disagree about which requests there are")
 
@@ -369,6 +379,8 @@ class LLMEngine:
     def _forget(self, request: Request) -> None:
         self._replica_of.pop(request.request_id).scheduler.remove(request)
         del self._requests[request.request_id]
+        if not self._requests and os.environ.get("FURIOSA_DEBUG") == "1":
+            self.check_integrity()
 
     def _accept(
         self, replica: _Replica, batch: Batch, logits: Tensor, outputs: list[RequestOutput]

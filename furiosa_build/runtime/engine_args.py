@@ -62,6 +62,9 @@ class EngineArgs:
     spare_blocks_ratio: float | None = _argument("Share of the KV blocks kept for requests that run.", None, float)
     is_offline: bool | None = _argument("Whether only the time until all requests are finished counts.", None, _boolean)
     prefill_chunk_size: int | None = _argument("Most tokens of a prompt that run at once.", None, int)
+    enable_prefix_caching: bool = _argument(
+        "Whether requests share the KV blocks of tokens that they begin with alike. (default: true)", True, _boolean
+    )
 
     @classmethod
     def add_cli_args(cls, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

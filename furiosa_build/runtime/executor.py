@@ -124,6 +124,15 @@ class Executor:
         for thread in self._threads:
             thread.end.reset()
 
+    def check_integrity(self, num_slots: int) -> None:
+        """Raises RuntimeError when a rank has not KV caches of `num_slots` slots, or its thread has ended."""
+        for runner in self._runners:
+            if runner.num_slots != num_slots:
+                raise RuntimeError(f"rank {runner.rank} has {runner.num_slots} KV slots, {num_slots} are handed out")
+        for thread in self._threads:
+            if not thread.is_alive():
+                raise RuntimeError(f"the thread of {thread.name} has ended")
+
     def close(self) -> None:
         """Ends the threads."""
         self._end()

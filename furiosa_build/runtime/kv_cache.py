@@ -1,9 +1,13 @@
-"""Who has which KV block. A slot holds one token's keys and values: slot = block * block_size + offset."""
+"""Who has which KV block, and what is known of it. A slot holds one token: slot = block * block_size + offset.
+
+A full block is known by its tokens and by the block before it, which is known in the same way: so by all tokens up to
+its end. Of equal blocks one is known. It stays so when no table has it any more, until its place is needed.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -12,16 +16,22 @@ from numpy.typing import NDArray
 
 Slots = NDArray[np.int64]
 
+_Key = tuple[int, tuple[int, ...]]
+_NONE = 0
+"""The block before the first: the scratch block, which no table has."""
+
 
 @dataclass
 class BlockTable:
     """The blocks of one sequence in order, and the same spelled out as slots: token i lives in slots[i].
 
-    Of a block that was not this table's own at first it may have only the first slots.
+    Of a block that was not this table's own at first it may have only the first slots. The first `num_known` blocks are
+    full, and known by their tokens.
     """
 
     blocks: list[int] = field(default_factory=list)
     slots: Slots = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    num_known: int = 0
 
 
 class BlockManager:
@@ -37,12 +47,19 @@ class BlockManager:
         # A stack: the block freed last, likely still in the processor's cache, is reused first.
         self._free = list(range(num_blocks, 0, -1))
         self._tables: dict[Hashable, BlockTable] = {}
-        # How many tables have a block; those that are free are not in it.
+        # How many tables have a block; those that none has are not in it.
         self._counts: dict[int, int] = {}
+        # (the block before, or 0, and the block's tokens) -> block. A dict compares keys, whatever their hashes.
+        self._known: dict[_Key, int] = {}
+        self._keys: dict[int, _Key] = {}
+        # Known blocks that no table has, those that were used last at the end. A block is freed after those that
+        # follow it, and used whenever they are: so it stands behind them here, and no known block loses its beginning.
+        self._unused: OrderedDict[int, None] = OrderedDict()
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        """Blocks that no table has. What is known of some of them is forgotten when they are taken."""
+        return len(self._free) + len(self._unused)
 
     def blocks_for(self, num_tokens: int) -> int:
         """How many blocks `num_tokens` tokens fill."""
@@ -64,7 +81,7 @@ class BlockManager:
             raise RuntimeError(f"{missing} blocks wanted, {self.num_free} free")
         table = self._tables.setdefault(owner, BlockTable())
         if missing > 0:
-            new = [self._free.pop() for _ in range(missing)]
+            new = [self._free.pop() if self._free else self._forget_oldest() for _ in range(missing)]
             self._counts.update((block, 1) for block in new)
             table.blocks += new
             table.slots = np.concatenate([table.slots, self._slots_of(new)])
@@ -83,7 +100,62 @@ class BlockManager:
         blocks = self._tables[source].blocks[: len(begun)]
         for block in blocks:
             self._counts[block] += 1
-        self._tables[target] = BlockTable(blocks, slots)
+        known = min(self._tables[source].num_known, num_tokens // self.block_size)
+        self._tables[target] = BlockTable(blocks, slots, known)
+
+    def find(self, tokens: Sequence[int], limit: int) -> list[int]:
+        """The known blocks that begin as `tokens` do, of at most `limit` tokens together."""
+        found: list[int] = []
+        before = _NONE
+        for end in range(self.block_size, limit + 1, self.block_size):
+            block = self._known.get((before, tuple(tokens[end - self.block_size : end])))
+            if block is None:
+                break
+            found.append(block)
+            before = block
+        return found
+
+    def num_unused(self, blocks: Sequence[int]) -> int:
+        """How many of these known blocks no table has."""
+        return sum(block in self._unused for block in blocks)
+
+    def adopt(self, owner: Hashable, blocks: Sequence[int]) -> None:
+        """Gives `owner`, which has none, the blocks that `find` has found. Those that nobody had are free no more."""
+        if owner in self._tables:
+            raise RuntimeError(f"{owner!r} has blocks already")
+        for block in blocks:
+            self._use(block)
+        self._tables[owner] = BlockTable(list(blocks), self._slots_of(blocks), len(blocks))
+
+    def note(self, owner: Hashable, tokens: Sequence[int], num_computed: int) -> None:
+        """Makes the full blocks of the first `num_computed` tokens, whose keys and values are written, known.
+
+        A block that equals a known one is given up for that. No batch that reads the owner's slots may be under way.
+        """
+        table, size = self._tables[owner], self.block_size
+        blocks, slots = table.blocks, table.slots
+        given_up: list[int] = []
+        while (end := (table.num_known + 1) * size) <= num_computed:
+            number = table.num_known
+            block = blocks[number]
+            if slots[end - size] != block * size or slots[end - 1] != (block + 1) * size - 1:
+                break  # a fork within a block: from there on positions are not those of blocks
+            key = blocks[number - 1] if number else _NONE, tuple(tokens[end - size : end])
+            known = self._known.setdefault(key, block)
+            if known == block:
+                self._keys[block] = key
+            else:
+                blocks = blocks if given_up else list(blocks)
+                blocks[number] = known
+                self._use(known)
+                given_up.append(block)
+            table.num_known += 1
+        if given_up:
+            end = table.num_known * size
+            # A new array: forks and batches may have the old one.
+            table.blocks, table.slots = blocks, np.concatenate([self._slots_of(blocks[: table.num_known]), slots[end:]])
+        for block in given_up:
+            self._give_up(block)
 
     def slots(self, owner: Hashable) -> Slots:
         """int64 [at least the tokens reserved]: the slots of the owner's tokens, in order."""
@@ -92,18 +164,18 @@ class BlockManager:
     def free(self, owner: Hashable) -> None:
         """Takes all blocks of `owner` back that nobody else has. Raises KeyError for one that has none."""
         for block in reversed(self._tables.pop(owner).blocks):
-            self._counts[block] -= 1
-            if self._counts[block] == 0:
-                del self._counts[block]
-                self._free.append(block)
+            self._give_up(block)
 
     def check_integrity(self) -> None:
-        """Raises RuntimeError when a block is lost, free and owned, miscounted, or a table disagrees with its slots."""
+        """Raises RuntimeError when a block is lost, free and owned, or miscounted, a table disagrees with its slots,
+        or when what is known of blocks does not hang together.
+        """
         counts = Counter(block for table in self._tables.values() for block in table.blocks)
         if counts != self._counts:
             raise RuntimeError(f"KV blocks are in {dict(counts)} tables, counted are {self._counts}")
-        if sorted([*counts, *self._free]) != list(range(1, self.num_blocks + 1)):
-            raise RuntimeError(f"KV blocks lost, or free and owned: owned {sorted(counts)}, free {sorted(self._free)}")
+        free = [*self._free, *self._unused]
+        if sorted([*counts, *free]) != list(range(1, self.num_blocks + 1)):
+            raise RuntimeError(f"KV blocks lost, or free and owned: owned {sorted(counts)}, free {sorted(free)}")
         for owner, table in self._tables.items():
             parts = [list(part) for _, part in groupby(table.slots.tolist(), key=lambda slot: slot // self.block_size)]
             starts = [block * self.block_size for block in table.blocks]
@@ -111,11 +183,51 @@ class BlockManager:
                 part != list(range(part[0], part[-1] + 1)) for part in parts
             ):
                 raise RuntimeError(f"slots of {owner!r} disagree with its blocks {table.blocks}")
+        self._check_known()
 
     def owners(self) -> set[Hashable]:
         """Who has blocks (or an empty table)."""
         return set(self._tables)
 
-    def _slots_of(self, blocks: list[int]) -> Slots:
+    def _check_known(self) -> None:
+        if {block: key for key, block in self._known.items()} != self._keys:
+            raise RuntimeError("KV blocks and the tokens that they are known by disagree")
+        if (
+            not self._keys.keys() <= self._counts.keys() | self._unused.keys()
+            or not self._unused.keys() <= self._keys.keys()
+        ):
+            raise RuntimeError(f"KV blocks {sorted(self._keys)} are known, unused of them {sorted(self._unused)}")
+        places = {block: place for place, block in enumerate(self._unused)}
+        for block, (before, tokens) in self._keys.items():
+            if before != _NONE and before not in self._keys:
+                raise RuntimeError(f"KV block {block} is known to follow {before}, which is not known")
+            if len(tokens) != self.block_size:
+                raise RuntimeError(f"KV block {block} is known by {len(tokens)} tokens")
+            if before in places and places.get(block, self.num_blocks) > places[before]:
+                raise RuntimeError(f"KV block {before} would be forgotten before {block}, which follows it")
+        for owner, table in self._tables.items():
+            befores = [_NONE, *table.blocks][: table.num_known]
+            if [self._keys[block][0] for block in table.blocks[: table.num_known]] != befores:
+                raise RuntimeError(f"the known blocks of {owner!r} do not follow each other: {table.blocks}")
+
+    def _use(self, block: int) -> None:
+        self._unused.pop(block, None)
+        self._counts[block] = self._counts.get(block, 0) + 1
+
+    def _give_up(self, block: int) -> None:
+        self._counts[block] -= 1
+        if self._counts[block] == 0:
+            del self._counts[block]
+            if block in self._keys:
+                self._unused[block] = None
+            else:
+                self._free.append(block)
+
+    def _forget_oldest(self) -> int:
+        block, _ = self._unused.popitem(last=False)
+        del self._known[self._keys.pop(block)]
+        return block
+
+    def _slots_of(self, blocks: Sequence[int]) -> Slots:
         starts = np.array(blocks, dtype=np.int64)[:, None] * self.block_size
         return (starts + np.arange(self.block_size, dtype=np.int64)).reshape(-1)

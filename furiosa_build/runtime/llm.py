@@ -28,9 +28,14 @@ class LLM:
         paged_attention_num_blocks: int | None = None,
         seed: int | None = None,
         verify: Literal["fast", "full"] = "fast",
+        enable_prefix_caching: bool = True,
     ) -> None:
         self.engine = LLMEngine(
-            artifact, paged_attention_num_blocks=paged_attention_num_blocks, seed=seed, verify=verify
+            artifact,
+            paged_attention_num_blocks=paged_attention_num_blocks,
+            seed=seed,
+            verify=verify,
+            enable_prefix_caching=enable_prefix_caching,
         )
         self._num_requests = 0
 

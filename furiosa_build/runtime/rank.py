@@ -73,6 +73,7 @@ class RankRunner:
         self._communicator = communicator
         self.stage, self.rank = communicator.stage, communicator.rank
         self.parameters = map_parameters(opened, self.stage, self.rank) if parameters is None else parameters
+        self.num_slots = num_slots
         self._kv_caches = _allocate_kv_caches(opened, self.stage, num_slots)
         self._programs = programs
         self._pipelines = {pipeline.name: self._bind(pipeline) for pipeline in opened.artifact.pipelines}

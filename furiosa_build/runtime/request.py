@@ -247,7 +247,8 @@ class RequestOutput:
     """The state of a request after a step. `prompt` is None for prompts given as token ids.
 
     `prompt_logprobs` has one entry per prompt token (None for the first, which nothing predicts), if asked
-    for. `queued_s` is the time in seconds from its coming in to its first step.
+    for. `num_cached_tokens` is how many of the prompt's tokens were not computed, as they were in the KV cache already.
+    `queued_s` is the time in seconds from its coming in to its first step.
     """
 
     request_id: str
@@ -256,6 +257,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     prompt_logprobs: list[dict[int, Logprob] | None] | None
+    num_cached_tokens: int = 0
     queued_s: float = 0.0
 
 
@@ -275,6 +277,7 @@ class Request:
         beams: The state of a beam search; None for other requests.
         sequences: What it has: one sequence, after the first step of a beam search as many as there are beams.
         num_computed: How many tokens of every sequence, from the first, have their keys and values in the KV cache.
+        num_cached_tokens: How many were there when it was first admitted; None before that.
         completions: Those of a beam search that is over.
         came_at: When, of the monotonic clock, in seconds.
         ran_at: When its first step was submitted.
@@ -295,6 +298,7 @@ class Request:
     guide: Guide | None = None
     sequences: list[TokenSequence] = field(init=False)
     num_computed: int = 0
+    num_cached_tokens: int | None = None
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     prompt_logprobs: list[dict[int, Logprob] | None] = field(default_factory=lambda: [None])
     cumulative_logprob: float = 0.0
@@ -353,6 +357,7 @@ class Request:
             outputs=[completion] if self.beams is None else self.completions,
             finished=self.finished,
             prompt_logprobs=self.prompt_logprobs if self.params.prompt_logprobs is not None else None,
+            num_cached_tokens=self.num_cached_tokens or 0,
             queued_s=0.0 if self.ran_at is None else self.ran_at - self.came_at,
         )
 

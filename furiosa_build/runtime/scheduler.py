@@ -7,14 +7,16 @@ a piece the others decode once before the next.
 When a running request needs a KV block and none is free, the last in order is preempted: its blocks are taken back, it
 waits again, with all the tokens it has, and those are computed again: its prompt by a prefill, its other tokens by
 decode steps that sample nothing. (One prefill of them all would be faster, and round differently: greedy output of
-bfloat16 models was seen to change.)
+bfloat16 models was seen to change.) What of its blocks is still known then is not computed again: those hold the very
+keys and values that it had.
 """
 
 from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from itertools import takewhile
 
 from furiosa_build.artifact.schema import Pipeline
 from furiosa_build.errors import EngineFullError, UserError
@@ -40,10 +42,53 @@ class Batch:
         return request.sequences if self.pipeline.phase == "decode" else request.sequences[:1]
 
 
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine, or the scheduler of a replica, has done and has under way.
+
+    Attributes:
+        prompt_tokens: Of the requests that have begun to run; each counts once.
+        cached_tokens: Those of them whose keys and values were in the KV cache already.
+        preemptions: How often a request gave way to another.
+        running: Requests that have KV blocks.
+        waiting: Requests that have none yet, or none any more.
+        kv_blocks_used: KV blocks that running requests have.
+        kv_blocks: KV blocks that there are.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    preemptions: int
+    running: int
+    waiting: int
+    kv_blocks_used: int
+    kv_blocks: int
+
+    def __add__(self, other: EngineStats) -> EngineStats:
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return EngineStats(*(own + others for own, others in pairs))
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A request of which `count` tokens of its prompt may run next, those from `start` on.
+
+    One that waits is given the blocks `cached` then.
+    """
+
+    request: Request
+    start: int
+    count: int
+    cached: Sequence[int] = ()
+
+
 class Scheduler:
     """Continuous batching over the buckets of an artifact.
 
     `prefill_chunk_size` is the most tokens of a prompt that run at once; None: as many as a bucket takes.
+
+    With `enable_prefix_caching` a request that comes in begins with the KV blocks of those before it whose tokens began
+    as its own do, where that spares work: see `_find_cached`.
 
     The order is first come, first served: a request that must wait for KV blocks is not overtaken. Admission leaves
     `spare_blocks_ratio` of the blocks to the requests that run, so that they are seldom preempted; with none
@@ -64,6 +109,7 @@ class Scheduler:
         prefill_chunk_size: int | None = None,
         is_offline: bool = False,
         num_stages: int = 1,
+        enable_prefix_caching: bool = True,
     ) -> None:
         self.blocks = blocks
         self._buckets = Buckets(pipelines, prefill_chunk_size)
@@ -74,10 +120,14 @@ class Scheduler:
         self._running: list[Request] = []
         self._arrivals = 0
         self._num_stages = num_stages
+        self._enable_prefix_caching = enable_prefix_caching
         self._in_flight: set[str] = set()
         self._leaving: set[str] = set()
+        # Of prompts, since the last decode step.
+        self._prefills_in_a_row = 0
         # A piece of a prompt has run since the last decode step.
         self._owes_decode = False
+        self._prompt_tokens = self._cached_tokens = self._preemptions = 0
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -94,8 +144,9 @@ class Scheduler:
         return len(self._waiting) + len(self._running) - len(self._leaving)
 
     @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
+    def in_flight(self) -> frozenset[str]:
+        """Ids of the requests of batches that have been scheduled and have not advanced."""
+        return frozenset(self._in_flight)
 
     @property
     def is_full(self) -> bool:
@@ -118,12 +169,13 @@ class Scheduler:
 
         They are in flight, and in no other batch, until `advance`.
         """
-        if self._owes_decode and not self._is_offline:
-            batch = self._schedule_decode() or self._schedule_prefill()
-        else:
-            batch = self._schedule_prefill() or self._schedule_decode()
+        batch = self._schedule_decode() if self._owes_decode and not self._is_offline else None
+        # A prefill may admit a request whose prompt is cached as a whole, and that decodes.
+        batch = batch or self._schedule_prefill() or self._schedule_decode()
         if batch is not None:
-            self._owes_decode = any(
+            self._prefills_in_a_row = 0 if batch.pipeline.phase == "decode" else self._prefills_in_a_row + 1
+            # Prompts that end with their first token take no place, so that places alone would not end such a row.
+            self._owes_decode = self._prefills_in_a_row >= self._buckets.max_rows or any(
                 request.num_computed + count < len(request.prompt_token_ids)
                 for request, count in zip(batch.requests, batch.counts, strict=True)
             )
@@ -134,6 +186,9 @@ class Scheduler:
         """Notes that `batch` has run. Returns the requests whose next token its logits give."""
         for request, count in zip(batch.requests, batch.counts, strict=True):
             request.num_computed += count
+            if self._enable_prefix_caching:
+                for sequence in batch.sequences(request):
+                    self.blocks.note(sequence, sequence.tokens, request.num_computed)
             if request.num_computed == len(request.prompt_token_ids):
                 for sequence in request.sequences[1:]:  # beams whose tokens are computed again
                     self.blocks.fork(request.sequences[0], sequence, request.num_computed)
@@ -188,6 +243,18 @@ class Scheduler:
             sequence.tokens.append(continuation.token)
         request.sequences = after
 
+    def stats(self) -> EngineStats:
+        """Counts since it was made, and what is under way now."""
+        return EngineStats(
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            preemptions=self._preemptions,
+            running=len(self._running),
+            waiting=len(self._waiting),
+            kv_blocks_used=self.blocks.num_blocks - self.blocks.num_free,
+            kv_blocks=self.blocks.num_blocks,
+        )
+
     def check_integrity(self) -> None:
         """Raises RuntimeError when requests and blocks do not agree."""
         self.blocks.check_integrity()
@@ -195,6 +262,8 @@ class Scheduler:
         waiting = {request.request_id for request in self._waiting}
         if len(running | waiting) != len(self._running) + len(self._waiting):
             raise RuntimeError("a request is queued twice")
+        if not self._leaving <= self._in_flight <= running:
+            raise RuntimeError(f"in flight are {sorted(self._in_flight)}, but running are {sorted(running)}")
         owners = [sequence for request in self._running for sequence in _with_blocks(request)]
         if self.blocks.owners() != set(owners):
             raise RuntimeError(f"KV blocks of {self.blocks.owners()}, but running are {sorted(running)}")
@@ -221,13 +290,17 @@ class Scheduler:
 
     def _schedule_prefill(self) -> Batch | None:
         """Pieces of prompts: those begun come before the head of the queue, and as many as make a token cheapest."""
-        begun = [request for request in self._running if self._is_in_prompt(request)]
-        candidates = [*begun, *self._admissible()]
-        counts = [self._buckets.next_piece(request) for request in candidates]
+        begun = [self._candidate(request) for request in self._running if self._is_in_prompt(request)]
+        admissible = self._admissible()
+        # Prompts of requests that gave way, which are still in the cache as a whole. They decode.
+        whole = list(takewhile(lambda candidate: candidate.count <= 0, admissible))
+        self._admit(whole)
+        candidates = [*begun, *takewhile(lambda candidate: candidate.count > 0, admissible[len(whole) :])]
+        starts, counts = [each.start for each in candidates], [each.count for each in candidates]
         best: tuple[Pipeline, int] | None = None
         best_cost = float("inf")
         for number in range(1, len(candidates) + 1):
-            pipeline = self._buckets.for_prefill(candidates[:number], counts[:number])
+            pipeline = self._buckets.for_prefill(starts[:number], counts[:number])
             if pipeline is None:
                 break
             cost = prefill_cost(pipeline) / sum(counts[:number])
@@ -236,26 +309,56 @@ class Scheduler:
         if best is None:
             return None
         pipeline, number = best
-        self._admit(max(0, number - len(begun)))
-        return Batch(pipeline, candidates[:number], counts[:number])
+        self._admit(candidates[len(begun) : number])
+        return Batch(pipeline, [each.request for each in candidates[:number]], counts[:number])
+
+    def _candidate(self, request: Request, cached: Sequence[int] = ()) -> _Candidate:
+        start = request.num_computed + len(cached) * self.blocks.block_size
+        length = len(request.prompt_token_ids)
+        count = self._buckets.next_piece(start, length) if start < length else 0
+        return _Candidate(request, start, count, cached)
 
     def _is_in_prompt(self, request: Request) -> bool:
         """Whether more of a running request's prompt is to run now."""
         return not request.is_prompt_computed and request.request_id not in self._in_flight
 
-    def _admissible(self) -> list[Request]:
+    def _admissible(self) -> list[_Candidate]:
         """The longest head of the queue for which there are blocks and places."""
-        chosen: list[Request] = []
+        chosen: list[_Candidate] = []
         free = self.blocks.num_free
         rows = num_rows(self._running)
         for request in self._waiting:
             rows += request.width
-            spare = self._spare_blocks if self._running or chosen else 0
-            free -= self._blocks_to_admit(request)
-            if rows > self._buckets.max_rows or free < spare:
+            if rows > self._buckets.max_rows:
                 break
-            chosen.append(request)
+            cached = self._find_cached(request)
+            spare = self._spare_blocks if self._running or chosen else 0
+            free -= self._blocks_to_admit(request) - len(cached) + self.blocks.num_unused(cached)
+            if free < spare:
+                break
+            chosen.append(self._candidate(request, cached))
         return chosen
+
+    def _find_cached(self, request: Request) -> list[int]:
+        """The blocks that a waiting request can begin with; none where they would not make its prompt cheaper.
+
+        What is left of a prompt takes append buckets, which may compute more padding than is spared. The last token is
+        always computed, as its logits are needed, and so are all whose logits are asked for.
+        """
+        prompt = len(request.prompt_token_ids)
+        tokens = request.tokens if request.beams is None else request.prompt_token_ids
+        if not self._enable_prefix_caching or request.params.prompt_logprobs is not None:
+            return []
+        if len(tokens) == prompt and not self._buckets.can_cut(prompt):
+            return []
+        found = self.blocks.find(tokens, len(tokens) - 1)
+        start = len(found) * self.blocks.block_size
+        if start < prompt and not (
+            self._buckets.can_cut(prompt)
+            and self._buckets.cost_of_prompt(start, prompt) < self._buckets.cost_of_prompt(0, prompt)
+        ):
+            return []
+        return found
 
     def _blocks_to_admit(self, request: Request) -> int:
         """For all tokens that are known. Beams share those of the prompt only, when they are computed again."""
@@ -264,12 +367,20 @@ class Scheduler:
         own = self.blocks.blocks_for(request.num_generated)
         return self.blocks.blocks_for(len(request.prompt_token_ids)) + request.width * own
 
-    def _admit(self, number: int) -> None:
-        for request in self._waiting[:number]:
-            tokens = request.tokens if request.beams is None else request.prompt_token_ids
+    def _admit(self, candidates: Sequence[_Candidate]) -> None:
+        for each in candidates:  # before any takes free blocks, which may be those that another begins with
+            self.blocks.adopt(each.request.sequences[0], each.cached)
+        for each in candidates:
+            request, prompt = each.request, each.request.prompt_token_ids
+            tokens = request.tokens if request.beams is None else prompt
             self.blocks.reserve(request.sequences[0], len(tokens))
+            request.num_computed = each.start
+            if request.num_cached_tokens is None:
+                request.num_cached_tokens = each.start
+                self._prompt_tokens += len(prompt)
+                self._cached_tokens += each.start
             self._running.append(request)
-        del self._waiting[:number]
+        del self._waiting[: len(candidates)]
 
     # Decode
 
@@ -328,6 +439,7 @@ class Scheduler:
         self._running.remove(request)
         self._free_blocks(request)
         request.num_computed = 0
+        self._preemptions += 1
         insort(self._waiting, request, key=self._turn)
 
     # Refusal

@@ -42,6 +42,7 @@ class ServerOptions(BaseModel):
     spare_blocks_ratio: float | None = Field(None, description="Share of the KV blocks kept for requests that run.")
     is_offline: bool | None = Field(None, description="Whether only the time until all are finished counts.")
     prefill_chunk_size: int | None = Field(None, description="Most tokens of a prompt that run at once.")
+    enable_prefix_caching: bool = Field(True, description="Whether requests share the KV blocks of equal beginnings.")
 
     api_key_file: str | None = Field(
         None, description=f"File of API keys, one a line. Or in the variable {API_KEYS_VARIABLE}, by commas."
@@ -94,6 +95,7 @@ _ENGINE = (
     "spare_blocks_ratio",
     "is_offline",
     "prefill_chunk_size",
+    "enable_prefix_caching",
 )
 
 

@@ -121,6 +121,7 @@ def test_three_faces_make_one_artifact(user: UserDirectory, tmp_path: Path, monk
         "name=same",
         "buckets.decode_buckets=[[1,64],[2,64]]",
         "buckets.paged_attention_num_blocks=256",
+        "buckets.append_buckets=null",
         "buckets.paged_attention_block_size=1",
     )
     by_recipe = open_artifact(user.root / "artifacts" / "same" / "latest").artifact
@@ -150,6 +151,7 @@ def test_three_faces_take_one_quantized_checkpoint(
         "name=taken",
         "buckets.decode_buckets=[[1,64]]",
         "buckets.paged_attention_num_blocks=64",
+        "buckets.append_buckets=null",
         "buckets.paged_attention_block_size=1",
         f"quantization.quantize_artifact_path={checkpoint}",
     )
@@ -206,6 +208,7 @@ def test_beams_multiply_the_decode_batches(
     user.build(
         "name=beams",
         "buckets.decode_buckets=[[1,64],[2,64]]",
+        "buckets.append_buckets=null",
         "buckets.paged_attention_block_size=1",
         "buckets.kv_cache_sharing_across_beams_config={beam_width: 4, max_new_tokens: 16}",
     )

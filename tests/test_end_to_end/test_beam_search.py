@@ -133,7 +133,8 @@ def test_ordinary_requests_beside_beams_and_little_room(tmp_path: Path, build_ar
                 preempt(self, request)
 
             patch.setattr(Scheduler, "_preempt", count)
-            engine = LLMEngine(artifact, paged_attention_num_blocks=num_blocks)
+            # With it the tokens that they have alike would take too few blocks.
+            engine = LLMEngine(artifact, paged_attention_num_blocks=num_blocks, enable_prefix_caching=False)
             for number, prompt in enumerate(given):
                 engine.add_request(f"g{number}", prompt, greedy)
                 engine.add_request(f"b{number}", prompt, params([], OPTIONS[0]))
@@ -179,6 +180,7 @@ def test_ranks_stages_and_replicas(tmp_path: Path) -> None:
             "parallel.pipeline_parallel_size=2",
             "parallel.data_parallel_size=2",
             "scheduler.prefill_chunk_size=8",
+            "buckets.append_buckets=null",
             "buckets.prefill_buckets=[[1,8]]",
             "buckets.decode_buckets=[[2,64]]",
             f"buckets.kv_cache_sharing_across_beams_config={{beam_width: {WIDTH}, max_new_tokens: {NEW}}}",

@@ -129,6 +129,7 @@ def test_ranks_stages_and_replicas(user: UserDirectory) -> None:
         "parallel.pipeline_parallel_size=2",
         "parallel.data_parallel_size=2",
         "scheduler.prefill_chunk_size=8",
+        "buckets.append_buckets=null",
         "buckets.prefill_buckets=[[1,8],[2,16]]",
         "buckets.decode_buckets=[[4,64]]",
     ]
@@ -150,7 +151,7 @@ def test_ranks_stages_and_replicas(user: UserDirectory) -> None:
 
 def test_decode_steps_come_between_the_pieces(user: UserDirectory) -> None:
     with steps_in_this_process():
-        user.build("scheduler.prefill_chunk_size=8", "buckets.decode_buckets=[[4,64]]")
+        user.build("scheduler.prefill_chunk_size=8", "buckets.append_buckets=null", "buckets.decode_buckets=[[4,64]]")
     engine = LLMEngine(user.artifacts / "latest")
     engine.add_request("running", [1, 2, 3], SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
     engine.step()

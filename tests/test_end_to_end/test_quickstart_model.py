@@ -42,6 +42,7 @@ def loss_of(build_artifact: Callable[..., Path], windows: list[list[int]]) -> Ca
                 QUICKSTART / "model",
                 scheme=scheme,
                 prefill_buckets=[[1, WINDOW + 1]],
+                append_buckets=[],
                 decode_buckets=[[1, WINDOW + 1]],
                 max_seq_len_to_capture=WINDOW + 1,
             )
@@ -77,6 +78,7 @@ def test_the_loss_would_show_a_wrong_model(build_artifact: Callable[..., Path], 
         QUICKSTART / "model",
         seed=1,
         prefill_buckets=[[1, WINDOW + 1]],
+        append_buckets=[],
         decode_buckets=[[1, WINDOW + 1]],
         max_seq_len_to_capture=WINDOW + 1,
     )

@@ -61,6 +61,7 @@ def spec(**sections: Any) -> BuildSpec:
         "backend": {"name": "eager"},
         "buckets": {
             "prefill_buckets": [[1, 32]],
+            "append_buckets": [],
             "decode_buckets": [[2, 64]],
             "max_seq_len_to_capture": 128,
             "paged_attention_num_blocks": 1024,

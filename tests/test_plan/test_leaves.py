@@ -88,6 +88,12 @@ def by_what_has_places(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
     return step.name == "package" or (step.name == "partition:weights" and divided)
 
 
+def by_what_has_several_rows(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
+    """An append bucket of one token has nothing to leave out."""
+    several = by("partition:prefill-*:last", "partition:append-*:last", "package")(step, before, after)
+    return several and not fnmatchcase(step.name, "partition:append-*x1x*:last")
+
+
 sizes = st.lists(st.tuples(st.integers(1, 4), st.sampled_from([8, 16, 64])), min_size=1, max_size=3, unique=True)
 buckets = sizes.map(lambda found: sorted([list(size) for size in found]))
 appended = st.sets(st.sampled_from([(1, 4, 8), (1, 8, 64), (2, 8, 64)]), min_size=1).map(
@@ -148,9 +154,7 @@ LEAVES: Mapping[Path, Leaf] = {
     ("rewriting", "num_blocks_per_supertask"): Leaf(st.sampled_from([1, 3, 9]), by("partition:*:block", "package")),
     ("rewriting", "do_decompositions_for_model_rewrite"): Leaf(st.booleans(), by("partition:*:*", "package")),
     ("rewriting", "embed_all_constants_into_graph"): Leaf(st.booleans(), by("compile:*", "package")),
-    ("rewriting", "add_prefill_last_block_slice"): Leaf(
-        st.booleans(), by("partition:prefill-*:last", "partition:append-*:last", "package")
-    ),
+    ("rewriting", "add_prefill_last_block_slice"): Leaf(st.booleans(), by_what_has_several_rows),
     ("scheduler", "npu_queue_limit"): Leaf(st.integers(1, 9), by("package")),
     ("scheduler", "max_processing_samples"): Leaf(st.integers(1, 9999), by("package")),
     ("scheduler", "spare_blocks_ratio"): Leaf(st.floats(0, 0.9), by("package")),

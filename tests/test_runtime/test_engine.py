@@ -355,6 +355,91 @@ def test_prompt_logprobs_of_a_prompt_in_pieces(toy_backend: toy.ToyBackend, tmp_
     assert logprobs(5, 36, IN_PIECES) == whole
 
 
+# Prompts that begin alike
+
+
+@pytest.fixture
+def for_hits(toy_backend: toy.ToyBackend, tmp_path: Path) -> Path:
+    del toy_backend
+    buckets = {"prefill": [(1, 16)], "append": [(1, 4, 48)], "decode": [(4, 48)]}
+    return toy.write_artifact(tmp_path / "hits", toy.artifact_data(buckets, block_size=4))
+
+
+def test_cached_tokens_are_reported(for_hits: Path) -> None:
+    prompts = [list(range(16)), [*range(12), 99], [*range(16), *toy.expected(range(16), 12)]]
+    cached = {}
+    for enabled in (True, False):
+        engine = LLMEngine(for_hits, enable_prefix_caching=enabled)
+        outputs = [run(engine, prompt, greedy()) for prompt in prompts]
+        assert [output.outputs[0].token_ids for output in outputs] == [toy.expected(prompt, 12) for prompt in prompts]
+        cached[enabled] = [output.num_cached_tokens for output in outputs]
+        stats = engine.stats()
+        assert (stats.prompt_tokens, stats.cached_tokens) == (16 + 13 + 28, sum(cached[enabled]))
+        assert (stats.running, stats.waiting, stats.preemptions) == (0, 0, 0)
+        assert (stats.kv_blocks_used, stats.kv_blocks) == (0, 64)
+    assert cached == {True: [0, 12, 24], False: [0, 0, 0]}
+
+
+def test_stats_are_of_all_replicas(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
+    del toy_backend
+    data = toy.artifact_data(block_size=1)
+    data["parallel_config"]["data_parallel_size"] = 2
+    engine = LLMEngine(toy.write_artifact(tmp_path / "two", data))
+    for number, name in enumerate("abc"):
+        engine.add_request(name, [number] * 3, greedy())
+    assert engine.stats().waiting == 3
+    engine.step()
+    stats = engine.stats()
+    assert (stats.running + stats.waiting, stats.kv_blocks) == (3, 128)
+    assert stats.kv_blocks_used == stats.prompt_tokens == 3 * stats.running
+    engine.close()
+
+
+def test_random_numbers_do_not_depend_on_hits(for_hits: Path) -> None:
+    """Nor on giving way, with hits: the same tokens for one seed."""
+    params = SamplingParams(max_tokens=20, ignore_eos=True, seed=7, logprobs=1)
+
+    def sampled(enabled: bool, num_blocks: int) -> list[Any]:
+        engine = LLMEngine(for_hits, paged_attention_num_blocks=num_blocks, enable_prefix_caching=enabled)
+        for number in range(6):
+            engine.add_request(str(number), [*range(12), number], params)
+        outputs = drain(engine)
+        preemptions.append(engine.stats().preemptions)
+        return [outputs[str(number)].outputs for number in range(6)]
+
+    preemptions: list[int] = []
+    alike = [sampled(enabled, num_blocks) for enabled in (False, True) for num_blocks in (64, 12)]
+    assert all(each == alike[0] for each in alike)
+    assert preemptions[0] == preemptions[2] == 0
+    assert min(preemptions[1], preemptions[3]) > 0
+
+
+def test_an_idle_engine_checks_its_books_in_debug_mode(for_hits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = LLMEngine(for_hits)
+    checked: list[int] = []
+    original = LLMEngine.check_integrity
+    monkeypatch.setattr(LLMEngine, "check_integrity", lambda self: (checked.append(1), original(self)))
+
+    def serve() -> int:
+        for name in "abc":
+            engine.add_request(name, [1, 2], greedy(2))
+        engine.abort_request("c")
+        while engine.has_unfinished_requests():
+            engine.step()
+        return len(checked)
+
+    monkeypatch.delenv("FURIOSA_DEBUG", raising=False)
+    assert serve() == 0
+    monkeypatch.setenv("FURIOSA_DEBUG", "1")
+    assert serve() == 1
+    engine.add_request("a", [1, 2], greedy(2))
+    engine.abort_request("a")
+    assert len(checked) == 2
+    engine._replicas[0].scheduler.blocks._free.pop()
+    with pytest.raises(RuntimeError, match="KV blocks lost"):
+        serve()
+
+
 # Beam search (its results are compared with transformers' in test_end_to_end)
 
 
@@ -651,6 +736,37 @@ def test_of_several_batches_the_one_that_failed_first_is_the_one_that_ends(
         assert list(raised.value.errors) == ["bad"]
         outputs = drain(engine)
         assert tokens_of(outputs) == [toy.expected([5] * 3, 12)] * 2
+
+
+def test_check_integrity_finds_what_does_not_belong_together(for_hits: Path) -> None:
+    def began() -> LLMEngine:
+        engine = LLMEngine(for_hits)
+        engine.add_request("r", [1], greedy())
+        engine._replicas[0].fill()
+        engine.check_integrity()
+        return engine
+
+    lost, slots = began(), began()
+    lost._replicas[0].in_flight.clear()
+    with pytest.raises(RuntimeError, match=r"batches of \[\] are under way, in flight are \['r'\]"):
+        lost.check_integrity()
+    slots._replicas[0].executor._runners[0].num_slots = 4
+    with pytest.raises(RuntimeError, match="rank 0 has 4 KV slots, 260 are handed out"):
+        slots.check_integrity()
+
+
+def test_check_integrity_finds_a_thread_that_has_ended(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
+    del toy_backend
+    data = toy.artifact_data()
+    data["parallel_config"]["data_parallel_size"] = 2
+    engine = LLMEngine(toy.write_artifact(tmp_path / "two", data))
+    engine.check_integrity()
+    threads = [thread for replica in engine._replicas for thread in replica.executor._threads]
+    threads[0].jobs.put(None)
+    threads[0].join()
+    with pytest.raises(RuntimeError, match="the thread of stage 0, rank 0 has ended"):
+        engine.check_integrity()
+    engine.close()
 
 
 def test_check_integrity_finds_a_forgotten_request(engine: LLMEngine) -> None:

@@ -96,3 +96,12 @@ def test_chat(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
 def test_chat_without_a_template(llm: LLM) -> None:
     with pytest.raises(UserError, match="has no chat template"):
         llm.chat([{"role": "user", "content": "hi"}])
+
+
+def test_prefix_caching_is_on_and_can_be_turned_off(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
+    del toy_backend
+    data = toy.artifact_data({"prefill": [(1, 16)], "append": [(1, 4, 48)], "decode": [(4, 48)]}, block_size=4)
+    artifact = toy.write_artifact(tmp_path / "a", data)
+    for llm, expected in ((LLM(artifact), [0, 12]), (LLM(artifact, enable_prefix_caching=False), [0, 0])):
+        cached = [llm.generate(list(range(15)), GREEDY)[0].num_cached_tokens for _ in range(2)]
+        assert cached == expected

@@ -61,7 +61,7 @@ def beam_logits(tokens: Sequence[int]) -> list[float]:
 
 
 class Runner:
-    """A scheduler with the model above. KV storage remembers which token was written where."""
+    """A scheduler with the model above. KV storage remembers what was written where: a token after those before it."""
 
     def __init__(
         self,
@@ -75,6 +75,7 @@ class Runner:
         max_processing_samples: int = 1000,
         prefill_chunk_size: int | None = None,
         is_offline: bool = False,
+        enable_prefix_caching: bool = True,
         num_stages: int = 1,
     ) -> None:
         self.scheduler = Scheduler(
@@ -84,11 +85,12 @@ class Runner:
             max_processing_samples=max_processing_samples,
             prefill_chunk_size=prefill_chunk_size,
             is_offline=is_offline,
+            enable_prefix_caching=enable_prefix_caching,
             num_stages=num_stages,
         )
         self.num_stages = num_stages
         self.in_flight: deque[Batch] = deque()
-        self.storage: dict[int, tuple[int, int]] = {}
+        self.storage: dict[int, list[int]] = {}
         self.finished: dict[str, list[int] | list[list[int]]] = {}
 
     def step(self) -> Batch | None:
@@ -138,12 +140,12 @@ class Runner:
     def _write(self, request: Request, sequence: TokenSequence, count: int) -> None:
         slots = self.scheduler.blocks.slots(sequence).tolist()
         for position in range(request.num_computed, request.num_computed + count):
-            self.storage[slots[position]] = (sequence.tokens[position], position)
+            self.storage[slots[position]] = sequence.tokens[: position + 1]
 
     def _check_reads(self, request: Request, sequence: TokenSequence, count: int) -> None:
         end = request.num_computed + count
         read = [self.storage[slot] for slot in self.scheduler.blocks.slots(sequence)[:end].tolist()]
-        assert read == [(token, place) for place, token in enumerate(sequence.tokens[:end])]
+        assert read == [sequence.tokens[: place + 1] for place in range(end)]
 
     def _step_beams(self, request: Request, beams: BeamSearch) -> None:
         logits = np.array([beam_logits(sequence.tokens) for sequence in request.sequences], dtype=np.float32)
@@ -261,7 +263,7 @@ def test_spare_blocks_keep_new_requests_out_but_never_the_first() -> None:
 
 
 def test_the_youngest_is_preempted_and_recomputed() -> None:
-    runner = Runner([(2, 4)], [(2, 12)], num_blocks=10)
+    runner = Runner([(2, 4)], [(2, 12)], num_blocks=10, enable_prefix_caching=False)
     for name in ("old", "young"):
         runner.scheduler.add(request(name, 4, max_tokens=7))
     names = runner.run_all()
@@ -274,7 +276,7 @@ def test_the_youngest_is_preempted_and_recomputed() -> None:
 
 
 def test_the_preempted_is_first_in_the_queue_again() -> None:
-    runner = Runner([(2, 4)], [(2, 12)], num_blocks=10)
+    runner = Runner([(2, 4)], [(2, 12)], num_blocks=10, enable_prefix_caching=False)
     for name, prompt, max_tokens in (("old", 4, 7), ("young", 4, 7), ("youngest", 1, 1)):
         runner.scheduler.add(request(name, prompt, max_tokens))
     runner.run_all()
@@ -342,7 +344,7 @@ def test_decode_steps_come_between_the_pieces_of_a_prompt() -> None:
 
 
 def test_without_chunks_a_prompt_is_cut_only_where_no_prefill_bucket_takes_it() -> None:
-    runner = Runner([(1, 8), (1, 16)], [(4, 64)], [(1, 4, 64), (1, 8, 64)], num_blocks=200)
+    runner = Runner([(1, 8), (1, 16)], [(4, 64)], [(1, 4, 64), (1, 8, 64)], num_blocks=200, enable_prefix_caching=False)
     assert runner.scheduler.max_prompt_tokens == 64
     for name, prompt in (("a", 16), ("b", 30)):
         runner.scheduler.add(request(name, prompt, max_tokens=1))
@@ -386,7 +388,7 @@ def test_a_prompt_that_append_buckets_do_not_reach_is_not_cut() -> None:
 def test_a_request_is_preempted_and_aborted_in_the_middle_of_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     computed, preempt = [], Scheduler._preempt
     monkeypatch.setattr(Scheduler, "_preempt", lambda self, r: (computed.append(r.num_computed), preempt(self, r)))
-    runner = Runner([(1, 4)], [(2, 12)], [(1, 4, 12)], num_blocks=14, prefill_chunk_size=4)
+    runner = Runner([(1, 4)], [(2, 12)], [(1, 4, 12)], num_blocks=14, prefill_chunk_size=4, enable_prefix_caching=False)
     old, young = request("old", 4, max_tokens=9), request("young", 9, max_tokens=3)
     runner.scheduler.add(old)
     for _ in range(2):
@@ -617,6 +619,7 @@ class Scheduling(RuleBasedStateMachine):
         ),
         chunk_size=st.none() | st.integers(1, 5),
         is_offline=st.booleans(),
+        enable_prefix_caching=st.sampled_from([True, True, True, False]),
         num_stages=st.integers(1, 3),
     )
     def start(
@@ -627,6 +630,7 @@ class Scheduling(RuleBasedStateMachine):
         buckets: tuple[Buckets, ...],
         chunk_size: int | None,
         is_offline: bool,
+        enable_prefix_caching: bool,
         num_stages: int,
     ) -> None:
         self.runner = Runner(
@@ -637,6 +641,7 @@ class Scheduling(RuleBasedStateMachine):
             max_processing_samples=6,
             prefill_chunk_size=chunk_size,
             is_offline=is_offline,
+            enable_prefix_caching=enable_prefix_caching,
             num_stages=num_stages,
         )
         self.takes_beams = bool(buckets[1]) and all(batch % 2 == 0 for batch, _ in buckets[1])
@@ -647,7 +652,11 @@ class Scheduling(RuleBasedStateMachine):
     @rule(
         arriving=st.lists(
             st.tuples(
-                st.lists(st.integers(0, 9), min_size=1, max_size=10), st.none() | st.integers(1, 15), st.booleans()
+                # Some of few different tokens, so that they begin alike.
+                st.lists(st.integers(0, 9), min_size=1, max_size=10)
+                | st.lists(st.integers(0, 1), min_size=3, max_size=16),
+                st.none() | st.integers(1, 15),
+                st.booleans(),
             ),
             min_size=1,
             max_size=4,

@@ -23,8 +23,13 @@ from .requests import weights_request
 StartBuild = Callable[..., Build]
 
 
-SMALL: dict[str, Any] = {"prefill_buckets": [[1, 32]], "decode_buckets": [[4, 64]], "max_seq_len_to_capture": 64}
-"""One bucket of each phase: tracing is what takes time here."""
+SMALL: dict[str, Any] = {
+    "prefill_buckets": [[1, 32]],
+    "append_buckets": [],
+    "decode_buckets": [[4, 64]],
+    "max_seq_len_to_capture": 64,
+}
+"""Two buckets: tracing is what takes time here."""
 
 
 @pytest.fixture
