@@ -86,7 +86,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     seed: int | None = None
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
@@ -257,8 +257,8 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     prompt_logprobs: list[dict[int, Logprob] | None] | None
-    num_cached_tokens: int = 0
-    queued_s: float = 0.0
+    num_cached_tokens: int = field(default=0, compare=False)
+    queued_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(eq=False)

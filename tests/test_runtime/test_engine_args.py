@@ -78,6 +78,7 @@ def test_the_defaults() -> None:
         "cache_dir": "$HOME/.cache/furiosa/llm",
         "use_speculative_decoding_if_possible": True,
         "packing_type": "IDENTITY",
+        "enable_prefix_caching": True,
     }
     read = parser(AsyncEngineArgs).parse_args(["--model", "there"])
     assert AsyncEngineArgs.from_cli_args(read) == AsyncEngineArgs(model="there")
