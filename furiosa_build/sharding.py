@@ -91,7 +91,7 @@ def describe(
             "pretrained_id": pretrained_id(plan.spec.model),
             "architecture": plan.outline.architecture,
             "dtype": plan.outline.dtype,
-            "quantization": plan.spec.quantization.scheme if schemes else "none",
+            "quantization": plan.quantization,
             "weights_digest": weights_digest,
         },
         "hf_config": dict(plan.hf_config),
@@ -124,7 +124,7 @@ def _holders(
     stored: Mapping[tuple[int, int], Mapping[str, dict[str, Any]]], parameter: str
 ) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
     """The ranks that have a parameter, and the tensors it is stored as there. A tied one may be in two stages."""
-    return (((place), held[parameter]) for place, held in sorted(stored.items()) if parameter in held)
+    return ((where, held[parameter]) for where, held in sorted(stored.items()) if parameter in held)
 
 
 def _cut(parameter: ParameterOutline, ranks: int) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from quantized import save_quantized
 from safetensors import safe_open
 from safetensors.torch import load_file
 from test_end_to_end.test_parallel import MODELS
@@ -218,3 +219,11 @@ def test_a_mistake_or_a_full_disk_leaves_nothing(user: UserDirectory, monkeypatc
 def test_without_a_directory_there_is_no_such_task(user: UserDirectory) -> None:
     names = [task["basename"] for task in dodo.doit_tasks(user.open())]
     assert "shard" not in names
+
+
+def test_metadata_says_how_a_checkpoint_is_quantized_that_was_taken(user: UserDirectory, tmp_path: Path) -> None:
+    checkpoint = save_quantized(user.root / "tiny", tmp_path / "quantized", "fp8-tensor")
+    assert shard(user, f"quantization.quantize_artifact_path={checkpoint}").status == 0
+    metadata = read_metadata(user.root / "out")
+    assert metadata["model"]["quantization"] == "fp8-tensor"
+    assert metadata["parameters"]["model.layers.0.mlp.up_proj.weight"]["quantization"] == "fp8-tensor"

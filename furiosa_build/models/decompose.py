@@ -51,13 +51,13 @@ def is_core(target: torch._ops.OpOverload) -> bool:
 
 def _write_in_place(value: Node, cache: Node) -> None:
     """`value` is what becomes of `cache`: a chain of writes, each of which begins with the one before."""
-    chain = [value]
-    while chain[-1].args[0] is not cache:
-        [before] = [node for node in chain[-1].all_input_nodes if node is chain[-1].args[0]]
-        chain.append(before)
-    for node in chain:
+    node = value
+    while node is not cache:
         if node.target not in _IN_PLACE:
             raise ValueError(f"a cache is written by {node.target}, which has no form that writes in place")
+        before = node.args[0]
+        assert isinstance(before, Node)
         node.target = _IN_PLACE[node.target]
         node.replace_all_uses_with(cache)
         node.args = (cache, *node.args[1:])
+        node = before

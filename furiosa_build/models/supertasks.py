@@ -149,7 +149,8 @@ class _Trace:
             self._slots = inputs.add("slot_mapping", "activation", ids, torch.int64)
             self._context = {} if shape.is_prefill else self._add_context()
         self._caches = [self._add_cache(block, layer) for block, layer in enumerate(segment.layers)]
-        self._outer = inputs.add_parameters(self._skeleton.outer_parameters())
+        outer = self._skeleton.outer_parameters() if segment.first or segment.last else {}
+        self._outer = inputs.add_parameters(outer)
         self._own = [
             inputs.add_parameters(dict(self._skeleton.layers[layer].named_parameters()), block)
             for block, layer in enumerate(segment.layers)

@@ -97,7 +97,7 @@ class Costs:
         """Of the parameters in the artifact, without the headers of their files."""
         return parameter_bytes(self._plan)
 
-    @property
+    @cached_property
     def compile_worker(self) -> int:
         """Memory of one compile worker."""
         constants = max(map(self._constants, self._plan.steps.values()))

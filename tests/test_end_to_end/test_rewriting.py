@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from quantized import save_quantized
 from test_models.tiny import GEMMA3, LLAMA, save_random_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
@@ -135,6 +136,26 @@ def test_a_sliced_block_of_ranks_and_quantized_weights_is_the_whole_one(
     assert generate(sliced) == plain
 
 
+@pytest.mark.parametrize("form", ["int8", "fp8-tensor"])
+def test_constants_of_a_checkpoint_that_is_quantized_already(
+    users: dict[str, UserDirectory], tmp_path: Path, form: str
+) -> None:
+    checkpoint = save_quantized(users["llama"].root / "tiny", tmp_path / form, form)
+    taken = (*BUCKETS, f"quantization.quantize_artifact_path={checkpoint}")
+    plain = generate(users["llama"].package(*taken))
+    assert generate(users["llama"].package(*taken, "rewriting.embed_all_constants_into_graph=true")) == plain
+
+
+@pytest.mark.parametrize("form", ["int8-plain-dynamic", "fp8-dynamic"])
+def test_rounded_activations_are_of_core_aten_too(users: dict[str, UserDirectory], tmp_path: Path, form: str) -> None:
+    """Tokens may differ, where a number lies between two steps: qualify compares logits with transformers'."""
+    checkpoint = save_quantized(users["llama"].root / "tiny", tmp_path / form, form)
+    decomposed = "rewriting.do_decompositions_for_model_rewrite=true"
+    artifact = build(users["llama"], f"quantization.quantize_artifact_path={checkpoint}", decomposed)
+    assert artifact.model_metadata.quantization == form
+    assert operators_outside_core_aten(users["llama"], artifact) == set()
+
+
 @pytest.mark.parametrize("chunk", [None, 5])
 def test_prompts_in_pieces_have_their_last_block_sliced_too(
     users: dict[str, UserDirectory], expected: dict[str, list[list[int]]], chunk: int | None
@@ -213,18 +234,12 @@ def test_constants_are_in_the_programs_and_nowhere_else(users: dict[str, UserDir
 
 
 def test_decomposed_graphs_call_core_aten_only(users: dict[str, UserDirectory]) -> None:
-    def others(artifact: Artifact) -> set[str]:
-        return {
-            call.op
-            for program in artifact.programs.values()
-            for call in graph_of(users["llama"], program).data.nodes
-            if not call.op.startswith("operator.") and not is_core(resolve(call.op))
-        }
-
     for scheme in ("none", "int8", "fp8"):
         key = f"quantization={scheme}"
-        assert others(build(users["llama"], key))
-        assert others(build(users["llama"], key, "rewriting.do_decompositions_for_model_rewrite=true")) == set()
+        plain = build(users["llama"], key)
+        assert operators_outside_core_aten(users["llama"], plain)
+        decomposed = build(users["llama"], key, "rewriting.do_decompositions_for_model_rewrite=true")
+        assert operators_outside_core_aten(users["llama"], decomposed) == set()
 
 
 def test_the_last_block_does_less_work_in_prefill(users: dict[str, UserDirectory]) -> None:
@@ -271,6 +286,15 @@ def test_what_contradicts_itself_is_refused(
     assert ran.status == 2
     assert [word for word in words if word not in ran.err] == []
     assert not (users["llama"].root / "artifacts" / "refused").exists()
+
+
+def operators_outside_core_aten(user: UserDirectory, artifact: Artifact) -> set[str]:
+    return {
+        call.op
+        for program in artifact.programs.values()
+        for call in graph_of(user, program).data.nodes
+        if not call.op.startswith("operator.") and not is_core(resolve(call.op))
+    }
 
 
 def graph_of(user: UserDirectory, program: Program) -> Graph:
