@@ -41,7 +41,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {**QWEN3, **SHAPE},
     "tied": {**LLAMA, **SHAPE, "tie_word_embeddings": True, "vocab_size": 190},
 }
-PROMPTS = [[5, 9, 100], [3] * 11, [7, 8, 9, 10, 11, 12, 13], [1, 2], [100, 101, 102, 103], [50]]
+PROMPTS = [[5, 9, 101], [3] * 11, [7, 8, 9, 10, 11, 12, 13], [1, 2], [100, 101, 102, 103], [50]]
 NEW = 10
 SCHEMES: tuple[Scheme, ...] = ("none", "int8")
 
