@@ -163,6 +163,27 @@ def test_threads_end_with_an_engine_that_nobody_closes(users: dict[str, UserDire
         assert not thread.is_alive()
 
 
+ABANDON = """
+import sys
+from furiosa_build.runtime import LLMEngine
+from furiosa_build.runtime.rank import Row
+engine = LLMEngine(sys.argv[1])
+for replica in engine._replicas:
+    for _ in range(20):
+        replica.executor.submit("prefill-1x32", [Row([5] * 30, 0, list(range(30)))])
+if sys.argv[2] == "dropped":
+    del engine, replica
+"""
+
+
+@pytest.mark.parametrize("engine", ["kept", "dropped"])
+def test_a_process_may_end_while_batches_are_under_way(users: dict[str, UserDirectory], engine: str) -> None:
+    """A thread that computes when the interpreter is gone would take the process down with it."""
+    artifact = users["llama"].package(*overrides(2, 1, 2))
+    ran = subprocess.run([sys.executable, "-c", ABANDON, artifact, engine], capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def test_stages_work_at_the_same_time(users: dict[str, UserDirectory]) -> None:
     """As many batches as `npu_queue_limit` says are in flight, and no request is in two of them."""
     user = users["llama"]
