@@ -50,6 +50,12 @@ class OpenArtifact:
     artifact: Artifact
     manifest: Manifest
 
+    @property
+    def draft(self) -> OpenArtifact | None:
+        """The draft model's part; None if it has none."""
+        draft = self.artifact.draft
+        return None if draft is None else OpenArtifact(self.directory, draft, self.manifest)
+
     def path(self, file: str) -> Path:
         """The path of one of the artifact's files, by its name in the manifest."""
         return self.directory / file
