@@ -174,7 +174,7 @@ def artifact_data(
     for phase, sizes in buckets.items():
         pipelines += [_pipeline(programs, phase, size, last_only) for size in sizes]
     return {
-        "schema_version": 3,
+        "schema_version": 4,
         "metadata": {
             "artifact_id": "",
             "name": "toy",
