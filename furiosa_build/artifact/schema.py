@@ -19,6 +19,8 @@ MANIFEST_FILE = "manifest.json"
 PROVENANCE_FILE = "provenance.json"
 TIMESTAMP_FILE = "timestamp.json"
 SIGNATURE_FILE = "model.sig"
+DRAFT_DIRECTORY = "draft/"
+"""What the names of the draft model's files begin with."""
 
 
 class Record(BaseModel):
@@ -273,7 +275,10 @@ def to_json(value: Record | dict[str, Any]) -> bytes:
 
 
 def artifact_id(artifact: Artifact, files: dict[str, FileRecord]) -> str:
-    """sha256 of the artifact's content: artifact.json without the id, and the digests of what it describes."""
+    """sha256 of the artifact's content: artifact.json without the id, and the digests of what it describes.
+
+    That of a draft model: its part of artifact.json, and its files.
+    """
     data = artifact.model_dump(mode="json")
     data["metadata"]["artifact_id"] = ""
     described = {path: r.sha256 for path, r in files.items() if path not in (ARTIFACT_FILE, PROVENANCE_FILE)}
