@@ -398,7 +398,7 @@ ARTIFACTS = {
         flip_last_bit(f"{SAVED}/programs/decode-2x64.last.json"),
     ),
     "JSON cut short": ("artifact.json has", "build or copy it again", truncate(f"{SAVED}/artifact.json", -5)),
-    "another schema version": ("artifact.json is of schema version 1", "valid: 3", artifact(schema_version=1)),
+    "another schema version": ("artifact.json is of schema version 1", "valid: 4", artifact(schema_version=1)),
     "another instruction set": (
         "need instruction set 'riscv64'",
         "build it for this machine",
