@@ -99,6 +99,8 @@ class _Replica:
                 if isinstance(cause, Exception) and not isinstance(cause, PeerFailedError):
                     culprit, error = other, cause
                     break
+        for request in culprit.requests:
+            self.scheduler.distrust(request)
         for taken in (batch, *(other for other, _ in later)):
             self.scheduler.take_back(taken)
         return {request.request_id: error for request in culprit.requests}
@@ -399,6 +401,9 @@ class LLMEngine:
                     self._continue(replica, request, rows[:, min(count, rows.shape[1]) - 1].float())
             except Exception as error:  # of this request alone
                 failed[request.request_id] = error
+                # Its tokens may have keys and values that are NaN, with which others would fail as well.
+                if request.request_id in self._requests:
+                    replica.scheduler.distrust(request)
                 continue
             if request.finished:
                 self._forget(request)

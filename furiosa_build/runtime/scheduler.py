@@ -244,6 +244,11 @@ class Scheduler:
             else:
                 self._queue_again(request)
 
+    def distrust(self, request: Request) -> None:
+        """Has no request begin with what a running one has computed."""
+        for sequence in _with_blocks(request):
+            self.blocks.forget(sequence)
+
     def remove(self, request: Request) -> None:
         """Forgets a request, finished or not, and frees its blocks: of one that is in flight when it has run."""
         if request.request_id in self._in_flight:

@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from furiosa_build import faults
 from furiosa_build.artifact.reader import OpenArtifact, open_artifact
 from furiosa_build.artifact.stages import restage
 from furiosa_build.errors import UserError
@@ -646,6 +647,30 @@ def test_logits_that_nothing_can_be_sampled_from_end_their_request_alone(
         "a": toy.expected([2], 12),
         "c": toy.expected([3], 12),
     }
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_nobody_begins_with_what_a_failed_request_has_computed(
+    toy_backend: toy.ToyBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raises: bool
+) -> None:
+    """Its last step gives NaN, or fails. The first piece of its prompt had run, as had a request that began alike."""
+    del toy_backend
+    buckets = {"prefill": [(1, 16)], "append": [(1, 4, 48)], "decode": [(4, 48)]}
+    engine = LLMEngine(toy.write_artifact(tmp_path / "a", toy.artifact_data(buckets, block_size=4)))
+    begins, bad = list(range(12)), list(range(20))
+    assert run(engine, begins, greedy()).outputs[0].token_ids == toy.expected(begins, 12)
+    engine.add_request("bad", bad, greedy())
+    engine.step()
+    with monkeypatch.context() as patch:
+        if raises:
+            patch.setenv(faults.VARIABLE, "request:bad@step=errno:EIO")
+        else:
+            patch.setattr(toy.ToyProgram, "last", lambda self, hidden, table: table[hidden] * math.nan)
+        with pytest.raises(StepFailedError):
+            drain(engine)
+    again = run(engine, bad, greedy())
+    assert (again.num_cached_tokens, again.outputs[0].token_ids) == (0, toy.expected(bad, 12))
+    assert run(engine, bad, greedy()).num_cached_tokens == 16
 
 
 def test_a_program_that_fails_ends_the_requests_of_its_batch_alone(
