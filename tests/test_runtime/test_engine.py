@@ -627,6 +627,31 @@ def test_abort(engine: LLMEngine) -> None:
     assert tokens_of(outputs) == [toy.expected([1, 2, 3], 12)] * 2
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_id_of_an_aborted_request_may_be_used_again_while_its_batch_is_under_way(
+    opened: OpenArtifact, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Also if that batch fails then."""
+    prefill = toy.ToyProgram.prefill
+
+    def failing(self: toy.ToyProgram, hidden: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        if fails and hidden.shape == (1, 16):
+            raise ValueError("of the aborted request")
+        return prefill(self, hidden, *others)
+
+    monkeypatch.setattr(toy.ToyProgram, "prefill", failing)
+    in_stages = OpenArtifact(opened.directory, restage(opened.artifact, 2), opened.manifest)
+    with closing(LLMEngine(in_stages)) as engine:
+        [replica] = engine._replicas
+        engine.add_request("again", [5] * 12, greedy())
+        replica.fill()
+        assert [(r.request_id, len(r.tokens)) for r in replica.scheduler.in_flight] == [("again", 12)]
+        engine.abort_request("again")
+        engine.add_request("again", [6], greedy())
+        engine.check_integrity()
+        assert drain(engine)["again"].outputs[0].token_ids == toy.expected([6], 12)
+
+
 def test_logits_that_nothing_can_be_sampled_from_end_their_request_alone(
     toy_backend: toy.ToyBackend, tmp_path: Path
 ) -> None:
@@ -665,7 +690,7 @@ def test_nobody_begins_with_what_a_failed_request_has_computed(
         if raises:
             patch.setenv(faults.VARIABLE, "request:bad@step=errno:EIO")
         else:
-            patch.setattr(toy.ToyProgram, "last", lambda self, hidden, table: table[hidden] * math.nan)
+            patch.setattr(toy.ToyProgram, "last", lambda _, hidden, table: table[hidden] * math.nan)
         with pytest.raises(StepFailedError):
             drain(engine)
     again = run(engine, bad, greedy())
