@@ -296,7 +296,7 @@ ROWS: Mapping[str, tuple[Change, list[str]]] = {
     ),
     "prompts in pieces": (
         override("scheduler.prefill_chunk_size=8", "buckets.append_buckets=null"),
-        [*programs(*KINDS, buckets=("append-1x32x64",)), *ARTIFACT],
+        [*programs(*KINDS, buckets=("append-1x8x64",)), *ARTIFACT],
     ),
     "beams": (
         override("buckets.kv_cache_sharing_across_beams_config={beam_width:2,max_new_tokens:8}"),
