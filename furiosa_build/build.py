@@ -130,7 +130,8 @@ class Build:
         """
         build, own = self._origin(name)
         if build is not self:
-            return build.run(own)
+            with _of_draft(build.spec.name):
+                return build.run(own)
         step, full = self.plan.steps[name], self._full(name)
         with _failing(full), doing(full), metered(self.store.meter_path(full)):
             if full not in self.done:
@@ -239,13 +240,12 @@ class Build:
     def _open_draft(self) -> Build | None:
         if self.recipe.draft is None:
             return None
-        name, sizes = self.recipe.draft.spec.name, [self.hf_config["vocab_size"]]
+        name = self.recipe.draft.spec.name
         with _of_draft(name):
             draft = Build(self.recipe.draft, self.cwd, self)
-        if draft.hf_config["vocab_size"] != sizes[0]:
-            what = (
-                f"the draft {name!r} has a vocabulary of {draft.hf_config['vocab_size']} tokens, the model {sizes[0]}"
-            )
+        own, found = (build.hf_config["vocab_size"] for build in (self, draft))
+        if own != found:
+            what = f"the draft {name!r} has a vocabulary of {found} tokens, the model of {own}"
             raise UserError(what, where="speculative.recipe", valid="a model with the same vocabulary")
         return draft
 
