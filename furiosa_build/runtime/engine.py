@@ -174,7 +174,6 @@ class LLMEngine:
                 self.artifact.pipelines,
                 BlockManager(num_blocks, block_size),
                 spare_blocks_ratio=defaults.spare_blocks_ratio,
-                max_processing_samples=defaults.max_processing_samples,
                 prefill_chunk_size=defaults.prefill_chunk_size,
                 is_offline=defaults.is_offline,
                 num_stages=executor.num_stages if executor.is_concurrent else 1,

@@ -14,12 +14,12 @@ keys and values that it had.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import takewhile
 
 from furiosa_build.artifact.schema import Pipeline
-from furiosa_build.errors import EngineFullError, UserError
+from furiosa_build.errors import UserError
 from furiosa_build.runtime.beam_search import Continuation
 from furiosa_build.runtime.buckets import Buckets, num_rows, prefill_cost
 from furiosa_build.runtime.kv_cache import BlockManager
@@ -43,17 +43,44 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class BucketUse:
+    """What has run through a bucket, which is named by its first four fields as `Pipeline` is.
+
+    Attributes:
+        batches: Runs of the bucket.
+        tokens: That were computed in them. The other places were padding.
+    """
+
+    phase: str
+    batch_size: int
+    query_length: int
+    context_length: int
+    batches: int = 0
+    tokens: int = 0
+
+    @property
+    def places(self) -> int:
+        """For tokens, in all runs."""
+        return self.batches * self.batch_size * self.query_length
+
+    def plus(self, batches: int, tokens: int) -> BucketUse:
+        """The same bucket after so many more."""
+        return replace(self, batches=self.batches + batches, tokens=self.tokens + tokens)
+
+
+@dataclass(frozen=True)
 class EngineStats:
     """What an engine, or the scheduler of a replica, has done and has under way.
 
     Attributes:
         prompt_tokens: Of the requests that have begun to run; each counts once.
         cached_tokens: Those of them whose keys and values were in the KV cache already.
-        preemptions: How often a request gave way to another.
+        preemptions: How often a request gave its KV blocks back for another, and is computed again.
         running: Requests that have KV blocks.
         waiting: Requests that have none yet, or none any more.
         kv_blocks_used: KV blocks that running requests have.
         kv_blocks: KV blocks that there are.
+        buckets: Of every bucket by its name, also of those that never ran.
     """
 
     prompt_tokens: int
@@ -63,10 +90,16 @@ class EngineStats:
     waiting: int
     kv_blocks_used: int
     kv_blocks: int
+    buckets: Mapping[str, BucketUse]
 
     def __add__(self, other: EngineStats) -> EngineStats:
-        pairs = zip(astuple(self), astuple(other), strict=True)
-        return EngineStats(*(own + others for own, others in pairs))
+        """Of both together, which have the same buckets."""
+        names = [each.name for each in fields(self) if each.name != "buckets"]
+        buckets = {
+            name: use.plus(other.buckets[name].batches, other.buckets[name].tokens)
+            for name, use in self.buckets.items()
+        }
+        return EngineStats(**{name: getattr(self, name) + getattr(other, name) for name in names}, buckets=buckets)
 
 
 @dataclass(frozen=True)
@@ -105,16 +138,18 @@ class Scheduler:
         blocks: BlockManager,
         *,
         spare_blocks_ratio: float,
-        max_processing_samples: int,
         prefill_chunk_size: int | None = None,
         is_offline: bool = False,
         num_stages: int = 1,
         enable_prefix_caching: bool = True,
     ) -> None:
         self.blocks = blocks
+        pipelines = list(pipelines)
         self._buckets = Buckets(pipelines, prefill_chunk_size)
+        self._bucket_use = {
+            p.name: BucketUse(p.phase, p.batch_size, p.query_length, p.context_length) for p in pipelines
+        }
         self._spare_blocks = int(spare_blocks_ratio * blocks.num_blocks)
-        self._max_processing_samples = max_processing_samples
         self._is_offline = is_offline
         self._waiting: list[Request] = []
         self._running: list[Request] = []
@@ -148,16 +183,11 @@ class Scheduler:
         """Ids of the requests of batches that have been scheduled and have not advanced."""
         return frozenset(self._in_flight)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether `max_processing_samples` requests are under way."""
-        return self.num_unfinished >= self._max_processing_samples
-
     def add(self, request: Request) -> None:
         """Queues a new request.
 
         Raises:
-            UserError: Too many requests; a prompt that no bucket takes; more KV blocks than there are.
+            UserError: A prompt that no bucket takes; more KV blocks than there are.
         """
         self._refuse_if_impossible(request)
         request.arrival = self._arrivals
@@ -184,6 +214,8 @@ class Scheduler:
 
     def advance(self, batch: Batch) -> list[Request]:
         """Notes that `batch` has run. Returns the requests whose next token its logits give."""
+        tokens = sum(n * len(batch.sequences(r)) for r, n in zip(batch.requests, batch.counts, strict=True))
+        self._bucket_use[batch.pipeline.name] = self._bucket_use[batch.pipeline.name].plus(1, tokens)
         for request, count in zip(batch.requests, batch.counts, strict=True):
             request.num_computed += count
             if self._enable_prefix_caching:
@@ -210,7 +242,7 @@ class Scheduler:
                 self._leaving.remove(request.request_id)
                 self.remove(request)
             else:
-                self._preempt(request)
+                self._queue_again(request)
 
     def remove(self, request: Request) -> None:
         """Forgets a request, finished or not, and frees its blocks: of one that is in flight when it has run."""
@@ -253,6 +285,7 @@ class Scheduler:
             waiting=len(self._waiting),
             kv_blocks_used=self.blocks.num_blocks - self.blocks.num_free,
             kv_blocks=self.blocks.num_blocks,
+            buckets=dict(self._bucket_use),
         )
 
     def check_integrity(self) -> None:
@@ -436,10 +469,14 @@ class Scheduler:
             self.blocks.free(sequence)
 
     def _preempt(self, request: Request) -> None:
+        self._preemptions += 1
+        self._queue_again(request)
+
+    def _queue_again(self, request: Request) -> None:
+        """Takes the blocks of a running request back, which then waits for others."""
         self._running.remove(request)
         self._free_blocks(request)
         request.num_computed = 0
-        self._preemptions += 1
         insort(self._waiting, request, key=self._turn)
 
     # Refusal
@@ -447,8 +484,6 @@ class Scheduler:
     def _refuse_if_impossible(self, request: Request) -> None:
         where = f"request {request.request_id!r}"
         prompt, max_tokens = len(request.prompt_token_ids), request.params.max_tokens
-        if self.is_full:
-            raise EngineFullError(self._max_processing_samples)
         if prompt > self.max_prompt_tokens:
             buckets = ", ".join(self._buckets.prefill_names) or "none"
             raise UserError(

@@ -392,6 +392,10 @@ def test_stats_are_of_all_replicas(toy_backend: toy.ToyBackend, tmp_path: Path) 
     stats = engine.stats()
     assert (stats.running + stats.waiting, stats.kv_blocks) == (3, 128)
     assert stats.kv_blocks_used == stats.prompt_tokens == 3 * stats.running
+    drain(engine)
+    buckets = engine.stats().buckets
+    assert list(buckets) == [pipeline.name for pipeline in engine.artifact.pipelines]
+    assert sum(use.tokens for use in buckets.values()) == 3 * (3 + 11)
     engine.close()
 
 

@@ -192,7 +192,7 @@ def arrivals(runner: Runner, long: Request, prompt: int, max_tokens: int) -> lis
     runner.scheduler.add(long)
     while long.request_id not in runner.finished:
         number = len(ran)
-        if not runner.scheduler.is_full:
+        if runner.scheduler.num_unfinished < 8:
             tokens = [number * prompt + place for place in range(prompt)]
             runner.scheduler.add(request(f"short {number}", tokens, max_tokens))
         batch = runner.step()
@@ -205,7 +205,7 @@ def arrivals(runner: Runner, long: Request, prompt: int, max_tokens: int) -> lis
 @pytest.mark.parametrize("max_tokens", [1, 2, 5])
 def test_a_long_request_ends_under_a_stream_of_short_ones(max_tokens: int) -> None:
     """Those that end with their first token need no decode step and keep no place: they alone could go on for ever."""
-    runner = Runner([(1, 8)], [(4, 96)], [(1, 8, 96)], num_blocks=400, max_processing_samples=8)
+    runner = Runner([(1, 8)], [(4, 96)], [(1, 8, 96)], num_blocks=400)
     long = request("long", 60, max_tokens=20)
     ran = arrivals(runner, long, 3, max_tokens)
     # 8 pieces, with at most one step of others between; then at most 4 prefills, as many as places, for each token.
@@ -226,7 +226,7 @@ def test_a_decode_step_never_waits_for_more_than_a_piece_of_a_long_prompt() -> N
 
 
 def test_waiting_long_prompts_are_not_overtaken_for_lack_of_blocks() -> None:
-    runner = Runner([(1, 8)], [(4, 32)], [(1, 8, 32)], num_blocks=40, max_processing_samples=8)
+    runner = Runner([(1, 8)], [(4, 32)], [(1, 8, 32)], num_blocks=40)
     long = request("long", 30, max_tokens=2)
     runner.scheduler.add(request("before", 20, max_tokens=8))
     for _ in range(3):

@@ -72,7 +72,6 @@ class Runner:
         num_blocks: int,
         block_size: int = 1,
         spare_blocks_ratio: float = 0.0,
-        max_processing_samples: int = 1000,
         prefill_chunk_size: int | None = None,
         is_offline: bool = False,
         enable_prefix_caching: bool = True,
@@ -82,7 +81,6 @@ class Runner:
             pipelines(prefill, decode, append),
             BlockManager(num_blocks, block_size),
             spare_blocks_ratio=spare_blocks_ratio,
-            max_processing_samples=max_processing_samples,
             prefill_chunk_size=prefill_chunk_size,
             is_offline=is_offline,
             enable_prefix_caching=enable_prefix_caching,
@@ -273,6 +271,7 @@ def test_the_youngest_is_preempted_and_recomputed() -> None:
     assert runner.finished["young"] == continuation([1, 2, 3, 4], 7)
     assert runner.finished["old"] == continuation([1, 2, 3, 4], 7)
     assert list(runner.finished) == ["old", "young"]
+    assert runner.scheduler.stats().preemptions == 1
 
 
 def test_the_preempted_is_first_in_the_queue_again() -> None:
@@ -308,15 +307,53 @@ def refused(runner: Runner, prompt: int, max_tokens: int | None, message: str) -
 
 
 def test_refusals() -> None:
-    runner = Runner([(1, 8), (2, 16)], [(1, 32)], num_blocks=5, block_size=4, max_processing_samples=2)
+    runner = Runner([(1, 8), (2, 16)], [(1, 32)], num_blocks=5, block_size=4)
     refused(runner, 17, 1, r"17 tokens(.|\n)*at most 16 tokens; buckets: prefill-1x8, prefill-2x16")
     refused(runner, 10, 12, "may need 6 KV blocks, and there are 5")
     refused(runner, 10, None, "may need 8 KV blocks")
     runner.scheduler.add(request("fits", 10, 11))
     runner.scheduler.add(request("fits too", 10, 1))
-    refused(runner, 1, 1, "2 requests are under way")
     runner.run_all()
-    assert not runner.scheduler.is_full
+    assert list(runner.finished) == ["fits", "fits too"]
+
+
+# Figures
+
+
+def test_the_use_of_every_bucket_is_counted() -> None:
+    append = [(1, 4, 32)]
+    runner = Runner([(1, 8), (2, 8), (4, 8)], [(4, 32)], append, num_blocks=200, enable_prefix_caching=False)
+    for name, prompt in (("cut", 11), ("a", 3), ("b", 5)):
+        runner.scheduler.add(request(name, prompt, max_tokens=3))
+    runner.scheduler.add(beam_request("beams", 6, max_tokens=2))
+    use: dict[str, list[int]] = {}
+    while (batch := runner.step()) is not None:
+        batches, tokens = use.get(batch.pipeline.name, (0, 0))
+        rows = sum(len(batch.sequences(r)) * n for r, n in zip(batch.requests, batch.counts, strict=True))
+        use[batch.pipeline.name] = [batches + 1, tokens + rows]
+    buckets = runner.scheduler.stats().buckets
+    assert list(buckets) == ["prefill-1x8", "prefill-2x8", "prefill-4x8", "append-1x4x32", "decode-4x32"]
+    assert {name: [each.batches, each.tokens] for name, each in buckets.items() if each.batches} == use
+    # Every token but each text's last is computed once.
+    assert sum(each.tokens for each in buckets.values()) == (11 + 3 + 5 + 6) + 3 * 2 + 2 * 1
+    rest = buckets["append-1x4x32"]
+    assert (rest.phase, rest.batch_size, rest.query_length, rest.context_length) == ("append", 1, 4, 32)
+    assert (rest.batches, rest.tokens, rest.places) == (1, 3, 4)
+    assert buckets["prefill-2x8"].places == 16 * buckets["prefill-2x8"].batches
+
+
+def test_what_failed_to_run_is_not_counted() -> None:
+    """Neither as a batch, nor as a preemption: that is what a lack of KV blocks does."""
+    scheduler = Runner([(2, 4)], [(2, 12)], num_blocks=10, enable_prefix_caching=False).scheduler
+    for name in ("old", "young"):
+        scheduler.add(request(name, 4, max_tokens=7))
+    for _ in range(3):
+        batch = scheduler.schedule()
+        assert batch is not None
+        scheduler.take_back(batch)
+    stats = scheduler.stats()
+    assert (stats.preemptions, stats.running, stats.waiting) == (0, 0, 2)
+    assert not any(use.batches or use.tokens for use in stats.buckets.values())
 
 
 # Prompts in pieces
@@ -638,7 +675,6 @@ class Scheduling(RuleBasedStateMachine):
             num_blocks=num_blocks,
             block_size=block_size,
             spare_blocks_ratio=spare,
-            max_processing_samples=6,
             prefill_chunk_size=chunk_size,
             is_offline=is_offline,
             enable_prefix_caching=enable_prefix_caching,
@@ -677,12 +713,7 @@ class Scheduling(RuleBasedStateMachine):
         if beams and self.takes_beams:
             needed = scheduler.blocks.blocks_for(len(prompt)) + 2 * (number - 1)
             new, expected = beam_request(name, prompt, number), best_beams
-        possible = (
-            scheduler.num_unfinished < 6
-            and len(prompt) <= scheduler.max_prompt_tokens
-            and needed <= scheduler.blocks.num_blocks
-        )
-        if possible:
+        if len(prompt) <= scheduler.max_prompt_tokens and needed <= scheduler.blocks.num_blocks:
             scheduler.add(new)
             self.alive[name] = new
             self.expected[name] = expected(prompt, number)
