@@ -146,7 +146,6 @@ class Generation:
                 self._metrics.per_token.observe((now - first[0]) / (tokens - first[1]))
             self._metrics.duration.observe(now - started)
             self._metrics.finished.labels(reason).inc()
-            self._metrics.prompt_tokens.inc(len(prompt))
             self._metrics.generated_tokens.inc(tokens)
             self.generated_tokens += tokens
             self._reasons.append(reason)
