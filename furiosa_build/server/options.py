@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +33,7 @@ class ServerOptions(BaseModel):
     served_model_name: str | None = Field(None, description="The model's name in requests. (default: the artifact's)")
 
     tokenizer: str | None = Field(None, description="Directory with the files of another tokenizer.")
+    seed: int | None = Field(None, description="Of requests that have none of their own. (default: drawn)")
     devices: str | None = Field(None, description="What to run on, such as cpu or npu:0:0-3.")
     tensor_parallel_size: int | None = Field(None, description="Ranks of a stage; fixed when an artifact is built.")
     pipeline_parallel_size: int | None = Field(None, description="Stages that the layers are divided among.")
@@ -83,20 +85,7 @@ class ServerOptions(BaseModel):
         return found
 
 
-_ENGINE = (
-    "tokenizer",
-    "devices",
-    "tensor_parallel_size",
-    "pipeline_parallel_size",
-    "data_parallel_size",
-    "paged_attention_num_blocks",
-    "npu_queue_limit",
-    "max_processing_samples",
-    "spare_blocks_ratio",
-    "is_offline",
-    "prefill_chunk_size",
-    "enable_prefix_caching",
-)
+_ENGINE = ServerOptions.model_fields.keys() & {each.name for each in fields(AsyncEngineArgs)}
 
 
 def add_cli_args(parser: argparse.ArgumentParser) -> None:

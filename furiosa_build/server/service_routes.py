@@ -20,8 +20,8 @@ def make_router(service: Service) -> APIRouter:
 
     @router.get("/health")
     async def health() -> Response:
-        """200 when requests are taken; 503 while the model is loaded, and while the server drains. Empty."""
-        return Response(status_code=200 if service.phase == "ready" else 503)
+        """Empty. 200 when requests are taken; 503 while the model is loaded or the server drains, or the engine failed."""
+        return Response(status_code=200 if service.is_healthy else 503)
 
     @router.get("/version")
     async def version() -> Json:
