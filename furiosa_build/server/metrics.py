@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from furiosa_build.runtime.scheduler import EngineStats
 
@@ -48,8 +49,12 @@ class Metrics:
             gauge = Gauge(f"furiosa_{name}", help_text, registry=self._registry)
             gauge.set_function(lambda name=name: getattr(stats(), name, 0))  # type: ignore[misc]
 
+        tasks = Gauge("furiosa_tasks", "Coroutines under way.", registry=self._registry)
+        tasks.set_function(lambda: len(asyncio.all_tasks()))
+        ProcessCollector(registry=self._registry)
+
     def text(self) -> bytes:
-        """In the form that Prometheus reads."""
+        """In the form that Prometheus reads. Called in the event loop's thread."""
         return generate_latest(self._registry)
 
     def _seconds(self, name: str, help_text: str) -> Histogram:

@@ -17,6 +17,7 @@ from furiosa_build.errors import BuildError, UserError
 from furiosa_build.runtime.async_engine import AsyncLLMEngine
 from furiosa_build.server import logs
 from furiosa_build.server.app import create_app
+from furiosa_build.server.connection import Connection
 from furiosa_build.server.options import ServerOptions
 from furiosa_build.server.service import Service
 
@@ -43,6 +44,7 @@ def serve(artifact: str | Path, options: ServerOptions) -> None:
         log_config=None,
         access_log=False,
         server_header=True,
+        http=Connection,
         lifespan="off",
         ws="none",
     )
