@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from furiosa_build.runtime.request import RequestOutput, SamplingParams
-from furiosa_build.server.errors import ApiError, api_error, bad_request, unavailable
+from furiosa_build.server.errors import api_error, bad_request, timed_out, unavailable
 from furiosa_build.server.middleware import log_fields
 from furiosa_build.server.service import Service
 
@@ -106,9 +106,7 @@ class Generation:
         try:
             await asyncio.wait_for(self._service.cut.wait(), seconds)
         except TimeoutError:
-            # OpenAI's client would otherwise do it all again.
-            headers = {"x-should-retry": "false"}
-            self._error = ApiError(408, f"the request took longer than {seconds} s", code="timeout", headers=headers)
+            self._error = timed_out(seconds)
         else:
             self._error = unavailable("the server is shutting down")
         self._stop()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -41,9 +42,12 @@ class Metrics:
         self.queue = self._seconds("furiosa_queue_seconds", "From a request to its first step.")
         self.duration = self._seconds("furiosa_request_seconds", "From a request to the end of its text.")
         self._registry.register(_OfEngine(stats))
+        tasks = Gauge("furiosa_tasks", "Coroutines under way.", registry=self._registry)
+        tasks.set_function(lambda: len(asyncio.all_tasks()))
+        ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
-        """In the form that Prometheus reads."""
+        """In the form that Prometheus reads. Called in the event loop's thread."""
         return generate_latest(self._registry)
 
     def _seconds(self, name: str, help_text: str) -> Histogram:

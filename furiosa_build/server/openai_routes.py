@@ -13,8 +13,10 @@ from fastapi.responses import JSONResponse, Response
 from furiosa_build.runtime.request import CompletionOutput, Logprob
 from furiosa_build.server import event_stream, prompts, tools
 from furiosa_build.server.answers import Answer, Json, News, chat_logprobs, usage
+from furiosa_build.server.descriptions import OF_GENERATION, ChatCompletion, Completion, Models, answers
 from furiosa_build.server.errors import ApiError, bad_request
 from furiosa_build.server.generation import Generation
+from furiosa_build.server.json_route import JsonRoute
 from furiosa_build.server.middleware import log_fields
 from furiosa_build.server.protocol import ChatRequest, CompletionRequest, Sampling
 from furiosa_build.server.service import Service
@@ -26,9 +28,9 @@ MakeChoice = Callable[[int, News, CompletionOutput], Json]
 
 def make_router(service: Service) -> APIRouter:
     """The routes of a server."""
-    router = APIRouter(prefix="/v1")
+    router = APIRouter(prefix="/v1", route_class=JsonRoute)
 
-    @router.get("/models")
+    @router.get("/models", responses=answers(Models))
     async def models() -> Json:
         artifact = service.engine.artifact
         model = {
@@ -41,7 +43,7 @@ def make_router(service: Service) -> APIRouter:
         }
         return {"object": "list", "data": [model]}
 
-    @router.post("/completions")
+    @router.post("/completions", responses=answers(Completion, streams=True) | OF_GENERATION)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         service.check_model(body.model)
         if body.echo and body.logprobs is not None:
@@ -68,7 +70,7 @@ def make_router(service: Service) -> APIRouter:
         generation = Generation(service, request, tokens, params)
         return await _answer(request, body, generation, answer, choice, choice)
 
-    @router.post("/chat/completions")
+    @router.post("/chat/completions", responses=answers(ChatCompletion, streams=True) | OF_GENERATION)
     async def chat(body: ChatRequest, request: Request) -> Response:
         service.check_model(body.model)
         use = tools.use_of(body)

@@ -122,7 +122,7 @@ def run(artifact: str | Path, options: ServerOptions) -> None:
     try:
         from furiosa_build.server.serve import serve
     except ModuleNotFoundError as error:
-        if error.name not in ("fastapi", "prometheus_client", "starlette", "uvicorn"):
+        if error.name not in ("fastapi", "jiter", "prometheus_client", "starlette", "uvicorn"):
             raise
         hint = "pip install 'furiosa-build[serve]'"
         raise UserError(f"serving needs the extra `serve`: {error}", where="serve", hint=hint) from error

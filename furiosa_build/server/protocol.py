@@ -122,7 +122,8 @@ class CompletionRequest(Sampling):
     prompt: (
         Annotated[str, Field(min_length=1)]
         | TokenIds
-        | Annotated[list[Annotated[str, Field(min_length=1)]] | list[TokenIds], Field(min_length=1, max_length=MAX_N)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_N)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_N)]
     )
     max_tokens: int | None = Field(16, ge=1)
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)

@@ -20,6 +20,7 @@ from furiosa_build.runtime.async_engine import AsyncLLMEngine
 from furiosa_build.runtime.engine_args import AsyncEngineArgs
 from furiosa_build.server import logs
 from furiosa_build.server.app import create_app
+from furiosa_build.server.connection import Connection
 from furiosa_build.server.options import ServerOptions
 from furiosa_build.server.service import Service
 
@@ -46,6 +47,7 @@ def serve(artifact: str | Path, options: ServerOptions) -> None:
         log_config=None,
         access_log=False,
         server_header=True,
+        http=Connection,
         lifespan="off",
         ws="none",
     )
