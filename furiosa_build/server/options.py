@@ -46,6 +46,10 @@ class ServerOptions(BaseModel):
     prefill_chunk_size: int | None = Field(None, description="Most tokens of a prompt that run at once.")
     enable_prefix_caching: bool = Field(True, description="Whether requests share the KV blocks of equal beginnings.")
 
+    num_speculative_tokens: int | None = Field(None, description="Tokens that the draft proposes at a time.")
+    use_speculative_decoding_if_possible: bool = Field(True, description="Whether to use the artifact's draft.")
+    speculative_model_paged_attention_num_blocks: int | None = Field(None, description="KV blocks of the draft.")
+
     api_key_file: str | None = Field(
         None, description=f"File of API keys, one a line. Or in the variable {API_KEYS_VARIABLE}, by commas."
     )

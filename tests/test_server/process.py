@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import ssl
 import subprocess
 import sys
 import threading
@@ -23,8 +24,9 @@ PATIENCE_S = 60
 class Server:
     """A running server: its process, its address, its log."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], certificate: Path | None = None) -> None:
         self.process = process
+        self._verify = True if certificate is None else ssl.create_default_context(cafile=certificate)
         self.log: list[dict[str, Any]] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -59,7 +61,7 @@ class Server:
 
     @property
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
+        return httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False, verify=self._verify)
 
     def metric(self, name: str) -> float:
         """The sum of a metric's series."""
@@ -76,15 +78,30 @@ class Server:
 
 
 @contextmanager
-def server(artifact: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """A server that is being loaded; killed at the end."""
-    code = "from furiosa_build.llm_cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", str(artifact), "--port", "0", *options]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-    )
+def server(
+    target: Path | str,
+    *options: str,
+    environment: Mapping[str, str] | None = None,
+    cli: str = "llm_cli",
+    certificate: Path | None = None,
+    **more: Any,
+) -> Iterator[Server]:
+    """A server that is being loaded; killed at the end.
+
+    Args:
+        target: What is served.
+        options: Of the command line.
+        environment: Beside this process's own.
+        cli: The module of the command.
+        certificate: The server's, if it speaks TLS.
+        more: Of Popen.
+    """
+    code = f"from furiosa_build.{cli} import main; main()"
+    command = [sys.executable, "-c", code, "serve", str(target), "--port", "0", *options]
+    all_of_it = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=all_of_it, **more)
     try:
-        yield Server(process)
+        yield Server(process, certificate)
     finally:
         process.kill()
         process.wait(PATIENCE_S)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from furiosa_build import cli, llm_cli
 from furiosa_build.errors import UserError
+from furiosa_build.runtime.engine_args import AsyncEngineArgs
 from furiosa_build.server.options import ServerOptions, from_cli_args
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "serving.md"
@@ -46,6 +48,16 @@ def test_those_of_the_engine_reach_its_arguments() -> None:
         0.5,
     )
     assert args.tokenizer is None
+
+
+def test_every_argument_of_the_engine_is_an_option() -> None:
+    """But those of which there is one value only, and `model`, which is what is served."""
+    of_engine = {each.name for each in fields(AsyncEngineArgs)}
+    left_out = {"model", "tokenizer_mode", "cache_dir", "backend", "packing_type"}
+    assert of_engine - set(ServerOptions.model_fields) == left_out
+    given = {"seed": 5, "enable_prefix_caching": False, "prefill_chunk_size": 64, "num_speculative_tokens": 2}
+    args = ServerOptions(**given).engine_args("there")  # type: ignore[arg-type]
+    assert {name: getattr(args, name) for name in given} == given
 
 
 @pytest.mark.parametrize(
