@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from furiosa_build.runtime.scheduler import BucketUse, EngineStats
@@ -37,6 +39,13 @@ def samples(text: str) -> Samples:
     }
 
 
+def text(metrics: Metrics) -> str:
+    async def in_a_loop() -> bytes:
+        return metrics.text()
+
+    return asyncio.run(in_a_loop()).decode()
+
+
 def test_the_engines_numbers() -> None:
     expected = {
         ("furiosa_running",): 2,
@@ -53,7 +62,7 @@ def test_the_engines_numbers() -> None:
         ("furiosa_bucket_tokens_total", "decode", "4", "1", "128"): 20,
         ("furiosa_bucket_places_total", "decode", "4", "1", "128"): 28,
     }
-    found = samples(Metrics(lambda: STATS).text().decode())
+    found = samples(text(Metrics(lambda: STATS)))
     assert expected.items() <= found.items()
     assert sum(name[0].startswith("furiosa_bucket_") for name in found) == 6
 
@@ -61,9 +70,9 @@ def test_the_engines_numbers() -> None:
 def test_they_are_asked_for_when_they_are_read() -> None:
     now: list[EngineStats | None] = [None]
     metrics = Metrics(lambda: now[0])
-    assert b"furiosa_running" not in metrics.text()  # while there is no engine
+    assert "furiosa_running" not in text(metrics)  # while there is no engine
     now[0] = STATS
-    assert b"furiosa_running 2.0" in metrics.text()
+    assert "furiosa_running 2.0" in text(metrics)
 
 
 def test_the_use_of_buckets(running: Server) -> None:
