@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import queue
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from openai import OpenAI
@@ -59,7 +62,15 @@ class Server:
 
     @property
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
+        return httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False, verify=False)
+
+    def connect(self, connection: socket.socket | None = None) -> socket.socket:
+        """A connection, through that socket if one is given."""
+        connection = connection or socket.socket()
+        connection.settimeout(PATIENCE_S)
+        url = urlsplit(self.url)
+        connection.connect((url.hostname, url.port))
+        return connection
 
     def metric(self, name: str) -> float:
         """The sum of a metric's series."""
@@ -73,6 +84,13 @@ class Server:
             if not any(map(self.metric, ("furiosa_running", "furiosa_waiting", "furiosa_kv_blocks_used"))):
                 return
         raise AssertionError("requests go on, or hold KV blocks")
+
+
+def answer(connection: socket.socket) -> tuple[HTTPResponse, bytes]:
+    """What is answered there, and its body."""
+    answer = HTTPResponse(connection)
+    answer.begin()
+    return answer, answer.read()
 
 
 @contextmanager

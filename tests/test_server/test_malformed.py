@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
 from . import malformed
 from .malformed import MAX_BODY_BYTES, ROUTES, Malformed
-from .process import PATIENCE_S, Server, server
+from .process import Server, answer, server
 
 NUMBER = 2000
 SEED = 5
@@ -27,33 +25,26 @@ def small(chat_artifact: Path) -> Iterator[Server]:
         yield started
 
 
-def connect(server: Server) -> socket.socket:
-    url = urlsplit(server.url)
-    return socket.create_connection((url.hostname or "", url.port or 0), timeout=PATIENCE_S)
-
-
 def ask(server: Server, request: Malformed) -> tuple[int, bytes]:
     """The status and the body of the answer."""
-    with connect(server) as connection:
+    with server.connect() as connection:
         connection.sendall(request.data)
         if request.ends:
             connection.shutdown(socket.SHUT_WR)
-        answer = http.client.HTTPResponse(connection)
-        answer.begin()
-        return answer.status, answer.read()
+        head, body = answer(connection)
+        return head.status, body
 
 
 def fill_pool(server: Server) -> None:
     """Has the server's pool of threads, which encode texts, grow to its size: all ask before one is answered."""
     body = json.dumps({"prompt": "word " * 3000}).encode()
-    connections = [connect(server) for _ in range(64)]
+    connections = [server.connect() for _ in range(64)]
     for connection in connections:
         connection.sendall(malformed.http("/tokenize", body))
     for connection in connections:
         with connection:
-            answer = http.client.HTTPResponse(connection)
-            answer.begin()
-            assert answer.status == 200
+            head, _ = answer(connection)
+            assert head.status == 200
 
 
 def holdings(server: Server) -> dict[str, float]:
