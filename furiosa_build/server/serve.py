@@ -118,7 +118,8 @@ class _Server(uvicorn.Server):
             self.should_exit = True
             return error
         self._service.start(engine)
-        logger.info("ready", extra={"fields": {"model": self._service.model_name}})
+        loaded = {"model": self._service.model_name, "artifact_id": engine.artifact.metadata.artifact_id}
+        logger.info("ready", extra={"fields": loaded})
         return None
 
 

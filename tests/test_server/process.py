@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import queue
+import socket
 import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from openai import OpenAI
@@ -26,7 +29,7 @@ class Server:
 
     def __init__(self, process: subprocess.Popen[str], certificate: Path | None = None) -> None:
         self.process = process
-        self._verify = True if certificate is None else ssl.create_default_context(cafile=certificate)
+        self._verify = certificate is not None and ssl.create_default_context(cafile=certificate)
         self.log: list[dict[str, Any]] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -63,6 +66,14 @@ class Server:
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False, verify=self._verify)
 
+    def connect(self, connection: socket.socket | None = None) -> socket.socket:
+        """A connection, through that socket if one is given."""
+        connection = connection or socket.socket()
+        connection.settimeout(PATIENCE_S)
+        url = urlsplit(self.url)
+        connection.connect((url.hostname, url.port))
+        return connection
+
     def metric(self, name: str) -> float:
         """The sum of a metric's series."""
         with self.http as http:
@@ -75,6 +86,13 @@ class Server:
             if not any(map(self.metric, ("furiosa_running", "furiosa_waiting", "furiosa_kv_blocks_used"))):
                 return
         raise AssertionError("requests go on, or hold KV blocks")
+
+
+def answer(connection: socket.socket) -> tuple[HTTPResponse, bytes]:
+    """What is answered there, and its body."""
+    answer = HTTPResponse(connection)
+    answer.begin()
+    return answer, answer.read()
 
 
 @contextmanager

@@ -227,16 +227,3 @@ def test_cors(guarded: Server) -> None:
     with guarded.http as http:
         assert http.options("/v1/completions", headers=asked).headers["access-control-allow-origin"] == asked["Origin"]
         assert http.options("/v1/completions", headers=asked | {"Origin": "https://no.example"}).status_code == 400
-
-
-def test_a_request_that_takes_too_long(chat_artifact: Path) -> None:
-    with server(chat_artifact, "--request-timeout-s", "0.5", "--max-processing-samples", "2") as started:
-        started.wait_for("ready")
-        answer = post(started, LONG)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (408, "timeout")
-        with started.http as http:
-            events = http.post("/v1/completions", json=LONG | {"stream": True}).text.split("\n\n")
-        assert '"code": "timeout"' in events[-2]
-        started.wait_until_idle()
-        answer = post(started, SHORT | {"n": 3})
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
