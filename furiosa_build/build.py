@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -30,13 +30,13 @@ from furiosa_build.plan.keys import key_factors, key_of, tool_versions
 from furiosa_build.plan.needs import Places
 from furiosa_build.plan.outline import Outline
 from furiosa_build.plan.placement import check_parallel
-from furiosa_build.plan.planner import Plan, Step, make_plan
+from furiosa_build.plan.planner import DRAFT, Plan, Step, make_plan
 from furiosa_build.plan.preflight import Preflight, preflight
 from furiosa_build.progress import expect, metered
 from furiosa_build.progress import read as read_meter
 from furiosa_build.quantized_checkpoint import QuantizedCheckpoint, check_quantizes, read_checkpoint
 from furiosa_build.recipe.compose import load_recipe
-from furiosa_build.recipe.schema import Recipe, check_architecture
+from furiosa_build.recipe.schema import BuildOptions, Recipe, check_architecture
 from furiosa_build.show import kv_blocks_text, lowered_text, refusal_text
 from furiosa_build.steps import compile, fetch, package, qualify, source, survey, trace
 from furiosa_build.store import ActionRecord, Made, Store, default_store_root
@@ -54,23 +54,28 @@ class Done:
 class Build:
     """The build of one recipe.
 
+    That of its draft model, if it has one, is a Build by itself with the same store and workers: so its steps are those
+    of a build of that model alone. Here they are called `draft:NAME`.
+
     Args:
         recipe: What to build and how.
         cwd: What a relative `save_dir` is relative to.
+        model: The build of the model that this is the draft for.
     """
 
-    def __init__(self, recipe: Recipe, cwd: Path | None = None) -> None:
+    def __init__(self, recipe: Recipe, cwd: Path | None = None, model: Build | None = None) -> None:
         self.recipe = recipe
         self.spec, self.options = recipe.spec, recipe.options
         self.cwd = cwd or Path.cwd()
         cache = self.options.cache_dir
         root = (Path(cache).expanduser() if cache else default_store_root()).absolute()
-        self.store = Store(root, verify=self.options.verify_inputs, spare=self.directory.parent)
+        self._prefix = "" if model is None else DRAFT
+        self.store: Store = model.store if model else Store(root, self.options.verify_inputs, self.directory.parent)
         self.backend = get_backend(self.spec.backend.name)
         check_options(self.backend, self.spec.backend.compiler_config_overrides)
-        self.done: dict[str, Done] = {}
-        self._builders = Pool(self.options.num_pipeline_builder_workers)
-        self._compilers = Pool(self.options.num_compile_workers)
+        # By the name that a step has in the whole build.
+        self.done: dict[str, Done] = model.done if model else {}
+        self._pools: _Pools = model._pools if model else _Pools(self.options)
         self._checkpoint_directory = fetch.checkpoint_directory(self.spec.quantization, recipe.roots)
         config = fetch.read_config(self.spec.model, recipe.roots, weights=self._checkpoint_directory is None)
         where = "model.architecture" if self.spec.model.architecture else "config.json"
@@ -78,6 +83,9 @@ class Build:
         self.checkpoint = self._read_checkpoint(config)
         self.hf_config = fetch.cut_config(config, self.spec.model)
         fetch.param_file(self.spec.model, recipe.roots)  # is it there?
+        self.draft = self._open_draft()
+        if model is not None:
+            return
         writer.check_destination(self.directory)
         writer.check_is_directory(self.store.root, "cache_dir")
 
@@ -94,7 +102,11 @@ class Build:
         check_parallel(self.spec, self.hf_config, outline)
         if self.checkpoint is not None:
             check_quantizes(self.checkpoint, outline)
-        return make_plan(self.spec, self.hf_config, outline, isa, self.checkpoint)
+        draft = None
+        if self.draft is not None:
+            with _of_draft(self.draft.spec.name):
+                draft = self.draft.plan
+        return make_plan(self.spec, self.hf_config, outline, isa, self.checkpoint, draft)
 
     @property
     def version_directory(self) -> Path:
@@ -116,17 +128,20 @@ class Build:
 
         Raises UserError or StepError; what other steps have finished stays in the store.
         """
-        step = self.plan.steps[name]
-        with _failing(name), doing(name), metered(self.store.meter_path(name)):
-            if name not in self.done:
+        build, own = self._origin(name)
+        if build is not self:
+            return build.run(own)
+        step, full = self.plan.steps[name], self._full(name)
+        with _failing(full), doing(full), metered(self.store.meter_path(full)):
+            if full not in self.done:
                 factors = self._factors(step) or self._late_factors(step)
                 record, ran = self.store.obtain(key_of(factors), name, factors, self._work_of(step))
-                self.done[name] = Done(record, ran)
+                self.done[full] = Done(record, ran)
             if name == "package":
                 self._publish()
             if name == "qualify":
                 self._accept()
-        return self.done[name]
+        return self.done[full]
 
     def explain(self) -> Iterator[Explanation]:
         """For each step: up to date, or why not. Runs nothing."""
@@ -147,7 +162,8 @@ class Build:
 
     def estimate_seconds(self, name: str) -> float | None:
         """How long a step will take, from earlier steps of its kind; None when there is none to compare with."""
-        return self._durations.estimate(self.plan.steps[name], self.plan)
+        plan, step = self.plan.origin(self.plan.steps[name])
+        return self._durations.estimate(step, plan)
 
     def bytes_done(self, name: str) -> tuple[int, int] | None:
         """Of a step that streams bytes and runs: how many are done, and of how many."""
@@ -172,36 +188,66 @@ class Build:
         if self.plan.kv_blocks.source == "memory" and "package" in undone:
             notes.append(f"KV cache: {kv_blocks_text(self.plan)}")
         if figures.compile_workers != self.options.num_compile_workers:
-            self._compilers = Pool(figures.compile_workers)
+            self._pools.compilers = Pool(figures.compile_workers)
             notes.append(lowered_text(figures, self.options.num_compile_workers))
         return notes
 
     def check_toolchain(self, steps: Iterable[str]) -> None:
         """Raises UserError when there are programs to compile in `steps` and a tool for that is missing."""
-        if not all(self.is_done(name) for name in steps if self.plan.steps[name].action == "compile"):
-            self.backend.check_toolchain()
+        for name in steps:
+            if self.plan.steps[name].action == "compile" and not self.is_done(name):
+                self._origin(name)[0].backend.check_toolchain()
 
     def interrupt(self) -> None:
         """Makes the steps that run fail at once, and no other begin. For signal handlers."""
-        self._builders.kill()
-        self._compilers.kill()
+        self._pools.builders.kill()
+        self._pools.compilers.kill()
         self.store.interrupt()
 
     def close(self) -> None:
         """Ends the worker processes, and this process's work with the store."""
-        self._builders.close()
-        self._compilers.close()
+        self._pools.builders.close()
+        self._pools.compilers.close()
         self.store.close()
+
+    def _origin(self, name: str) -> tuple[Build, str]:
+        """The build that does a step, and the step's name there."""
+        if self.draft is None or not name.startswith(DRAFT):
+            return self, name
+        return self.draft, name.removeprefix(DRAFT)
+
+    def _full(self, name: str) -> str:
+        """What a step is called in the whole build."""
+        return self._prefix + name
 
     def _find(self, name: str) -> ActionRecord | None:
         """The step's action, if its key is known and the store has it."""
-        if name not in self.done:
+        build, own = self._origin(name)
+        if build is not self:
+            return build._find(own)
+        full = self._full(name)
+        if full not in self.done:
             factors = self._factors(self.plan.steps[name])
             record = self.store.find(key_of(factors)) if factors else None
             if record is None:
                 return None
-            self.done[name] = Done(record, ran=False)
-        return self.done[name].record
+            self.done[full] = Done(record, ran=False)
+        return self.done[full].record
+
+    # The draft model.
+
+    def _open_draft(self) -> Build | None:
+        if self.recipe.draft is None:
+            return None
+        name, sizes = self.recipe.draft.spec.name, [self.hf_config["vocab_size"]]
+        with _of_draft(name):
+            draft = Build(self.recipe.draft, self.cwd, self)
+        if draft.hf_config["vocab_size"] != sizes[0]:
+            what = (
+                f"the draft {name!r} has a vocabulary of {draft.hf_config['vocab_size']} tokens, the model {sizes[0]}"
+            )
+            raise UserError(what, where="speculative.recipe", valid="a model with the same vocabulary")
+        return draft
 
     # What a build needs, and how long it takes.
 
@@ -213,7 +259,8 @@ class Build:
         if directory is None and self._takes_own_weights:
             cache = fetch.hub_cache(model)
             downloads, cached = disk_of(cache), sum(f.lstat().st_size for f in cache.rglob("*") if f.is_file())
-        return Places(disk_of(store), disk_of(self.directory), downloads, cached, unread)
+        draft = None if self.draft is None else self.draft._places()
+        return Places(disk_of(store), disk_of(self.directory), downloads, cached, unread, draft)
 
     @cached_property
     def _history(self) -> list[Past]:
@@ -230,6 +277,11 @@ class Build:
     # Why a step is to do.
 
     def _why_not_done(self, name: str) -> Explanation:
+        build, own = self._origin(name)
+        if build is not self:
+            found = build._why_not_done(own)
+            waits_for = tuple(f"{DRAFT}{one}" if one in build.plan.steps else one for one in found.waits_for)
+            return replace(found, step=name, waits_for=waits_for)
         factors, missing = self._known_factors(self.plan.steps[name])
         return explain_step(name, factors, missing, (past.factors for past in self._history if past.step == name))
 
@@ -276,9 +328,11 @@ class Build:
         modules = [f"furiosa_build.steps.{action}"]
         if action == "qualify":
             modules.append("furiosa_build.runtime.probe")
-        backend = type(self.backend).__module__
-        if action in ("compile", "qualify") and backend.startswith("furiosa_build."):
-            modules.append(backend)
+        if action in ("compile", "qualify"):
+            draft = self.draft if action == "qualify" else None
+            backends = [self.backend] if draft is None else [self.backend, draft.backend]
+            names = (type(backend).__module__ for backend in backends)
+            modules += [name for name in names if name.startswith("furiosa_build.")]
         return modules
 
     def _tools(self, action: str) -> Mapping[str, str]:
@@ -293,7 +347,8 @@ class Build:
                 # All that had a hand in the artifact: provenance.json tells.
                 own = {"furiosa_build": __version__, "python": ".".join(map(str, sys.version_info[:2]))}
                 libraries = tool_versions("torch", "transformers", "numpy", "safetensors")
-                return {**own, **libraries, **self.backend.key_factors()}
+                of_draft = {} if self.draft is None else self.draft.backend.key_factors()
+                return {**own, **libraries, **of_draft, **self.backend.key_factors()}
             case "qualify":
                 return tool_versions("torch", "transformers", "numpy", "tokenizers")
         return {}
@@ -354,16 +409,17 @@ class Build:
             case "package":
                 return _watched(self._package)
             case "compile":
-                return self._in_worker(step, self._compilers, self._compile_request(step))
+                return self._in_worker(step, self._pools.compilers, self._compile_request(step))
             case "qualify":
                 return self._qualify
             case _:
                 request = self._trace_request(step) if step.action == "trace" else self._weights_request(step)
-                return self._in_worker(step, self._builders, request)
+                return self._in_worker(step, self._pools.builders, request)
 
     def _in_worker(self, step: Step, pool: Pool, request: dict[str, Any]) -> Callable[[Path], Made]:
-        log = self.store.log_path(step.name)
-        return lambda output: pool.run(step.name, step.action, request, output, log)
+        full = self._full(step.name)
+        log = self.store.log_path(full)
+        return lambda output: pool.run(full, step.action, request, output, log)
 
     def _fetch(self, output: Path) -> None:
         fetch.run(
@@ -472,11 +528,24 @@ class Build:
         }
 
     def _package(self, output: Path) -> None:
-        weights, others = self._source(), self._model_files()
+        built, others = self._built(self.plan), self._model_files()
+        model_directory = output / "model"
+        model_directory.mkdir()
+        directory = self._unchanged_directory(others.files) if others.files else None
+        package.copy_model_files(directory, others, self.hf_config, model_directory)
+        model_files = {path.name: package.file_record(path.read_bytes()) for path in sorted(model_directory.iterdir())}
+        draft = None
+        if self.draft is not None:
+            assert self.plan.draft is not None
+            draft = self.draft._built(self.plan.draft)
+        package.write(package.package(built, model_files, self._tools("package"), draft), output)
+
+    def _built(self, plan: Plan) -> package.BuiltModel:
+        """What the steps have made of this model. `plan` is that of the artifact that it is for."""
         embeds = self.spec.rewriting.embed_all_constants_into_graph
         programs = []
         for step in self.plan.steps.values():
-            if step.action == "compile":
+            if step.action == "compile" and self._origin(step.name)[0] is self:
                 assert step.bucket is not None
                 assert step.kind is not None
                 made = self._record(step.name).outputs
@@ -494,16 +563,7 @@ class Build:
             name: FileRecord(size=made.size, sha256=made.sha256)
             for name, made in ({} if embeds else self._record("partition:weights").outputs).items()
         }
-        model_directory = output / "model"
-        model_directory.mkdir()
-        directory = self._unchanged_directory(others.files) if others.files else None
-        package.copy_model_files(directory, others, self.hf_config, model_directory)
-        model_files = {path.name: package.file_record(path.read_bytes()) for path in sorted(model_directory.iterdir())}
-        tools = self._tools("package")
-        package.write(
-            package.package(self.plan, programs, parameters, weights, others, model_files, tools),
-            output,
-        )
+        return package.BuiltModel(plan, programs, parameters, self._source(), self._model_files())
 
     def _publish(self) -> None:
         manifest, directory = self._manifest(), self.version_directory
@@ -523,7 +583,7 @@ class Build:
         log = self.store.log_path("qualify")
         request = self._weights_request(self.plan.steps["qualify"])
         request |= {"artifact": str(self.version_directory), "log": str(log)}
-        return self._builders.run("qualify", "qualify", request, output, log)
+        return self._pools.builders.run("qualify", "qualify", request, output, log)
 
     def _accept(self) -> None:
         figures = self.store.path(self._record("qualify").outputs[qualify.OUTPUT])
@@ -536,7 +596,7 @@ class Build:
     def _record(self, name: str) -> ActionRecord:
         record = self._find(name)
         if record is None:
-            raise StepError(name, "its output is not in the store; build again")
+            raise StepError(self._full(name), "its output is not in the store; build again")
         return record
 
     def _manifest(self) -> Manifest:
@@ -562,9 +622,28 @@ class Build:
                     key,
                     "survey",
                     factors,
-                    lambda output: self._builders.run("survey", "survey", request, output, log),
+                    lambda output: self._pools.builders.run("survey", "survey", request, output, log),
                 )
         return Outline.model_validate(self.store.read_json(record, survey.OUTPUT))
+
+
+class _Pools:
+    """The worker processes of a build."""
+
+    def __init__(self, options: BuildOptions) -> None:
+        self.builders = Pool(options.num_pipeline_builder_workers)
+        self.compilers = Pool(options.num_compile_workers)
+
+
+@contextmanager
+def _of_draft(name: str) -> Iterator[None]:
+    """Mistakes are those of the draft model called `name`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(
+            error.what, where=f"draft {name!r}: {error.where}", valid=error.valid, hint=error.hint
+        ) from error
 
 
 def _trace_of(compiling: Step) -> str:

@@ -86,7 +86,7 @@ def time_left_text(left: Mapping[str, float | None], workers: int) -> str:
     known = {name: seconds for name, seconds in left.items() if seconds is not None}
     if len(known) < len(left):
         return "time left not known yet"
-    seconds = sum(s / workers if name.startswith("compile:") else s for name, s in known.items())
+    seconds = sum(s / workers if "compile:" in name else s for name, s in known.items())
     return f"about {duration_text(seconds)} left"
 
 

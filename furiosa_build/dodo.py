@@ -20,6 +20,7 @@ from doit.exceptions import TaskError
 from furiosa_build import sharding
 from furiosa_build.build import Build, open_build
 from furiosa_build.errors import BuildError, StepError, UserError
+from furiosa_build.plan.planner import DRAFT
 from furiosa_build.recipe.compose import list_recipes
 from furiosa_build.reporter import BuildReporter
 from furiosa_build.show import explain_text
@@ -47,6 +48,12 @@ def doit_tasks(build: Build, shards: Path | None = None) -> Iterator[dict[str, A
     BuildReporter.build = build
     yield {"basename": "partition", "name": None, "doc": "lay out the weights, and trace every kind in every bucket"}
     yield {"basename": "compile", "name": None, "doc": "compile every graph"}
+    if build.draft is not None:
+        yield {
+            "basename": DRAFT.rstrip(":"),
+            "name": None,
+            "doc": f"build {build.draft.spec.name}, which proposes tokens",
+        }
     for step in build.plan.steps.values():
         basename, _, name = step.name.partition(":")
         yield {

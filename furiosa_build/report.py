@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from furiosa_build.build import Build
 
 SCHEMA_VERSION = 1
-_PARTS = ("params", "programs", "model")
+_PARTS = ("params", "programs", "model", "draft")
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Record:
 def report_data(build: Build, record: Record) -> dict[str, Any]:
     """The report as plain data: bytes and Unix seconds; null where unknown."""
     directory = build.version_directory
-    sizes = {part: _size(directory / part) for part in _PARTS}
+    sizes = {part: _size(directory / part) for part in _PARTS if (directory / part).is_dir()}
     return {
         "schema_version": SCHEMA_VERSION,
         "recipe": build.spec.name,
@@ -92,7 +92,7 @@ def report_html(data: dict[str, Any]) -> str:
     rows = "".join(_row(one, begin, length) for one in ran)
     reused = [one["step"] for one in data["steps"] if one["begin"] is None]
     sizes = data["sizes"]
-    parts = "".join(_part(name, sizes[name], sizes["all"]) for name in _PARTS)
+    parts = "".join(_part(name, sizes[name], sizes["all"]) for name in _PARTS if name in sizes)
     escape = html.escape
     when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(begin))
     return f"""<!doctype html>

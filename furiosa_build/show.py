@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from furiosa_build.artifact.schema import Artifact, KvCacheSpec
+from furiosa_build.artifact.schema import DRAFT_DIRECTORY, Artifact, KvCacheSpec, ModelMetadata
 from furiosa_build.plan.explain import lines as change_lines
 from furiosa_build.plan.forms import Form
 from furiosa_build.plan.kv_blocks import element_memory
 from furiosa_build.plan.placement import EMULATED, Element, element_name, placement
+from furiosa_build.plan.planner import DRAFT
 from furiosa_build.plan.sizes import SCRATCH_BLOCKS
 
 if TYPE_CHECKING:
@@ -33,13 +34,12 @@ _MOST_CHANGES = 8
 def plan_text(build: Build, machine: Machine | None = None) -> str:
     """The steps with their state, what each bucket compiles, and what the build needs. `machine`: not this one."""
     plan, spec = build.plan, build.spec
-    quantized = f"{plan.quantization}, {len(plan.schemes())} weights" if plan.schemes() else "no quantization"
     lines = [
-        f"recipe {spec.name}: {plan.outline.architecture}, {_count(plan.outline.num_parameters)} parameters, "
-        f"{plan.outline.dtype}, {quantized}",
+        f"recipe {spec.name}: {_model_text(plan)}",
         f"target {spec.target.name} ({plan.isa}), backend {spec.backend.name}, devices {spec.devices}",
         *_random_note(spec.model.seed_for_random_weight),
         *_checkpoint_note(build),
+        *_draft_lines(build),
         *_placement_lines(placement(plan)),
         "steps",
     ]
@@ -48,14 +48,31 @@ def plan_text(build: Build, machine: Machine | None = None) -> str:
     for name, step in plan.steps.items():
         lines.append(f"  {'to do' if name in figures.work else 'done '}  {name:{width}}  {step.description}")
     lines.append("buckets")
-    for bucket in plan.buckets:
-        kinds = ", ".join(f"{k.name} ({len(k.layers)} layers)" if k.layers else k.name for k in plan.kinds[bucket])
-        lines.append(f"  {bucket.name:{width}}  compiles {kinds}")
+    for model, prefix in zip(plan.models, ("", DRAFT), strict=False):
+        for bucket, found in model.kinds.items():
+            kinds = ", ".join(f"{k.name} ({len(k.layers)} layers)" if k.layers else k.name for k in found)
+            lines.append(f"  {prefix + bucket.name:{width}}  compiles {kinds}")
     lines += ["needs", *(f"  {line}" for line in _need_lines(build, figures))]
     if figures.shortages:
         lines += ["A BUILD WOULD BE REFUSED", *_shortage_lines(figures)]
     lines.append(f"{len(plan.steps) - len(figures.work)} steps done, {len(figures.work)} to do")
     return "\n".join(lines)
+
+
+def _model_text(plan: Plan) -> str:
+    quantized = f"{plan.quantization}, {len(plan.schemes())} weights" if plan.schemes() else "no quantization"
+    outline = plan.outline
+    return f"{outline.architecture}, {_count(outline.num_parameters)} parameters, {outline.dtype}, {quantized}"
+
+
+def _draft_lines(build: Build) -> Iterator[str]:
+    draft, plan = build.draft, build.plan.draft
+    if draft is None or plan is None:
+        return
+    proposed = build.spec.num_speculative_tokens
+    yield f"draft {draft.spec.name}: {_model_text(plan)}; proposes {proposed} tokens at a time"
+    for note in (*_random_note(draft.spec.model.seed_for_random_weight), *_checkpoint_note(draft)):
+        yield f"  {note}"
 
 
 def plan_data(build: Build, machine: Machine | None = None) -> dict[str, Any]:
@@ -163,29 +180,28 @@ def _placement_lines(used: Sequence[Element]) -> Iterator[str]:
 
 def _artifact_placement(artifact: Artifact, directory: Path) -> list[Element]:
     """As `placement` plans it, from the files that there are."""
-    parallel, config = artifact.parallel_config, artifact.generator_config
+    parallel = artifact.parallel_config
     of_replica = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
-    slots = (config.paged_attention_num_blocks + SCRATCH_BLOCKS) * config.paged_attention_block_size
     found = []
     for number in range(of_replica * parallel.data_parallel_size):
         replica, place = divmod(number, of_replica)
         stage, rank = divmod(place, parallel.tensor_parallel_size)
-        caches = [spec for spec in artifact.kv_cache if spec.stage == stage]
-        files = [f for group in artifact.parameters if (group.stage, group.rank) == (stage, rank) for f in group.files]
+        layers = [spec.layer for spec in artifact.kv_cache if spec.stage == stage]
         name, device = element_name(artifact.devices, artifact.target.num_elements, number)
-        found.append(
-            Element(
-                name,
-                device,
-                replica,
-                stage,
-                rank,
-                (caches[0].layer, caches[-1].layer),
-                sum((directory / file).stat().st_size for file in files),
-                slots * sum(_slot_bytes(spec) for spec in caches),
-            )
-        )
+        held = [_held(model, place, directory) for model in (artifact, artifact.draft) if model is not None]
+        parameters, kv_cache = (sum(each) for each in zip(*held, strict=True))
+        found.append(Element(name, device, replica, stage, rank, (layers[0], layers[-1]), parameters, kv_cache))
     return found
+
+
+def _held(artifact: Artifact, place: int, directory: Path) -> tuple[int, int]:
+    """Bytes of the parameters and of the KV cache that element `place` of a replica has of a model."""
+    config = artifact.generator_config
+    slots = (config.paged_attention_num_blocks + SCRATCH_BLOCKS) * config.paged_attention_block_size
+    where = divmod(place, artifact.parallel_config.tensor_parallel_size)
+    files = [file for group in artifact.parameters if (group.stage, group.rank) == where for file in group.files]
+    caches = [spec for spec in artifact.kv_cache if spec.stage == where[0]]
+    return sum((directory / file).stat().st_size for file in files), slots * sum(map(_slot_bytes, caches))
 
 
 def artifact_text(artifact: Artifact, directory: Path) -> str:
@@ -194,18 +210,18 @@ def artifact_text(artifact: Artifact, directory: Path) -> str:
     scheduler, beams = config.default_scheduler_config, config.kv_cache_sharing_across_beams_config
     sizes = {
         part: sum(f.stat().st_size for f in (directory / part).rglob("*") if f.is_file())
-        for part in ("params", "programs", "model")
+        for part in ("params", "programs", "model", DRAFT_DIRECTORY)
     }
-    revision = f" at {model.revision}" if model.revision else ""
+    of_draft = f", draft model {size_text(sizes[DRAFT_DIRECTORY])}" if artifact.draft else ""
     parallel = artifact.parallel_config
     lines = [
         f"artifact      {meta.name} {meta.artifact_id[:12]}, schema {artifact.schema_version}",
         f"made by       furiosa_build {meta.version.furiosa_llm}, {meta.version.furiosa_compiler}, "
         f"{datetime.fromtimestamp(meta.timestamp, UTC):%Y-%m-%d %H:%M} UTC",
-        f"model         {model.pretrained_id}{revision} ({model.architecture}, {model.num_hidden_layers} layers, "
-        f"{_count(model.num_parameters)} parameters, {model.dtype})",
+        f"model         {_of_model(model)}",
         *(f"              {line}" for line in _random_note(model.seed_for_random_weight)),
         f"quantization  {model.quantization}",
+        *_draft_of_artifact(artifact),
         f"devices       {artifact.devices}: tensor_parallel_size={parallel.tensor_parallel_size}, "
         f"pipeline_parallel_size={parallel.pipeline_parallel_size}, data_parallel_size={parallel.data_parallel_size}",
         *_placement_lines(_artifact_placement(artifact, directory)),
@@ -221,16 +237,38 @@ def artifact_text(artifact: Artifact, directory: Path) -> str:
         f"spare_blocks_ratio={scheduler.spare_blocks_ratio}, is_offline={scheduler.is_offline}, "
         f"prefill_chunk_size={scheduler.prefill_chunk_size}",
         f"size          {size_text(artifact_size(directory))}: parameters {size_text(sizes['params'])}, programs "
-        f"{size_text(sizes['programs'])}, model files {size_text(sizes['model'])}",
+        f"{size_text(sizes['programs'])}, model files {size_text(sizes['model'])}{of_draft}",
         "programs",
+        *_program_lines(artifact, directory),
+        *(["programs of the draft", *_program_lines(artifact.draft, directory)] if artifact.draft else []),
+        f"qualified     {_qualification(directory.resolve())}",
     ]
+    return "\n".join(lines)
+
+
+def _of_model(model: ModelMetadata) -> str:
+    revision = f" at {model.revision}" if model.revision else ""
+    return (
+        f"{model.pretrained_id}{revision} ({model.architecture}, {model.num_hidden_layers} layers, "
+        f"{_count(model.num_parameters)} parameters, {model.dtype})"
+    )
+
+
+def _draft_of_artifact(artifact: Artifact) -> Iterator[str]:
+    if (draft := artifact.draft) is None:
+        return
+    proposed = artifact.generator_config.num_speculative_tokens
+    yield f"draft         {draft.metadata.name} {draft.metadata.artifact_id[:12]}: proposes {proposed} tokens at a time"
+    yield f"              {_of_model(draft.model_metadata)}, quantization {draft.model_metadata.quantization}"
+    yield from (f"              {line}" for line in _random_note(draft.model_metadata.seed_for_random_weight))
+
+
+def _program_lines(artifact: Artifact, directory: Path) -> Iterator[str]:
     uses = Counter((pipeline.name, task.program) for pipeline in artifact.pipelines for task in pipeline.supertasks)
     for name, program in artifact.programs.items():
         used_by = ", ".join(f"{n} x in {pipeline}" for (pipeline, p), n in uses.items() if p == name)
         size = (directory / program.file).stat().st_size
-        lines.append(f"  {name:28} {program.kind:8} {size_text(size):>10}  {used_by}")
-    lines.append(f"qualified     {_qualification(directory.resolve())}")
-    return "\n".join(lines)
+        yield f"  {name:28} {program.kind:8} {size_text(size):>10}  {used_by}"
 
 
 def artifact_size(directory: Path) -> int:
@@ -319,10 +357,15 @@ def _checkpoint_note(build: Build) -> list[str]:
 
 
 def _kv_bytes(artifact: Artifact) -> int:
+    """Of the model; and of a draft for each of its replicas."""
     config = artifact.generator_config
     slots = (config.paged_attention_num_blocks + SCRATCH_BLOCKS) * config.paged_attention_block_size
-    ranks = artifact.parallel_config.tensor_parallel_size * artifact.parallel_config.data_parallel_size
-    return slots * ranks * sum(_slot_bytes(cache) for cache in artifact.kv_cache)
+    models = [artifact] if artifact.draft is None else [artifact, artifact.draft]
+    return artifact.parallel_config.data_parallel_size * sum(
+        slots * model.parallel_config.tensor_parallel_size * _slot_bytes(cache)
+        for model in models
+        for cache in model.kv_cache
+    )
 
 
 def _slot_bytes(cache: KvCacheSpec) -> int:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from user_directory import UserDirectory, furiosa_build, make_model, make_user_directory, steps_in_this_process
+from user_directory import UserDirectory, furiosa_build, make_new_directory, steps_in_this_process
 
 from furiosa_build.artifact.schema import (
     ARTIFACT_FILE,
@@ -60,8 +60,7 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> UserDirectory:
     """A directory in which a model without and one with a tokenizer have been built. Only read."""
-    root = tmp_path_factory.mktemp("built")
-    user = make_user_directory(root / "user", root / "store", make_model(root / "model" / "tiny"))
+    user = make_new_directory(tmp_path_factory.mktemp("built"))
     small = (
         "buckets.prefill_buckets=[[1,16],[1,32]]",
         "buckets.append_buckets=[]",
@@ -399,7 +398,7 @@ ARTIFACTS = {
         flip_last_bit(f"{SAVED}/programs/decode-2x64.last.json"),
     ),
     "JSON cut short": ("artifact.json has", "build or copy it again", truncate(f"{SAVED}/artifact.json", -5)),
-    "another schema version": ("artifact.json is of schema version 1", "valid: 3", artifact(schema_version=1)),
+    "another schema version": ("artifact.json is of schema version 1", "valid: 4", artifact(schema_version=1)),
     "another instruction set": (
         "need instruction set 'riscv64'",
         "build it for this machine",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from user_directory import UserDirectory, furiosa_build, make_model, make_user_directory, steps_in_this_process
+from user_directory import UserDirectory, furiosa_build, make_new_directory, steps_in_this_process
 
 from furiosa_build.backends.eager import EagerBackend
 from furiosa_build.check import differing_files
@@ -16,7 +16,7 @@ from furiosa_build.check import differing_files
 
 @pytest.fixture
 def user(tmp_path: Path) -> UserDirectory:
-    return make_user_directory(tmp_path / "user", tmp_path / "store", make_model(tmp_path / "model" / "tiny"))
+    return make_new_directory(tmp_path)
 
 
 def test_a_build_that_is_reproducible_passes_and_leaves_nothing_behind(

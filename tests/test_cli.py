@@ -239,7 +239,7 @@ def test_inspect(built: UserDirectory) -> None:
     shown = furiosa_build(built, "inspect", "artifacts/tiny/latest")
     assert shown.status == 0
     entries = dict(line.split(maxsplit=1) for line in shown.out.splitlines() if " " in line)
-    assert entries["artifact"] == f"tiny {built.latest().metadata.artifact_id[:12]}, schema 3"
+    assert entries["artifact"] == f"tiny {built.latest().metadata.artifact_id[:12]}, schema 4"
     assert entries["model"] == "tiny (LlamaForCausalLM, 2 layers, 19.6 k parameters, float32)"
     assert entries["quantization"] == "none"
     assert entries["devices"].startswith("cpu: tensor_parallel_size=1")

@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 from test_models.tiny import save_random_model
-from user_directory import CONFIG, UserDirectory, furiosa_build, make_model, make_user_directory, steps_in_this_process
+from user_directory import (
+    CONFIG,
+    UserDirectory,
+    furiosa_build,
+    make_new_directory,
+    make_user_directory,
+    steps_in_this_process,
+)
 
 from furiosa_build.checkpoint import LARGEST_JSON, LARGEST_PARSED, check_file, check_weight_file, read_json
 from furiosa_build.errors import UserError
@@ -36,8 +43,7 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def surveyed(tmp_path_factory: pytest.TempPathFactory) -> UserDirectory:
     """A directory in which the model has been surveyed. Not to be changed."""
-    root = tmp_path_factory.mktemp("hostile")
-    user = make_user_directory(root / "user", root / "store", make_model(root / "tiny"))
+    user = make_new_directory(tmp_path_factory.mktemp("hostile"))
     with steps_in_this_process():
         assert furiosa_build(user, "plan", "tiny").status == 0
     return user

@@ -21,7 +21,7 @@ from user_directory import (
     CONFIG,
     UserDirectory,
     furiosa_build,
-    make_model,
+    make_new_directory,
     make_user_directory,
     steps_in_this_process,
 )
@@ -45,8 +45,7 @@ def _in_this_process() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> UserDirectory:
     """A directory in which a quantized checkpoint, its root's `quantized`, has been built. Not to be changed."""
-    root = tmp_path_factory.mktemp("quantized")
-    user = make_user_directory(root / "user", root / "store", make_model(root / "model" / "tiny"))
+    user = make_new_directory(tmp_path_factory.mktemp("quantized"))
     save_quantized(user.root / "tiny", user.root / "quantized", "fp8-tensor-dynamic")
     with steps_in_this_process():
         assert user.build(TAKEN)

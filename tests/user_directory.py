@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -87,9 +86,14 @@ def make_user_directory(root: Path, store: Path, model: Path) -> UserDirectory:
     return UserDirectory(root, store)
 
 
+def make_new_directory(root: Path) -> UserDirectory:
+    """A new directory with the tiny model; nothing has been built."""
+    return make_user_directory(root / "user", root / "store", make_model(root / "model" / "tiny"))
+
+
 def make_built_directory(root: Path) -> UserDirectory:
     """A new directory in which the recipe has been built."""
-    user = make_user_directory(root / "user", root / "store", make_model(root / "model" / "tiny"))
+    user = make_new_directory(root)
     with steps_in_this_process():
         user.build()
     return user
@@ -97,9 +101,7 @@ def make_built_directory(root: Path) -> UserDirectory:
 
 def make_model(directory: Path) -> Path:
     """The tiny model, with random weights."""
-    with pytest.MonkeyPatch.context() as patch, Path(os.devnull).open("w") as nowhere:
-        patch.setattr("sys.stderr", nowhere)  # save_pretrained draws a progress bar.
-        return save_random_model(CONFIG, directory)
+    return save_random_model(CONFIG, directory)
 
 
 class Ran(NamedTuple):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CACHE = Path("~/.cache/furiosa/llm")
 
-_EXTRA = ("backend", "quantization", "target")
+_EXTRA = ("backend", "quantization", "target", "speculative_recipe", "num_speculative_tokens")
 _NPU_TARGET = "rngd"
 _SCHEDULER = SchedulerConfig()
 
@@ -61,8 +61,9 @@ class ArtifactBuilder:
             target's memory has room for.
         paged_attention_block_size: Tokens of a KV block.
         default_scheduler_config: What the runtime starts with.
-        kwargs: Beyond that API: `backend` (`inductor`), `quantization` (`none`, `fp8`, `int8`) and `target` (a file of
-            conf/target; by default `rngd` for NPUs, else `cpu`).
+        kwargs: Beyond that API: `backend` (`inductor`), `quantization` (`none`, `fp8`, `int8`), `target` (a file of
+            conf/target; by default `rngd` for NPUs, else `cpu`), `speculative_recipe` (the recipe of a draft model) and
+            `num_speculative_tokens` (those that it proposes at a time).
 
     Raises:
         UserError: An argument is unknown or not valid. Nothing has been written.
@@ -146,6 +147,10 @@ class ArtifactBuilder:
                 "quantize_artifact_path": None if quantize_artifact_path is None else fspath(quantize_artifact_path),
             },
             "scheduler": default_scheduler_config.model_dump(),
+            "speculative": {
+                "recipe": kwargs.get("speculative_recipe"),
+                "num_speculative_tokens": kwargs.get("num_speculative_tokens"),
+            },
         }
         validate("ArtifactBuilder", self._spec, {}, self._roots)
 

@@ -21,6 +21,7 @@ from furiosa_build import host
 from furiosa_build.artifact.safetensors_header import check_safetensors
 from furiosa_build.artifact.schema import (
     ARTIFACT_FILE,
+    DRAFT_DIRECTORY,
     MANIFEST_FILE,
     SCHEMA_VERSION,
     SIGNATURE_FILE,
@@ -37,7 +38,7 @@ from furiosa_build.errors import UserError
 
 _MAX_JSON_BYTES = 32 * 2**20
 _MAX_JSON_DEPTH = 64
-_PARAMETERS = "params"
+_PARAMETERS = ("params/", f"{DRAFT_DIRECTORY}params/")
 
 _R = TypeVar("_R", bound=Record)
 
@@ -49,6 +50,12 @@ class OpenArtifact:
     directory: Path
     artifact: Artifact
     manifest: Manifest
+
+    @property
+    def draft(self) -> OpenArtifact | None:
+        """The draft model's part; None if it has none."""
+        draft = self.artifact.draft
+        return None if draft is None else OpenArtifact(self.directory, draft, self.manifest)
 
     def path(self, file: str) -> Path:
         """The path of one of the artifact's files, by its name in the manifest."""
@@ -74,7 +81,9 @@ def open_artifact(path: str | Path, verify: Literal["fast", "full"] = "fast") ->
         opened = _read_all(directory)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}", where=str(error.filename or path)) from error
-    _check_host(opened)
+    for model in (opened, opened.draft):
+        if model is not None:
+            _check_host(model)
     return opened
 
 
@@ -150,6 +159,9 @@ def _read_all(directory: Path) -> OpenArtifact:
         manifest,
     )
     _check_references(opened)
+    if opened.draft is not None:
+        _check_references(opened.draft, DRAFT_DIRECTORY)
+        _check_draft(opened)
     _check_id(opened)
     return opened
 
@@ -297,11 +309,18 @@ def _timestamp_problem(directory: Path, manifest: Manifest) -> UserError | None:
 
 
 def _is_parameters(name: str) -> bool:
-    return PurePosixPath(name).parts[0] == _PARAMETERS
+    return name.startswith(_PARAMETERS)
 
 
 def _check_id(opened: OpenArtifact) -> None:
-    content = artifact_id(opened.artifact, opened.manifest.files)
+    files = opened.manifest.files
+    if (draft := opened.artifact.draft) is not None:
+        stated = draft.metadata.artifact_id
+        content = artifact_id(draft, {name: r for name, r in files.items() if name.startswith(DRAFT_DIRECTORY)})
+        if stated != content:
+            where = opened.path(ARTIFACT_FILE)
+            raise _damaged(f"artifact_id of the draft is {stated:.16}..., by content {content:.16}...", where)
+    content = artifact_id(opened.artifact, files)
     for name, stated in (
         (MANIFEST_FILE, opened.manifest.artifact_id),
         (ARTIFACT_FILE, opened.artifact.metadata.artifact_id),
@@ -313,8 +332,22 @@ def _check_id(opened: OpenArtifact) -> None:
 # What the artifact says
 
 
-def _check_references(opened: OpenArtifact) -> None:
-    """Files and programs that artifact.json names are there."""
+def _check_draft(opened: OpenArtifact) -> None:
+    """The draft fits the model that it is for. (Without a draft, `num_speculative_tokens` says nothing.)"""
+    artifact, where = opened.artifact, opened.directory / ARTIFACT_FILE
+    draft = artifact.draft
+    assert draft is not None
+    if draft.draft is not None:
+        raise _damaged(f"the draft in {ARTIFACT_FILE} has a draft itself", where)
+    if artifact.generator_config.num_speculative_tokens is None:
+        raise _damaged(f"{ARTIFACT_FILE} has a draft and no num_speculative_tokens", where)
+    own, others = artifact.model_metadata.vocab_size, draft.model_metadata.vocab_size
+    if own != others:
+        raise _damaged(f"the draft in {ARTIFACT_FILE} has a vocabulary of {others} tokens, the model of {own}", where)
+
+
+def _check_references(opened: OpenArtifact, directory: str = "") -> None:
+    """Files and programs that artifact.json names are there; those of the draft are in its `directory`."""
     artifact, where = opened.artifact, opened.directory / ARTIFACT_FILE
     programs = [program.file for program in artifact.programs.values()]
     parameters = [file for group in artifact.parameters for file in group.files]
@@ -322,8 +355,8 @@ def _check_references(opened: OpenArtifact) -> None:
         if file not in opened.manifest.files:
             raise _damaged(f"{ARTIFACT_FILE} names {file!r}, which is not in {MANIFEST_FILE}", where)
     # What lies in params/ is not hashed at every opening, so no program may.
-    misplaced = [file for file in programs if _is_parameters(file)]
-    misplaced += [file for file in parameters if not _is_parameters(file)]
+    misplaced = [file for file in programs if _is_parameters(file) or not file.startswith(directory)]
+    misplaced += [file for file in parameters if not file.startswith(f"{directory}params/")]
     for file in misplaced:
         raise _damaged(f"{ARTIFACT_FILE} names {file!r} for what it is not by its directory", where)
     for pipeline in artifact.pipelines:

@@ -12,13 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from furiosa_build.canonical import digest
 
-SCHEMA_VERSION: Literal[3] = 3
+SCHEMA_VERSION: Literal[4] = 4
 
 ARTIFACT_FILE = "artifact.json"
 MANIFEST_FILE = "manifest.json"
 PROVENANCE_FILE = "provenance.json"
 TIMESTAMP_FILE = "timestamp.json"
 SIGNATURE_FILE = "model.sig"
+DRAFT_DIRECTORY = "draft/"
+"""What the names of the draft model's files begin with."""
 
 
 class Record(BaseModel):
@@ -66,7 +68,8 @@ class KvCacheSharing(Record):
 class GeneratorConfig(Record):
     """What the engine plans with: bucket sizes as (batch, tokens) and the KV cache's default size per layer.
 
-    Those of append buckets are (batch, new tokens, tokens).
+    Those of append buckets are (batch, new tokens, tokens). `num_speculative_tokens` is how many tokens the draft model
+    proposes at a time; None without a draft.
     """
 
     prefill_buckets: list[tuple[int, int]]
@@ -77,6 +80,7 @@ class GeneratorConfig(Record):
     paged_attention_block_size: int = Field(ge=1)
     calculate_logit_only_for_last_token: bool
     kv_cache_sharing_across_beams_config: KvCacheSharing | None
+    num_speculative_tokens: int | None = Field(default=None, ge=1)
     default_scheduler_config: SchedulerDefaults
 
 
@@ -212,9 +216,13 @@ class KvCacheSpec(Record):
 
 
 class Artifact(Record):
-    """artifact.json."""
+    """artifact.json.
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    `draft` is the model that proposes tokens for speculative decoding, an artifact within this one: with its own
+    programs and parameters, whose files are below draft/, and an `artifact_id` of its own. It has no draft.
+    """
+
+    schema_version: Literal[4] = SCHEMA_VERSION
     metadata: ArtifactMetadata
     devices: str
     generator_config: GeneratorConfig
@@ -228,6 +236,7 @@ class Artifact(Record):
     pipelines: list[Pipeline]
     parameters: list[ParameterFiles]
     kv_cache: list[KvCacheSpec]
+    draft: Artifact | None = None
 
 
 class FileRecord(Record):
@@ -240,7 +249,7 @@ class FileRecord(Record):
 class Manifest(Record):
     """manifest.json: every other file by its path relative to the artifact, but timestamp.json and a signature."""
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     artifact_id: str
     files: dict[str, FileRecord]
 
@@ -248,7 +257,7 @@ class Manifest(Record):
 class Timestamp(Record):
     """timestamp.json: when the artifact was published (Unix seconds). `sha256` is the digest of the other fields."""
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     artifact_id: str
     timestamp: int
     sha256: str
@@ -266,7 +275,10 @@ def to_json(value: Record | dict[str, Any]) -> bytes:
 
 
 def artifact_id(artifact: Artifact, files: dict[str, FileRecord]) -> str:
-    """sha256 of the artifact's content: artifact.json without the id, and the digests of what it describes."""
+    """sha256 of the artifact's content: artifact.json without the id, and the digests of what it describes.
+
+    That of a draft model: its part of artifact.json, and its files.
+    """
     data = artifact.model_dump(mode="json")
     data["metadata"]["artifact_id"] = ""
     described = {path: r.sha256 for path, r in files.items() if path not in (ARTIFACT_FILE, PROVENANCE_FILE)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
 from furiosa_build.devices import kind_of
@@ -14,7 +15,10 @@ from furiosa_build.recipe.schema import BuildSpec
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes of memory that a place has, that its parameters take there, and that one KV block of its layers takes."""
+    """Bytes of memory that a place has, that its parameters take there, and that one KV block of its layers takes.
+
+    Those of the draft model, if there is one, are counted as well.
+    """
 
     memory: int
     parameters: int
@@ -44,12 +48,34 @@ class KvBlocks:
     room: Room | None
 
 
-def find_kv_blocks(
-    spec: BuildSpec, outline: Outline, stages: Sequence[Sequence[int]], schemes: Mapping[str, str]
-) -> KvBlocks:
-    """The KV blocks. `stages` has the layers of each, `schemes` the scheme of every quantized parameter."""
-    buckets = spec.buckets
-    room = min(_rooms(spec, outline, stages, schemes), key=lambda room: (room.blocks, -room.parameters), default=None)
+@dataclass(frozen=True)
+class Loaded:
+    """A model that takes memory. `stages` has the layers of each, `schemes` the form of every quantized parameter."""
+
+    spec: BuildSpec
+    outline: Outline
+    stages: Sequence[Sequence[int]]
+    schemes: Mapping[str, str]
+
+    @property
+    def shares(self) -> list[tuple[int, int]]:
+        """Bytes of the parameters and of a KV block of each element of a replica: stage by stage, rank by rank."""
+        ranks, slots = self.spec.parallel.tensor_parallel_size, self.spec.buckets.paged_attention_block_size
+        of_stages = [
+            (
+                rank_parameter_bytes(self.outline, self.stages, stage, ranks, self.schemes),
+                slots * kv_slot_bytes(self.outline, layers, ranks),
+            )
+            for stage, layers in enumerate(self.stages)
+        ]
+        return [of_stage for of_stage in of_stages for _ in range(ranks)]
+
+
+def find_kv_blocks(model: Loaded, draft: Loaded | None = None) -> KvBlocks:
+    """The KV blocks of `model`; `draft`, which lies on the same elements, has as many."""
+    buckets = model.spec.buckets
+    rooms = _rooms(model.spec, model.shares, [] if draft is None else draft.shares)
+    room = min(rooms, key=lambda room: (room.blocks, -room.parameters), default=None)
     if buckets.paged_attention_num_blocks is not None:
         return KvBlocks(buckets.paged_attention_num_blocks, "given", buckets.needed_blocks, room)
     if room is None or room.blocks >= buckets.needed_blocks:
@@ -64,17 +90,16 @@ def element_memory(spec: BuildSpec) -> int | None:
     return int(spec.target.memory_gb * 1e9) // spec.target.num_elements
 
 
-def _rooms(
-    spec: BuildSpec, outline: Outline, stages: Sequence[Sequence[int]], schemes: Mapping[str, str]
-) -> list[Room]:
-    """That of an element of each stage; or of the one device that holds all."""
-    ranks = spec.parallel.tensor_parallel_size
-    parameters = [rank_parameter_bytes(outline, stages, stage, ranks, schemes) for stage in range(len(stages))]
-    blocks = [spec.buckets.paged_attention_block_size * kv_slot_bytes(outline, layers, ranks) for layers in stages]
+def _rooms(spec: BuildSpec, shares: list[tuple[int, int]], of_draft: list[tuple[int, int]]) -> list[Room]:
+    """That of each element of a replica; or of the one device that holds all."""
     if spec.target.memory_gb is None:
         return []
+    both = [
+        (parameters + more, block + more_block)
+        for (parameters, block), (more, more_block) in zip_longest(shares, of_draft, fillvalue=(0, 0))
+    ]
     share = element_memory(spec)
     if share is not None:
-        return [Room(share, *of_stage) for of_stage in zip(parameters, blocks, strict=True)]
-    copies = spec.data_parallel_size * ranks
-    return [Room(int(spec.target.memory_gb * 1e9), copies * sum(parameters), copies * sum(blocks))]
+        return [Room(share, *of_element) for of_element in both]
+    parameters, blocks = (spec.data_parallel_size * sum(each) for each in zip(*both, strict=True))
+    return [Room(int(spec.target.memory_gb * 1e9), parameters, blocks)]

@@ -44,6 +44,7 @@ class Places:
         downloads: That of the hub's cache, when the weights come from there.
         cached: Bytes of the weights that the hub's cache has.
         unread: Bytes of the model's files whose digest is not known yet.
+        draft: The same for the draft model, if there is one.
     """
 
     store: Disk
@@ -51,6 +52,7 @@ class Places:
     downloads: Disk | None = None
     cached: int = 0
     unread: int = 0
+    draft: Places | None = None
 
 
 @dataclass(frozen=True)
@@ -88,23 +90,23 @@ class Costs:
 
     def __init__(self, plan: Plan, places: Places) -> None:
         self._plan, self._places = plan, places
+        self._draft = None if plan.draft is None else Costs(plan.draft, places.draft or places)
         self._schemes = plan.schemes()
         self._writes_checkpoint = plan.writes_checkpoint
         self._drawn = plan.spec.model.seed_for_random_weight is not None
 
     @cached_property
-    def parameters(self) -> int:
-        """Of the parameters in the artifact, without the headers of their files."""
-        return parameter_bytes(self._plan)
-
-    @cached_property
     def compile_worker(self) -> int:
         """Memory of one compile worker."""
-        constants = max(map(self._constants, self._plan.steps.values()))
-        return _COMPILE_WORKER.get(self._plan.spec.backend.name, _WORKER) + _COPIES_OF_CONSTANTS * constants
+        constants = max(self._constants(step) for step in self._own(self._plan.steps.values()))
+        own = _COMPILE_WORKER.get(self._plan.spec.backend.name, _WORKER) + _COPIES_OF_CONSTANTS * constants
+        return own if self._draft is None else max(own, self._draft.compile_worker)
 
     def work(self, step: Step) -> Work:
         """What a step reads and writes."""
+        plan, of_plan = self._plan.origin(step)
+        if self._draft is not None and plan is self._plan.draft:
+            return self._draft.work(of_plan)
         source = 0 if self._drawn else self._source
         match step.action:
             case "fetch":
@@ -124,31 +126,36 @@ class Costs:
                 constants = self._constants(step)
                 return Work(_GRAPH + constants, parts * _PROGRAM.get(self._plan.spec.backend.name, _GRAPH) + constants)
             case "package" if self._places.store.device != self._places.output.device:
-                return Work(self._files, self._files)
+                return Work(self._all_files, self._all_files)
             case "qualify":
-                return Work(self._files + (self._files if self._schemes else source))
+                return Work(self._all_files + (self._files if self._schemes else source))
         return Work()
 
     def disks(self, steps: Collection[Step], compilers: int) -> Iterator[Need]:
         """What is written to each file system. Hard links take no space."""
-        count = Counter(step.action for step in steps)
         written: Counter[str] = Counter()
-        for step in steps:
-            written[step.action] += self.work(step).written
-        places = self._places
-        scratch = min(compilers, count["compile"]) * _SCRATCH.get(self._plan.spec.backend.name, 0)
-        on: dict[int, Disk] = {}
+        scratch = []
+        places, on = self._places, dict[int, Disk]()
         parts: dict[int, dict[str, int]] = {}
-        for disk, what, size in (
-            (places.store, "parameters", written["quantize"] + written["shard"]),
-            (places.store, "programs", written["trace"] + written["compile"]),
-            (places.store, "the compiler's files", scratch),
-            (places.output, "a copy for the artifact", written["package"]),
-            (places.downloads or places.store, "download", written["fetch"]),
-        ):
+
+        def add(disk: Disk, what: str, size: int) -> None:
             if size:
                 on.setdefault(disk.device, disk)
-                parts.setdefault(disk.device, {})[what] = size
+                of_disk = parts.setdefault(disk.device, {})
+                of_disk[what] = of_disk.get(what, 0) + size
+
+        for step in steps:
+            written[step.action] += self.work(step).written
+            if step.action == "compile":
+                scratch.append(_SCRATCH.get(self._plan.origin(step)[0].spec.backend.name, 0))
+        add(places.store, "parameters", written["quantize"] + written["shard"])
+        add(places.store, "programs", written["trace"] + written["compile"])
+        add(places.store, "the compiler's files", sum(sorted(scratch)[-compilers:]))
+        add(places.output, "a copy for the artifact", written["package"])
+        for step in steps:
+            if step.action == "fetch":
+                of = places if self._plan.origin(step)[0] is self._plan else places.draft or places
+                add(of.downloads or of.store, "download", self.work(step).written)
         for device, disk in on.items():
             yield Need(str(disk.path), parts[device], disk.free)
 
@@ -159,7 +166,7 @@ class Costs:
         compiling = min(compilers, count["compile"])
         making = {
             "tracing": tracing * _WORKER,
-            "weights": self._largest_weight if count["quantize" if self._writes_checkpoint else "shard"] else 0,
+            "weights": self._weights(steps),
             "compiling": compiling * self.compile_worker,
         }
         qualifying = {
@@ -169,6 +176,17 @@ class Costs:
         peaks = [making, qualifying] if count["qualify"] else [making]
         parts = max(peaks, key=lambda parts: sum(parts.values()))
         return Need("memory", {what: size for what, size in parts.items() if size}, available)
+
+    def _weights(self, steps: Collection[Step]) -> int:
+        """What is held of the weights while they are written; the draft's may be at the same time."""
+        writes = "quantize" if self._writes_checkpoint else "shard"
+        own = self._own(steps)
+        held = self._largest_weight if any(step.action == writes for step in own) else 0
+        return held + (0 if self._draft is None else self._draft._weights([s for s in steps if s not in own]))
+
+    def _own(self, steps: Collection[Step]) -> list[Step]:
+        """Those that are not of the draft model."""
+        return [step for step in steps if self._plan.origin(step)[0] is self._plan]
 
     def _constants(self, step: Step) -> int:
         """Of the parameters that the programs of a compile step hold."""
@@ -185,15 +203,25 @@ class Costs:
         return sum(stored_bytes(outline.parameters[name], self._schemes.get(name, "none")) for name in own)
 
     @cached_property
+    def _parameters(self) -> int:
+        """Of the parameters in the artifact, without the headers of their files."""
+        return parameter_bytes(self._plan)
+
+    @cached_property
     def _files(self) -> int:
         """Of the parameter files."""
-        return self.parameters + _HEADER * (len(self._plan.outline.parameters) + 2 * len(self._schemes))
+        return self._parameters + _HEADER * (len(self._plan.outline.parameters) + 2 * len(self._schemes))
+
+    @property
+    def _all_files(self) -> int:
+        """Of all parameter files of the artifact."""
+        return self._files + (0 if self._draft is None else self._draft._files)
 
     @cached_property
     def _source(self) -> int:
         """Of the weights as they are published, if that is in the model's own dtype."""
         if self._plan.checkpoint is not None:
-            return self.parameters
+            return self._parameters
         return sum(nbytes(parameter) for parameter in self._plan.outline.parameters.values())
 
     @property

@@ -20,7 +20,8 @@ EMULATED = "emulated on the host: speed is the host's"
 class Element:
     """A processing element and what it holds: bytes of parameters and KV cache, and the first and last layer.
 
-    `device` is the one that it belongs to; all elements of a CPU are emulated on this host, and of an NPU as well.
+    The bytes are those of the draft model as well, which has the first elements of each replica. `device` is the one
+    that it belongs to; all elements of a CPU are emulated on this host, and of an NPU as well.
     """
 
     name: str
@@ -38,14 +39,18 @@ def placement(plan: Plan) -> list[Element]:
     spec = plan.spec
     parallel, replicas = spec.parallel, spec.data_parallel_size
     ranks, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
-    sizes = [_bytes(plan, stage) for stage in range(stages)]
+    sizes = [_bytes(plan, stage) for stage in range(stages) for _ in range(ranks)]
+    if (draft := plan.draft) is not None:
+        of_draft = [_bytes(draft, stage) for stage in range(len(draft.stages)) for _ in range(_ranks(draft))]
+        for number, (parameters, kv_cache) in enumerate(of_draft):
+            sizes[number] = sizes[number][0] + parameters, sizes[number][1] + kv_cache
     found = []
     for number in range(replicas * stages * ranks):
         replica, place = divmod(number, stages * ranks)
         stage, rank = divmod(place, ranks)
         layers = plan.stages[stage]
         name, device = element_name(spec.devices, spec.target.num_elements, number)
-        found.append(Element(name, device, replica, stage, rank, (layers[0], layers[-1]), *sizes[stage]))
+        found.append(Element(name, device, replica, stage, rank, (layers[0], layers[-1]), *sizes[place]))
     return found
 
 
@@ -109,6 +114,10 @@ def _misfits(hf_config: Mapping[str, Any], outline: Outline, ranks: int) -> list
 
 def _bytes(plan: Plan, stage: int) -> tuple[int, int]:
     """Of the parameters and of the KV cache of a rank; every rank of a stage has as much."""
-    ranks = plan.spec.parallel.tensor_parallel_size
+    ranks = _ranks(plan)
     parameters = rank_parameter_bytes(plan.outline, plan.stages, stage, ranks, plan.schemes())
     return parameters, kv_cache_bytes_of(plan, plan.stages[stage], ranks)
+
+
+def _ranks(plan: Plan) -> int:
+    return plan.spec.parallel.tensor_parallel_size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import PurePath
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from furiosa_build.artifact.stages import split_layers
 from furiosa_build.plan.cuts import Cut
 from furiosa_build.plan.kinds import Kind, find_kinds, outer_parameters
-from furiosa_build.plan.kv_blocks import KvBlocks, find_kv_blocks
+from furiosa_build.plan.kv_blocks import KvBlocks, Loaded, find_kv_blocks
 from furiosa_build.plan.outline import Outline
 from furiosa_build.quantized_checkpoint import QuantizedCheckpoint
 from furiosa_build.recipe.buckets import Phase, bucket_name
@@ -22,6 +22,9 @@ _ALL = "*"
 _SOURCE = {"fetch": "weights.json"}
 _CHECKPOINT = {"quantize": "*.safetensors"}
 _ARTIFACT = {"package": "artifact.json"}  # Its id stands for all files but provenance.json.
+
+DRAFT = "draft:"
+"""What the names of a draft model's steps begin with, in the plan of the artifact that it is part of."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ class Step:
 class Plan:
     """The steps, in an order in which they can run, and the facts they were made from.
 
-    `checkpoint` describes the quantized weights that are taken, if the build does not quantize them itself.
+    `checkpoint` describes the quantized weights that are taken, if the build does not quantize them itself. `draft` is
+    the plan of the draft model by itself; what of its steps goes into this artifact is among `steps` too, as
+    `draft:NAME`.
     """
 
     spec: BuildSpec
@@ -77,6 +82,18 @@ class Plan:
     kv_blocks: KvBlocks
     steps: Mapping[str, Step]
     checkpoint: QuantizedCheckpoint | None = None
+    draft: Plan | None = None
+
+    @property
+    def models(self) -> tuple[Plan, ...]:
+        """This one, and that of the draft model if there is one."""
+        return (self,) if self.draft is None else (self, self.draft)
+
+    def origin(self, step: Step) -> tuple[Plan, Step]:
+        """The plan of the model that a step is for, and the step as that has it."""
+        if self.draft is None or not step.name.startswith(DRAFT):
+            return self, step
+        return self.draft, self.draft.steps[step.name.removeprefix(DRAFT)]
 
     @property
     def stages(self) -> list[list[int]]:
@@ -86,6 +103,11 @@ class Plan:
     def schemes(self) -> dict[str, str]:
         """The form (`plan.forms`) of every quantized parameter, by full name."""
         return quantized_parameters(self.spec, self.outline, self.checkpoint)
+
+    @property
+    def loaded(self) -> Loaded:
+        """What memory is needed for."""
+        return Loaded(self.spec, self.outline, self.stages, self.schemes())
 
     @property
     def quantization(self) -> str:
@@ -104,6 +126,7 @@ def make_plan(
     outline: Outline,
     isa: str,
     checkpoint: QuantizedCheckpoint | None = None,
+    draft: Plan | None = None,
 ) -> Plan:
     """Plans the build.
 
@@ -113,6 +136,7 @@ def make_plan(
         outline: Of that model.
         isa: The instruction set that programs are compiled for.
         checkpoint: The quantized weights that the spec takes, if it does.
+        draft: The plan of the draft model that the artifact has as well.
     """
     schemes, stages = quantized_parameters(spec, outline, checkpoint), _stages(spec, outline)
     buckets, taken = tuple(_buckets(spec)), checkpoint is not None
@@ -121,10 +145,14 @@ def make_plan(
         *_weight_steps(spec, hf_config, outline, schemes, taken),
         *_program_steps(spec, outline, isa, kinds),
     ]
-    blocks = find_kv_blocks(spec, outline, stages, schemes)
-    last_steps = _artifact_steps(spec, hf_config, outline, schemes, taken, steps, isa, blocks)
+    model = Loaded(spec, outline, stages, schemes)
+    blocks = find_kv_blocks(model, None if draft is None else draft.loaded)
+    if draft is not None:
+        draft = _as_draft(draft, blocks)
+        steps += _draft_steps(draft)
+    last_steps = _artifact_steps(spec, hf_config, outline, schemes, taken, steps, isa, blocks, draft)
     by_name = {step.name: step for step in (*steps, *last_steps)}
-    return Plan(spec, hf_config, outline, isa, buckets, kinds, blocks, by_name, checkpoint)
+    return Plan(spec, hf_config, outline, isa, buckets, kinds, blocks, by_name, checkpoint, draft)
 
 
 def quantized_parameters(spec: BuildSpec, outline: Outline, checkpoint: QuantizedCheckpoint | None) -> dict[str, str]:
@@ -161,13 +189,18 @@ def resolved_recipe(spec: BuildSpec) -> dict[str, Any]:
     """The BuildSpec as the artifact tells of it, without what belongs to a machine.
 
     Nor the revision: a branch is the commit that it stands for, and `fetch` says which. Nor where parameters lie, and
-    how much memory there is: the number of KV blocks that may follow from it stands in the artifact.
+    how much memory there is: the number of KV blocks that may follow from it stands in the artifact. Nor, without a
+    draft model, that there is none.
     """
     recipe = spec.model_dump(mode="json", exclude={"target": {"memory_gb"}, "model": {"revision", "param_file_path"}})
     recipe["model"]["model_id_or_path"] = pretrained_id(spec.model)
     if (path := spec.quantization.quantize_artifact_path) is not None:
         recipe["quantization"]["quantize_artifact_path"] = _without_place(path)
     recipe["parallel"]["data_parallel_size"] = spec.data_parallel_size
+    if spec.speculative.recipe is None:
+        del recipe["speculative"]
+    else:
+        recipe["speculative"]["num_speculative_tokens"] = spec.num_speculative_tokens
     return recipe
 
 
@@ -284,6 +317,21 @@ def _trace_reads(spec: BuildSpec, outline: Outline, bucket: Bucket, kind: Kind) 
     return reads
 
 
+def _as_draft(draft: Plan, blocks: KvBlocks) -> Plan:
+    """With as many KV blocks as the model has: a sequence takes as many of each."""
+    package = draft.steps["package"]
+    counted = replace(package, reads={**package.reads, "kv_blocks": blocks.count})
+    return replace(draft, kv_blocks=blocks, steps={**draft.steps, "package": counted})
+
+
+def _draft_steps(draft: Plan) -> Iterator[Step]:
+    """Those that a build of the draft model has, but for its artifact."""
+    for step in draft.steps.values():
+        if step.action not in ("package", "qualify"):
+            needs = {f"{DRAFT}{name}": files for name, files in step.needs.items()}
+            yield replace(step, name=f"{DRAFT}{step.name}", needs=needs)
+
+
 def _artifact_steps(
     spec: BuildSpec,
     hf_config: Mapping[str, Any],
@@ -293,10 +341,13 @@ def _artifact_steps(
     steps: list[Step],
     isa: str,
     blocks: KvBlocks,
+    draft: Plan | None,
 ) -> Iterator[Step]:
     reads = {**resolved_recipe(spec), "kv_blocks": blocks.count}
     reads |= {"isa": isa, "hf_config": dict(hf_config), "outline": outline.model_dump(mode="json")}
-    needs = {step.name: _ALL for step in steps if step.name != "quantize"}
+    if draft is not None:
+        reads["draft"] = draft.steps["package"].reads
+    needs = {step.name: _ALL for step in steps if step.action != "quantize"}
     yield Step("package", "package", f"publish artifact {spec.name}", needs=needs, reads=reads)
     yield Step(
         "qualify",

@@ -95,7 +95,7 @@ def preflight(
     costs, builders = Costs(plan, places), options.num_pipeline_builder_workers
     workers = _affordable_workers(costs, options, steps, machine)
     device, is_host = _device(plan, machine)
-    estimates = [(step, durations.estimate(step, plan)) for step in steps]
+    estimates = [(step, _estimate(durations, plan, step)) for step in steps]
     unknown = (_KINDS.get(step.action, str(step.action)) for step, seconds in estimates if seconds is None)
     known = [(step, seconds) for step, seconds in estimates if seconds is not None]
     return Preflight(
@@ -115,6 +115,11 @@ def preflight(
             *(_device_shortages(plan, device, is_host, machine) if "package" in undone else ()),
         ),
     )
+
+
+def _estimate(durations: Durations, plan: Plan, step: Step) -> float | None:
+    of, step = plan.origin(step)
+    return durations.estimate(step, of)
 
 
 _MORE_DISK = {

@@ -148,8 +148,20 @@ class BucketSpec(Section):
         return -(-length // self.paged_attention_block_size)
 
 
-def derive_append_buckets(buckets: BucketSpec, chunk_size: int | None) -> tuple[AppendSize, ...]:
-    """The append buckets of a recipe that lists none: two at most, as each costs programs to compile.
+def derive_append_buckets(
+    buckets: BucketSpec, chunk_size: int | None, proposed: int | None = None
+) -> tuple[AppendSize, ...]:
+    """The append buckets of a recipe that lists none: for prompts, and for `proposed` tokens to be verified.
+
+    To verify, each decode bucket has one of its batch and context, for the last token and those proposed after it.
+    """
+    rows = () if proposed is None else buckets.compiled_decode_buckets
+    verifying = ((batch, (proposed or 0) + 1, context) for batch, context in rows)
+    return tuple(sorted({*_buckets_of_prompts(buckets, chunk_size), *verifying}))
+
+
+def _buckets_of_prompts(buckets: BucketSpec, chunk_size: int | None) -> tuple[AppendSize, ...]:
+    """Two at most, as each costs programs to compile.
 
     They run a single sequence over the largest decode context. A short one is for what is left of a prompt whose
     beginning is cached: as the shortest prefill bucket, or a quarter of it where there is no other prefill length. A

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from furiosa_build.errors import UserError, nearest
 from furiosa_build.recipe.defaults import groups, walk
+from furiosa_build.recipe.draft import draft_spec
 from furiosa_build.recipe.errors import Locator, combine, user_errors
 from furiosa_build.recipe.overrides import choices, parse_overrides
 from furiosa_build.recipe.schema import BuildOptions, BuildSpec, Recipe
@@ -86,12 +87,16 @@ def validate(face: str, spec: Mapping[str, Any], options: Mapping[str, Any], roo
 
 
 def _load(name: str, overrides: Sequence[str], roots: tuple[Path, ...]) -> Recipe:
-    path = _find_recipe(name, roots)
+    config, locate = _composed(_find_recipe(name, roots), overrides, roots)
+    return _validate(name, config, locate, roots)
+
+
+def _composed(path: Path, overrides: Sequence[str], roots: tuple[Path, ...]) -> tuple[dict[str, Any], Locator]:
     search = [root / part for part in ("conf", "recipes") for root in roots if (root / part).is_dir()]
     parsed = parse_overrides(overrides, groups(search))
     sources = walk(path, [path.parent, *search], choices(parsed))
     locate = Locator(path, sources, parsed)
-    return _validate(name, _compose(search, locate), locate, roots)
+    return _compose(search, locate), locate
 
 
 def _recipe_files(roots: tuple[Path, ...]) -> dict[str, Path]:
@@ -112,11 +117,12 @@ def _description(path: Path) -> str:
     return first.lstrip("# ") if first.startswith("#") else ""
 
 
-def _find_recipe(name: str, roots: tuple[Path, ...]) -> Path:
+def _find_recipe(name: str, roots: tuple[Path, ...], where: str = "") -> Path:
+    """`where`: what names it; by default the places where it is looked up."""
     files = _recipe_files(roots)
     if name in files:
         return files[name]
-    where = ", ".join(str(root / "recipes") for root in roots)
+    where = where or ", ".join(str(root / "recipes") for root in roots)
     if not _NAME.fullmatch(name) or name.endswith((".yaml", ".yml")):
         valid = "the name of a file in recipes/, without its directory and without .yaml"
         hint = nearest(Path(name).stem, files)
@@ -192,6 +198,20 @@ def _composition_error(error: BaseException, locate: Locator) -> UserError:
 
 
 def _validate(name: str, config: dict[str, Any], locate: Locator, roots: tuple[Path, ...]) -> Recipe:
+    spec, options = _parts(name, config, locate)
+    recipe = Recipe(spec=spec, options=options, roots=roots)
+    if (draft := spec.speculative.recipe) is None:
+        return recipe
+    return recipe.model_copy(update={"draft": _draft(draft, recipe, locate(("speculative", "recipe")).where)})
+
+
+def _draft(name: str, of: Recipe, where: str) -> Recipe:
+    """The recipe of the draft model, as it is built for `of`. `where`: what names it."""
+    draft, _ = _parts(name, *_composed(_find_recipe(name, of.roots, where), (), of.roots))
+    return of.model_copy(update={"spec": draft_spec(draft, of.spec, where)})
+
+
+def _parts(name: str, config: dict[str, Any], locate: Locator) -> tuple[BuildSpec, BuildOptions]:
     options = {key: config.pop(key) for key in BuildOptions.model_fields if key in config}
     config.setdefault("name", name)
     mistakes: list[UserError] = []
@@ -205,4 +225,4 @@ def _validate(name: str, config: dict[str, Any], locate: Locator, roots: tuple[P
         mistakes += user_errors(error, locate)
     if mistakes:
         raise combine(mistakes, name, str(locate.recipe))
-    return Recipe(spec=spec, options=build_options, roots=roots)
+    return spec, build_options

@@ -87,8 +87,11 @@ class Buckets:
 
     def for_decode(self, requests: Sequence[Request]) -> Pipeline | None:
         """What runs the next token of every sequence of each request; None if nothing does."""
-        rows, longest = num_rows(requests), max(request.num_computed for request in requests)
-        return next((p for p in self._decode if rows <= p.batch_size and longest < p.context_length), None)
+        return self.for_rows(num_rows(requests), max(request.num_computed for request in requests))
+
+    def for_rows(self, rows: int, computed: int) -> Pipeline | None:
+        """What runs one more token of each of so many sequences, of which at most `computed` are; None if nothing."""
+        return next((p for p in self._decode if rows <= p.batch_size and computed < p.context_length), None)
 
 
 def prefill_cost(pipeline: Pipeline) -> int:

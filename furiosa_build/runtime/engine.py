@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self, TypeGuard, cast
 
@@ -23,6 +23,7 @@ from furiosa_build.errors import BuildError, EngineFullError, UserError
 from furiosa_build.runtime.beam_search import BeamSearch
 from furiosa_build.runtime.communicator import DistributedCommunicator, PeerFailedError
 from furiosa_build.runtime.detokenizer import Detokenizer, OutputText
+from furiosa_build.runtime.drafter import Drafter
 from furiosa_build.runtime.engine_args import EngineArgs
 from furiosa_build.runtime.executor import Executor
 from furiosa_build.runtime.guided import Guides
@@ -57,13 +58,18 @@ class _Replica:
 
     scheduler: Scheduler
     executor: Executor
+    drafter: Drafter | None
     queue_limit: int
     in_flight: deque[tuple[Batch, Future[Tensor]]] = field(default_factory=deque)
+    proposals: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
 
     def fill(self) -> None:
         """Submits what can run now."""
         limit = self.queue_limit if self.executor.is_concurrent else 1
         while len(self.in_flight) < limit and (batch := self.scheduler.schedule()) is not None:
+            batch, drafting = self._with_proposals(batch)
             rows = []
             now = time.monotonic()
             for request, count in zip(batch.requests, batch.counts, strict=True):
@@ -71,8 +77,21 @@ class _Replica:
                 start = request.num_computed
                 for sequence in batch.sequences(request):
                     slots = self.scheduler.blocks.slots(sequence)
-                    rows.append(Row(sequence.tokens[start : start + count], start, slots))
-            self.in_flight.append((batch, self.executor.submit(batch.pipeline.name, rows)))
+                    tokens = sequence.tokens[start:] + [proposal.token for proposal in request.proposals]
+                    rows.append(Row(tokens[:count], start, slots))
+            self.in_flight.append((batch, drafting or self.executor.submit(batch.pipeline.name, rows)))
+
+    def _with_proposals(self, batch: Batch) -> tuple[Batch, Future[Tensor] | None]:
+        """The batch as it is to run; and what it has failed of already, if the draft has."""
+        if self.drafter is None or not (wanted := self.scheduler.wanted_proposals(batch)):
+            return batch, None
+        try:
+            self.drafter.propose(wanted)
+        except Exception as error:
+            failed: Future[Tensor] = Future()
+            failed.set_exception(error)
+            return batch, failed
+        return self.scheduler.with_proposals(batch), None
 
     def finish(self) -> tuple[Batch, Tensor]:
         """The oldest batch under way and its logits. After an error it is still under way, until `recover`."""
@@ -90,6 +109,8 @@ class _Replica:
         Those of a batch that failed only because another did, or after it, run again.
         """
         self.executor.recover()
+        if self.drafter is not None:
+            self.drafter.recover()
         (batch, _), *later = self.in_flight
         self.in_flight.clear()
         culprit = batch
@@ -103,11 +124,21 @@ class _Replica:
             self.scheduler.take_back(taken)
         return {request.request_id: error for request in culprit.requests}
 
+    def stats(self) -> EngineStats:
+        return replace(
+            self.scheduler.stats(),
+            proposals=self.proposals,
+            proposed_tokens=self.proposed_tokens,
+            accepted_tokens=self.accepted_tokens,
+        )
+
     def check_integrity(self) -> None:
         """Raises RuntimeError when scheduler, KV blocks and executor do not agree."""
         self.scheduler.check_integrity()
         blocks = self.scheduler.blocks
         self.executor.check_integrity((blocks.num_blocks + 1) * blocks.block_size)
+        if self.drafter is not None:
+            self.drafter.check_integrity(self.scheduler.request_ids)
         under_way = sorted(request.request_id for batch, _ in self.in_flight for request in batch.requests)
         if under_way != sorted(self.scheduler.in_flight):
             raise RuntimeError(
@@ -161,6 +192,10 @@ class LLMEngine:
             raise UserError(f"{num_blocks} KV blocks", where="paged_attention_num_blocks", valid=">= 1")
         block_size = config.paged_attention_block_size
         defaults = config.default_scheduler_config
+        # Where ranks are processes there is no communicator for those of the draft.
+        draft = opened.draft if communicator is None else None
+        if draft is not None:
+            _refuse_unusable_draft(self.artifact, draft.artifact)
         self._replicas: list[_Replica] = []
         for _ in range(self.artifact.parallel_config.data_parallel_size):
             executor = Executor(
@@ -178,8 +213,18 @@ class LLMEngine:
                 is_offline=defaults.is_offline,
                 num_stages=executor.num_stages if executor.is_concurrent else 1,
                 enable_prefix_caching=enable_prefix_caching,
+                num_speculative_tokens=(config.num_speculative_tokens or 0) if draft else 0,
             )
-            self._replicas.append(_Replica(scheduler, executor, defaults.npu_queue_limit))
+            drafter = None
+            if draft is not None:
+                drafter = Drafter(
+                    draft,
+                    prefill_chunk_size=defaults.prefill_chunk_size,
+                    enable_prefix_caching=enable_prefix_caching,
+                    like=self._replicas[0].drafter if self._replicas else None,
+                    num_replicas=self.artifact.parallel_config.data_parallel_size,
+                )
+            self._replicas.append(_Replica(scheduler, executor, drafter, defaults.npu_queue_limit))
         self._max_samples = defaults.max_processing_samples
         model = opened.directory / "model"
         self.tokenizer = _tokenizer(model if tokenizer is None else Path(tokenizer), is_asked=tokenizer is not None)
@@ -278,6 +323,8 @@ class LLMEngine:
         """Ends the threads of stages and ranks. The engine cannot be used afterwards."""
         for replica in self._replicas:
             replica.executor.close()
+            if replica.drafter is not None:
+                replica.drafter.close()
 
     def require_tokenizer(self) -> Tokenizer:
         """The artifact's tokenizer. Raises UserError if it has none."""
@@ -291,7 +338,7 @@ class LLMEngine:
 
     def stats(self) -> EngineStats:
         """What all replicas together have done since they were made, and have under way now."""
-        first, *others = (replica.scheduler.stats() for replica in self._replicas)
+        first, *others = (replica.stats() for replica in self._replicas)
         return sum(others, start=first)
 
     def check_integrity(self) -> None:
@@ -380,7 +427,10 @@ class LLMEngine:
     # A batch runs
 
     def _forget(self, request: Request) -> None:
-        self._replica_of.pop(request.request_id).scheduler.remove(request)
+        replica = self._replica_of.pop(request.request_id)
+        replica.scheduler.remove(request)
+        if replica.drafter is not None:
+            replica.drafter.forget(request)
         del self._requests[request.request_id]
         if not self._requests and os.environ.get("FURIOSA_DEBUG") == "1":
             self.check_integrity()
@@ -396,11 +446,13 @@ class LLMEngine:
             rows = logits[first_row : first_row + len(batch.sequences(request))]
             first_row += len(rows)
             try:
-                if request.params.prompt_logprobs is not None:
+                proposed = len(request.proposals)
+                if request.params.prompt_logprobs is not None and not proposed:
                     self._next.add_prompt_logprobs(request, request.num_computed - count, rows[0, :count])
                 if request in complete:
                     # Artifacts that return the logits of the last token only have one row a sequence.
-                    self._continue(replica, request, rows[:, min(count, rows.shape[1]) - 1].float())
+                    end = min(count, rows.shape[1])
+                    self._continue(replica, request, rows[:, end - 1 - proposed : end].float())
             except Exception as error:  # of this request alone
                 failed[request.request_id] = error
                 continue
@@ -411,10 +463,12 @@ class LLMEngine:
         return failed
 
     def _continue(self, replica: _Replica, request: Request, logits: Tensor) -> None:
-        """`logits` is float32 [sequences, vocab]."""
+        """`logits` is float32 [sequences, positions, vocab]: of its last token and of what was proposed after it."""
         if request.beams is None:
-            self._next.choose(request, logits[0])
-        elif continuations := self._next.step_beams(request, logits):
+            replica.proposals += bool(request.proposals)
+            replica.proposed_tokens += len(request.proposals)
+            replica.accepted_tokens += self._next.choose(request, logits[0])
+        elif continuations := self._next.step_beams(request, logits[:, -1]):
             replica.scheduler.continue_beams(request, continuations)
 
 
@@ -444,6 +498,19 @@ def _refuse_unusable_buckets(artifact: Artifact) -> None:
         where="kv_cache_sharing_across_beams_config",
         valid=f"decode batches that are multiples of {config.beam_width}",
     )
+
+
+def _refuse_unusable_draft(artifact: Artifact, draft: Artifact) -> None:
+    """Raises UserError when what a draft proposes cannot be verified."""
+    own, proposed = artifact.model_metadata.vocab_size, draft.model_metadata.vocab_size
+    if proposed != own:
+        raise UserError(f"the model has {own} tokens, its draft {proposed}", where="draft", valid="as many")
+    if artifact.generator_config.calculate_logit_only_for_last_token:
+        raise UserError(
+            "the artifact returns the logits of the last token only, so what its draft proposes cannot be verified",
+            where="calculate_logit_only_for_last_token",
+            hint="build it with calculate_logit_only_for_last_token=False",
+        )
 
 
 def _check_beams(params: SamplingParams, config: KvCacheSharing | None) -> None:

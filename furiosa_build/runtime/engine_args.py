@@ -175,26 +175,49 @@ class EngineArgs:
 class AsyncEngineArgs(EngineArgs):
     """What `AsyncLLMEngine.from_engine_args` takes."""
 
-    num_speculative_tokens: int | None = _argument("Refused: the artifact has no draft model.", None, int)
+    num_speculative_tokens: int | None = _argument(
+        "Tokens that the draft model proposes at a time: fewer than the artifact's append buckets take.",
+        None,
+        int,
+    )
     backend: str | None = _argument("That of the artifact, whose programs no other backend can run.")
     use_speculative_decoding_if_possible: bool = _argument(
         "Whether to use the artifact's draft model, if it has one. (default: true)", True, _boolean
     )
-    speculative_model_paged_attention_num_blocks: int | None = _argument(
-        "Refused: the artifact has no draft model.", None, int
-    )
+    speculative_model_paged_attention_num_blocks: int | None = _argument("KV blocks of a draft's layer.", None, int)
     packing_type: str = _argument('How prompts are packed: "IDENTITY" only. (default: IDENTITY)', "IDENTITY")
 
     def _refuse_impossible(self) -> None:
         super()._refuse_impossible()
         if self.packing_type != "IDENTITY":
             raise UserError(f"there is no packing_type {self.packing_type!r}", where="packing_type", valid="IDENTITY")
-        for name in ("num_speculative_tokens", "speculative_model_paged_attention_num_blocks"):
-            if (value := getattr(self, name)) is not None:
-                raise UserError(f"{name}={value}: the artifact has no draft model", where=name, valid="None")
 
     def _override(self, artifact: Artifact) -> Artifact:
         if self.backend not in (None, artifact.backend):
             what = f"backend={self.backend!r}: the artifact's programs are of backend {artifact.backend!r}"
             raise UserError(what, where="backend", valid=artifact.backend)
-        return super()._override(artifact)
+        return super()._override(self._override_draft(artifact))
+
+    def _override_draft(self, artifact: Artifact) -> Artifact:
+        draft = artifact.draft if self.use_speculative_decoding_if_possible else None
+        if draft is None:
+            why = "the artifact has no draft model"
+            if artifact.draft is not None:
+                why = "use_speculative_decoding_if_possible is False"
+            for name in ("num_speculative_tokens", "speculative_model_paged_attention_num_blocks"):
+                if (value := getattr(self, name)) is not None:
+                    raise UserError(f"{name}={value}: {why}", where=name, valid="None")
+            config = artifact.generator_config.model_copy(update={"num_speculative_tokens": None})
+            return artifact.model_copy(update={"draft": None, "generator_config": config})
+        most = max((new - 1 for _, new, _ in artifact.generator_config.append_buckets), default=0)
+        if self.num_speculative_tokens is not None and not 1 <= self.num_speculative_tokens <= most:
+            what = f"num_speculative_tokens={self.num_speculative_tokens}: no append bucket takes so many, and one more"
+            raise UserError(what, where="num_speculative_tokens", valid=f"1 to {most}")
+        blocks, name = self.speculative_model_paged_attention_num_blocks, "speculative_model_paged_attention_num_blocks"
+        if blocks is None:
+            return artifact
+        if blocks < 1:
+            raise UserError(f"{name} does not take {blocks}", where=name, valid=">= 1")
+        config = draft.generator_config.model_copy(update={"paged_attention_num_blocks": blocks})
+        draft = draft.model_copy(update={"generator_config": config})
+        return artifact.model_copy(update={"draft": draft})

@@ -136,14 +136,17 @@ class Executor:
     def close(self) -> None:
         """Ends the threads."""
         self._end()
-        for thread in self._threads:
-            thread.join()
         self._threads = []
 
 
 def _end(threads: Sequence[_RankThread]) -> None:
+    """Ends the threads, and waits: one that computes while the interpreter ends would abort the process."""
     for thread in threads:
         thread.jobs.put(None)
+    if isinstance(threading.current_thread(), _RankThread):
+        return  # The executor was garbage, found in a rank's thread: that rank may be the one the others wait for.
+    for thread in threads:
+        thread.join()
 
 
 class _RankThread(threading.Thread):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 import numpy as np
 from torch import Tensor
@@ -11,7 +12,7 @@ from furiosa_build.runtime.beam_search import Continuation, FinishedBeam
 from furiosa_build.runtime.detokenizer import Detokenizer, OutputText
 from furiosa_build.runtime.guided import Guide
 from furiosa_build.runtime.request import CompletionOutput, Logprob, Request
-from furiosa_build.runtime.sampler import Floats, sample, top_logprobs
+from furiosa_build.runtime.sampler import Floats, Proposal, sample, top_logprobs
 from furiosa_build.runtime.tokenizer import Tokenizer
 
 OnLogits = Callable[[str, Tensor], None]
@@ -31,8 +32,29 @@ class NextToken:
         self._max_context = max_context
         self._on_logits = on_logits
 
-    def choose(self, request: Request, logits: Tensor) -> None:
-        """Gives a request its next token, and finishes it if that is its last. `logits` is float32 [vocab]."""
+    def choose(self, request: Request, logits: Tensor) -> int:
+        """Gives a request its next tokens, and finishes it if the last of them is its last.
+
+        These are what a draft has proposed, as far as it is accepted, and one more.
+
+        Args:
+            request: Its proposals have run, and do not count as computed yet.
+            logits: float32 [1 + proposals, vocab]: of its last token and of the proposals.
+
+        Returns:
+            How many of the proposals were accepted.
+        """
+        proposals, request.proposals = request.proposals, []
+        for number, (row, proposal) in enumerate(zip_longest(logits, proposals)):
+            token = self._choose_one(request, row, proposal)
+            if proposal is None or token != proposal.token:
+                return number
+            request.num_computed += 1
+            if request.finished:
+                return number + 1
+        return len(proposals)
+
+    def _choose_one(self, request: Request, logits: Tensor, proposal: Proposal | None) -> int:
         self._show(request, logits)
         params, numbers, guide = request.params, logits.numpy(), request.guide
         token = sample(
@@ -42,6 +64,7 @@ class NextToken:
             output=request.output_token_ids,
             forbidden=request.end_token_ids if request.num_generated < params.min_tokens else (),
             generator=request.generator,
+            proposal=proposal,
         )
         request.tokens.append(token)
         if guide is not None:
@@ -54,6 +77,7 @@ class NextToken:
             self._finish_if_due(request, token)
         else:
             self._finish_guided_if_due(request, guide, token)
+        return token
 
     def step_beams(self, request: Request, logits: Tensor) -> Sequence[Continuation]:
         """Takes a step of a beam search, and finishes the request if it was the last.

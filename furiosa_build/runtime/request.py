@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from furiosa_build.runtime.beam_search import BeamSearch
     from furiosa_build.runtime.detokenizer import OutputText
     from furiosa_build.runtime.guided import Guide
+    from furiosa_build.runtime.sampler import Proposal
 
 FinishReason = Literal["stop", "length"]
 
@@ -284,6 +285,7 @@ class Request:
         generator: Source of this request's random numbers; None for a greedy one.
         end_token_ids: Tokens that end the text: end of sequence unless ignored, and stop_token_ids.
         guide: Says which tokens may come next; None for all.
+        proposals: What a draft model proposes as the next tokens, in the step that is under way.
     """
 
     request_id: str
@@ -299,6 +301,7 @@ class Request:
     sequences: list[TokenSequence] = field(init=False)
     num_computed: int = 0
     num_cached_tokens: int | None = None
+    proposals: list[Proposal] = field(default_factory=list)
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     prompt_logprobs: list[dict[int, Logprob] | None] = field(default_factory=lambda: [None])
     cumulative_logprob: float = 0.0
@@ -320,6 +323,12 @@ class Request:
     def tokens(self) -> list[int]:
         """Those of the first sequence, which for all but beam searches is the only one."""
         return self.sequences[0].tokens
+
+    def next_tokens(self, start: int, count: int) -> list[int]:
+        """`count` of its tokens from `start` on, followed by what is proposed."""
+        beyond = max(0, start - len(self.tokens))
+        known = self.tokens[start : start + count]
+        return known + [each.token for each in self.proposals[beyond : beyond + count - len(known)]]
 
     @property
     def is_prompt_computed(self) -> bool:

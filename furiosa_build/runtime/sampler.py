@@ -11,6 +11,7 @@ busy machine costs more than the operation.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,6 +27,30 @@ _HIGHEST = 1e30
 """Beyond all logits, and what a penalty makes of one at most: divided by any temperature it is still a number."""
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """A token, and what it was drawn from: token ids [n], ascending, and their probabilities, float32 [n]."""
+
+    token: int
+    ids: Indices
+    probabilities: Floats
+
+
+def propose(
+    logits: Floats,
+    params: SamplingParams,
+    *,
+    prompt: Sequence[int],
+    output: Sequence[int],
+    forbidden: Collection[int] = (),
+    generator: torch.Generator | None = None,
+) -> Proposal:
+    """Chooses a token as `sample` does, and keeps what it was drawn from. A greedy one has the probability 1."""
+    ids, probabilities = _candidates(logits, params, prompt, output, forbidden)
+    place = 0 if params.greedy else _draw(probabilities, generator)
+    return Proposal(int(ids[place]), ids, probabilities)
+
+
 def sample(
     logits: Floats,
     params: SamplingParams,
@@ -34,8 +59,12 @@ def sample(
     output: Sequence[int],
     forbidden: Collection[int] = (),
     generator: torch.Generator | None = None,
+    proposal: Proposal | None = None,
 ) -> int:
     """Chooses the next token.
+
+    With a proposal by rejection sampling (Leviathan et al., "Fast Inference from Transformers via Speculative
+    Decoding", 2023, algorithm 1): whatever it was drawn from, the token that is returned is distributed as without it.
 
     Args:
         logits: float32 [vocab]; not changed.
@@ -43,7 +72,9 @@ def sample(
         prompt: Token ids of the prompt.
         output: Token ids generated so far.
         forbidden: Token ids that must not be chosen.
-        generator: Source of randomness, advanced by exactly one number; not used when greedy.
+        generator: Source of randomness, advanced by exactly one number, by two when a proposal is rejected; not used
+            when greedy.
+        proposal: The token that is likely to be chosen.
 
     Returns:
         The token id. Greedy takes the lowest of several that are equally likely.
@@ -51,6 +82,27 @@ def sample(
     Raises:
         BuildError: The logits have a NaN, or nothing is left to choose from.
     """
+    ids, probabilities = _candidates(logits, params, prompt, output, forbidden)
+    if params.greedy:
+        return int(ids[0])
+    if proposal is not None:
+        token, proposed = proposal.token, (proposal.ids, proposal.probabilities)
+        if _random(generator) * _at(token, *proposed) < _at(token, ids, probabilities):
+            return token
+        left = np.maximum(probabilities - _at(ids, *proposed), 0)
+        # Both sum to 1, so something is left, but for rounding.
+        probabilities = left if left.any() else probabilities
+    return int(ids[_draw(probabilities, generator)])
+
+
+def _candidates(
+    logits: Floats,
+    params: SamplingParams,
+    prompt: Sequence[int],
+    output: Sequence[int],
+    forbidden: Collection[int],
+) -> tuple[Indices, Floats]:
+    """What may be chosen, and how likely: token ids [n], ascending, and float32 [n]; of a greedy choice one."""
     logits = penalize(logits, params, prompt, output)
     if forbidden:
         logits = logits.copy()
@@ -58,10 +110,14 @@ def sample(
     best = int(logits.argmax())  # takes NaN for the largest
     if not np.isfinite(logits[best]):
         raise BuildError(f"the model's logits have no usable maximum: {logits[best]} at token {best}")
-    if params.greedy:
-        return best
-    ids, probabilities = distribution(logits, params)
-    return int(ids[_draw(probabilities, generator)])
+    return (np.array([best]), np.ones(1, dtype=np.float32)) if params.greedy else distribution(logits, params)
+
+
+def _at(tokens: int | Indices, ids: Indices, probabilities: Floats) -> Floats:
+    """The probabilities of `tokens`; 0 for those that are not among `ids`."""
+    places = np.minimum(np.searchsorted(ids, tokens), len(ids) - 1)
+    found: Floats = np.where(ids[places] == tokens, probabilities[places], np.float32(0))
+    return found
 
 
 def penalize(logits: Floats, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> Floats:
@@ -163,6 +219,12 @@ def _softmax(logits: Floats) -> Floats:
 def _draw(probabilities: Floats, generator: torch.Generator | None) -> int:
     """An index drawn by inverting the cumulative distribution: one random number, however many candidates."""
     cumulative = np.cumsum(probabilities, dtype=np.float64)
-    point = float(torch.rand((), dtype=torch.float64, generator=generator)) * cumulative[-1]
-    # The product may round up to the total.
-    return min(int(np.searchsorted(cumulative, point, side="right")), len(probabilities) - 1)
+    point = _random(generator) * cumulative[-1]
+    # The product may round up to the total, and what is last may have no probability.
+    last = int(np.searchsorted(cumulative, cumulative[-1], side="left"))
+    return min(int(np.searchsorted(cumulative, point, side="right")), last)
+
+
+def _random(generator: torch.Generator | None) -> float:
+    """In [0, 1)."""
+    return float(torch.rand((), dtype=torch.float64, generator=generator))

@@ -81,6 +81,9 @@ class EngineStats:
         kv_blocks_used: KV blocks that running requests have.
         kv_blocks: KV blocks that there are.
         buckets: Of every bucket by its name, also of those that never ran.
+        proposals: How often a draft model has proposed tokens to a request.
+        proposed_tokens: What it has proposed.
+        accepted_tokens: Those of them that were accepted.
     """
 
     prompt_tokens: int
@@ -91,6 +94,19 @@ class EngineStats:
     kv_blocks_used: int
     kv_blocks: int
     buckets: Mapping[str, BucketUse]
+    proposals: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """The share of proposed tokens that were accepted; None where none were proposed."""
+        return self.accepted_tokens / self.proposed_tokens if self.proposed_tokens else None
+
+    @property
+    def tokens_per_proposal(self) -> float | None:
+        """How many tokens a request gets from a step with proposals: those accepted and one more."""
+        return 1 + self.accepted_tokens / self.proposals if self.proposals else None
 
     def __add__(self, other: EngineStats) -> EngineStats:
         """Of both together, which have the same buckets."""
@@ -127,6 +143,8 @@ class Scheduler:
     `spare_blocks_ratio` of the blocks to the requests that run, so that they are seldom preempted; with none
     running the head of the queue is always admitted, so that there is always progress.
 
+    A draft model may propose `num_speculative_tokens` tokens of a request at a time: see `wanted_proposals`.
+
     With `is_offline` only the time until all are finished counts. The longest prompts come first: so prompts of like
     length share a prefill, and contexts of like length a decode step, with little padding. Prompts are prefilled as
     long as there are places, pieces without decode steps between them, so that as many as can decode together.
@@ -142,6 +160,7 @@ class Scheduler:
         is_offline: bool = False,
         num_stages: int = 1,
         enable_prefix_caching: bool = True,
+        num_speculative_tokens: int = 0,
     ) -> None:
         self.blocks = blocks
         pipelines = list(pipelines)
@@ -156,6 +175,7 @@ class Scheduler:
         self._arrivals = 0
         self._num_stages = num_stages
         self._enable_prefix_caching = enable_prefix_caching
+        self._num_speculative_tokens = num_speculative_tokens
         self._in_flight: set[str] = set()
         self._leaving: set[str] = set()
         # Of prompts, since the last decode step.
@@ -177,6 +197,11 @@ class Scheduler:
     @property
     def num_unfinished(self) -> int:
         return len(self._waiting) + len(self._running) - len(self._leaving)
+
+    @property
+    def request_ids(self) -> list[str]:
+        """Of those that wait and those that run."""
+        return [request.request_id for request in (*self._waiting, *self._running)]
 
     @property
     def in_flight(self) -> frozenset[str]:
@@ -212,12 +237,36 @@ class Scheduler:
             self._in_flight.update(request.request_id for request in batch.requests)
         return batch
 
+    def wanted_proposals(self, batch: Batch) -> dict[Request, int]:
+        """The requests of a decode batch whose next token it gives, and how many after that a draft may propose.
+
+        None where no append bucket could run them. There are KV slots for them.
+        """
+        if batch.pipeline.phase != "decode" or any(request.beams is not None for request in batch.requests):
+            return {}
+        numbers = [self._num_proposals(request) for request in batch.requests]
+        if self._for_proposals(batch, numbers) is None:
+            return {}
+        return {request: number for request, number in zip(batch.requests, numbers, strict=True) if number > 0}
+
+    def with_proposals(self, batch: Batch) -> Batch:
+        """The decode batch, or one that also runs what has been proposed to its requests: in an append bucket."""
+        numbers = [len(request.proposals) for request in batch.requests]
+        if not any(numbers):
+            return batch
+        pipeline = self._for_proposals(batch, numbers)
+        assert pipeline is not None, "what runs the wanted ones runs fewer"
+        return replace(batch, pipeline=pipeline, counts=[1 + number for number in numbers])
+
     def advance(self, batch: Batch) -> list[Request]:
-        """Notes that `batch` has run. Returns the requests whose next token its logits give."""
+        """Notes that `batch` has run. Returns the requests whose next token its logits give.
+
+        Proposals do not count as computed before they are accepted.
+        """
         tokens = sum(n * len(batch.sequences(r)) for r, n in zip(batch.requests, batch.counts, strict=True))
         self._bucket_use[batch.pipeline.name] = self._bucket_use[batch.pipeline.name].plus(1, tokens)
         for request, count in zip(batch.requests, batch.counts, strict=True):
-            request.num_computed += count
+            request.num_computed += count - len(request.proposals)
             if self._enable_prefix_caching:
                 for sequence in batch.sequences(request):
                     self.blocks.note(sequence, sequence.tokens, request.num_computed)
@@ -449,14 +498,27 @@ class Scheduler:
         return group
 
     def _make_room(self, group: Sequence[Request]) -> None:
-        """Reserves a slot for the token that each of `group` is to run."""
+        """Reserves slots for the token that each of `group` is to run, and for those that a draft may propose."""
         for request in sorted(group, key=self._turn):
             while request in self._running and not self._reserve_next(request):
                 idle = [request for request in self._running if request.request_id not in self._in_flight]
                 self._preempt(max(idle, key=self._turn))
 
+    def _for_proposals(self, batch: Batch, numbers: Sequence[int]) -> Pipeline | None:
+        starts = [request.num_computed for request in batch.requests]
+        return self._buckets.for_prefill(starts, [1 + number for number in numbers])
+
+    def _num_proposals(self, request: Request) -> int:
+        """How many tokens after its next one a draft may propose: none that could not be used."""
+        if request.beams is not None or request.num_computed < len(request.tokens) - 1:
+            return 0
+        room = self.max_context - len(request.tokens)
+        if request.params.max_tokens is not None:
+            room = min(room, request.params.max_tokens - request.num_generated - 1)
+        return max(0, min(self._num_speculative_tokens, room))
+
     def _reserve_next(self, request: Request) -> bool:
-        needed = request.num_computed + 1
+        needed = request.num_computed + 1 + self._num_proposals(request)
         missing = sum(self.blocks.missing(sequence, needed) for sequence in request.sequences)
         if missing > self.blocks.num_free:
             return False
@@ -477,6 +539,7 @@ class Scheduler:
         self._running.remove(request)
         self._free_blocks(request)
         request.num_computed = 0
+        request.proposals = []
         insort(self._waiting, request, key=self._turn)
 
     # Refusal

@@ -12,6 +12,7 @@ from typing import Any
 import furiosa_build
 from furiosa_build.artifact.schema import (
     ARTIFACT_FILE,
+    DRAFT_DIRECTORY,
     MANIFEST_FILE,
     PROVENANCE_FILE,
     Artifact,
@@ -66,6 +67,17 @@ class BuiltProgram:
 
 
 @dataclass(frozen=True)
+class BuiltModel:
+    """What the steps have made of one model: of the artifact's own, or of its draft."""
+
+    plan: Plan
+    programs: list[BuiltProgram]
+    parameters: Mapping[str, FileRecord]
+    weights: Source
+    others: ModelFiles
+
+
+@dataclass(frozen=True)
 class Package:
     """A finished artifact, not yet published."""
 
@@ -75,27 +87,34 @@ class Package:
 
 
 def package(
-    plan: Plan,
-    programs: list[BuiltProgram],
-    parameters: Mapping[str, FileRecord],
-    weights: Source,
-    others: ModelFiles,
-    model_files: Mapping[str, FileRecord],
-    tools: Mapping[str, str],
+    model: BuiltModel, model_files: Mapping[str, FileRecord], tools: Mapping[str, str], draft: BuiltModel | None = None
 ) -> Package:
-    """Describes the artifact. `tools` has the versions of what made it."""
-    names = _program_names(programs)
-    records = {f"programs/{names[program.identity]}{program.suffix}": program.record for program in programs}
-    records.update({f"params/{name}": record for name, record in parameters.items()})
-    records.update({f"model/{name}": record for name, record in model_files.items()})
-
-    draft = _describe(plan, programs, names, sorted(parameters), weights, others)
-    identity = artifact_id(draft, records)
-    artifact = draft.model_copy(update={"metadata": draft.metadata.model_copy(update={"artifact_id": identity})})
+    """Describes the artifact. `model_files` are those of its model/, `tools` has the versions of what made it."""
+    records = {f"model/{name}": record for name, record in model_files.items()}
+    of_draft = None
+    if draft is not None:
+        of_draft, draft_records = _describe_with_files(draft, DRAFT_DIRECTORY, {}, None)
+        records.update(draft_records)
+    artifact, records = _describe_with_files(model, "", records, of_draft)
     records[ARTIFACT_FILE] = file_record(to_json(artifact))
-    record = provenance(plan, records, weights, others, tools)
+    models = [(built.plan, built.weights, built.others) for built in (model, draft) if built is not None]
+    record = provenance(models, records, tools)
     records[PROVENANCE_FILE] = file_record(to_json(record))
-    return Package(artifact, Manifest(artifact_id=identity, files=dict(sorted(records.items()))), record)
+    manifest = Manifest(artifact_id=artifact.metadata.artifact_id, files=dict(sorted(records.items())))
+    return Package(artifact, manifest, record)
+
+
+def _describe_with_files(
+    built: BuiltModel, directory: str, others: Mapping[str, FileRecord], draft: Artifact | None
+) -> tuple[Artifact, dict[str, FileRecord]]:
+    """A model with its id, and its files, which are in `directory`, with `others` that are described too."""
+    names = _program_names(built.programs)
+    records = {f"{directory}programs/{names[p.identity]}{p.suffix}": p.record for p in built.programs}
+    records.update({f"{directory}params/{name}": record for name, record in built.parameters.items()})
+    records.update(others)
+    described = _describe(built, directory, names, draft)
+    metadata = described.metadata.model_copy(update={"artifact_id": artifact_id(described, records)})
+    return described.model_copy(update={"metadata": metadata}), records
 
 
 def write(built: Package, output: Path) -> None:
@@ -129,14 +148,8 @@ def _program_names(programs: list[BuiltProgram]) -> dict[str, str]:
     return names
 
 
-def _describe(
-    plan: Plan,
-    programs: list[BuiltProgram],
-    names: Mapping[str, str],
-    parameter_files: list[str],
-    weights: Source,
-    others: ModelFiles,
-) -> Artifact:
+def _describe(built: BuiltModel, directory: str, names: Mapping[str, str], draft: Artifact | None) -> Artifact:
+    plan, programs, parameter_files = built.plan, built.programs, sorted(built.parameters)
     spec, buckets = plan.spec, plan.spec.buckets
     beams = buckets.kv_cache_sharing_across_beams_config
     last_only = spec.model.calculate_logit_only_for_last_token
@@ -159,14 +172,15 @@ def _describe(
             paged_attention_block_size=buckets.paged_attention_block_size,
             calculate_logit_only_for_last_token=last_only,
             kv_cache_sharing_across_beams_config=None if beams is None else KvCacheSharing(**beams.model_dump()),
+            num_speculative_tokens=spec.num_speculative_tokens,
             default_scheduler_config=SchedulerDefaults(**spec.scheduler.model_dump()),
         ),
         hf_config=dict(plan.hf_config),
         model_metadata=ModelMetadata(
             pretrained_id=pretrained_id(spec.model),
-            revision=others.revision,
-            weights_digest=digest(weights.model_dump(mode="json")),
-            seed_for_random_weight=weights.seed,
+            revision=built.others.revision,
+            weights_digest=digest(built.weights.model_dump(mode="json")),
+            seed_for_random_weight=built.weights.seed,
             architecture=plan.outline.architecture,
             dtype=plan.outline.dtype,
             num_hidden_layers=plan.outline.num_layers,
@@ -190,7 +204,7 @@ def _describe(
         ),
         programs={
             names[p.identity]: Program(
-                file=f"programs/{names[p.identity]}{p.suffix}",
+                file=f"{directory}programs/{names[p.identity]}{p.suffix}",
                 kind=p.kind.name,
                 inputs=[TensorSpec.model_validate(spec) for spec in p.graph["inputs"]],
                 outputs=[TensorSpec.model_validate(spec) for spec in p.graph["outputs"]],
@@ -202,7 +216,11 @@ def _describe(
             ParameterFiles(
                 stage=stage,
                 rank=rank,
-                files=[f"params/{name}" for name in parameter_files if name.startswith(f"stage-{stage}-rank-{rank}-")],
+                files=[
+                    f"{directory}params/{name}"
+                    for name in parameter_files
+                    if name.startswith(f"stage-{stage}-rank-{rank}-")
+                ],
             )
             for stage in range(spec.parallel.pipeline_parallel_size)
             for rank in range(spec.parallel.tensor_parallel_size)
@@ -218,6 +236,7 @@ def _describe(
                 ((layer, block) for block in plan.outline.blocks for layer in block.layers), key=lambda item: item[0]
             )
         ],
+        draft=draft,
     )
 
 

@@ -6,12 +6,12 @@ https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md, https://s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import furiosa_build
-from furiosa_build.artifact.schema import FileRecord
+from furiosa_build.artifact.schema import DRAFT_DIRECTORY, FileRecord
 from furiosa_build.canonical import digest
 from furiosa_build.plan.planner import Plan, pretrained_id, resolved_recipe
 from furiosa_build.steps.source import ModelFiles, Source
@@ -23,17 +23,18 @@ BUILDER = "urn:furiosa-build"
 
 
 def provenance(
-    plan: Plan, subjects: Mapping[str, FileRecord], weights: Source, others: ModelFiles, tools: Mapping[str, str]
+    models: Sequence[tuple[Plan, Source, ModelFiles]], subjects: Mapping[str, FileRecord], tools: Mapping[str, str]
 ) -> dict[str, Any]:
     """The statement. No path of this machine, no user and no time is in it.
 
     Args:
-        plan: The build.
+        models: The model, and its draft if it has one. Of each the build, the source of the parameters, and the source
+            of the tokenizer and such with the commit of a model on the hub.
         subjects: The artifact's files.
-        weights: The source of the parameters.
-        others: The source of the tokenizer and such, and the commit of a model on the hub.
         tools: Names and versions of what made the artifact.
     """
+    recipes = [{"recipe": resolved_recipe(plan.spec)} for plan, *_ in models]
+    internals = [{"isa": plan.isa, "hf_config": dict(plan.hf_config)} for plan, *_ in models]
     return {
         "_type": STATEMENT,
         "subject": [{"name": name, "digest": {"sha256": record.sha256}} for name, record in sorted(subjects.items())],
@@ -41,9 +42,13 @@ def provenance(
         "predicate": {
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
-                "externalParameters": {"recipe": resolved_recipe(plan.spec)},
-                "internalParameters": {"isa": plan.isa, "hf_config": dict(plan.hf_config)},
-                "resolvedDependencies": _dependencies(plan, weights, others),
+                "externalParameters": _with_draft(recipes),
+                "internalParameters": _with_draft(internals),
+                "resolvedDependencies": [
+                    found
+                    for model, directory in zip(models, ("", DRAFT_DIRECTORY), strict=False)
+                    for found in _dependencies(*model, directory)
+                ],
             },
             "runDetails": {
                 "builder": {
@@ -58,6 +63,12 @@ def provenance(
     }
 
 
+def _with_draft(of_models: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What is said of the model; what is said of its draft, under `draft`."""
+    own, *of_draft = of_models
+    return own | ({"draft": of_draft[0]} if of_draft else {})
+
+
 def project_digest() -> str:
     """sha256 over all of this project's own source files."""
     root = Path(furiosa_build.__file__).parent
@@ -65,10 +76,11 @@ def project_digest() -> str:
     return digest({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
 
 
-def _dependencies(plan: Plan, weights: Source, others: ModelFiles) -> list[dict[str, Any]]:
+def _dependencies(plan: Plan, weights: Source, others: ModelFiles, directory: str) -> list[dict[str, Any]]:
+    """`directory`: what tells the draft's files from those of the model."""
     files = {**weights.files, **others.files}
     found: list[dict[str, Any]] = [
-        {"name": name, "digest": {"sha256": file.sha256}} for name, file in sorted(files.items())
+        {"name": f"{directory}{name}", "digest": {"sha256": file.sha256}} for name, file in sorted(files.items())
     ]
     if others.revision is not None:
         name = pretrained_id(plan.spec.model)
@@ -81,5 +93,5 @@ def _dependencies(plan: Plan, weights: Source, others: ModelFiles) -> list[dict[
             },
         )
     if weights.seed is not None:
-        found.append({"name": "random weights", "annotations": {"seed": weights.seed}})
+        found.append({"name": f"{directory}random weights", "annotations": {"seed": weights.seed}})
     return found

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from user_directory import UserDirectory, make_model, make_user_directory, run, steps_in_this_process
+from user_directory import UserDirectory, make_new_directory, make_user_directory, run, steps_in_this_process
 
 from furiosa_build import faults
 from furiosa_build.backends.eager import EagerBackend
@@ -79,8 +79,7 @@ def _programs_unlike_graphs() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> UserDirectory:
     """Built without a disturbance. Only read."""
-    root = tmp_path_factory.mktemp("faults")
-    user = make_user_directory(root / "user", root / "store", make_model(root / "model" / "tiny"))
+    user = make_new_directory(tmp_path_factory.mktemp("faults"))
     build(user)
     return user
 

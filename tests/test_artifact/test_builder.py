@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import shutil
 import subprocess
 import sys
@@ -44,9 +43,7 @@ def _in_this_process() -> Iterator[None]:
 def user(tmp_path_factory: pytest.TempPathFactory) -> UserDirectory:
     """A directory with a model of 8 heads, and a store."""
     root = tmp_path_factory.mktemp("builder")
-    with Path(os.devnull).open("w") as nowhere, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.stderr", nowhere)
-        model = save_random_model(MODELS["llama"], root / "m" / "tiny")
+    model = save_random_model(MODELS["llama"], root / "m" / "tiny")
     return make_user_directory(root / "user", root / "store", model)
 
 
@@ -115,58 +112,49 @@ def test_the_arguments_are_those_of_the_api_with_its_defaults() -> None:
 # What the arguments do
 
 
-def test_three_faces_make_one_artifact(user: UserDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    by_python = built(user, tmp_path / "python", name="same", paged_attention_num_blocks=256)
-    user.build(
-        "name=same",
-        "buckets.decode_buckets=[[1,64],[2,64]]",
-        "buckets.paged_attention_num_blocks=256",
-        "buckets.append_buckets=null",
-        "buckets.paged_attention_block_size=1",
-    )
-    by_recipe = open_artifact(user.root / "artifacts" / "same" / "latest").artifact
-    monkeypatch.setenv("FURIOSA_BUILD_CACHE", str(user.store))
-    llm_cli.main(
-        [
-            *["build", str(tmp_path / "cli"), "--model-id", str(user.root / "tiny"), "--name", "same"],
-            *["--devices", "cpu", "-tp", "1", "-pb", "1,32", "-db", "2,64", "-db", "1,64"],
-            *["--max-seq-len-to-capture", "64", "--paged-attention-num-blocks", "256"],
-            *["--additional-model-config", "backend=eager"],
-        ]
-    )
-    by_command = open_artifact(tmp_path / "cli").artifact
-    assert by_python.model_dump() == {**by_recipe.model_dump(), "metadata": by_python.metadata.model_dump()}
-    assert by_python.metadata.artifact_id == by_recipe.metadata.artifact_id == by_command.metadata.artifact_id
+def by_recipe(user: UserDirectory, name: str, *overrides: str) -> Artifact:
+    user.build(f"name={name}", "buckets.append_buckets=null", "buckets.paged_attention_block_size=1", *overrides)
+    return open_artifact(user.root / "artifacts" / name / "latest").artifact
 
 
-def test_three_faces_take_one_quantized_checkpoint(
-    user: UserDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def by_command(user: UserDirectory, save_dir: Path, name: str, *arguments: str) -> Artifact:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FURIOSA_BUILD_CACHE", str(user.store))
+        llm_cli.main(
+            [
+                *["build", str(save_dir), "--model-id", str(user.root / "tiny"), "--name", name],
+                *["--devices", "cpu", "-tp", "1", "-pb", "1,32", "-db", "1,64", "--max-seq-len-to-capture", "64"],
+                *["--additional-model-config", "backend=eager", *arguments],
+            ]
+        )
+    return open_artifact(save_dir).artifact
+
+
+def test_three_faces_make_one_artifact(user: UserDirectory, tmp_path: Path) -> None:
+    python = built(user, tmp_path / "python", name="same", paged_attention_num_blocks=256)
+    both = ("buckets.decode_buckets=[[1,64],[2,64]]", "buckets.paged_attention_num_blocks=256")
+    recipe = by_recipe(user, "same", *both)
+    command = by_command(user, tmp_path / "cli", "same", "-db", "2,64", "--paged-attention-num-blocks", "256")
+    assert python.model_dump() == {**recipe.model_dump(), "metadata": python.metadata.model_dump()}
+    assert python.metadata.artifact_id == recipe.metadata.artifact_id == command.metadata.artifact_id
+
+
+def test_three_faces_take_one_quantized_checkpoint(user: UserDirectory, tmp_path: Path) -> None:
     checkpoint = save_quantized(user.root / "tiny", tmp_path / "quantized", "int8-plain-dynamic")
     buckets = {"prefill_buckets": [(1, 32)], "decode_buckets": [(1, 64)]}
     path = {"quantize_artifact_path": checkpoint}
-    by_python = built(user, tmp_path / "python", name="taken", paged_attention_num_blocks=64, **buckets, **path)
-    assert by_python.model_metadata.quantization == "int8-plain-dynamic"
-    user.build(
-        "name=taken",
+    python = built(user, tmp_path / "python", name="taken", paged_attention_num_blocks=64, **buckets, **path)
+    assert python.model_metadata.quantization == "int8-plain-dynamic"
+    recipe = by_recipe(
+        user,
+        "taken",
         "buckets.decode_buckets=[[1,64]]",
         "buckets.paged_attention_num_blocks=64",
-        "buckets.append_buckets=null",
-        "buckets.paged_attention_block_size=1",
         f"quantization.quantize_artifact_path={checkpoint}",
     )
-    by_recipe = open_artifact(user.root / "artifacts" / "taken" / "latest").artifact
-    monkeypatch.setenv("FURIOSA_BUILD_CACHE", str(user.store))
-    llm_cli.main(
-        [
-            *["build", str(tmp_path / "cli"), "--model-id", str(user.root / "tiny"), "--name", "taken"],
-            *["--devices", "cpu", "-tp", "1", "-pb", "1,32", "-db", "1,64", "--max-seq-len-to-capture", "64"],
-            *["--paged-attention-num-blocks", "64", "--quantization-artifact-path", str(checkpoint)],
-            *["--additional-model-config", "backend=eager"],
-        ]
-    )
-    by_command = open_artifact(tmp_path / "cli").artifact
-    assert by_python.metadata.artifact_id == by_recipe.metadata.artifact_id == by_command.metadata.artifact_id
+    taken = ("--paged-attention-num-blocks", "64", "--quantization-artifact-path", str(checkpoint))
+    command = by_command(user, tmp_path / "cli", "taken", *taken)
+    assert python.metadata.artifact_id == recipe.metadata.artifact_id == command.metadata.artifact_id
 
 
 @pytest.mark.parametrize(
@@ -194,9 +182,7 @@ def test_without_buckets_there_is_one_of_each_of_the_longest_sequence(user: User
     assert (config.prefill_buckets, config.decode_buckets) == ([(1, 24)], [(1, 24)])
 
 
-def test_beams_multiply_the_decode_batches(
-    user: UserDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_beams_multiply_the_decode_batches(user: UserDirectory, tmp_path: Path) -> None:
     """By all faces alike. Blocks of one token: a prompt of 48 tokens and 4 beams of 16 for each of 2 searches."""
     shared = KvCacheSharingAcrossBeamsConfig(4, 16)
     artifact = built(user, tmp_path / "python", name="beams", kv_cache_sharing_across_beams_config=shared)
@@ -205,25 +191,11 @@ def test_beams_multiply_the_decode_batches(
     assert [p.batch_size for p in artifact.pipelines if p.phase == "decode"] == [4, 8]
     assert config.kv_cache_sharing_across_beams_config == KvCacheSharing(beam_width=4, max_new_tokens=16)
     assert config.paged_attention_num_blocks == 2 * (48 + 4 * 16)
-    user.build(
-        "name=beams",
-        "buckets.decode_buckets=[[1,64],[2,64]]",
-        "buckets.append_buckets=null",
-        "buckets.paged_attention_block_size=1",
-        "buckets.kv_cache_sharing_across_beams_config={beam_width: 4, max_new_tokens: 16}",
-    )
-    by_recipe = open_artifact(user.root / "artifacts" / "beams" / "latest").artifact
-    monkeypatch.setenv("FURIOSA_BUILD_CACHE", str(user.store))
-    llm_cli.main(
-        [
-            *["build", str(tmp_path / "cli"), "--model-id", str(user.root / "tiny"), "--name", "beams"],
-            *["--devices", "cpu", "-tp", "1", "-pb", "1,32", "-db", "2,64", "-db", "1,64"],
-            *["--max-seq-len-to-capture", "64", "--kv-cache-sharing-across-beams-config", "4,16"],
-            *["--additional-model-config", "backend=eager"],
-        ]
-    )
-    by_command = open_artifact(tmp_path / "cli").artifact
-    assert by_recipe.metadata.artifact_id == artifact.metadata.artifact_id == by_command.metadata.artifact_id
+    beams = "buckets.kv_cache_sharing_across_beams_config={beam_width: 4, max_new_tokens: 16}"
+    recipe = by_recipe(user, "beams", "buckets.decode_buckets=[[1,64],[2,64]]", beams)
+    sharing = ("--kv-cache-sharing-across-beams-config", "4,16")
+    command = by_command(user, tmp_path / "cli", "beams", "-db", "2,64", *sharing)
+    assert recipe.metadata.artifact_id == artifact.metadata.artifact_id == command.metadata.artifact_id
     params = SamplingParams(use_beam_search=True, n=2, max_tokens=8)
     [output] = LLM(tmp_path / "python").generate([1, 2, 3], params)
     assert len({tuple(completion.token_ids) for completion in output.outputs}) == 2

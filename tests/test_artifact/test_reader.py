@@ -25,7 +25,7 @@ PROGRAM = "programs/first.so"
 
 def artifact_data() -> dict[str, Any]:
     return {
-        "schema_version": 3,
+        "schema_version": 4,
         "metadata": {
             "artifact_id": "",
             "name": "small",
@@ -303,11 +303,11 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
         "artifact.json is nested 81 levels deep",
     ),
     "artifact has an infinite number": (
-        artifact_of(b'{"schema_version": 3, "hf_config": 1e999}'),
+        artifact_of(b'{"schema_version": 4, "hf_config": 1e999}'),
         "artifact.json is no JSON",
     ),
     "artifact has half a surrogate pair": (
-        artifact_of(b'{"schema_version": 3, "a": "\\ud800"}'),
+        artifact_of(b'{"schema_version": 4, "a": "\\ud800"}'),
         "artifact.json is no JSON",
     ),
     "artifact has an enormous number": (artifact_of(b"9" * 5000), "artifact.json is no JSON"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,9 +84,7 @@ class EagerBuilder(builder.ArtifactBuilder):
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of 8 heads and 2 layers, for 2048 tokens."""
     config = {**MODELS["llama"], "num_hidden_layers": 2, "max_position_embeddings": 2048}
-    with Path(os.devnull).open("w") as nowhere, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.stderr", nowhere)
-        return save_random_model(config, tmp_path_factory.mktemp("example") / "tiny")
+    return save_random_model(config, tmp_path_factory.mktemp("example") / "tiny")
 
 
 @pytest.fixture(scope="module")

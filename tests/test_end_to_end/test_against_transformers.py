@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from reference import MARGIN, greedy
 from test_models.tiny import LLAMA, MODELS, load, read_config, save_random_model
 from torch import Tensor
 
@@ -22,9 +23,6 @@ PROMPT_LENGTHS = (1, 5, 17, 33, 48)
 """Shorter and longer than the windows (12), the blocks (16) and the smaller prefill bucket (32)."""
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
-
-MARGIN = 1e-4
-"""Premise of comparing tokens: no choice is so close that float32 rounding (up to 3e-5 in these logits) turns it."""
 
 
 @pytest.fixture(scope="module")
@@ -44,27 +42,6 @@ def prompts(vocab_size: int = LLAMA["vocab_size"]) -> list[list[int]]:
     return [torch.randint(3, vocab_size, (length,), generator=generator).tolist() for length in PROMPT_LENGTHS]
 
 
-def reference_tokens(model: Any, prompt: Sequence[int]) -> tuple[list[int], float]:
-    """transformers' greedy continuation, and by how much each choice was ahead of the next best, at the least.
-
-    Each prompt alone: padding to a common length would bring in transformers' masks and positions for padding, which
-    are a matter of their own, and of no use as a reference.
-    """
-    result = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones((1, len(prompt)), dtype=torch.int64),
-        max_new_tokens=NEW_TOKENS,
-        min_new_tokens=NEW_TOKENS,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=2,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    best = torch.stack(result.logits)[:, 0].topk(2).values
-    return result.sequences[0, len(prompt) :].tolist(), float((best[:, 0] - best[:, 1]).min())
-
-
 def generate(artifact: Path, prompts: list[list[int]]) -> list[list[int]]:
     outputs = LLM(artifact).generate(prompts, GREEDY)
     return [output.outputs[0].token_ids for output in outputs]
@@ -74,11 +51,7 @@ def generate(artifact: Path, prompts: list[list[int]]) -> list[list[int]]:
 def test_greedy_tokens_are_identical_in_float32(name: str, saved: Made, build_artifact: BuildArtifact) -> None:
     directory = saved(name)
     model = load(directory)
-    expected = []
-    for prompt in prompts():
-        tokens, margin = reference_tokens(model, prompt)
-        assert margin > MARGIN
-        expected.append(tokens)
+    expected = [greedy(model, prompt, NEW_TOKENS) for prompt in prompts()]
     # Not one token over and over, which a broken model might get right as well.
     assert len({token for tokens in expected for token in tokens}) > 50
     for block_size in (1, 16):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from reference import Beams, beams
 from test_models.tiny import LLAMA, MISTRAL, load, save_random_model
 from user_directory import furiosa_build, make_user_directory, steps_in_this_process
 
@@ -40,31 +41,6 @@ OPTIONS: list[dict[str, Any]] = [
 def prompts(vocab_size: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(29)
     return [torch.randint(3, vocab_size, (length,), generator=generator).tolist() for length in LENGTHS]
-
-
-Beams = list[tuple[list[int], float]]
-
-
-def reference(model: Any, prompt: list[int], ends: list[int], options: dict[str, Any]) -> Beams:
-    """(tokens, score) of each beam by transformers, the best first."""
-    result = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones((1, len(prompt)), dtype=torch.int64),
-        num_beams=WIDTH,
-        num_return_sequences=WIDTH,
-        max_new_tokens=NEW,
-        do_sample=False,
-        eos_token_id=ends or None,
-        pad_token_id=2,
-        return_dict_in_generate=True,
-        output_scores=True,
-        **options,
-    )
-    found = []
-    for row, score in zip(result.sequences[:, len(prompt) :].tolist(), result.sequences_scores.tolist(), strict=True):
-        length = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
-        found.append((row[:length], score))
-    return found
 
 
 def params(ends: list[int], options: dict[str, Any]) -> SamplingParams:
@@ -102,14 +78,14 @@ def test_sequences_and_scores_are_those_of_transformers(tmp_path: Path, build_ar
     engines = [LLMEngine(artifact) for artifact in artifacts]
     lengths = set()
     for end_tokens, options in itertools.product(([], ends), OPTIONS):
-        expected = [reference(model, prompt, end_tokens, options) for prompt in given]
+        expected = [beams(model, prompt, NEW, WIDTH, end_tokens, **options) for prompt in given]
         for engine in engines:
             for number, prompt in enumerate(given):
                 engine.add_request(str(number), prompt, params(end_tokens, options))
             outputs = drain(engine)
-            for number, beams in enumerate(expected):
-                check(outputs[str(number)], beams, options["length_penalty"])
-                lengths.update(len(tokens) for tokens, _ in beams)
+            for number, found in enumerate(expected):
+                check(outputs[str(number)], found, options["length_penalty"])
+                lengths.update(len(tokens) for tokens, _ in found)
     assert len(lengths) > 3
 
 
@@ -119,7 +95,7 @@ def test_ordinary_requests_beside_beams_and_little_room(tmp_path: Path, build_ar
     model = load(directory)
     given = prompts(192)
     artifact = build_artifact(directory, **BUCKETS, paged_attention_block_size=1)
-    expected = [reference(model, prompt, [], OPTIONS[0]) for prompt in given]
+    expected = [beams(model, prompt, NEW, WIDTH, **OPTIONS[0]) for prompt in given]
     greedy = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
 
     def outputs(num_blocks: int | None) -> tuple[dict[str, RequestOutput], int]:
@@ -193,4 +169,4 @@ def test_ranks_stages_and_replicas(tmp_path: Path) -> None:
             engine.add_request(str(number), prompt, params([], OPTIONS[0]))
         outputs = drain(engine)
     for number, prompt in enumerate(given):
-        check(outputs[str(number)], reference(loaded, prompt, [], OPTIONS[0]), 1.0)
+        check(outputs[str(number)], beams(loaded, prompt, NEW, WIDTH, **OPTIONS[0]), 1.0)

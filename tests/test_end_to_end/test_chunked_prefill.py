@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from reference import greedy
 from test_models.tiny import MODELS, load, save_random_model
 from user_directory import UserDirectory, furiosa_build, make_user_directory, steps_in_this_process
 
@@ -20,8 +21,6 @@ BuildArtifact = Callable[..., Path]
 
 LENGTHS = (1, 5, 16, 33, 48, 90)
 NEW = 12
-MARGIN = 1e-4
-"""Premise of comparing tokens: no choice is so close that float32 rounding (up to 3e-5 in these logits) turns it."""
 
 # Pieces of one prompt and of several; the longest prompt is longer than every prefill bucket.
 BUCKETS: dict[str, Any] = {
@@ -39,22 +38,6 @@ FEW_BUCKETS: dict[str, Any] = {
 def prompts(vocab_size: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(23)
     return [torch.randint(3, vocab_size, (length,), generator=generator).tolist() for length in LENGTHS]
-
-
-def reference(model: Any, prompt: list[int]) -> list[int]:
-    result = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones((1, len(prompt)), dtype=torch.int64),
-        max_new_tokens=NEW,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=2,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    best = torch.stack(result.logits)[:, 0].topk(2).values
-    assert float((best[:, 0] - best[:, 1]).min()) > MARGIN
-    return list(result.sequences[0, len(prompt) :].tolist())
 
 
 def generate(engine: LLMEngine, given: list[list[int]]) -> tuple[list[list[int]], list[tuple[str, int]]]:
@@ -91,7 +74,7 @@ def test_the_same_tokens_as_transformers(
     directory = save_random_model(MODELS[name], tmp_path / name)
     model = load(directory)
     given = prompts(model.config.vocab_size)
-    expected = [reference(model, prompt) for prompt in given]
+    expected = [greedy(model, prompt, NEW) for prompt in given]
     largest = max(length for _, length in buckets["prefill_buckets"])
     for block_size in (1, 16):
         artifact = build_artifact(directory, **buckets, paged_attention_block_size=block_size)
@@ -112,7 +95,7 @@ def test_logits_of_the_last_token_only_and_little_room(tmp_path: Path, build_art
     artifact = build_artifact(directory, **FEW_BUCKETS, calculate_logit_only_for_last_token=True)
     # 102 tokens of the longest need 7 blocks of 16: the others are preempted.
     tokens, _ = generate(LLMEngine(artifact, paged_attention_num_blocks=9), given)
-    assert tokens == [reference(model, prompt) for prompt in given]
+    assert tokens == [greedy(model, prompt, NEW) for prompt in given]
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +128,7 @@ def test_ranks_stages_and_replicas(user: UserDirectory) -> None:
     given = [prompt[:40] for prompt in prompts(model.config.vocab_size)]
     with closing(LLMEngine(user.artifacts / "latest")) as engine:
         tokens, batches = generate(engine, given)
-    assert tokens == [reference(model, prompt) for prompt in given]
+    assert tokens == [greedy(model, prompt, NEW) for prompt in given]
     assert max(count for _, count in batches) == 8
 
 

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
+import math
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_models.tiny import LLAMA, QWEN3, save_random_model
-from transformers import AutoModelForCausalLM
-from user_directory import UserDirectory, furiosa_build, make_user_directory, steps_in_this_process
+from test_models.tiny import LLAMA, QWEN3
+from user_directory import UserDirectory, furiosa_build, steps_in_this_process
 
 from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.errors import UserError
-from furiosa_build.models.quantization import dequantize, quantize
+from furiosa_build.recipe.schema import Scheme
 from furiosa_build.runtime import EngineArgs, LLMEngine, SamplingParams
+
+from .tokens import expected_tokens, generated_tokens, make_users
 
 SHAPE = {
     "num_attention_heads": 8,
@@ -39,9 +41,21 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {**QWEN3, **SHAPE},
     "tied": {**LLAMA, **SHAPE, "tie_word_embeddings": True, "vocab_size": 190},
 }
-PROMPTS = [[5, 9, 100], [3] * 11, [7, 8, 9, 10, 11, 12, 13], [1, 2], [100, 101, 102, 103], [50]]
+PROMPTS = [[5, 9, 101], [3] * 11, [7, 8, 9, 10, 11, 12, 13], [1, 2], [100, 101, 102, 103], [50]]
 NEW = 10
-GRID = [(tp, pp, dp) for tp in (1, 2, 4, 8) for pp in (1, 2, 3) for dp in (1, 2)]
+SCHEMES: tuple[Scheme, ...] = ("none", "int8")
+
+SETTINGS = ((1, 2, 4, 8), (1, 2, 3), (1, 2), tuple(MODELS), SCHEMES, (1, 2))
+"""What there is of ranks, stages, replicas, models, quantization schemes and blocks in a supertask."""
+GRID = list(itertools.product(*SETTINGS[:3]))
+EVERY = 1 if os.environ.get("FURIOSA_TEST_FULL_GRID") else 4
+CASES = [
+    case
+    for case in itertools.product(*SETTINGS)
+    if sum(values.index(value) for values, value in zip(SETTINGS, case, strict=True)) % EVERY == 0
+]
+"""A fourth of all combinations, in which any three values of three settings meet: what fails in no other way than by
+four certain values at once is found with FURIOSA_TEST_FULL_GRID=1 only."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -52,37 +66,17 @@ def _in_this_process() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def users(tmp_path_factory: pytest.TempPathFactory) -> dict[str, UserDirectory]:
-    """A directory for each model, with a store of its own."""
-    root = tmp_path_factory.mktemp("parallel")
-    with Path(os.devnull).open("w") as nowhere, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.stderr", nowhere)
-        return {
-            name: make_user_directory(root / name, root / f"{name}-store", save_random_model(config, root / "m" / name))
-            for name, config in MODELS.items()
-        }
+    return make_users(tmp_path_factory.mktemp("parallel"), MODELS)
 
 
 @pytest.fixture(scope="module")
 def expected(users: dict[str, UserDirectory]) -> dict[tuple[str, str], list[list[int]]]:
-    """(model, scheme) -> the tokens of transformers for every prompt; quantized weights are dequantized."""
-    found = {}
-    for name, user in users.items():
-        for scheme in ("none", "int8"):
-            with Path(os.devnull).open("w") as nowhere, pytest.MonkeyPatch.context() as patch:
-                patch.setattr("sys.stderr", nowhere)
-                model = AutoModelForCausalLM.from_pretrained(user.root / "tiny", dtype=torch.float32)
-            for path, parameter in model.named_parameters() if scheme == "int8" else ():
-                if path.endswith("_proj.weight"):
-                    stored = quantize(path, parameter.data, "int8")
-                    relative = {part.rpartition(".")[2]: tensor for part, tensor in stored.items()}
-                    parameter.data = dequantize(relative, "int8")
-            found[name, scheme] = [
-                model.generate(
-                    torch.tensor([p]), max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0
-                )[0, len(p) :].tolist()
-                for p in PROMPTS
-            ]
-    return found
+    """(model, scheme) -> the tokens of transformers for every prompt."""
+    return {
+        (name, scheme): expected_tokens(user, PROMPTS, NEW, scheme)
+        for name, user in users.items()
+        for scheme in SCHEMES
+    }
 
 
 def overrides(tp: int, pp: int, dp: int, *more: str) -> tuple[str, ...]:
@@ -94,38 +88,28 @@ def overrides(tp: int, pp: int, dp: int, *more: str) -> tuple[str, ...]:
     )
 
 
-def generate(engine: LLMEngine) -> list[list[int]]:
-    """The tokens for every prompt. The books of the engine agree after every step."""
-    for i, prompt in enumerate(PROMPTS):
-        engine.add_request(str(i), prompt, SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True))
-    found: dict[int, list[int]] = {}
-    while engine.has_unfinished_requests():
-        for output in engine.step():
-            if output.finished:
-                found[int(output.request_id)] = list(output.outputs[0].token_ids)
-        engine.check_integrity()
-    return [found[i] for i in range(len(PROMPTS))]
-
-
-@pytest.mark.parametrize("blocks", [1, 2])
-@pytest.mark.parametrize("scheme", ["none", "int8"])
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize(("tp", "pp", "dp"), GRID)
+@pytest.mark.parametrize(("tp", "pp", "dp", "model", "scheme", "blocks"), CASES)
 def test_the_same_tokens_as_transformers(
     users: dict[str, UserDirectory],
     expected: dict[tuple[str, str], list[list[int]]],
-    model: str,
-    scheme: str,
     tp: int,
     pp: int,
     dp: int,
+    model: str,
+    scheme: str,
     blocks: int,
 ) -> None:
-    user = users[model]
     supertasks = f"rewriting.num_blocks_per_supertask={blocks}"
-    artifact = user.package(*overrides(tp, pp, dp, f"quantization={scheme}", supertasks))
+    artifact = users[model].package(*overrides(tp, pp, dp, f"quantization={scheme}", supertasks))
     with closing(LLMEngine(artifact, verify="full")) as engine:
-        assert generate(engine) == expected[model, scheme]
+        assert generated_tokens(engine, PROMPTS, NEW) == expected[model, scheme]
+
+
+def test_any_three_values_of_three_settings_meet() -> None:
+    assert len(CASES) * EVERY == math.prod(map(len, SETTINGS))
+    for three in itertools.combinations(range(len(SETTINGS)), 3):
+        met = {tuple(case[i] for i in three) for case in CASES}
+        assert met == set(itertools.product(*(SETTINGS[i] for i in three)))
 
 
 def test_a_cut_layer_adds_the_programs_between_its_collectives_and_no_more(users: dict[str, UserDirectory]) -> None:
@@ -179,6 +163,27 @@ def test_threads_end_with_an_engine_that_nobody_closes(users: dict[str, UserDire
         assert not thread.is_alive()
 
 
+ABANDON = """
+import sys
+from furiosa_build.runtime import LLMEngine
+from furiosa_build.runtime.rank import Row
+engine = LLMEngine(sys.argv[1])
+for replica in engine._replicas:
+    for _ in range(20):
+        replica.executor.submit("prefill-1x32", [Row([5] * 30, 0, list(range(30)))])
+if sys.argv[2] == "dropped":
+    del engine, replica
+"""
+
+
+@pytest.mark.parametrize("engine", ["kept", "dropped"])
+def test_a_process_may_end_while_batches_are_under_way(users: dict[str, UserDirectory], engine: str) -> None:
+    """A thread that computes when the interpreter is gone would take the process down with it."""
+    artifact = users["llama"].package(*overrides(2, 1, 2))
+    ran = subprocess.run([sys.executable, "-c", ABANDON, artifact, engine], capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def test_stages_work_at_the_same_time(users: dict[str, UserDirectory]) -> None:
     """As many batches as `npu_queue_limit` says are in flight, and no request is in two of them."""
     user = users["llama"]
@@ -228,7 +233,7 @@ def test_stages_are_divided_anew_at_load(
         assert engine.artifact.pipelines == as_built.pipelines
         assert engine.artifact.kv_cache == as_built.kv_cache
         assert len(engine._replicas[0].executor._runners) == 2 * loaded
-        assert generate(engine) == expected["tied", "none"]
+        assert generated_tokens(engine, PROMPTS, NEW) == expected["tied", "none"]
 
 
 def test_a_program_is_not_divided_at_load(users: dict[str, UserDirectory]) -> None:

@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from reference import beams, greedy
 from test_models.tiny import MODELS, load, save_random_model
 
 from furiosa_build.runtime import LLMEngine, SamplingParams
 
 BuildArtifact = Callable[..., Path]
-
-MARGIN = 1e-4
-"""Premise of comparing tokens: no choice is so close that float32 rounding (up to 3e-5 in these logits) turns it."""
 
 BUCKETS: dict[str, Any] = {
     "prefill_buckets": [[1, 32], [2, 32]],
@@ -38,21 +36,8 @@ def prompts(vocab_size: int) -> list[list[int]]:
 
 
 def reference(model: Any, prompt: list[int], new: int, width: int = 1) -> list[int]:
-    result = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones((1, len(prompt)), dtype=torch.int64),
-        max_new_tokens=new,
-        num_beams=width,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=2,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    if width == 1:
-        best = torch.stack(result.logits)[:, 0].topk(2).values
-        assert float((best[:, 0] - best[:, 1]).min()) > MARGIN
-    return list(result.sequences[0, len(prompt) :].tolist())
+    """The best beam, or without beams the greedy continuation."""
+    return greedy(model, prompt, new) if width == 1 else beams(model, prompt, new, width)[0][0]
 
 
 def params(new: int, width: int = 1) -> SamplingParams:

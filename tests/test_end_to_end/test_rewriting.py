@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 from quantized import save_quantized
-from test_models.tiny import GEMMA3, LLAMA, save_random_model
+from test_models.tiny import GEMMA3, LLAMA
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM
-from user_directory import UserDirectory, furiosa_build, make_user_directory, steps_in_this_process
+from user_directory import UserDirectory, furiosa_build, steps_in_this_process
 
 from furiosa_build.artifact.schema import Artifact, Program
 from furiosa_build.backends.graph import Graph
 from furiosa_build.models.decompose import is_core
-from furiosa_build.runtime import LLMEngine, SamplingParams
+from furiosa_build.runtime import LLMEngine
+
+from .tokens import expected_tokens, generated_tokens, make_users
 
 SHAPE = {"num_hidden_layers": 5, "dtype": "float32", "eos_token_id": None}
 LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
@@ -41,31 +41,13 @@ def _in_this_process() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def users(tmp_path_factory: pytest.TempPathFactory) -> dict[str, UserDirectory]:
-    """A directory for each model, with a store of its own."""
-    root = tmp_path_factory.mktemp("rewriting")
-    with Path(os.devnull).open("w") as nowhere, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.stderr", nowhere)
-        return {
-            name: make_user_directory(root / name, root / f"{name}-store", save_random_model(config, root / "m" / name))
-            for name, config in MODELS.items()
-        }
+    return make_users(tmp_path_factory.mktemp("rewriting"), MODELS)
 
 
 @pytest.fixture(scope="module")
 def expected(users: dict[str, UserDirectory]) -> dict[str, list[list[int]]]:
     """model -> the tokens of transformers for every prompt."""
-    found = {}
-    for name, user in users.items():
-        with Path(os.devnull).open("w") as nowhere, pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sys.stderr", nowhere)
-            model = AutoModelForCausalLM.from_pretrained(user.root / "tiny", dtype=torch.float32)
-        found[name] = [
-            model.generate(torch.tensor([p]), max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0)[
-                0, len(p) :
-            ].tolist()
-            for p in PROMPTS
-        ]
-    return found
+    return {name: expected_tokens(user, PROMPTS, NEW) for name, user in users.items()}
 
 
 def build(user: UserDirectory, *overrides: str) -> Artifact:
@@ -75,13 +57,7 @@ def build(user: UserDirectory, *overrides: str) -> Artifact:
 
 def generate(artifact: Path) -> list[list[int]]:
     with closing(LLMEngine(artifact, verify="full")) as engine:
-        for i, prompt in enumerate(PROMPTS):
-            engine.add_request(str(i), prompt, SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True))
-        found: dict[str, list[int]] = {}
-        while engine.has_unfinished_requests():
-            for output in engine.step():
-                found[output.request_id] = list(output.outputs[0].token_ids)
-        return [found[str(i)] for i in range(len(PROMPTS))]
+        return generated_tokens(engine, PROMPTS, NEW)
 
 
 def layers_of(artifact: Artifact, pipeline: str) -> list[tuple[str | None, list[int]]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,8 @@ def save_random_model(hf_config: dict[str, Any], directory: Path, dtype: torch.d
                 parameter.copy_(embedding_size * noise)
             else:
                 parameter.copy_(1.5 * noise * parameter.shape[-1] ** -0.5)
-    model.to(dtype).save_pretrained(directory)
+    with redirect_stderr(io.StringIO()):  # It draws a progress bar.
+        model.to(dtype).save_pretrained(directory)
     return directory
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import reference
 import torch
 from test_models.tiny import LLAMA
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -29,28 +30,6 @@ def model() -> PreTrainedModel:
             if parameter.dim() > 1:
                 parameter.copy_(1.5 * torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
     return made.eval()
-
-
-def reference(model: PreTrainedModel, prompt: list[int], width: int, ends: list[int], **options: Any) -> Any:
-    """(tokens, score) of each beam by transformers, the best first."""
-    result = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones((1, len(prompt)), dtype=torch.int64),
-        num_beams=width,
-        num_return_sequences=width,
-        max_new_tokens=NEW,
-        do_sample=False,
-        eos_token_id=ends or None,
-        pad_token_id=VOCAB - 1,
-        return_dict_in_generate=True,
-        output_scores=True,
-        **options,
-    )
-    found = []
-    for row, score in zip(result.sequences[:, len(prompt) :].tolist(), result.sequences_scores.tolist(), strict=True):
-        length = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
-        found.append((row[:length], score))
-    return found
 
 
 def search(model: PreTrainedModel, prompt: list[int], beams: BeamSearch) -> int:
@@ -78,7 +57,7 @@ def test_the_beams_and_scores_are_those_of_transformers(
         beams = BeamSearch(width, NEW, ends, length_penalty, early_stopping)
         search(model, prompt, beams)
         options = {"length_penalty": length_penalty, "early_stopping": early_stopping}
-        expected = reference(model, prompt, width, ends, **options)
+        expected = reference.beams(model, prompt, NEW, width, ends, **options)
         assert [beam.tokens for beam in beams.finished] == [tokens for tokens, _ in expected]
         np.testing.assert_allclose([b.score for b in beams.finished], [s for _, s in expected], rtol=1e-5, atol=1e-5)
         for beam in beams.finished:

@@ -36,6 +36,11 @@ def table() -> Tensor:
 
 def logits_after(tokens: Sequence[int]) -> Tensor:
     """float32 [VOCAB]: what the toy model gives for the last of `tokens`."""
+    return table()[state_after(tokens)]
+
+
+def state_after(tokens: Sequence[int]) -> int:
+    """Row of the table."""
     states = [(token + 1) * (position + 5) % P for position, token in enumerate(tokens)]
     for coefficient in COEFFICIENTS:
         total, outputs = 0, []
@@ -43,7 +48,7 @@ def logits_after(tokens: Sequence[int]) -> Tensor:
             total += state * (place + 3) * (place + 7)
             outputs.append(total % P * coefficient % P)
         states = outputs
-    return table()[states[-1]]
+    return states[-1]
 
 
 def expected(prompt: Sequence[int], number: int) -> list[int]:
@@ -174,7 +179,7 @@ def artifact_data(
     for phase, sizes in buckets.items():
         pipelines += [_pipeline(programs, phase, size, last_only) for size in sizes]
     return {
-        "schema_version": 3,
+        "schema_version": 4,
         "metadata": {
             "artifact_id": "",
             "name": "toy",
@@ -306,6 +311,7 @@ def write_artifact(
     *,
     tokenizer: bool = True,
     parameters: Mapping[str, Tensor] | None = None,
+    draft_parameters: Mapping[str, Tensor] | None = None,
     model_files: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes the toy model's artifact into `directory`. `model_files` are texts, or values for JSON."""
@@ -316,6 +322,12 @@ def write_artifact(
         (directory / program["file"]).write_text(program["kind"])
     tensors = parameters or default_parameters()
     save_file(dict(tensors), directory / "params" / "toy.safetensors")
+    if data.get("draft"):
+        for name in ("params", "programs"):
+            (directory / "draft" / name).mkdir(parents=True)
+        for program in data["draft"]["programs"].values():
+            (directory / program["file"]).write_text(program["kind"])
+        save_file(dict(draft_parameters or tensors), directory / "draft" / "params" / "toy.safetensors")
     if tokenizer:
         byte_tokenizer().save(str(directory / "model" / "tokenizer.json"))
     for name, content in (model_files or {}).items():
@@ -328,6 +340,20 @@ def write_artifact(
 def default_parameters() -> dict[str, Tensor]:
     layers = {f"layers.{i}.coefficient": torch.tensor([value]) for i, value in enumerate(COEFFICIENTS)}
     return {"table": table(), **layers}
+
+
+def with_draft(data: dict[str, Any], draft: dict[str, Any], number: int) -> dict[str, Any]:
+    """artifact.json of `data` with a draft that proposes `number` tokens at a time."""
+    files = {name: {**program, "file": f"draft/{program['file']}"} for name, program in draft["programs"].items()}
+    parameters = [{"stage": 0, "rank": 0, "files": ["draft/params/toy.safetensors"]}]
+    config = {**data["generator_config"], "num_speculative_tokens": number}
+    return {**data, "generator_config": config, "draft": {**draft, "programs": files, "parameters": parameters}}
+
+
+def draft_parameters(noise: float) -> dict[str, Tensor]:
+    """Those of a draft that is the toy model, but for noise of that standard deviation on its logits."""
+    other = torch.randn(P, VOCAB, generator=torch.Generator().manual_seed(6))
+    return {**default_parameters(), "table": table() + noise * other}
 
 
 def seal(directory: Path, data: dict[str, Any]) -> None:

@@ -12,7 +12,13 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from user_directory import UserDirectory, furiosa_build, make_model, make_user_directory, steps_in_this_process
+from user_directory import (
+    UserDirectory,
+    furiosa_build,
+    make_built_directory,
+    make_user_directory,
+    steps_in_this_process,
+)
 
 from furiosa_build.errors import UserError
 from furiosa_build.recipe.schema import ModelSpec
@@ -31,11 +37,7 @@ def _in_this_process() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> UserDirectory:
     """The recipe has been built from the model's directory. Not to be changed."""
-    root = tmp_path_factory.mktemp("fetch")
-    user = make_user_directory(root / "user", root / "store", make_model(root / "tiny"))
-    with steps_in_this_process():
-        user.build()
-    return user
+    return make_built_directory(tmp_path_factory.mktemp("fetch"))
 
 
 @pytest.fixture
