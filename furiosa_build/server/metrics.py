@@ -86,6 +86,9 @@ _SINCE_THE_START = {
     "prompt_tokens": ("prompt_tokens", "Tokens of the prompts that have begun to run."),
     "cached_prompt_tokens": ("cached_tokens", "Those of them that were in the KV cache already."),
     "preemptions": ("preemptions", "Texts that gave their KV blocks back for others, and were computed again."),
+    "draft_proposals": ("proposals", "Steps of a text in which the draft model proposed tokens."),
+    "draft_proposed_tokens": ("proposed_tokens", "What it proposed."),
+    "draft_accepted_tokens": ("accepted_tokens", "Those of them that were accepted."),
 }
 _OF_BUCKETS = {
     "batches": "Runs of a bucket.",
