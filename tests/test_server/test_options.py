@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from dataclasses import fields
@@ -12,6 +13,7 @@ import pytest
 from furiosa_build import cli, llm_cli
 from furiosa_build.errors import UserError
 from furiosa_build.runtime.engine_args import AsyncEngineArgs
+from furiosa_build.server import serve
 from furiosa_build.server.options import ServerOptions, from_cli_args
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "serving.md"
@@ -83,6 +85,21 @@ def test_a_file_without_keys_does_not_open_the_server(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("\n \n")
     with pytest.raises(UserError, match="no API key"):
         options("--api-key-file", str(tmp_path / "keys")).api_keys()
+
+
+def test_what_cannot_be_listened_on_is_refused(
+    chat_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve.logs, "set_up", lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(UserError, match="in use") as refused:
+            serve.serve(chat_artifact, ServerOptions(port=taken.getsockname()[1]))
+        assert "--port" in str(refused.value)
+    (tmp_path / "no.pem").write_text("no certificate")
+    for path in ("no.pem", "nowhere.pem"):
+        files = {"ssl_certfile": str(tmp_path / path), "ssl_keyfile": str(tmp_path / path)}
+        with pytest.raises(UserError, match="TLS files"):
+            serve.serve(chat_artifact, ServerOptions(**files))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

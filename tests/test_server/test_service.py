@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import ssl
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -125,7 +127,7 @@ def guarded(chat_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         f"api_key_file: {directory / 'keys'}\n"
         "served_model_name: guarded\n"
         "max_body_bytes: 2000\nmax_prompt_tokens: 20\nmax_requests_in_flight: 1\nlog_prompts: true\n"
-        "seed: 5\n"
+        "seed: 5\ntimeout_keep_alive: 1\n"
         "cors_origins: [https://here.example]\nroot_path: /below\n"
         f"ssl_certfile: {certificate}\nssl_keyfile: {key}\n"
     )
@@ -213,6 +215,18 @@ def test_too_many_are_sent_away(guarded: Server) -> None:
 def test_prompts_are_logged_if_asked_for(guarded: Server) -> None:
     post(guarded, SHORT | {"prompt": "not a secret"}, KEY, **{"X-Request-Id": "told"})
     assert guarded.wait_for("request", request_id="told")["prompts"] == ["not a secret"]
+
+
+def test_idle_connections_are_closed(guarded: Server) -> None:
+    """After a second here; by default after five."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with context.wrap_socket(guarded.connect()) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        began = time.monotonic()
+        assert connection.recv(65536) == b""
+        assert 0.9 < time.monotonic() - began < 4.5
 
 
 def test_the_servers_seed(guarded: Server) -> None:

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import Any
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any, cast
 
+import httpx
 import jsonschema
 import openai
 import pytest
 
+from furiosa_build.artifact.reader import open_artifact
+from furiosa_build.runtime.async_engine import AsyncLLMEngine
+from furiosa_build.runtime.request import CompletionOutput, FinishReason, RequestOutput
+from furiosa_build.runtime.tokenizer import Tokenizer
 from furiosa_build.server import tools
+from furiosa_build.server.app import create_app
+from furiosa_build.server.options import ServerOptions
 from furiosa_build.server.protocol import ChatRequest
+from furiosa_build.server.service import Service
 from furiosa_build.server.tools import Call, Deltas, Said
 
 from .process import Server
@@ -137,7 +148,42 @@ def test_a_list_of_calls_grows() -> None:
     assert added_up(sent) == ["", Call("weather", nested), NOW]
 
 
-# What a model is made to write, with OpenAI's own client
+class Speaking:
+    """In place of an engine: one that says `text`, a character a step."""
+
+    is_dead = False
+
+    def __init__(self, text: str, artifact: Path) -> None:
+        self.text = text
+        self.artifact = open_artifact(artifact).artifact
+        self.tokenizer = Tokenizer(artifact / "model")
+
+    async def generate(self, prompt: list[int], _: object, request_id: str) -> AsyncGenerator[RequestOutput, None]:
+        for end in range(1, len(self.text) + 1):
+            reason: FinishReason | None = "stop" if end == len(self.text) else None
+            said = CompletionOutput(0, self.text[:end], list(range(end)), None, None, reason, None)
+            yield RequestOutput(request_id, None, prompt, [said], reason is not None, None)
+
+
+def test_calls_of_its_own_accord_are_answered_as_calls(chat_artifact: Path) -> None:
+    async def ask(stream: bool) -> Any:
+        service = Service(ServerOptions())
+        service.start(cast(AsyncLLMEngine, Speaking(f"Let me look.\n{hermes('weather', place='sea')}", chat_artifact)))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(service))) as http:
+            client = openai.AsyncOpenAI(base_url="http://test/v1", api_key="unused", http_client=http)
+            create: Any = client.chat.completions.create
+            answer = await create(model=MODEL, messages=HELLO, tools=TOOLS, stream=stream)
+            return [chunk.choices[0] async for chunk in answer] if stream else answer.choices[0]
+
+    choice = asyncio.run(ask(stream=False))
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Let me look.")
+    assert [call.function.model_dump() for call in choice.message.tool_calls] == [vars(SEA)]
+    chunks = asyncio.run(ask(stream=True))
+    assert added_up([chunk.delta.model_dump(exclude_unset=True) for chunk in chunks]) == ["Let me look.", SEA]
+    assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == ["tool_calls"]
+
+
+# What a model is made to write, asked for by OpenAI's own client
 
 
 def ask(server: Server, **fields: Any) -> Any:
