@@ -1,6 +1,7 @@
 """Named points at which a test may stop or fail a build: how the fault tests in tests/faults reach a certain moment.
 
-The engine has one as well: `request:ID@step`, in every step that request ID is part of.
+The engine has one as well: `request:ID@step`, in every step that request ID is part of. The server's are those of its
+engine, whose requests it calls `X-REQUEST-ID-0`, `-1` ..., and `serve@load`, before the model is loaded.
 
 `FURIOSA_BUILD_FAULT=STEP@POINT=FIFO` makes the process that first reaches POINT while doing STEP write a line into the
 named pipe and wait there for ever, to be killed; or, where a pipe FIFO.go is, until something is written to that.

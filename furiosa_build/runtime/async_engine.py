@@ -41,6 +41,7 @@ class AsyncLLMEngine:
     def __init__(self, engine: LLMEngine) -> None:
         self.artifact: Artifact = engine.artifact
         self.tokenizer: Tokenizer | None = engine.tokenizer
+        engine.prepare_guides()  # it would hold up the event loop
         self._worker = _Worker(engine)
 
     @classmethod
@@ -79,6 +80,11 @@ class AsyncLLMEngine:
     def stats(self) -> EngineStats:
         """As of LLMEngine."""
         return self._worker.stats
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it was shut down or has failed, so that all requests get an EngineDeadError."""
+        return self._worker.has_ended
 
     async def abort(self, request_id: str) -> None:
         """Drops a request, whose generator ends without a finished output. An unknown id is ignored.
@@ -168,7 +174,7 @@ class _Worker:
         self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
         self._stopped = False
         self._lock = threading.Lock()
-        self._ended = False
+        self.has_ended = False
         self._cause: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -176,7 +182,7 @@ class _Worker:
     def order(self, do: Callable[[], None], refuse: Callable[[EngineDeadError], None]) -> None:
         """Has something done by the thread, in order. From any thread."""
         with self._lock:
-            if not self._ended:
+            if not self.has_ended:
                 self._orders.put(_Order(do, refuse))
                 return
         refuse(self._dead())
@@ -252,7 +258,7 @@ class _Worker:
 
     def _end(self) -> None:
         with self._lock:
-            self._ended = True
+            self.has_ended = True
         while not self._orders.empty():
             self._orders.get().refuse(self._dead())
         for stream in self._streams.values():

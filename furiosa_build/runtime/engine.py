@@ -277,6 +277,10 @@ class LLMEngine:
         self._requests[request_id] = request
         self._replica_of[request_id] = replica
 
+    def prepare_guides(self) -> None:
+        """Spares the first request with structured output a wait of up to a second (see `Guides.prepare`)."""
+        self._guides.prepare()
+
     def has_unfinished_requests(self) -> bool:
         return bool(self._requests)
 

@@ -1,6 +1,6 @@
 """Structured output: which tokens may come next, so that the text is what a schema, regex, choice or grammar allows.
 
-llguidance does the work. It is imported for the first request that asks for it, and not needed before.
+llguidance does the work. It is imported for the first request that asks for it, unless `Guides.prepare` was called.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +57,15 @@ class Guides:
         self._end_token_ids = sorted(end_token_ids)
         self._vocab_size = vocab_size
         self._shared: LLTokenizer | None = None
+
+    def prepare(self) -> None:
+        """Does what the first request would wait for; nothing where none can be served.
+
+        With a large vocabulary it takes up to a second, in which no other thread of the process runs: llguidance does
+        not let go of the interpreter.
+        """
+        with suppress(UserError):
+            self._llguidance_tokenizer("")
 
     def make(self, params: SamplingParams) -> Guide | None:
         """The guide for one request; None if its parameters ask for none.

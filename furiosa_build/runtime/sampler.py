@@ -23,6 +23,9 @@ from furiosa_build.runtime.request import SamplingParams
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
 
+_HIGHEST = 1e30
+"""Beyond all logits, and what a penalty makes of one at most: divided by any temperature it is still a number."""
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -126,8 +129,10 @@ def penalize(logits: Floats, params: SamplingParams, prompt: Sequence[int], outp
         logits = logits.copy()
         seen = list({*prompt, *output})
         values = logits[seen]
-        penalty = np.float32(params.repetition_penalty)
-        logits[seen] = np.where(values < 0, values * penalty, values / penalty)
+        penalty = np.float32(min(max(params.repetition_penalty, 1 / _HIGHEST), _HIGHEST))
+        with np.errstate(over="ignore"):
+            changed = np.clip(np.where(values < 0, values * penalty, values / penalty), -_HIGHEST, _HIGHEST)
+        logits[seen] = np.where(np.isinf(values), values, changed)
     if (params.presence_penalty or params.frequency_penalty) and output:
         logits = logits.copy()
         generated, counts = np.unique(np.array(output), return_counts=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
+from fastapi.security import HTTPBearer
 from starlette.requests import Request
 
 import furiosa_build
-from furiosa_build.server import errors, openai_routes, service_routes, shark_routes
+from furiosa_build.server import descriptions, errors, openai_routes, service_routes, shark_routes
 from furiosa_build.server.generation import ClientGoneError
-from furiosa_build.server.middleware import ApiKeys, BodyLimit, RequestLog
+from furiosa_build.server.middleware import ApiKeys, BodyLimit, RequestLog, TimeLimit
 from furiosa_build.server.service import Service
 
 CLIENT_GONE = 499
@@ -22,7 +23,15 @@ CLIENT_GONE = 499
 def create_app(service: Service, api_keys: Sequence[str] = ()) -> FastAPI:
     """The application of a server; with no keys, everybody may use it."""
     # Pages of documentation would load scripts from elsewhere.
-    app = FastAPI(title="furiosa-build", version=furiosa_build.__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="furiosa-build",
+        version=furiosa_build.__version__,
+        docs_url=None,
+        redoc_url=None,
+        responses=descriptions.OF_ALL,
+        # For the description only; see ApiKeys.
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if api_keys else None,
+    )
     for module in (openai_routes, shark_routes, service_routes):
         app.include_router(module.make_router(service))
     errors.add_handlers(app)
@@ -34,6 +43,7 @@ def create_app(service: Service, api_keys: Sequence[str] = ()) -> FastAPI:
 
     # The last is the outermost.
     app.add_middleware(BodyLimit, max_bytes=service.options.max_body_bytes)
+    app.add_middleware(TimeLimit, seconds=service.options.request_timeout_s)
     if api_keys:
         app.add_middleware(ApiKeys, keys=api_keys)
     if service.options.cors_origins:

@@ -65,6 +65,12 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return ApiError(400, message, param=param, code=code)
 
 
+def timed_out(seconds: float) -> ApiError:
+    """408. OpenAI's client would do it all again, unless told not to."""
+    message = f"the request took longer than {seconds} s"
+    return ApiError(408, message, code="timeout", headers={"x-should-retry": "false"})
+
+
 def overloaded(message: str) -> ApiError:
     """429, with when to come again."""
     return ApiError(429, message, code="overloaded", headers={"Retry-After": str(RETRY_AFTER_S)})

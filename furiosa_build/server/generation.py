@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-import uuid
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from furiosa_build.runtime.request import RequestOutput, SamplingParams
-from furiosa_build.server.errors import ApiError, api_error, bad_request, unavailable
+from furiosa_build.server.errors import api_error, bad_request, timed_out, unavailable
 from furiosa_build.server.middleware import log_fields
 from furiosa_build.server.service import Service
+
+logger = logging.getLogger("furiosa_build.server")
 
 T = TypeVar("T")
 
@@ -67,8 +69,8 @@ class Generation:
         Raises:
             ApiError: Instead of the rest: what a text failed of, the time limit, the server's end.
         """
-        with self._service.place():
-            self._tasks = [asyncio.create_task(self._run(index)) for index in range(len(self._jobs))]
+        with self._service.place(self._log["request_id"]) as name:
+            self._tasks = [asyncio.create_task(self._run(index, f"{name}-{index}")) for index in range(len(self._jobs))]
             limit = asyncio.create_task(self._end_in_time())
             try:
                 while self._left or self._news:
@@ -104,9 +106,7 @@ class Generation:
         try:
             await asyncio.wait_for(self._service.cut.wait(), seconds)
         except TimeoutError:
-            # OpenAI's client would otherwise do it all again.
-            headers = {"x-should-retry": "false"}
-            self._error = ApiError(408, f"the request took longer than {seconds} s", code="timeout", headers=headers)
+            self._error = timed_out(seconds)
         else:
             self._error = unavailable("the server is shutting down")
         self._stop()
@@ -117,14 +117,14 @@ class Generation:
             task.cancel()
         self._changed.set()
 
-    async def _run(self, index: int) -> None:
-        """Generates a text."""
+    async def _run(self, index: int, request_id: str) -> None:
+        """Generates a text. The engine knows it by `request_id`, from which its random numbers derive."""
         prompt, params = self._jobs[index]
         started, reason = time.monotonic(), "abort"
         first: tuple[float, int] | None = None
         tokens = 0
         try:
-            states = self._service.engine.generate(prompt, params, uuid.uuid4().hex)
+            states = self._service.engine.generate(prompt, params, request_id)
             async with aclosing(states):
                 async for state in states:
                     tokens = len(state.outputs[0].token_ids)
@@ -139,6 +139,8 @@ class Generation:
                         reason = state.outputs[0].finish_reason or "stop"
         except Exception as error:
             reason, self._error = "error", self._error or error
+            if api_error(error).status_code >= 500:
+                logger.exception("a text failed", extra={"fields": {"request_id": self._log["request_id"]}})
             self._stop()
         finally:
             now = time.monotonic()
@@ -146,7 +148,6 @@ class Generation:
                 self._metrics.per_token.observe((now - first[0]) / (tokens - first[1]))
             self._metrics.duration.observe(now - started)
             self._metrics.finished.labels(reason).inc()
-            self._metrics.prompt_tokens.inc(len(prompt))
             self._metrics.generated_tokens.inc(tokens)
             self.generated_tokens += tokens
             self._reasons.append(reason)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from furiosa_build.runtime.scheduler import EngineStats
 
@@ -31,7 +34,6 @@ class Metrics:
             ["reason"],
             registry=self._registry,
         )
-        self.prompt_tokens = Counter("furiosa_prompt_tokens", "Tokens of prompts.", registry=self._registry)
         self.generated_tokens = Counter("furiosa_generated_tokens", "Tokens generated.", registry=self._registry)
         self.first_token = self._seconds("furiosa_time_to_first_token_seconds", "From a request to its first token.")
         self.per_token = self._seconds(
@@ -39,18 +41,58 @@ class Metrics:
         )
         self.queue = self._seconds("furiosa_queue_seconds", "From a request to its first step.")
         self.duration = self._seconds("furiosa_request_seconds", "From a request to the end of its text.")
-        for name, help_text in (
-            ("running", "Texts that are being generated."),
-            ("waiting", "Texts that wait for their first step, or to go on."),
-            ("kv_blocks", "KV blocks that there are."),
-            ("kv_blocks_used", "KV blocks in use."),
-        ):
-            gauge = Gauge(f"furiosa_{name}", help_text, registry=self._registry)
-            gauge.set_function(lambda name=name: getattr(stats(), name, 0))  # type: ignore[misc]
+        self._registry.register(_OfEngine(stats))
+        tasks = Gauge("furiosa_tasks", "Coroutines under way.", registry=self._registry)
+        tasks.set_function(lambda: len(asyncio.all_tasks()))
+        ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
-        """In the form that Prometheus reads."""
+        """In the form that Prometheus reads. Called in the event loop's thread."""
         return generate_latest(self._registry)
 
     def _seconds(self, name: str, help_text: str) -> Histogram:
         return Histogram(name, help_text, buckets=_SECONDS, registry=self._registry)
+
+
+class _OfEngine(Collector):
+    """The engine's own numbers, asked for when Prometheus asks. There are none while there is no engine."""
+
+    def __init__(self, stats: Callable[[], EngineStats | None]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterator[Metric]:
+        """One family after the other."""
+        stats = self._stats()
+        if stats is None:
+            return
+        for name, text in _NOW.items():
+            yield GaugeMetricFamily(f"furiosa_{name}", text, getattr(stats, name))
+        for name, (field, text) in _SINCE_THE_START.items():
+            yield CounterMetricFamily(f"furiosa_{name}", text, getattr(stats, field))
+        for name, text in _OF_BUCKETS.items():
+            family = CounterMetricFamily(f"furiosa_bucket_{name}", text, labels=_BUCKET)
+            for use in stats.buckets.values():
+                family.add_metric([str(getattr(use, label)) for label in _BUCKET], getattr(use, name))
+            yield family
+
+
+_NOW = {
+    "running": "Texts that are being generated.",
+    "waiting": "Texts that wait for their first step, or to go on.",
+    "kv_blocks": "KV blocks that there are.",
+    "kv_blocks_used": "KV blocks in use.",
+}
+_SINCE_THE_START = {
+    "prompt_tokens": ("prompt_tokens", "Tokens of the prompts that have begun to run."),
+    "cached_prompt_tokens": ("cached_tokens", "Those of them that were in the KV cache already."),
+    "preemptions": ("preemptions", "Texts that gave their KV blocks back for others, and were computed again."),
+    "draft_proposals": ("proposals", "Steps of a text in which the draft model proposed tokens."),
+    "draft_proposed_tokens": ("proposed_tokens", "What it proposed."),
+    "draft_accepted_tokens": ("accepted_tokens", "Those of them that were accepted."),
+}
+_OF_BUCKETS = {
+    "batches": "Runs of a bucket.",
+    "tokens": "Tokens computed in them.",
+    "places": "Places for tokens in them. Those without a token are padding.",
+}
+_BUCKET = ("phase", "batch_size", "query_length", "context_length")

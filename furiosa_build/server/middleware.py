@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -14,10 +15,17 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from furiosa_build.server.errors import ApiError
+from furiosa_build.server.connection import abort
+from furiosa_build.server.errors import ApiError, timed_out
 from furiosa_build.server.metrics import Metrics
 
 logger = logging.getLogger("furiosa_build.server")
+
+GRACE_S = 2.0
+"""For a client to take the end of its answer after the time limit."""
+
+PART_BYTES = 65536
+"""Of an answer that are given to the connection at once; it takes the next when the client has read most of these."""
 
 _FIELDS = "furiosa_build.log"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -95,6 +103,54 @@ def _is_health(scope: Scope) -> bool:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+class TimeLimit:
+    """Refuses bodies that do not come within this time, and cuts off clients that do not take their answer.
+
+    A generation ends by itself in this time; a client has `GRACE_S` more to read what it was.
+    """
+
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
+        self._app, self._seconds = app, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_body = has_begun = False
+
+        async def timed() -> Message:
+            nonlocal has_body
+            message = await receive()
+            if not (has_body or message.get("more_body")):
+                has_body = True
+                limit.reschedule(asyncio.get_running_loop().time() + self._seconds + GRACE_S)
+            return message
+
+        async def answer(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            body = message.get("body", b"")
+            last = max(len(body) - 1, 0) // PART_BYTES * PART_BYTES
+            for begin in range(0, last, PART_BYTES):
+                part = body[begin : begin + PART_BYTES]
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+            await send({**message, "body": body[last:]} if last else message)
+
+        try:
+            async with asyncio.timeout(self._seconds) as limit:
+                await self._app(scope, timed, answer)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            if not has_begun:
+                await timed_out(self._seconds).response()(scope, receive, send)
+                return
+            log_fields(scope)["cut_off"] = True
+            abort(scope)
+            while (await receive())["type"] != "http.disconnect":
+                pass
 
 
 class BodyLimit:

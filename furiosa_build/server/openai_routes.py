@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -10,13 +11,16 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from furiosa_build.runtime.request import CompletionOutput, Logprob
-from furiosa_build.server import event_stream, prompts
+from furiosa_build.server import event_stream, prompts, tools
 from furiosa_build.server.answers import Answer, Json, News, chat_logprobs, usage
-from furiosa_build.server.errors import bad_request
+from furiosa_build.server.descriptions import OF_GENERATION, ChatCompletion, Completion, Models, answers
+from furiosa_build.server.errors import ApiError, bad_request
 from furiosa_build.server.generation import Generation
+from furiosa_build.server.json_route import JsonRoute
 from furiosa_build.server.middleware import log_fields
 from furiosa_build.server.protocol import ChatRequest, CompletionRequest, Sampling
 from furiosa_build.server.service import Service
+from furiosa_build.server.tools import Deltas, Said
 
 Logprobs = list[dict[int, Logprob]] | None
 MakeChoice = Callable[[int, News, CompletionOutput], Json]
@@ -24,9 +28,9 @@ MakeChoice = Callable[[int, News, CompletionOutput], Json]
 
 def make_router(service: Service) -> APIRouter:
     """The routes of a server."""
-    router = APIRouter(prefix="/v1")
+    router = APIRouter(prefix="/v1", route_class=JsonRoute)
 
-    @router.get("/models")
+    @router.get("/models", responses=answers(Models))
     async def models() -> Json:
         artifact = service.engine.artifact
         model = {
@@ -39,7 +43,7 @@ def make_router(service: Service) -> APIRouter:
         }
         return {"object": "list", "data": [model]}
 
-    @router.post("/completions")
+    @router.post("/completions", responses=answers(Completion, streams=True) | OF_GENERATION)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         service.check_model(body.model)
         if body.echo and body.logprobs is not None:
@@ -66,29 +70,38 @@ def make_router(service: Service) -> APIRouter:
         generation = Generation(service, request, tokens, params)
         return await _answer(request, body, generation, answer, choice, choice)
 
-    @router.post("/chat/completions")
+    @router.post("/chat/completions", responses=answers(ChatCompletion, streams=True) | OF_GENERATION)
     async def chat(body: ChatRequest, request: Request) -> Response:
         service.check_model(body.model)
-        params, tools = body.chat_params(), body.offered_tools
-        text, tokens = await prompts.of_messages(service.tokenizer, body.messages, tools)
+        use = tools.use_of(body)
+        params = body.chat_params(use.schema)
+        text, tokens = await prompts.of_messages(service.tokenizer, body.messages, use.offered)
         _log_prompt(service, request, [text])
 
-        def part(index: int, news: News, output: CompletionOutput) -> tuple[str, Json]:
-            text, ids, logprobs = news.of(output)
+        def part(index: int, news: News, output: CompletionOutput, said: Said) -> Json:
+            _, ids, logprobs = news.of(output)
             shown = None if logprobs is None else chat_logprobs(ids, logprobs, body.top_logprobs or 0)
-            return text, {"index": index, "logprobs": shown, "finish_reason": output.finish_reason}
+            called = said.calls and output.finish_reason == "stop"
+            reason = "tool_calls" if called else output.finish_reason
+            return {"index": index, "logprobs": shown, "finish_reason": reason}
 
         def whole(index: int, news: News, output: CompletionOutput) -> Json:
-            text, choice = part(index, news, output)
-            return choice | {"message": {"role": "assistant", "content": text, "refusal": None}}
+            said = use.read(output.text, True)
+            return part(index, news, output, said) | {"message": tools.message(said)}
+
+        deltas: dict[int, Deltas] = defaultdict(Deltas)
 
         def delta(index: int, news: News, output: CompletionOutput) -> Json:
-            role = {"role": "assistant"} if news.is_first else {}
-            text, choice = part(index, news, output)
-            return choice | {"delta": {**role, "content": text}}
+            said = use.read(output.text, output.finish_reason is not None)
+            return part(index, news, output, said) | {"delta": deltas[index].of(said)}
 
         answer = Answer("chat.completion", "chatcmpl", body.model)
-        return await _answer(request, body, Generation(service, request, [tokens], params), answer, whole, delta)
+        try:
+            return await _answer(request, body, Generation(service, request, [tokens], params), answer, whole, delta)
+        except ApiError as error:
+            if use.schema is None or error.param != "response_format":
+                raise
+            raise bad_request(error.message, "tools") from error
 
     return router
 

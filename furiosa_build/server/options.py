@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +33,7 @@ class ServerOptions(BaseModel):
     served_model_name: str | None = Field(None, description="The model's name in requests. (default: the artifact's)")
 
     tokenizer: str | None = Field(None, description="Directory with the files of another tokenizer.")
+    seed: int | None = Field(None, description="Of requests that have none of their own. (default: drawn)")
     devices: str | None = Field(None, description="What to run on, such as cpu or npu:0:0-3.")
     tensor_parallel_size: int | None = Field(None, description="Ranks of a stage; fixed when an artifact is built.")
     pipeline_parallel_size: int | None = Field(None, description="Stages that the layers are divided among.")
@@ -43,6 +45,10 @@ class ServerOptions(BaseModel):
     is_offline: bool | None = Field(None, description="Whether only the time until all are finished counts.")
     prefill_chunk_size: int | None = Field(None, description="Most tokens of a prompt that run at once.")
     enable_prefix_caching: bool = Field(True, description="Whether requests share the KV blocks of equal beginnings.")
+
+    num_speculative_tokens: int | None = Field(None, description="Tokens that the draft proposes at a time.")
+    use_speculative_decoding_if_possible: bool = Field(True, description="Whether to use the artifact's draft.")
+    speculative_model_paged_attention_num_blocks: int | None = Field(None, description="KV blocks of the draft.")
 
     api_key_file: str | None = Field(
         None, description=f"File of API keys, one a line. Or in the variable {API_KEYS_VARIABLE}, by commas."
@@ -83,20 +89,7 @@ class ServerOptions(BaseModel):
         return found
 
 
-_ENGINE = (
-    "tokenizer",
-    "devices",
-    "tensor_parallel_size",
-    "pipeline_parallel_size",
-    "data_parallel_size",
-    "paged_attention_num_blocks",
-    "npu_queue_limit",
-    "max_processing_samples",
-    "spare_blocks_ratio",
-    "is_offline",
-    "prefill_chunk_size",
-    "enable_prefix_caching",
-)
+_ENGINE = ServerOptions.model_fields.keys() & {each.name for each in fields(AsyncEngineArgs)}
 
 
 def add_cli_args(parser: argparse.ArgumentParser) -> None:
@@ -133,7 +126,7 @@ def run(artifact: str | Path, options: ServerOptions) -> None:
     try:
         from furiosa_build.server.serve import serve
     except ModuleNotFoundError as error:
-        if error.name not in ("fastapi", "prometheus_client", "starlette", "uvicorn"):
+        if error.name not in ("fastapi", "jiter", "prometheus_client", "starlette", "uvicorn"):
             raise
         hint = "pip install 'furiosa-build[serve]'"
         raise UserError(f"serving needs the extra `serve`: {error}", where="serve", hint=hint) from error

@@ -15,6 +15,7 @@ from furiosa_build.server.errors import bad_request
 MAX_N = 128
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
+MAX_TOOLS = 128
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
@@ -61,8 +62,10 @@ class Sampling(Body):
         """Whether a stream ends with the numbers of tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def params(self, max_tokens: int | None, logprobs: int | None) -> list[SamplingParams]:
-        """How each of the `n` texts is sampled. Raises ApiError and UserError."""
+    def params(
+        self, max_tokens: int | None, logprobs: int | None, schema: dict[str, Any] | None = None
+    ) -> list[SamplingParams]:
+        """How each of the `n` texts is sampled; `schema`: of what it is to be. Raises ApiError and UserError."""
         if self.stream_options is not None and not self.stream:
             raise bad_request("stream_options is for streams only: give stream=true", "stream_options")
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -79,6 +82,10 @@ class Sampling(Body):
             "min_tokens",
         )
         given = {name: value for name in optional if (value := getattr(self, name)) is not None}
+        if schema is not None:
+            given["guided_json"] = schema
+        elif self.response_format is not None:
+            given |= from_response_format(self.response_format)
         return [
             SamplingParams(
                 max_tokens=max_tokens,
@@ -89,7 +96,6 @@ class Sampling(Body):
                 skip_special_tokens=self.skip_special_tokens,
                 logit_bias=self._logit_bias(),
                 seed=self.seed if self.seed is None else _derived(self.seed, index),
-                **({} if self.response_format is None else from_response_format(self.response_format)),
                 **given,
             )
             for index in range(self.n)
@@ -116,7 +122,8 @@ class CompletionRequest(Sampling):
     prompt: (
         Annotated[str, Field(min_length=1)]
         | TokenIds
-        | Annotated[list[Annotated[str, Field(min_length=1)]] | list[TokenIds], Field(min_length=1, max_length=MAX_N)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_N)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_N)]
     )
     max_tokens: int | None = Field(16, ge=1)
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
@@ -169,9 +176,9 @@ def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
 
 
 class Function(Body):
-    """What a tool is called with."""
+    """What a tool is called with. `strict` changes nothing: where calls are constrained, they always obey."""
 
-    name: str
+    name: str = Field(pattern="^[a-zA-Z0-9_-]{1,64}$")
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -192,25 +199,16 @@ class ChatRequest(Sampling):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    tools: list[Tool] | None = None
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
 
-    @property
-    def offered_tools(self) -> list[dict[str, Any]] | None:
-        """The tools for the chat template; None: it gets none. Raises ApiError."""
-        if self.tool_choice not in (None, "none", "auto"):
-            message = f"tool_choice {self.tool_choice!r} is not supported, only 'none' and 'auto'"
-            raise bad_request(message, "tool_choice")
-        if not self.tools or self.tool_choice == "none":
-            return None
-        return [tool.model_dump(exclude_none=True) for tool in self.tools]
-
-    def chat_params(self) -> list[SamplingParams]:
-        """How each of the `n` answers is sampled. Raises ApiError and UserError."""
+    def chat_params(self, schema: dict[str, Any] | None = None) -> list[SamplingParams]:
+        """How each of the `n` answers is sampled; `schema`: of what it is to be. Raises ApiError and UserError."""
         if self.top_logprobs is not None and not self.logprobs:
             raise bad_request("top_logprobs needs logprobs=true", "top_logprobs")
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        return self.params(limit, (self.top_logprobs or 0) if self.logprobs else None)
+        return self.params(limit, (self.top_logprobs or 0) if self.logprobs else None, schema)
 
 
 class TokenizeRequest(Body):

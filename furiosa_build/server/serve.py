@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -13,10 +14,13 @@ from types import FrameType
 
 import uvicorn
 
-from furiosa_build.errors import BuildError, UserError
+from furiosa_build import faults
+from furiosa_build.errors import UserError
 from furiosa_build.runtime.async_engine import AsyncLLMEngine
+from furiosa_build.runtime.engine_args import AsyncEngineArgs
 from furiosa_build.server import logs
 from furiosa_build.server.app import create_app
+from furiosa_build.server.connection import Connection
 from furiosa_build.server.options import ServerOptions
 from furiosa_build.server.service import Service
 
@@ -43,6 +47,7 @@ def serve(artifact: str | Path, options: ServerOptions) -> None:
         log_config=None,
         access_log=False,
         server_header=True,
+        http=Connection,
         lifespan="off",
         ws="none",
     )
@@ -54,8 +59,7 @@ def serve(artifact: str | Path, options: ServerOptions) -> None:
         host, port = listening.getsockname()[:2]
         scheme = "https" if options.ssl_certfile else "http"
         logger.info("listening", extra={"fields": {"url": f"{scheme}://{host}:{port}{options.root_path}"}})
-        load = partial(AsyncLLMEngine.from_engine_args, args)
-        failed = asyncio.run(_Server(config, service).run_with(listening, load))
+        failed = asyncio.run(_Server(config, service).run_with(listening, partial(_load, args)))
     if failed is not None:
         raise failed
 
@@ -78,15 +82,17 @@ class _Server(uvicorn.Server):
         self._drain: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def run_with(self, listening: socket.socket, load: Callable[[], AsyncLLMEngine]) -> BuildError | None:
+    async def run_with(self, listening: socket.socket, load: Callable[[], AsyncLLMEngine]) -> Exception | None:
         """Listens, loads, serves. Returns why the engine could not be loaded, if so."""
         self._loop = asyncio.get_running_loop()
         loading = asyncio.create_task(self._load(load))
         await self.serve(sockets=[listening])
-        failed = await loading
-        await self._service.shutdown()
+        has_ended = loading.done() and await self._service.shutdown()
         logger.info("ended")
-        return failed
+        if not has_ended:
+            # Python would wait for the thread that loads, or takes a step, which may be a while.
+            os._exit(0)
+        return loading.result()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signals' handler."""
@@ -105,12 +111,19 @@ class _Server(uvicorn.Server):
         await self._service.drain()
         self.should_exit = True
 
-    async def _load(self, load: Callable[[], AsyncLLMEngine]) -> BuildError | None:
+    async def _load(self, load: Callable[[], AsyncLLMEngine]) -> Exception | None:
         try:
             engine = await asyncio.to_thread(load)
-        except BuildError as error:
+        except Exception as error:
             self.should_exit = True
             return error
         self._service.start(engine)
-        logger.info("ready", extra={"fields": {"model": self._service.model_name}})
+        loaded = {"model": self._service.model_name, "artifact_id": engine.artifact.metadata.artifact_id}
+        logger.info("ready", extra={"fields": loaded})
         return None
+
+
+def _load(args: AsyncEngineArgs) -> AsyncLLMEngine:
+    with faults.doing("serve"):
+        faults.reach("load")
+    return AsyncLLMEngine.from_engine_args(args)

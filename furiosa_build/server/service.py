@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
@@ -33,11 +34,16 @@ class Service:
         self.phase: Literal["loading", "ready", "draining"] = "loading"
         self.metrics = Metrics(lambda: None if self._engine is None else self._engine.stats)
         self._engine: AsyncLLMEngine | None = None
-        self._in_flight = 0
+        self._in_flight: set[str] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self.cut = asyncio.Event()
         """Set when the time to drain is over: what runs then ends."""
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether requests are taken."""
+        return self.phase == "ready" and not self.engine.is_dead
 
     @property
     def engine(self) -> AsyncLLMEngine:
@@ -71,34 +77,46 @@ class Service:
             self.phase = "ready"
 
     async def drain(self) -> None:
-        """Takes no new requests, and waits for those under way; after `drain_timeout_s` they are cut."""
+        """Takes no new requests, and waits for those under way. After `drain_timeout_s`, or at `cut`, they end."""
         self.phase = "draining"
-        try:
-            await asyncio.wait_for(self._idle.wait(), self.options.drain_timeout_s)
-        except TimeoutError:
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._idle, self.cut)]
+        await asyncio.wait(waits, timeout=self.options.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if not self._idle.is_set():
             self.cut.set()
             # A client that does not read holds its request up; it is not waited for.
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), CUT_TIMEOUT_S)
+        for each in waits:
+            each.cancel()
 
-    async def shutdown(self) -> None:
-        """Ends the engine."""
-        if self._engine is not None:
-            await self._engine.shutdown()
+    async def shutdown(self) -> bool:
+        """Ends the engine. Returns whether it has ended: it does not before the step under way does."""
+        if self._engine is None:
+            return True
+        try:
+            await asyncio.wait_for(self._engine.shutdown(), CUT_TIMEOUT_S)
+        except TimeoutError:
+            return False
+        return True
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place among the requests in flight. Raises ApiError: 429 if there is none, 503 if not ready."""
+    def place(self, request_id: str) -> Iterator[str]:
+        """A place among the requests in flight, and an id that no other of them has: if possible, the given one.
+
+        Raises:
+            ApiError: 429 if there is no place, 503 if the server is not ready.
+        """
         if self.phase == "draining":
             raise unavailable("the server is shutting down")
         _ = self.engine
-        if self._in_flight >= self.options.max_requests_in_flight:
-            raise overloaded(f"{self._in_flight} requests are in flight, no more are taken")
-        self._in_flight += 1
+        if len(self._in_flight) >= self.options.max_requests_in_flight:
+            raise overloaded(f"{len(self._in_flight)} requests are in flight, no more are taken")
+        own = uuid.uuid4().hex if request_id in self._in_flight else request_id
+        self._in_flight.add(own)
         self._idle.clear()
         try:
-            yield
+            yield own
         finally:
-            self._in_flight -= 1
-            if self._in_flight == 0:
+            self._in_flight.remove(own)
+            if not self._in_flight:
                 self._idle.set()

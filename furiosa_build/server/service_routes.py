@@ -8,7 +8,9 @@ from fastapi.responses import Response
 import furiosa_build
 from furiosa_build.server import prompts
 from furiosa_build.server.answers import Json
+from furiosa_build.server.descriptions import HEALTH, METRICS, OF_BODIES, Text, Tokens, Version, answers
 from furiosa_build.server.errors import bad_request
+from furiosa_build.server.json_route import JsonRoute
 from furiosa_build.server.metrics import CONTENT_TYPE
 from furiosa_build.server.protocol import DetokenizeRequest, TokenizeRequest
 from furiosa_build.server.service import Service
@@ -16,22 +18,22 @@ from furiosa_build.server.service import Service
 
 def make_router(service: Service) -> APIRouter:
     """The routes of a server."""
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
 
-    @router.get("/health")
+    @router.get("/health", responses=HEALTH, response_class=Response)
     async def health() -> Response:
-        """200 when requests are taken; 503 while the model is loaded, and while the server drains. Empty."""
-        return Response(status_code=200 if service.phase == "ready" else 503)
+        """Empty. 200 when requests are taken; 503 while the model is loaded, while the server drains, if it failed."""
+        return Response(status_code=200 if service.is_healthy else 503)
 
-    @router.get("/version")
+    @router.get("/version", responses=answers(Version))
     async def version() -> Json:
         return {"version": furiosa_build.__version__}
 
-    @router.get("/metrics")
-    def metrics() -> Response:
+    @router.get("/metrics", responses=METRICS, response_class=Response)
+    async def metrics() -> Response:
         return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
-    @router.post("/tokenize")
+    @router.post("/tokenize", responses=answers(Tokens) | OF_BODIES)
     async def tokenize(body: TokenizeRequest) -> Json:
         service.check_model(body.model)
         if (body.prompt is None) == (body.messages is None):
@@ -44,7 +46,7 @@ def make_router(service: Service) -> APIRouter:
         longest = service.engine.artifact.generator_config.max_seq_len_to_capture
         return {"tokens": tokens, "count": len(tokens), "max_model_len": longest}
 
-    @router.post("/detokenize")
+    @router.post("/detokenize", responses=answers(Text) | OF_BODIES)
     async def detokenize(body: DetokenizeRequest) -> Json:
         service.check_model(body.model)
         vocabulary = service.engine.artifact.model_metadata.vocab_size

@@ -18,8 +18,10 @@ from pydantic import Field
 from furiosa_build.runtime.request import SamplingParams
 from furiosa_build.server import event_stream, prompts
 from furiosa_build.server.answers import News
+from furiosa_build.server.descriptions import GENERATED, OF_GENERATION
 from furiosa_build.server.errors import bad_request
 from furiosa_build.server.generation import Generation
+from furiosa_build.server.json_route import JsonRoute
 from furiosa_build.server.middleware import log_fields
 from furiosa_build.server.protocol import MAX_N, Body, TokenIds
 from furiosa_build.server.service import Service
@@ -76,9 +78,9 @@ class GenerateRequest(Body):
 
 def make_router(service: Service) -> APIRouter:
     """The route of a server."""
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
 
-    @router.post("/generate")
+    @router.post("/generate", responses=GENERATED | OF_GENERATION)
     async def generate(body: GenerateRequest, request: Request) -> Response:
         given = body.prompts()
         names = body.names(len(given))

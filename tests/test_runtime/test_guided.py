@@ -5,6 +5,7 @@ What is valid is said by outside references: the jsonschema package, `re`, and l
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import re
@@ -20,7 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from furiosa_build.errors import UserError
+from furiosa_build.runtime.async_engine import AsyncLLMEngine
 from furiosa_build.runtime.engine import LLMEngine
+from furiosa_build.runtime.engine_args import AsyncEngineArgs
 from furiosa_build.runtime.guided import Guide, Guides, from_response_format
 from furiosa_build.runtime.request import Request, RequestOutput, SamplingParams
 from furiosa_build.runtime.scheduler import Scheduler
@@ -319,6 +322,27 @@ def test_without_llguidance_the_extra_is_named(tokenizer: Tokenizer, monkeypatch
     assert guides.make(SamplingParams()) is None
     with pytest.raises(UserError, match=r"furiosa-build\[guided\]"):
         guides.make(SamplingParams(guided_regex="a"))
+
+
+def test_what_takes_long_can_be_done_beforehand(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    guides = Guides(tokenizer, [END], VOCAB)
+    guides.prepare()
+    monkeypatch.setattr("llguidance.LLTokenizer", None)  # so that none can be made
+    assert make(guides, guided_regex="a")
+    for impossible in (Guides(None, [END], VOCAB), Guides(tokenizer, [], VOCAB)):
+        impossible.prepare()
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    Guides(tokenizer, [END], VOCAB).prepare()
+
+
+def test_an_engine_for_asyncio_prepares(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask() -> str:
+        async with AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model=str(artifact))) as engine:
+            monkeypatch.setattr("llguidance.LLTokenizer", None)
+            states = engine.generate("x", SamplingParams(guided_choice=["yes", "no"]), "1")
+            return [state.outputs[0].text async for state in states][-1]
+
+    assert asyncio.run(ask()) in ("yes", "no")
 
 
 def test_it_needs_a_tokenizer_and_an_end(tokenizer: Tokenizer) -> None:

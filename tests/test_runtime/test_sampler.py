@@ -103,6 +103,17 @@ def test_repetition_penalty_is_that_of_transformers(
     np.testing.assert_array_equal(logits, before)
 
 
+@pytest.mark.parametrize("penalty", [5e-324, 1e-30, 1e30, 1.7e308])
+def test_no_repetition_penalty_makes_logits_that_are_none(penalty: float) -> None:
+    logits = np.array([-np.inf, -5, 0, 5, 1], dtype=np.float32)
+    penalized = penalize(logits, SamplingParams(repetition_penalty=penalty), [0, 1, 2, 3], [])
+    assert (penalized[0], penalized[4]) == (-np.inf, 1)
+    assert np.isfinite(penalized[1:]).all()
+    params = SamplingParams(repetition_penalty=penalty, temperature=1e-4)
+    likeliest = 3 if penalty < 1 else 4
+    assert sample(logits, params, prompt=[0, 1, 2, 3], output=[], generator=torch.Generator()) == likeliest
+
+
 def test_presence_and_frequency_penalties_count_the_output_only() -> None:
     logits = np.zeros(5, dtype=np.float32)
     params = SamplingParams(presence_penalty=0.5, frequency_penalty=0.25)

@@ -32,7 +32,7 @@ def chat_artifact(build_artifact: Callable[..., Path], tmp_path_factory: pytest.
 
 @pytest.fixture(scope="session")
 def running(chat_artifact: Path) -> Iterator[Server]:
-    """A server that is ready."""
-    with server(chat_artifact) as started:
+    """A server that is ready. The second text of a request whose id is `broken` fails in its first step."""
+    with server(chat_artifact, environment={"FURIOSA_BUILD_FAULT": "request:broken-1@step=errno:EIO"}) as started:
         started.wait_for("ready")
         yield started

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import queue
+import socket
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from openai import OpenAI
@@ -23,8 +27,9 @@ PATIENCE_S = 60
 class Server:
     """A running server: its process, its address, its log."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], certificate: Path | None = None) -> None:
         self.process = process
+        self._verify = certificate is not None and ssl.create_default_context(cafile=certificate)
         self.log: list[dict[str, Any]] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -59,7 +64,15 @@ class Server:
 
     @property
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False)
+        return httpx.Client(base_url=self.url, timeout=PATIENCE_S, trust_env=False, verify=self._verify)
+
+    def connect(self, connection: socket.socket | None = None) -> socket.socket:
+        """A connection, through that socket if one is given."""
+        connection = connection or socket.socket()
+        connection.settimeout(PATIENCE_S)
+        url = urlsplit(self.url)
+        connection.connect((url.hostname, url.port))
+        return connection
 
     def metric(self, name: str) -> float:
         """The sum of a metric's series."""
@@ -75,16 +88,38 @@ class Server:
         raise AssertionError("requests go on, or hold KV blocks")
 
 
+def answer(connection: socket.socket) -> tuple[HTTPResponse, bytes]:
+    """What is answered there, and its body."""
+    answer = HTTPResponse(connection)
+    answer.begin()
+    return answer, answer.read()
+
+
 @contextmanager
-def server(artifact: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """A server that is being loaded; killed at the end."""
-    code = "from furiosa_build.llm_cli import main; main()"
-    command = [sys.executable, "-c", code, "serve", str(artifact), "--port", "0", *options]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-    )
+def server(
+    target: Path | str,
+    *options: str,
+    environment: Mapping[str, str] | None = None,
+    cli: str = "llm_cli",
+    certificate: Path | None = None,
+    **more: Any,
+) -> Iterator[Server]:
+    """A server that is being loaded; killed at the end.
+
+    Args:
+        target: What is served.
+        options: Of the command line.
+        environment: Beside this process's own.
+        cli: The module of the command.
+        certificate: The server's, if it speaks TLS.
+        more: Of Popen.
+    """
+    code = f"from furiosa_build.{cli} import main; main()"
+    command = [sys.executable, "-c", code, "serve", str(target), "--port", "0", *options]
+    all_of_it = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=all_of_it, **more)
     try:
-        yield Server(process)
+        yield Server(process, certificate)
     finally:
         process.kill()
         process.wait(PATIENCE_S)

@@ -190,7 +190,6 @@ def test_errors_are_openais(running: Server) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("tool_choice", "required", "only 'none' and 'auto'"),
         ("response_format", {"type": "xml"}, "response_format"),
         ("top_logprobs", 3, "needs logprobs=true"),
         ("stream_options", {}, "streams only"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from furiosa_build import cli, llm_cli
 from furiosa_build.errors import UserError
+from furiosa_build.runtime.engine_args import AsyncEngineArgs
+from furiosa_build.server import serve
 from furiosa_build.server.options import ServerOptions, from_cli_args
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "serving.md"
@@ -48,6 +52,16 @@ def test_those_of_the_engine_reach_its_arguments() -> None:
     assert args.tokenizer is None
 
 
+def test_every_argument_of_the_engine_is_an_option() -> None:
+    """But those of which there is one value only, and `model`, which is what is served."""
+    of_engine = {each.name for each in fields(AsyncEngineArgs)}
+    left_out = {"model", "tokenizer_mode", "cache_dir", "backend", "packing_type"}
+    assert of_engine - set(ServerOptions.model_fields) == left_out
+    given = {"seed": 5, "enable_prefix_caching": False, "prefill_chunk_size": 64, "num_speculative_tokens": 2}
+    args = ServerOptions(**given).engine_args("there")  # type: ignore[arg-type]
+    assert {name: getattr(args, name) for name in given} == given
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -71,6 +85,21 @@ def test_a_file_without_keys_does_not_open_the_server(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("\n \n")
     with pytest.raises(UserError, match="no API key"):
         options("--api-key-file", str(tmp_path / "keys")).api_keys()
+
+
+def test_what_cannot_be_listened_on_is_refused(
+    chat_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve.logs, "set_up", lambda: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(UserError, match="in use") as refused:
+            serve.serve(chat_artifact, ServerOptions(port=taken.getsockname()[1]))
+        assert "--port" in str(refused.value)
+    (tmp_path / "no.pem").write_text("no certificate")
+    for path in ("no.pem", "nowhere.pem"):
+        files = {"ssl_certfile": str(tmp_path / path), "ssl_keyfile": str(tmp_path / path)}
+        with pytest.raises(UserError, match="TLS files"):
+            serve.serve(chat_artifact, ServerOptions(**files))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
