@@ -194,9 +194,9 @@ class Build:
 
     def check_toolchain(self, steps: Iterable[str]) -> None:
         """Raises UserError when there are programs to compile in `steps` and a tool for that is missing."""
-        for name in steps:
-            if self.plan.steps[name].action == "compile" and not self.is_done(name):
-                self._origin(name)[0].backend.check_toolchain()
+        compiling = [name for name in steps if self.plan.steps[name].action == "compile"]
+        for build in {self._origin(name)[0] for name in compiling if not self.is_done(name)}:
+            build.backend.check_toolchain()
 
     def interrupt(self) -> None:
         """Makes the steps that run fail at once, and no other begin. For signal handlers."""
@@ -239,9 +239,10 @@ class Build:
     def _open_draft(self) -> Build | None:
         if self.recipe.draft is None:
             return None
-        name = self.recipe.draft.spec.name
+        recipe = self.recipe.draft.model_copy(update={"options": self.options})
+        name = recipe.spec.name
         with _of_draft(name):
-            draft = Build(self.recipe.draft, self.cwd, self)
+            draft = Build(recipe, self.cwd, self)
         own, found = (build.hf_config["vocab_size"] for build in (self, draft))
         if own != found:
             what = f"the draft {name!r} has a vocabulary of {found} tokens, the model of {own}"

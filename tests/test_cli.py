@@ -29,6 +29,8 @@ PLANS = {
     "llama3-8b-fp8": "LlamaForCausalLM, 8.03 B parameters, bfloat16, fp8, 224 weights",
     "mistral-nemo-12b-fp8": "MistralForCausalLM, 12.2 B parameters, bfloat16, fp8, 280 weights",
     "quickstart": "LlamaForCausalLM, 2.75 M parameters, bfloat16, no quantization",
+    "quickstart-draft": "LlamaForCausalLM, 1.64 M parameters, bfloat16, no quantization",
+    "quickstart-speculative": "LlamaForCausalLM, 2.75 M parameters, bfloat16, no quantization",
     "qwen3-8b-int8": "Qwen3ForCausalLM, 8.19 B parameters, bfloat16, int8, 252 weights",
 }
 """The shipped recipes, and what each plans to build."""

@@ -42,6 +42,7 @@ def lines(display: Display) -> list[str]:
         ({"fetch": None, "quantize": 3.0}, "time left not known yet"),
         ({"quantize": 3.0, "qualify": 60.0}, "about 63 s left"),
         ({"compile:a": 30.0, "compile:b": 30.0}, "about 30 s left"),
+        ({"compile:a": 30.0, "draft:compile:a": 30.0}, "about 30 s left"),
         ({}, "about 0 s left"),
     ],
 )

@@ -156,7 +156,7 @@ def test_overrides_are_hydras(built: UserDirectory) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["build"], 2, ["which recipe? doit build recipe=NAME", "quickstart", "tiny                  A tiny model"]),
+        (["build"], 2, ["which recipe? doit build recipe=NAME", "quickstart", "tiny                    A tiny model"]),
         (["build", "recipe=tinny"], 2, ["there is no recipe 'tinny'", "valid: ", "did you mean 'tiny'?"]),
         (["build", "recipe=tiny", "modle.revision=1"], 2, ["unknown key modle", "did you mean 'model'?"]),
         (["build", "recipe=tiny", "nokey=1"], 2, ["unknown key nokey"]),

@@ -135,7 +135,7 @@ def test_fewer_compile_workers_than_asked_and_it_is_said(fresh: UserDirectory) -
     assert begin(build, FOR_TWO) == [
         "num_compile_workers: 4 asked for, the memory is for 2 (1.07 GB available, each takes 300 MB)"
     ]
-    assert build._compilers._workers == 2
+    assert build._pools.compilers._workers == 2
 
 
 def test_without_memory_it_is_refused(fresh: UserDirectory) -> None:
