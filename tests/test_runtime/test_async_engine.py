@@ -11,7 +11,7 @@ import pytest
 
 from furiosa_build import faults
 from furiosa_build.errors import EngineFullError, UserError
-from furiosa_build.runtime.async_engine import AsyncLLMEngine, EngineDeadError
+from furiosa_build.runtime.async_engine import AsyncLLMEngine, EngineDeadError, _Stream
 from furiosa_build.runtime.engine import LLMEngine, StepFailedError
 from furiosa_build.runtime.engine_args import AsyncEngineArgs
 from furiosa_build.runtime.request import RequestOutput, SamplingParams
@@ -55,13 +55,20 @@ async def started(artifact: Path, **arguments: Any) -> AsyncIterator[tuple[Async
 
 
 class Gate:
-    """Holds the engine's thread before its next step, so that what a test does meanwhile is done in time."""
+    """Holds the engine's thread before its next step, so that what a test does meanwhile is done in time.
 
-    def __init__(self, engine: LLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    `after`: how many steps it takes before that.
+    """
+
+    def __init__(self, engine: LLMEngine, monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
+        self._free = after
         self._step, self.open, self.reached = engine.step, threading.Event(), threading.Event()
         monkeypatch.setattr(engine, "step", self.step)
 
     def step(self) -> list[RequestOutput]:
+        self._free -= 1
+        if self._free >= 0:
+            return self._step()
         self.reached.set()
         assert self.open.wait(PATIENCE_S)
         return self._step()
@@ -78,6 +85,35 @@ def test_a_request_is_a_generator_of_outputs(toy_artifact: Path) -> None:
             lengths = [len(output.outputs[0].token_ids) for output in outputs]
             assert lengths == sorted(set(lengths)), "each has more than the one before"
             assert all(output.outputs[0].token_ids == whole[:n] for output, n in zip(outputs, lengths, strict=True))
+
+    run(test)
+
+
+def test_an_output_is_given_out_before_the_next_step_ends(toy_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with started(toy_artifact) as (engine, inner), aclosing(engine.generate([1], greedy(3), "a")) as outputs:
+            gate = Gate(inner, monkeypatch, after=1)
+            first = await anext(outputs)
+            assert (first.finished, gate.open.is_set()) == (False, False)
+            assert first.outputs[0].token_ids == toy.expected([1], 1)
+            gate.open.set()
+            assert [output.finished async for output in outputs][-1]
+
+    run(test)
+
+
+def test_what_has_come_before_an_error_is_given_out_first(toy_artifact: Path) -> None:
+    engine = LLMEngine(toy_artifact)
+    engine.add_request("a", [1], greedy())
+    [output] = engine.step()
+
+    async def test() -> None:
+        stream = _Stream(asyncio.get_running_loop())
+        stream.put(output)
+        stream.fail(ValueError("later"))
+        assert await stream.next() is output
+        with pytest.raises(ValueError, match="later"):
+            await stream.next()
 
     run(test)
 
