@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from furiosa_build import faults
 from furiosa_build.errors import EngineFullError, UserError
@@ -236,6 +237,32 @@ def test_a_step_that_fails_ends_the_requests_it_touched(toy_artifact: Path, monk
             assert texts == {name: toy.expected([names.index(name), 9], 12) for name in texts}
             assert {type(end) for end in ended if not isinstance(end, list)} == {StepFailedError}
             assert await tokens(engine, [2, 9], "bad") == toy.expected([2, 9], 12), "the engine goes on"
+
+    run(test)
+
+
+def test_whoever_ends_in_a_step_that_fails_another_has_its_output(
+    toy_backend: toy.ToyBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step gives no usable logits for one of two in its batch, and the other's last token."""
+    del toy_backend
+    table = toy.table()
+    [state] = (row for row in range(toy.P) if torch.equal(table[row], toy.logits_after([1])))
+    table[state] = float("nan")
+    artifact = toy.write_artifact(tmp_path / "a", parameters=toy.default_parameters() | {"table": table})
+
+    async def test() -> None:
+        async with started(artifact) as (engine, inner):
+            gate = Gate(inner, monkeypatch)
+            first = asyncio.create_task(tokens(engine, [3], "first", 1))
+            await asyncio.to_thread(gate.reached.wait, PATIENCE_S)
+            bad, good = (asyncio.create_task(tokens(engine, [n], str(n), 1)) for n in (1, 2))
+            await asyncio.sleep(0)
+            gate.open.set()
+            with pytest.raises(StepFailedError, match="no usable maximum"):
+                await bad
+            assert [await first, await good] == [toy.expected([3], 1), toy.expected([2], 1)]
+            assert inner.stats().buckets["prefill-4x8"].tokens == 2, "they were in one batch"
 
     run(test)
 
