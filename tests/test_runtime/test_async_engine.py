@@ -52,7 +52,7 @@ async def started(artifact: Path, **arguments: Any) -> AsyncIterator[tuple[Async
         inner.check_integrity()
         for replica in inner._replicas:
             assert replica.scheduler.blocks.num_free == replica.scheduler.blocks.num_blocks
-    assert "engine" not in [thread.name for thread in threading.enumerate()]
+    assert not {"engine", "stage 0, rank 0"} & {thread.name for thread in threading.enumerate()}
 
 
 class Gate:
@@ -323,8 +323,14 @@ def test_shutdown_ends_what_is_pending_with_an_error(toy_artifact: Path, monkeyp
         await asyncio.to_thread(gate.reached.wait, PATIENCE_S)
         ending = asyncio.create_task(engine.shutdown())
         await asyncio.sleep(0)
+        # Orders that come behind the last one which the thread obeys.
+        behind = asyncio.create_task(tokens(engine, [3], "behind"))
+        aborting = asyncio.create_task(engine.abort("0"))
+        await asyncio.sleep(0)
         gate.open.set()
         await ending
+        await aborting
+        tasks.append(behind)
         for task in tasks:
             with pytest.raises(EngineDeadError, match="was shut down"):
                 await task
