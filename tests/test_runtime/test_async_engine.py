@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from furiosa_build import faults
 from furiosa_build.errors import EngineFullError, UserError
-from furiosa_build.runtime.async_engine import AsyncLLMEngine, EngineDeadError
+from furiosa_build.runtime.async_engine import AsyncLLMEngine, EngineDeadError, _Stream
 from furiosa_build.runtime.engine import LLMEngine, StepFailedError
 from furiosa_build.runtime.engine_args import AsyncEngineArgs
 from furiosa_build.runtime.request import RequestOutput, SamplingParams
@@ -51,17 +52,24 @@ async def started(artifact: Path, **arguments: Any) -> AsyncIterator[tuple[Async
         inner.check_integrity()
         for replica in inner._replicas:
             assert replica.scheduler.blocks.num_free == replica.scheduler.blocks.num_blocks
-    assert "engine" not in [thread.name for thread in threading.enumerate()]
+    assert not {"engine", "stage 0, rank 0"} & {thread.name for thread in threading.enumerate()}
 
 
 class Gate:
-    """Holds the engine's thread before its next step, so that what a test does meanwhile is done in time."""
+    """Holds the engine's thread before its next step, so that what a test does meanwhile is done in time.
 
-    def __init__(self, engine: LLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    `after`: how many steps it takes before that.
+    """
+
+    def __init__(self, engine: LLMEngine, monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
+        self._free = after
         self._step, self.open, self.reached = engine.step, threading.Event(), threading.Event()
         monkeypatch.setattr(engine, "step", self.step)
 
     def step(self) -> list[RequestOutput]:
+        self._free -= 1
+        if self._free >= 0:
+            return self._step()
         self.reached.set()
         assert self.open.wait(PATIENCE_S)
         return self._step()
@@ -78,6 +86,35 @@ def test_a_request_is_a_generator_of_outputs(toy_artifact: Path) -> None:
             lengths = [len(output.outputs[0].token_ids) for output in outputs]
             assert lengths == sorted(set(lengths)), "each has more than the one before"
             assert all(output.outputs[0].token_ids == whole[:n] for output, n in zip(outputs, lengths, strict=True))
+
+    run(test)
+
+
+def test_an_output_is_given_out_before_the_next_step_ends(toy_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with started(toy_artifact) as (engine, inner), aclosing(engine.generate([1], greedy(3), "a")) as outputs:
+            gate = Gate(inner, monkeypatch, after=1)
+            first = await anext(outputs)
+            assert (first.finished, gate.open.is_set()) == (False, False)
+            assert first.outputs[0].token_ids == toy.expected([1], 1)
+            gate.open.set()
+            assert [output.finished async for output in outputs][-1]
+
+    run(test)
+
+
+def test_what_has_come_before_an_error_is_given_out_first(toy_artifact: Path) -> None:
+    engine = LLMEngine(toy_artifact)
+    engine.add_request("a", [1], greedy())
+    [output] = engine.step()
+
+    async def test() -> None:
+        stream = _Stream(asyncio.get_running_loop())
+        stream.put(output)
+        stream.fail(ValueError("later"))
+        assert await stream.next() is output
+        with pytest.raises(ValueError, match="later"):
+            await stream.next()
 
     run(test)
 
@@ -204,6 +241,32 @@ def test_a_step_that_fails_ends_the_requests_it_touched(toy_artifact: Path, monk
     run(test)
 
 
+def test_whoever_ends_in_a_step_that_fails_another_has_its_output(
+    toy_backend: toy.ToyBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step gives no usable logits for one of two in its batch, and the other's last token."""
+    del toy_backend
+    table = toy.table()
+    [state] = (row for row in range(toy.P) if torch.equal(table[row], toy.logits_after([1])))
+    table[state] = float("nan")
+    artifact = toy.write_artifact(tmp_path / "a", parameters=toy.default_parameters() | {"table": table})
+
+    async def test() -> None:
+        async with started(artifact) as (engine, inner):
+            gate = Gate(inner, monkeypatch)
+            first = asyncio.create_task(tokens(engine, [3], "first", 1))
+            await asyncio.to_thread(gate.reached.wait, PATIENCE_S)
+            bad, good = (asyncio.create_task(tokens(engine, [n], str(n), 1)) for n in (1, 2))
+            await asyncio.sleep(0)
+            gate.open.set()
+            with pytest.raises(StepFailedError, match="no usable maximum"):
+                await bad
+            assert [await first, await good] == [toy.expected([3], 1), toy.expected([2], 1)]
+            assert inner.stats().buckets["prefill-4x8"].tokens == 2, "they were in one batch"
+
+    run(test)
+
+
 def test_what_is_refused_is_raised_in_its_own_generator(toy_artifact: Path) -> None:
     async def test() -> None:
         async with started(toy_artifact) as (engine, _):
@@ -260,8 +323,14 @@ def test_shutdown_ends_what_is_pending_with_an_error(toy_artifact: Path, monkeyp
         await asyncio.to_thread(gate.reached.wait, PATIENCE_S)
         ending = asyncio.create_task(engine.shutdown())
         await asyncio.sleep(0)
+        # Orders that come behind the last one which the thread obeys.
+        behind = asyncio.create_task(tokens(engine, [3], "behind"))
+        aborting = asyncio.create_task(engine.abort("0"))
+        await asyncio.sleep(0)
         gate.open.set()
         await ending
+        await aborting
+        tasks.append(behind)
         for task in tasks:
             with pytest.raises(EngineDeadError, match="was shut down"):
                 await task

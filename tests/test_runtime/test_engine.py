@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +25,7 @@ from furiosa_build.runtime.request import RequestOutput, SamplingParams
 from furiosa_build.runtime.scheduler import Scheduler
 
 from . import toy
+from .test_scheduler import request as stray
 
 PROMPTS = [[1, 2, 3], [9] * 7, [5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7], [250], list(range(16))]
 
@@ -440,9 +441,28 @@ def test_an_idle_engine_checks_its_books_in_debug_mode(for_hits: Path, monkeypat
     engine.add_request("a", [1, 2], greedy(2))
     engine.abort_request("a")
     assert len(checked) == 2
-    engine._replicas[0].scheduler.blocks._free.pop()
-    with pytest.raises(RuntimeError, match="KV blocks lost"):
-        serve()
+
+
+@pytest.mark.parametrize(
+    ("corrupt", "message"),
+    [
+        (lambda replica: replica.scheduler.blocks._free.pop(), "KV blocks lost"),
+        (lambda replica: replica.scheduler.blocks._counts.update({5: 1}), "counted are"),
+        (lambda replica: replica.scheduler._in_flight.add(stray("lost", 3)), "in flight are"),
+        (lambda replica: setattr(replica.executor._runners[0], "num_slots", 4), "rank 0 has 4 KV slots"),
+    ],
+)
+def test_an_idle_engine_notices_a_mistake_in_its_books(
+    for_hits: Path, monkeypatch: pytest.MonkeyPatch, corrupt: Callable[[Any], object], message: str
+) -> None:
+    """Of the cache, the scheduler, the executor."""
+    engine = LLMEngine(for_hits)
+    monkeypatch.setenv("FURIOSA_DEBUG", "1")
+    run(engine, [1, 2], greedy(2))
+    corrupt(engine._replicas[0])
+    engine.add_request("r", [3], greedy(1))
+    with pytest.raises(RuntimeError, match=message):
+        engine.step()
 
 
 # Beam search (its results are compared with transformers' in test_end_to_end)

@@ -495,6 +495,16 @@ def test_beams_that_gave_way_are_computed_again() -> None:
     assert runner.finished == {"old": continuation([1, 2, 3, 4], 8), "young": best_beams([1, 2, 3, 4], 6)}
 
 
+def test_a_search_that_gave_way_waits_for_room_for_all_its_beams() -> None:
+    """Let in as soon as there is room for one of them, it would give way again."""
+    runner = Runner([(2, 4)], [(4, 16)], num_blocks=14, enable_prefix_caching=False)
+    runner.scheduler.add(request("old", 4, max_tokens=10))
+    runner.scheduler.add(beam_request("young", 4, max_tokens=6, width=2))
+    runner.run_all()
+    assert runner.finished == {"old": continuation([1, 2, 3, 4], 10), "young": best_beams([1, 2, 3, 4], 6)}
+    assert runner.scheduler.stats().preemptions == 1
+
+
 def test_a_search_that_may_need_too_many_blocks_is_refused() -> None:
     runner = Runner([(1, 8)], [(4, 32)], num_blocks=20, block_size=4)
     with pytest.raises(UserError, match="may need 21 KV blocks, and there are 20"):
