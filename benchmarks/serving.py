@@ -64,12 +64,12 @@ def serving(target: str, *arguments: str) -> Iterator[Server]:
     try:
         port = 0
         for line in process.stderr:
-            said = json.loads(line) if line.startswith("{") else {"message": None}
-            if said["message"] == "listening":
+            said: dict[str, Any] = json.loads(line) if line.startswith("{") else {}
+            if said.get("message") == "listening":
                 port = int(said["url"].rpartition(":")[2])
-            elif said["message"] == "ready":
+            elif said.get("message") == "ready":
                 break
-            else:
+            elif said.get("level") != "info":
                 sys.stderr.write(line)  # of the build, or why it does not start
         else:
             sys.exit(process.wait() or 1)
@@ -86,7 +86,7 @@ def jobs(number: int, longest: tuple[int, int], clients: int, seed: int) -> list
     lengths, tokens = random.Random(seed), random.Random(f"{seed} {clients}")
 
     def length(most: int) -> int:
-        return round(SHORTEST * (most / SHORTEST) ** lengths.random())
+        return int(SHORTEST * (most / SHORTEST) ** lengths.random())
 
     return [
         Job([tokens.randrange(10, 1000) for _ in range(length(longest[0]))], length(longest[1])) for _ in range(number)

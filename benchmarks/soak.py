@@ -1,8 +1,9 @@
 """Whether a server under mixed load keeps its memory: `python benchmarks/soak.py ARTIFACT-or-RECIPE [KEY=VALUE ...]`.
 
-Eight clients ask for five minutes, as a seed has it: texts at once and as streams, lists of texts, texts of a JSON schema
-(never the same twice), streams that are left in their midst, what is malformed, tokens. The load pauses after the first
-minute and at the end; then memory (VmRSS) is compared, and what requests must give back: KV blocks, coroutines, files.
+Eight clients ask for five minutes, as a seed has it: texts at once and as streams, lists of texts, texts of JSON
+schemas (never the same twice), streams that are left in their midst, what is malformed, tokens. The load pauses after
+the first minute and at the end; then memory (VmRSS) is compared, and what requests must give back: KV blocks,
+coroutines, files.
 
 Ends with exit status 1 if memory has grown by more than 2 %, or anything is not given back.
 """
@@ -25,7 +26,7 @@ from serving import Server, fetch, serving
 MOST_GROWTH = 1.02
 FIRST_S = 60
 CLIENTS = 8
-WORDS = "sea night house letter morning walk sister garden evening friend".split()
+WORDS = ("sea", "night", "house", "letter", "morning", "walk", "sister", "garden", "evening", "friend")
 MALFORMED = (
     b"",
     b"{",
