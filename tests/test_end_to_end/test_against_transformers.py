@@ -18,7 +18,7 @@ from furiosa_build.runtime import LLM, LLMEngine, SamplingParams
 BuildArtifact = Callable[..., Path]
 Made = Callable[..., Path]
 
-NEW_TOKENS = 64
+NEW_TOKENS = 40
 PROMPT_LENGTHS = (1, 5, 17, 33, 48)
 """Shorter and longer than the windows (12), the blocks (16) and the smaller prefill bucket (32)."""
 
@@ -53,7 +53,7 @@ def test_greedy_tokens_are_identical_in_float32(name: str, saved: Made, build_ar
     model = load(directory)
     expected = [greedy(model, prompt, NEW_TOKENS) for prompt in prompts()]
     # Not one token over and over, which a broken model might get right as well.
-    assert len({token for tokens in expected for token in tokens}) > 50
+    assert len({token for tokens in expected for token in tokens}) > 40
     for block_size in (1, 16):
         artifact = build_artifact(directory, paged_attention_block_size=block_size)
         assert generate(artifact, prompts()) == expected, f"block size {block_size}"
@@ -80,7 +80,7 @@ def test_requests_that_arrive_while_others_run_give_the_same_tokens(saved: Made,
 def test_a_sequence_that_is_preempted_gives_the_same_tokens(saved: Made, build_artifact: BuildArtifact) -> None:
     artifact = build_artifact(saved("qwen3"))
     roomy = generate(artifact, prompts())
-    # One sequence of 112 tokens needs 7 blocks of 16, so five cannot all run at once.
+    # One sequence of 88 tokens needs 6 blocks of 16, so five cannot all run at once.
     narrow = LLM(artifact, paged_attention_num_blocks=12).generate(prompts(), GREEDY)
     assert [output.outputs[0].token_ids for output in narrow] == roomy
 
@@ -177,7 +177,7 @@ def test_a_quantized_artifact_is_the_quantized_checkpoint_in_transformers(
     """Greedy in float32: the same rounded weights on both sides, so the same tokens.
 
     The reference runs once over what the artifact said: if each token is the best one after all before it, then it
-    would have said the same, token by token, at a sixtieth of the cost (all weights are unpacked at every step).
+    would have said the same, token by token, at a fraction of the cost (all weights are unpacked at every step).
     """
     directory = saved(name)
     checkpoint = outputs_of(start_build(directory, scheme=scheme), "quantize")
