@@ -19,7 +19,6 @@ from furiosa_build import __version__
 from furiosa_build.artifact import writer
 from furiosa_build.artifact.schema import MANIFEST_FILE, FileRecord, Manifest
 from furiosa_build.backends import check_options, get_backend
-from furiosa_build.checkpoint import INDEX_FILE, MODEL_FILES, check_weight_file, list_files
 from furiosa_build.errors import PreflightError, StepError, UserError
 from furiosa_build.faults import doing
 from furiosa_build.machine import Machine, disk_of, this_machine
@@ -32,12 +31,13 @@ from furiosa_build.plan.outline import Outline
 from furiosa_build.plan.placement import check_parallel
 from furiosa_build.plan.planner import DRAFT, Plan, Step, make_plan
 from furiosa_build.plan.preflight import Preflight, preflight
-from furiosa_build.progress import expect, metered
+from furiosa_build.progress import metered
 from furiosa_build.progress import read as read_meter
-from furiosa_build.quantized_checkpoint import QuantizedCheckpoint, check_quantizes, read_checkpoint
+from furiosa_build.quantized_checkpoint import check_quantizes
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import BuildOptions, Recipe, check_architecture
 from furiosa_build.show import kv_blocks_text, lowered_text, refusal_text
+from furiosa_build.sources import Sources
 from furiosa_build.steps import compile, fetch, package, qualify, source, survey, trace
 from furiosa_build.store import ActionRecord, Made, Store, default_store_root
 from furiosa_build.workers import Pool
@@ -76,13 +76,12 @@ class Build:
         # By the name that a step has in the whole build.
         self.done: dict[str, Done] = model.done if model else {}
         self._pools: _Pools = model._pools if model else _Pools(self.options)
-        self._checkpoint_directory = fetch.checkpoint_directory(self.spec.quantization, recipe.roots)
-        config = fetch.read_config(self.spec.model, recipe.roots, weights=self._checkpoint_directory is None)
+        self._sources = Sources(self.spec, recipe.roots, self.store.hashes)
         where = "model.architecture" if self.spec.model.architecture else "config.json"
-        check_architecture(self.spec, config, where)
-        self.checkpoint = self._read_checkpoint(config)
-        self.hf_config = fetch.cut_config(config, self.spec.model)
-        fetch.param_file(self.spec.model, recipe.roots)  # is it there?
+        check_architecture(self.spec, self._sources.config, where)
+        self.checkpoint = self._sources.read_checkpoint()
+        self.hf_config = fetch.cut_config(self._sources.config, self.spec.model)
+        _ = self._sources.param_file  # is it there?
         self.draft = self._open_draft()
         if model is not None:
             return
@@ -130,7 +129,8 @@ class Build:
         """
         build, own = self._origin(name)
         if build is not self:
-            return build.run(own)
+            with _of_draft(build.spec.name):
+                return build.run(own)
         step, full = self.plan.steps[name], self._full(name)
         with _failing(full), doing(full), metered(self.store.meter_path(full)):
             if full not in self.done:
@@ -239,25 +239,23 @@ class Build:
     def _open_draft(self) -> Build | None:
         if self.recipe.draft is None:
             return None
-        name, sizes = self.recipe.draft.spec.name, [self.hf_config["vocab_size"]]
+        name = self.recipe.draft.spec.name
         with _of_draft(name):
             draft = Build(self.recipe.draft, self.cwd, self)
-        if draft.hf_config["vocab_size"] != sizes[0]:
-            what = (
-                f"the draft {name!r} has a vocabulary of {draft.hf_config['vocab_size']} tokens, the model {sizes[0]}"
-            )
+        own, found = (build.hf_config["vocab_size"] for build in (self, draft))
+        if own != found:
+            what = f"the draft {name!r} has a vocabulary of {found} tokens, the model of {own}"
             raise UserError(what, where="speculative.recipe", valid="a model with the same vocabulary")
         return draft
 
     # What a build needs, and how long it takes.
 
     def _places(self) -> Places:
-        model, store = self.spec.model, self.store.root if self.store.is_writable else self.directory.parent
-        directory, downloads, cached, unread = fetch.local_directory(model, self.recipe.roots), None, 0, 0
-        if not self.is_done("fetch"):
-            unread = sum(file.stat().st_size for file in self._unread().values())
-        if directory is None and self._takes_own_weights:
-            cache = fetch.hub_cache(model)
+        store = self.store.root if self.store.is_writable else self.directory.parent
+        downloads, cached = None, 0
+        unread = 0 if self.is_done("fetch") else self._sources.unread_bytes()
+        if self._sources.directory is None and self._sources.has_weights:
+            cache = fetch.hub_cache(self.spec.model)
             downloads, cached = disk_of(cache), sum(f.lstat().st_size for f in cache.rglob("*") if f.is_file())
         draft = None if self.draft is None else self.draft._places()
         return Places(disk_of(store), disk_of(self.directory), downloads, cached, unread, draft)
@@ -313,7 +311,7 @@ class Build:
             else:
                 inputs[needed] = {name: o.sha256 for name, o in record.outputs.items() if fnmatchcase(name, pattern)}
         if step.action == "fetch":
-            source = self._source_identity()
+            source = self._sources.identity()
             inputs["source"] = {name: known for name, known in source.items() if known is not None}
             missing += [("inputs", "source", name) for name, known in source.items() if known is None]
         return self._factors_of(step.action, step.reads, inputs), missing
@@ -353,48 +351,11 @@ class Build:
                 return tool_versions("torch", "transformers", "numpy", "tokenizers")
         return {}
 
-    def _source_identity(self) -> dict[str, str | None]:
-        """sha256 of the model's files, or the commit on the hub; None where it takes reading or downloading to know."""
-        model = self.spec.model
-        known = {name: self.store.hashes.recall(file) for name, file in self._source_files().items()}
-        is_remote = fetch.local_directory(model, self.recipe.roots) is None and model.seed_for_random_weight is None
-        return known | ({"commit": fetch.resolve_commit(model)} if is_remote else {})
-
-    def _source_files(self) -> dict[str, Path]:
-        """The files on this machine that `fetch` looks at, but for the hub's cache."""
-        model, roots, quantized = self.spec.model, self.recipe.roots, self._checkpoint_directory
-        directory, weights = fetch.local_directory(model, roots), fetch.param_file(model, roots)
-        files = {} if directory is None else {file.name: file for file in list_files(directory)}
-        if not self._takes_own_weights:
-            files = {name: file for name, file in files.items() if name in MODEL_FILES}
-        if weights is not None:
-            files[fetch.PARAM_FILE] = weights
-        if quantized is not None:
-            files |= {f"quantized/{name}": quantized / name for name in fetch.source_files(quantized)}
-        return files
-
-    @property
-    def _takes_own_weights(self) -> bool:
-        """Whether the weights are those in the model's directory or on the hub."""
-        model = self.spec.model
-        return model.seed_for_random_weight is None and model.param_file_path is None and self.checkpoint is None
-
-    def _unread(self) -> dict[str, Path]:
-        """Those whose digest is not known."""
-        return {name: file for name, file in self._source_files().items() if self.store.hashes.recall(file) is None}
-
     def _late_factors(self, step: Step) -> dict[str, Any]:
         """Of a fetch whose source has to be read first."""
         if step.action != "fetch":
             raise StepError(step.name, "a step that it needs has not run")
-        if self.spec.model.seed_for_random_weight is None:
-            self._locate(None)  # the hub's commit is known then
-        unread = self._unread()
-        expect(sum(file.stat().st_size for file in unread.values()))
-        for file in unread.values():
-            if file.name not in (*MODEL_FILES, INDEX_FILE):
-                check_weight_file(file)  # Before its terabytes are read, if that is what it says.
-            self.store.hashes.hash(file)
+        self._sources.read()
         factors = self._factors(step)
         if factors is None:
             raise StepError(step.name, f"the files of {self.spec.model.model_id_or_path} change while they are read")
@@ -422,19 +383,12 @@ class Build:
         return lambda output: pool.run(full, step.action, request, output, log)
 
     def _fetch(self, output: Path) -> None:
-        fetch.run(
-            self.spec.model,
-            self.recipe.roots,
-            self.plan.outline.parameters,
-            self.store.hashes.hash,
-            output,
-            self._checkpoint_directory,
-        )
+        self._sources.fetch(self.plan.outline.parameters, output)
 
     def _weights_request(self, step: Step) -> dict[str, Any]:
-        weights, checkpoint, taken = self._source(), {}, self._checkpoint_directory
+        weights, checkpoint, taken = self._source(), {}, self._sources.quantized
         if taken is not None:
-            self._check_unchanged(taken, weights.files)
+            self._sources.check_unchanged(taken, weights.files)
             checkpoint = {
                 name: {"path": str(taken / name), "sha256": file.sha256}
                 for name, file in weights.files.items()
@@ -447,10 +401,12 @@ class Build:
                 for name, output in outputs.items()
                 if name.endswith(".safetensors")
             }
-        reads_source = not checkpoint and weights.seed is None
+        directory: Path | str = ""
+        if not checkpoint and weights.seed is None:
+            directory = self._sources.unchanged_weights(weights.files, self._model_files().revision)
         return {
             "source": weights.model_dump(mode="json"),
-            "directory": str(self._unchanged_weights(weights.files)) if reads_source else "",
+            "directory": str(directory),
             "outline": self.plan.outline.model_dump(mode="json"),
             "hf_config": dict(self.hf_config),
             "schemes": self.plan.schemes(),
@@ -459,39 +415,6 @@ class Build:
             "ranks": self.spec.parallel.tensor_parallel_size,
             "stages": self.plan.stages,
         }
-
-    def _unchanged_weights(self, files: Mapping[str, source.SourceFile]) -> Path:
-        """The directory that they are in, or the one file. Raises UserError when they are not as they were fetched."""
-        file = fetch.param_file(self.spec.model, self.recipe.roots)
-        if file is None:
-            return self._unchanged_directory(files)
-        if self.store.hashes.hash(file) != files[fetch.PARAM_FILE].sha256:
-            raise UserError(f"{file.name} has changed since it was fetched", where=str(file), hint="build again")
-        return file
-
-    def _unchanged_directory(self, files: Mapping[str, source.SourceFile]) -> Path:
-        """Where the model's files are. Raises UserError when `files` are not as they were fetched."""
-        directory = self._locate(self._model_files().revision)
-        self._check_unchanged(directory, files)
-        return directory
-
-    def _check_unchanged(self, directory: Path, files: Mapping[str, source.SourceFile]) -> None:
-        for name, file in files.items():
-            if self.store.hashes.hash(directory / name) != file.sha256:
-                raise UserError(f"{name} has changed since it was fetched", where=str(directory), hint="build again")
-
-    def _locate(self, revision: str | None) -> Path:
-        """Where the model's files are; the weights among them only if they are taken."""
-        return fetch.locate(self.spec.model, self.recipe.roots, revision, weights=self._takes_own_weights)
-
-    def _read_checkpoint(self, config: Mapping[str, Any]) -> QuantizedCheckpoint | None:
-        """The quantized checkpoint that is taken, if there is one. `config`: that of the whole model."""
-        directory = self._checkpoint_directory
-        if directory is None:
-            return None
-        checkpoint = read_checkpoint(directory, config, self.spec.model.num_hidden_layers)
-        fetch.source_files(directory)  # a weight file that is missing is said now
-        return checkpoint
 
     def _trace_request(self, step: Step) -> dict[str, Any]:
         assert step.bucket is not None
@@ -531,7 +454,7 @@ class Build:
         built, others = self._built(self.plan), self._model_files()
         model_directory = output / "model"
         model_directory.mkdir()
-        directory = self._unchanged_directory(others.files) if others.files else None
+        directory = self._sources.unchanged_directory(others.files, others.revision) if others.files else None
         package.copy_model_files(directory, others, self.hf_config, model_directory)
         model_files = {path.name: package.file_record(path.read_bytes()) for path in sorted(model_directory.iterdir())}
         draft = None

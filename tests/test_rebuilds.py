@@ -82,13 +82,12 @@ def override(*overrides: str) -> Change:
     return lambda user, _: Next(user, overrides)
 
 
-def after(*first: str, then: tuple[str, ...]) -> Change:
+def after(*first: str, then: tuple[str, ...] | Change) -> Change:
     """What was built last was built with the overrides `first`."""
 
     def change(user: UserDirectory, patch: pytest.MonkeyPatch) -> Next:
-        del patch
         assert user.build(*first)
-        return Next(user, then)
+        return Next(user, then) if isinstance(then, tuple) else then(user, patch)
 
     return change
 
@@ -116,6 +115,46 @@ def other_order(recipe: str) -> str:
 def comments(recipe: str) -> str:
     """A comment on every line."""
     return "".join(f"# A comment.\n{line}  # Another.\n" for line in recipe.splitlines())
+
+
+SPECULATIVE = ("speculative.recipe=draft", "buckets.append_buckets=null")
+DRAFT_BUCKETS = ("prefill-1x32", "append-1x8x64", "decode-2x64")
+"""Not those that verify."""
+
+
+def draft(**more: str) -> Change:
+    """A recipe of a draft model: a layer less of the same model. `more`: what its sections say besides."""
+
+    def write(user: UserDirectory, patch: pytest.MonkeyPatch) -> Next:
+        del patch
+        sections = {"model": "{num_hidden_layers: 1}", **more}
+        text = "".join(f"{name}: {value}\n" for name, value in sections.items())
+        (user.root / "recipes" / "draft.yaml").write_text(f"# A draft.\ndefaults: [tiny]\n{text}")
+        return Next(user, SPECULATIVE)
+
+    return write
+
+
+def drafted(change: Change) -> Change:
+    """What was built last has a draft model."""
+
+    def apply(user: UserDirectory, patch: pytest.MonkeyPatch) -> Next:
+        assert user.build(*draft()(user, patch).overrides)
+        then = change(user, patch)
+        return Next(then.user, (*SPECULATIVE, *(o for o in then.overrides if o not in SPECULATIVE)))
+
+    return apply
+
+
+def draft_built_alone(user: UserDirectory, patch: pytest.MonkeyPatch) -> Next:
+    """The draft model has been built by its own recipe, in the same shapes."""
+    then = draft()(user, patch)
+    assert user.build("buckets.append_buckets=null", recipe="draft")
+    return then
+
+
+def of_draft(steps: list[str]) -> list[str]:
+    return [f"draft:{name}" for name in steps]
 
 
 # Changes of places and files
@@ -296,11 +335,32 @@ ROWS: Mapping[str, tuple[Change, list[str]]] = {
     ),
     "prompts in pieces": (
         override("scheduler.prefill_chunk_size=8", "buckets.append_buckets=null"),
-        [*programs(*KINDS, buckets=("append-1x32x64",)), *ARTIFACT],
+        [*programs(*KINDS, buckets=("append-1x8x64",)), *ARTIFACT],
     ),
     "beams": (
         override("buckets.kv_cache_sharing_across_beams_config={beam_width:2,max_new_tokens:8}"),
         [*programs(*KINDS, buckets=("decode-4x64",)), *ARTIFACT],
+    ),
+    # It has what is its own made, and shares the rest with the model and with builds of itself alone.
+    "a draft model": (
+        after("buckets.append_buckets=null", then=draft()),
+        [*of_draft(WEIGHTS), *programs(*KINDS, buckets=("append-2x5x64",)), *ARTIFACT],
+    ),
+    "a draft model that was built alone": (
+        draft_built_alone,
+        [*programs(*KINDS, buckets=("append-2x5x64",)), *ARTIFACT],
+    ),
+    "quantization of the draft": (
+        drafted(draft(quantization="{scheme: int8}")),
+        of_draft([*WEIGHTS, *programs("block", "last", buckets=DRAFT_BUCKETS)]) + ARTIFACT,
+    ),
+    "number of proposals": (
+        drafted(override("speculative.num_speculative_tokens=2")),
+        [*programs(*KINDS, buckets=("append-2x3x64",)), *ARTIFACT],
+    ),
+    "quantization of the model that has a draft": (
+        drafted(override("quantization=int8")),
+        [*WEIGHTS, *programs("block", buckets=(*DRAFT_BUCKETS, "append-2x5x64")), *ARTIFACT],
     ),
     "one bucket removed": (
         after("buckets.decode_buckets=[[2,64],[3,64]]", then=("buckets.decode_buckets=[[3,64]]",)),

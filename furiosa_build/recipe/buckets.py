@@ -165,16 +165,14 @@ def _buckets_of_prompts(buckets: BucketSpec, chunk_size: int | None) -> tuple[Ap
 
     They run a single sequence over the largest decode context. A short one is for what is left of a prompt whose
     beginning is cached: as the shortest prefill bucket, or a quarter of it where there is no other prefill length. A
-    long one is for the pieces of a prompt: as the longest prefill bucket within the context. With chunks of at most
-    `chunk_size` tokens the first prefill length that holds a whole chunk is long enough; where none does, the chunk's
-    own size is taken.
+    long one is for the pieces of a prompt: as the longest prefill bucket within the context, or as a chunk where
+    pieces are chunks of at most `chunk_size` tokens.
     """
     context = max(length for _, length in buckets.decode_buckets)
     all_lengths = sorted({length for _, length in buckets.prefill_buckets})
     lengths = [length for length in all_lengths if length < context]
     if chunk_size is not None and chunk_size < context:
-        whole = next((length for length in lengths if length >= chunk_size), chunk_size)
-        lengths = [*(length for length in lengths if length < whole), whole]
+        lengths = [*(length for length in lengths if length < chunk_size), chunk_size]
     elif len(all_lengths) == 1:
         lengths = [min(max(1, all_lengths[0] // 4), context - 1)]
     return tuple((1, length, context) for length in sorted({*lengths[:1], *lengths[-1:]}) if length > 0)

@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from furiosa_build.errors import BuildError
+
 Floats = NDArray[np.float32]
 EarlyStopping = bool | Literal["never"]
 
@@ -85,7 +87,12 @@ class BeamSearch:
 
         Returns:
             The `width` beams that go on, the best first. Without meaning when the search `is_done`.
+
+        Raises:
+            BuildError: The logits of a beam have a NaN, or nothing is left to choose from.
         """
+        if not np.isfinite(logits.max(axis=-1)).all():  # which takes NaN for the largest
+            raise BuildError(f"the model's logits have no usable maximum: {logits.max(axis=-1)}")
         totals = _log_softmax(np.broadcast_to(logits, (self.width, logits.shape[1]))) + self._scores[:, None]
         candidates = _largest(totals.reshape(-1), max(2, 1 + len(self._end_tokens)) * self.width)
         parents, tokens = (candidates // totals.shape[1]).tolist(), (candidates % totals.shape[1]).tolist()

@@ -74,7 +74,19 @@ class Drafter:
         self._progress: dict[str, _Progress] = {}
 
     def propose(self, wanted: Mapping[Request, int]) -> None:
-        """Gives requests that decode up to so many proposals each; none where it is too far behind, or has no room."""
+        """Gives requests that decode up to so many proposals each; none where it is too far behind, or has no room.
+
+        After an error, which may be of any of them, no other request begins with what they have computed.
+        """
+        try:
+            self._propose_all(wanted)
+        except Exception:
+            for request in wanted:
+                if request.request_id in self._progress:
+                    self._blocks.forget(request.request_id)
+            raise
+
+    def _propose_all(self, wanted: Mapping[Request, int]) -> None:
         numbers = {request: self._prepare(request, number) for request, number in wanted.items()}
         self._run_pieces([request for request, number in numbers.items() if number > 0])
         ready = {

@@ -103,7 +103,7 @@ class _Replica:
         self.in_flight.popleft()
         return batch, result
 
-    def recover(self, error: Exception) -> dict[str, Exception]:
+    def recover(self, error: Exception) -> dict[Request, Exception]:
         """After `error` from `finish`: takes all batches under way back. Returns the requests that are to end, and why.
 
         Those of a batch that failed only because another did, or after it, run again.
@@ -120,9 +120,11 @@ class _Replica:
                 if isinstance(cause, Exception) and not isinstance(cause, PeerFailedError):
                     culprit, error = other, cause
                     break
+        for request in culprit.requests:
+            self.scheduler.distrust(request)
         for taken in (batch, *(other for other, _ in later)):
             self.scheduler.take_back(taken)
-        return {request.request_id: error for request in culprit.requests}
+        return dict.fromkeys(culprit.requests, error)
 
     def stats(self) -> EngineStats:
         return replace(
@@ -140,10 +142,9 @@ class _Replica:
         if self.drafter is not None:
             self.drafter.check_integrity(self.scheduler.request_ids)
         under_way = sorted(request.request_id for batch, _ in self.in_flight for request in batch.requests)
-        if under_way != sorted(self.scheduler.in_flight):
-            raise RuntimeError(
-                f"batches of {under_way} are under way, in flight are {sorted(self.scheduler.in_flight)}"
-            )
+        in_flight = sorted(request.request_id for request in self.scheduler.in_flight)
+        if under_way != in_flight:
+            raise RuntimeError(f"batches of {under_way} are under way, in flight are {in_flight}")
 
 
 class LLMEngine:
@@ -303,17 +304,17 @@ class LLMEngine:
         for replica in self._replicas:
             replica.fill()
         outputs: list[RequestOutput] = []
-        failed: dict[str, Exception] = {}
+        failures: dict[Request, Exception] = {}
         for replica in self._replicas:
             if replica.in_flight:
                 try:
                     batch, logits = replica.finish()
                 except Exception as error:
-                    failed |= replica.recover(error)
+                    failures |= replica.recover(error)
                 else:
-                    failed |= self._accept(replica, batch, logits, outputs)
-        # Some may have been aborted since their batch was submitted.
-        failed = {id_: error for id_, error in failed.items() if id_ in self._requests}
+                    failures |= self._accept(replica, batch, logits, outputs)
+        # Some may have been aborted since their batch was submitted, and their id may be in use again.
+        failed = {r.request_id: error for r, error in failures.items() if self._requests.get(r.request_id) is r}
         self.abort_request(failed)
         if failed:
             raise StepFailedError(failed, outputs) from next(iter(failed.values()))
@@ -437,10 +438,10 @@ class LLMEngine:
 
     def _accept(
         self, replica: _Replica, batch: Batch, logits: Tensor, outputs: list[RequestOutput]
-    ) -> dict[str, Exception]:
+    ) -> dict[Request, Exception]:
         """Continues every request of the batch that has run all its tokens. Returns those for which that failed."""
         complete = set(replica.scheduler.advance(batch))
-        failed: dict[str, Exception] = {}
+        failed: dict[Request, Exception] = {}
         first_row = 0
         for request, count in zip(batch.requests, batch.counts, strict=True):
             rows = logits[first_row : first_row + len(batch.sequences(request))]
@@ -454,7 +455,10 @@ class LLMEngine:
                     end = min(count, rows.shape[1])
                     self._continue(replica, request, rows[:, end - 1 - proposed : end].float())
             except Exception as error:  # of this request alone
-                failed[request.request_id] = error
+                failed[request] = error
+                # Its tokens may have keys and values that are NaN, with which others would fail as well.
+                if self._requests.get(request.request_id) is request:
+                    replica.scheduler.distrust(request)
                 continue
             if request.finished:
                 self._forget(request)

@@ -6,10 +6,10 @@ its end. Of equal blocks one is known. It stays so when no table has it any more
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,6 +165,24 @@ class BlockManager:
         """Takes all blocks of `owner` back that nobody else has. Raises KeyError for one that has none."""
         for block in reversed(self._tables.pop(owner).blocks):
             self._give_up(block)
+
+    def forget(self, owner: Hashable) -> None:
+        """Makes the blocks of `owner` known no more, nor those that are known to follow them."""
+        following: defaultdict[int, list[int]] = defaultdict(list)
+        for block, (before, _) in self._keys.items():
+            following[before].append(block)
+        to_forget = list(self._tables[owner].blocks)
+        while to_forget:
+            block = to_forget.pop()
+            if block in self._keys:
+                to_forget += following[block]
+                del self._known[self._keys.pop(block)]
+                if block in self._unused:
+                    del self._unused[block]
+                    self._free.append(block)
+        for table in self._tables.values():
+            known = table.blocks[: table.num_known]
+            table.num_known = len(list(takewhile(self._keys.__contains__, known)))
 
     def check_integrity(self) -> None:
         """Raises RuntimeError when a block is lost, free and owned, or miscounted, a table disagrees with its slots,

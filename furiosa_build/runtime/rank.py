@@ -51,7 +51,7 @@ class RankRunner:
     Args:
         opened: The artifact.
         num_slots: Slots of each layer's KV caches. They start as zeros: what is masked still takes part in
-            products, and 0 * NaN is NaN.
+            products, and 0 * NaN is NaN: the rows of padding read what they have not written.
         programs: File of a program -> the program, loaded.
         communicator: Its end, which says which rank of which stage this is.
         parameters: Those of this rank, where another replica has mapped them; None: they are mapped.
@@ -298,7 +298,11 @@ class InputBuffers:
         self.tensors = {name: torch.from_numpy(array) for name, array in self._arrays.items() if name in read}
 
     def fill(self, rows: Sequence[Row]) -> None:
-        """Lays `rows` out; what is left over is padding: token 0 at position 0, written to slot 0."""
+        """Lays `rows` out; what is left over is padding: token 0 at position 0, written to slot 0.
+
+        Only padding reads slot 0: it may hold NaN, from the padding of a request whose tokens give that, and masked
+        values take part in products. A row's context is filled up with its own first slot.
+        """
         arrays = self._arrays
         for array in arrays.values():
             array.fill(0)
@@ -311,6 +315,7 @@ class InputBuffers:
             arrays["position_ids"][index, :new] = self._positions[row.start : end]
             arrays["slot_mapping"][index, :new] = row.slots[row.start : end]
             arrays["context_slots"][index, :end] = row.slots[:end]
+            arrays["context_slots"][index, end:] = row.slots[0]
             arrays["context_lens"][index] = end
             arrays["logits_indices"][index] = new - 1
 

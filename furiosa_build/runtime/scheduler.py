@@ -176,8 +176,9 @@ class Scheduler:
         self._num_stages = num_stages
         self._enable_prefix_caching = enable_prefix_caching
         self._num_speculative_tokens = num_speculative_tokens
-        self._in_flight: set[str] = set()
-        self._leaving: set[str] = set()
+        # Requests, not their ids: that of one which leaves while it is in flight may be in use again.
+        self._in_flight: set[Request] = set()
+        self._leaving: set[Request] = set()
         # Of prompts, since the last decode step.
         self._prefills_in_a_row = 0
         # A piece of a prompt has run since the last decode step.
@@ -204,8 +205,8 @@ class Scheduler:
         return [request.request_id for request in (*self._waiting, *self._running)]
 
     @property
-    def in_flight(self) -> frozenset[str]:
-        """Ids of the requests of batches that have been scheduled and have not advanced."""
+    def in_flight(self) -> frozenset[Request]:
+        """The requests of batches that have been scheduled and have not advanced."""
         return frozenset(self._in_flight)
 
     def add(self, request: Request) -> None:
@@ -234,7 +235,7 @@ class Scheduler:
                 request.num_computed + count < len(request.prompt_token_ids)
                 for request, count in zip(batch.requests, batch.counts, strict=True)
             )
-            self._in_flight.update(request.request_id for request in batch.requests)
+            self._in_flight.update(batch.requests)
         return batch
 
     def wanted_proposals(self, batch: Batch) -> dict[Request, int]:
@@ -273,9 +274,9 @@ class Scheduler:
             if request.num_computed == len(request.prompt_token_ids):
                 for sequence in request.sequences[1:]:  # beams whose tokens are computed again
                     self.blocks.fork(request.sequences[0], sequence, request.num_computed)
-            self._in_flight.remove(request.request_id)
-            if request.request_id in self._leaving:
-                self._leaving.remove(request.request_id)
+            self._in_flight.remove(request)
+            if request in self._leaving:
+                self._leaving.remove(request)
                 self.remove(request)
         return [
             request
@@ -286,17 +287,22 @@ class Scheduler:
     def take_back(self, batch: Batch) -> None:
         """Notes that `batch` has failed to run: its requests wait again, and all their tokens are computed again."""
         for request in batch.requests:
-            self._in_flight.remove(request.request_id)
-            if request.request_id in self._leaving:
-                self._leaving.remove(request.request_id)
+            self._in_flight.remove(request)
+            if request in self._leaving:
+                self._leaving.remove(request)
                 self.remove(request)
             else:
                 self._queue_again(request)
 
+    def distrust(self, request: Request) -> None:
+        """Has no request begin with what a running one has computed."""
+        for sequence in _with_blocks(request):
+            self.blocks.forget(sequence)
+
     def remove(self, request: Request) -> None:
         """Forgets a request, finished or not, and frees its blocks: of one that is in flight when it has run."""
-        if request.request_id in self._in_flight:
-            self._leaving.add(request.request_id)
+        if request in self._in_flight:
+            self._leaving.add(request)
         elif request in self._running:
             self._running.remove(request)
             self._free_blocks(request)
@@ -340,15 +346,15 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raises RuntimeError when requests and blocks do not agree."""
         self.blocks.check_integrity()
-        running = {request.request_id for request in self._running}
-        waiting = {request.request_id for request in self._waiting}
-        if len(running | waiting) != len(self._running) + len(self._waiting):
+        if len({*self._running, *self._waiting}) != len(self._running) + len(self._waiting):
             raise RuntimeError("a request is queued twice")
-        if not self._leaving <= self._in_flight <= running:
-            raise RuntimeError(f"in flight are {sorted(self._in_flight)}, but running are {sorted(running)}")
+        running = sorted(request.request_id for request in self._running)
+        if not self._leaving <= self._in_flight <= set(self._running):
+            in_flight = sorted(request.request_id for request in self._in_flight)
+            raise RuntimeError(f"in flight are {in_flight}, but running are {running}")
         owners = [sequence for request in self._running for sequence in _with_blocks(request)]
         if self.blocks.owners() != set(owners):
-            raise RuntimeError(f"KV blocks of {self.blocks.owners()}, but running are {sorted(running)}")
+            raise RuntimeError(f"KV blocks of {self.blocks.owners()}, but running are {running}")
         written: set[int] = set()
         for request in self._running:
             for sequence in _with_blocks(request):
@@ -402,7 +408,7 @@ class Scheduler:
 
     def _is_in_prompt(self, request: Request) -> bool:
         """Whether more of a running request's prompt is to run now."""
-        return not request.is_prompt_computed and request.request_id not in self._in_flight
+        return not request.is_prompt_computed and request not in self._in_flight
 
     def _admissible(self) -> list[_Candidate]:
         """The longest head of the queue for which there are blocks and places."""
@@ -484,7 +490,7 @@ class Scheduler:
 
     def _is_decoding(self, request: Request) -> bool:
         """Whether a running request can take a decode step now."""
-        return request.is_prompt_computed and request.request_id not in self._in_flight
+        return request.is_prompt_computed and request not in self._in_flight
 
     def _next_group(self, candidates: Sequence[Request]) -> list[Request]:
         """Whoever has waited longest for a step, and all after it who fit into a bucket together with it."""
@@ -501,7 +507,7 @@ class Scheduler:
         """Reserves slots for the token that each of `group` is to run, and for those that a draft may propose."""
         for request in sorted(group, key=self._turn):
             while request in self._running and not self._reserve_next(request):
-                idle = [request for request in self._running if request.request_id not in self._in_flight]
+                idle = [request for request in self._running if request not in self._in_flight]
                 self._preempt(max(idle, key=self._turn))
 
     def _for_proposals(self, batch: Batch, numbers: Sequence[int]) -> Pipeline | None:

@@ -117,6 +117,9 @@ def seal(root: Path, data: dict[str, Any] | None = None) -> None:
             record = FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
             files[path.relative_to(root).as_posix()] = record
     data = data or artifact_data()
+    if (draft := data.get("draft")) is not None:
+        own = {name: record for name, record in files.items() if name.startswith("draft/")}
+        draft["metadata"]["artifact_id"] = artifact_id(Artifact.model_validate(draft), own)
     data["metadata"]["artifact_id"] = id_ = artifact_id(Artifact.model_validate(data), files)
     content = to_json(Artifact.model_validate(data))
     files["artifact.json"] = FileRecord(size=len(content), sha256=hashlib.sha256(content).hexdigest())
@@ -165,6 +168,25 @@ def test_a_signature_is_the_one_file_that_no_list_has(root: Path) -> None:
     (root / "model.sig").write_bytes(b"signed")
     open_artifact(root, "full")
     assert find_damage(root) == []
+
+
+def test_a_draft_model_opens_as_a_part(root: Path) -> None:
+    drafted()(root)
+    opened = open_artifact(root, "full")
+    assert opened.draft is not None
+    assert opened.draft.artifact == opened.artifact.draft
+    [program] = opened.draft.artifact.programs.values()
+    assert opened.draft.path(program.file) == root / "draft" / PROGRAM
+    assert opened.draft.draft is None
+    assert find_damage(root) == []
+
+
+def test_of_a_draft_too_only_full_verification_reads_parameters(root: Path) -> None:
+    damaged_draft(f"draft/{PARAMETERS}")(root)
+    open_artifact(root, "fast")
+    with pytest.raises(UserError, match=r"sha256 of draft/params/p\.safetensors"):
+        open_artifact(root, "full")
+    assert [Path(error.where).name for error in find_damage(root)] == ["p.safetensors"]
 
 
 def test_only_full_verification_reads_parameters(root: Path) -> None:
@@ -265,6 +287,52 @@ def raw_parameters(content: bytes) -> Callable[[Path], None]:
     return apply
 
 
+def draft_data() -> dict[str, Any]:
+    """artifact.json's part that tells of a draft model."""
+    draft = artifact_data()
+    draft["programs"]["first"]["file"] = f"draft/{PROGRAM}"
+    draft["parameters"][0]["files"] = [f"draft/{PARAMETERS}"]
+    return draft
+
+
+def drafted(change: Callable[[Any], object] = lambda _: None) -> Callable[[Path], None]:
+    """With a draft model, and artifact.json edited; all digests right."""
+
+    def apply(root: Path) -> None:
+        for name in (PARAMETERS, PROGRAM):
+            (root / "draft" / name).parent.mkdir(parents=True)
+            (root / "draft" / name).write_bytes((root / name).read_bytes())
+        data = {**artifact_data(), "draft": draft_data()}
+        data["generator_config"]["num_speculative_tokens"] = 4
+        change(data)
+        seal(root, data)
+
+    return apply
+
+
+def damaged_draft(name: str) -> Callable[[Path], None]:
+    """Of a sound artifact with a draft model the last byte of a file is changed."""
+
+    def apply(root: Path) -> None:
+        drafted()(root)
+        content = (root / name).read_bytes()
+        (root / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    return apply
+
+
+def id_of_draft(root: Path) -> None:
+    """All is right but the draft's own id."""
+    drafted()(root)
+    data = json.loads((root / "artifact.json").read_bytes())
+    files = Manifest.model_validate_json((root / "manifest.json").read_bytes()).files
+    data["draft"]["metadata"]["artifact_id"] = "1" * 64
+    data["metadata"]["artifact_id"] = id_ = artifact_id(Artifact.model_validate(data), dict(files))
+    artifact_of(to_json(Artifact.model_validate(data)))(root)
+    change_json(root / "manifest.json", lambda found: found.update(artifact_id=id_))
+    (root / "timestamp.json").write_bytes(to_json(Timestamp.of(id_, 1)))
+
+
 def truncate(root: Path) -> None:
     content = (root / PARAMETERS).read_bytes()
     (root / PARAMETERS).write_bytes(content[:-1])
@@ -319,6 +387,48 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
     "artifact written otherwise": (
         artifact_of(json.dumps(artifact_data()).encode()),
         "artifact.json is not written as Artifact is",
+    ),
+    "program of a draft changed": (damaged_draft(f"draft/{PROGRAM}"), "sha256 of draft/programs/first.so"),
+    "draft with another id": (id_of_draft, "artifact_id of the draft is 1111111111111111..., by content"),
+    "draft with a draft": (
+        drafted(lambda data: data["draft"].update(draft=draft_data())),
+        "the draft in artifact.json has a draft itself",
+    ),
+    "draft that proposes nothing": (
+        drafted(lambda data: data["generator_config"].update(num_speculative_tokens=None)),
+        "artifact.json has a draft and no num_speculative_tokens",
+    ),
+    "draft of another vocabulary": (
+        drafted(lambda data: data["draft"]["model_metadata"].update(vocab_size=5)),
+        "the draft in artifact.json has a vocabulary of 5 tokens, the model of 4",
+    ),
+    "draft for another CPU": (
+        drafted(lambda data: data["draft"]["target"].update(isa="z80")),
+        "programs need instruction set 'z80'",
+    ),
+    "draft whose program is not there": (
+        drafted(lambda data: data["draft"]["programs"]["first"].update(file="draft/programs/none.so")),
+        "artifact.json names 'draft/programs/none.so', which is not in manifest.json",
+    ),
+    "draft that runs the model's program": (
+        drafted(lambda data: data["draft"]["programs"]["first"].update(file=PROGRAM)),
+        "artifact.json names 'programs/first.so' for what it is not by its directory",
+    ),
+    "draft whose program is among parameters": (
+        drafted(lambda data: data["draft"]["programs"]["first"].update(file=f"draft/{PARAMETERS}")),
+        "artifact.json names 'draft/params/p.safetensors' for what it is not by its directory",
+    ),
+    "program among the parameters of a draft": (
+        drafted(lambda data: data["programs"]["first"].update(file=f"draft/{PARAMETERS}")),
+        "artifact.json names 'draft/params/p.safetensors' for what it is not by its directory",
+    ),
+    "draft with the model's parameters": (
+        drafted(lambda data: data["draft"]["parameters"][0].update(files=[PARAMETERS])),
+        "artifact.json names 'params/p.safetensors' for what it is not by its directory",
+    ),
+    "draft that runs an unknown program": (
+        drafted(lambda data: data["draft"]["pipelines"][0]["supertasks"][0].update(program="none")),
+        "pipeline 'prefill-1x8' runs unknown program 'none'",
     ),
     "timestamp gone": (remove("timestamp.json"), "timestamp.json is missing"),
     "timestamp changed": (

@@ -13,6 +13,7 @@ from reference import beams, greedy
 from test_models.tiny import MODELS, load, save_random_model
 
 from furiosa_build.runtime import LLMEngine, SamplingParams
+from furiosa_build.runtime.engine import StepFailedError
 
 BuildArtifact = Callable[..., Path]
 
@@ -114,3 +115,38 @@ def test_the_next_turn_of_a_conversation(tmp_path: Path, build_artifact: BuildAr
         prompt = [*prompt, *tokens, 5, 6, 7]
     stats = engine.stats()
     assert (stats.prompt_tokens, stats.cached_tokens) == (32 + 45 + 58 + 71, 41 + 54 + 67)
+
+
+def test_a_request_of_nan_fails_alone_and_leaves_nothing(tmp_path: Path, build_artifact: BuildArtifact) -> None:
+    """Its padding is NaN as well, and all padding is written to one slot; masked, that would still be 0 * NaN.
+
+    Beside it another decodes in a bucket without padding. What begins as it did has no hit, and fails itself.
+    """
+    directory = save_random_model(MODELS["qwen3"], tmp_path / "qwen3")
+    model = load(directory)
+    buckets = {
+        "prefill_buckets": [[1, 32]],
+        "append_buckets": [[1, 8, 128]],
+        "decode_buckets": [[1, 128], [2, 128]],
+    }
+    engine = LLMEngine(build_artifact(directory, **buckets, paged_attention_block_size=1))
+    good, bad = prompts(model.config.vocab_size)[1], [*range(3, 40), 2, *range(40, 47)]
+    [replica] = engine._replicas
+    [runner] = replica.executor._runners
+    assert not model.config.tie_word_embeddings, "or every request would have a NaN among its logits"
+    runner.parameters["model.embed_tokens.weight"][2] = float("nan")
+    for name, prompt in (("good", good), ("bad", bad), ("as bad", bad)):
+        engine.add_request(name, prompt, params(30))
+    found, failed = {}, {}
+    while engine.has_unfinished_requests():
+        try:
+            outputs = engine.step()
+        except StepFailedError as error:
+            failed |= error.errors
+            outputs = error.outputs
+        found |= {output.request_id: output.outputs[0].token_ids for output in outputs if output.finished}
+        engine.check_integrity()
+    assert failed.keys() == {"bad", "as bad"}
+    assert found == {"good": reference(model, good, 30)}
+    assert replica.scheduler.blocks.find(bad, len(bad)) == []
+    assert len(replica.scheduler.blocks.find(good, len(good))) == len(good)

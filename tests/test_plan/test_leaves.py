@@ -16,7 +16,8 @@ from furiosa_build.canonical import digest
 from furiosa_build.plan.planner import Plan, Step, make_plan
 from furiosa_build.quantized_checkpoint import QuantizedCheckpoint
 from furiosa_build.recipe.compose import load_recipe
-from furiosa_build.recipe.schema import BuildOptions, BuildSpec, RewritingSpec
+from furiosa_build.recipe.draft import draft_spec
+from furiosa_build.recipe.schema import BuildOptions, BuildSpec, RewritingSpec, SpeculativeSpec
 
 from .outlines import DOWN, QUERY, outline
 
@@ -86,6 +87,11 @@ def by_what_has_places(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
     """Where nothing is divided, all parameters are in one place."""
     divided = before.parallel.is_divided and after.parallel.is_divided
     return step.name == "package" or (step.name == "partition:weights" and divided)
+
+
+def by_proposals(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
+    """The artifact says how many there are, however the recipe says it."""
+    return step.name == "package" and before.num_speculative_tokens != after.num_speculative_tokens
 
 
 def by_what_has_several_rows(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
@@ -160,6 +166,9 @@ LEAVES: Mapping[Path, Leaf] = {
     ("scheduler", "spare_blocks_ratio"): Leaf(st.floats(0, 0.9), by("package")),
     ("scheduler", "is_offline"): Leaf(st.booleans(), by("package")),
     ("scheduler", "prefill_chunk_size"): Leaf(st.none() | st.integers(1, 7), by("package")),
+    # Besides, programs that were not there before: test_draft.py.
+    ("speculative", "recipe"): Leaf(st.none() | st.sampled_from(["small", "smaller"]), by("package")),
+    ("speculative", "num_speculative_tokens"): Leaf(st.none() | st.integers(1, 6), by_proposals),
 }
 
 CHECKPOINT: Path = ("quantization", "quantize_artifact_path")
@@ -172,6 +181,10 @@ WITHOUT_CHECKPOINT: Mapping[Path, Any] = {
 """What a checkpoint goes with: it has weights and schemes of its own."""
 
 
+VERIFYING: Mapping[Path, Any] = {
+    ("model", "calculate_logit_only_for_last_token"): False,
+    ("buckets", "append_buckets"): None,
+}
 NEEDED: Mapping[Path, Mapping[Path, Any]] = {
     ("rewriting", "num_blocks_per_supertask"): {
         ("model", "num_hidden_layers"): 9,
@@ -180,6 +193,10 @@ NEEDED: Mapping[Path, Mapping[Path, Any]] = {
     },
     ("rewriting", "embed_all_constants_into_graph"): {("parallel", "tensor_parallel_size"): 1},
     ("rewriting", "add_prefill_last_block_slice"): {("model", "calculate_logit_only_for_last_token"): True},
+    ("model", "seed_for_random_weight"): {("model", "param_file_path"): None},
+    ("model", "param_file_path"): {("model", "seed_for_random_weight"): None},
+    ("speculative", "recipe"): VERIFYING,
+    ("speculative", "num_speculative_tokens"): {**VERIFYING, ("speculative", "recipe"): "small"},
 }
 """What another value of a leaf asks of others."""
 
@@ -210,7 +227,12 @@ def plan(of: BuildSpec) -> Plan:
     layers = of.model.num_hidden_layers or 9
     config = {**(of.model.architecture or ARCHITECTURE), "num_hidden_layers": layers}
     checkpoint = None if of.quantization.quantize_artifact_path is None else QuantizedCheckpoint("fp8", ("Linear",), ())
-    return make_plan(of, config, outline(layers), of.target.isa, checkpoint)
+    draft = None
+    if (name := of.speculative.recipe) is not None:
+        own = {"name": name, "model": {"model_id_or_path": "org/small"}, "backend": {"name": "eager"}}
+        small = BuildSpec.model_validate({**own, "target": {"name": "any"}})
+        draft = plan(draft_spec(small, of, "here"))
+    return make_plan(of, config, outline(layers), of.target.isa, checkpoint, draft)
 
 
 def own_factors(step: Step) -> str:
@@ -224,8 +246,12 @@ def test_every_leaf_has_its_row() -> None:
 
 
 def usual(path: Path, leaf: Leaf) -> SearchStrategy[Any]:
-    """How the model is rewritten decides what a change of other leaves means for programs: it is as by default here."""
-    return st.just(getattr(RewritingSpec(), path[1])) if path[0] == "rewriting" else leaf.values
+    """How the model is rewritten decides what a change of other leaves means for programs: it is as by default here.
+
+    Nor does a draft model forbid what it does not go with.
+    """
+    of = {"rewriting": RewritingSpec(), "speculative": SpeculativeSpec()}
+    return st.just(getattr(of[path[0]], path[1])) if path[0] in of else leaf.values
 
 
 LAYERS, STAGES = ("model", "num_hidden_layers"), ("parallel", "pipeline_parallel_size")

@@ -25,6 +25,8 @@ SHIPPED = (
     "llama3-8b-fp8",
     "mistral-nemo-12b-fp8",
     "quickstart",
+    "quickstart-draft",
+    "quickstart-speculative",
     "qwen3-8b-int8",
 )
 

@@ -216,6 +216,36 @@ VALUES = {
     "no beams": command_line(
         "buckets.kv_cache_sharing_across_beams_config={beam_width:0,max_new_tokens:8}", "beam_width", "at least 1"
     ),
+    "proposals of nobody": command_line(
+        "speculative.num_speculative_tokens=2", "there is no draft model to propose them", "null, or speculative.recipe"
+    ),
+    "unknown draft": command_line("speculative.recipe=quikstart", "no recipe 'quikstart'", "qwen3", "'quickstart'"),
+    "draft with a draft": command_line(
+        "speculative.recipe=quickstart-speculative",
+        "the draft 'quickstart-speculative' is speculative itself, with the draft 'quickstart-draft'",
+        "without speculative.recipe",
+    ),
+    "draft by itself": in_file(
+        "speculative: {recipe: mine}\n", "the draft 'mine' is speculative", "7: speculative.recipe"
+    ),
+    "draft of logits that are not there": in_file(
+        "speculative: {recipe: quickstart}\nmodel: {calculate_logit_only_for_last_token: true}\n",
+        "calculate_logit_only_for_last_token=True: proposed tokens are verified by the logits of each",
+        "8: model.calc",
+        "false where speculative.recipe is given",
+    ),
+    "draft of too many tokens": in_file(
+        "speculative: {recipe: quickstart, num_speculative_tokens: 511}\n",
+        "num_speculative_tokens=511 and the one before leave no context in 512 tokens",
+        "7: speculative.num_speculative_tokens",
+        "1 to 510",
+    ),
+    "no bucket to verify in": in_file(
+        "speculative: {recipe: quickstart}\nbuckets: {append_buckets: [[1, 4, 64]]}\n",
+        "num_speculative_tokens=4 are verified 5 new tokens at a time; not so: [[1, 4, 64]]",
+        "8: buckets.append_buckets",
+        "append buckets of at least 5 new tokens, or null",
+    ),
     "too few KV blocks": command_line("buckets.paged_attention_num_blocks=31", "31 hold 496 tokens", "at least 32"),
 }
 

@@ -183,10 +183,10 @@ def test_blocks_of_beams() -> None:
     [
         ([(1, 16), (1, 32), (2, 32), (1, 64)], [(1, 64), (4, 32)], None, [16, 32]),
         ([(1, 4), (1, 16), (1, 32), (1, 48)], [(1, 64)], None, [4, 48]),
-        ([(1, 4), (1, 16), (1, 32), (1, 48)], [(1, 64)], 30, [4, 32]),
-        ([(1, 16), (1, 32), (1, 64)], [(1, 64)], 8, [16]),
-        ([(1, 16), (1, 32), (1, 64)], [(1, 64)], 17, [16, 32]),
-        ([(1, 16), (1, 64)], [(1, 64)], 32, [16, 32]),  # no prefill length holds a chunk
+        ([(1, 4), (1, 16), (1, 32), (1, 48)], [(1, 64)], 30, [4, 30]),
+        ([(1, 16), (1, 32), (1, 64)], [(1, 64)], 8, [8]),  # 16 places for 8 tokens would be half padding
+        ([(1, 16), (1, 32), (1, 64)], [(1, 64)], 17, [16, 17]),
+        ([(1, 16), (1, 64)], [(1, 64)], 32, [16, 32]),
         ([(1, 64)], [(1, 64)], 8, [8]),
         ([(1, 64)], [(1, 64)], 64, [16]),
         ([(1, 64)], [(1, 64)], None, [16]),
@@ -202,6 +202,29 @@ def test_derived_append_buckets(
         prefill_buckets=tuple(sorted(prefill)), decode_buckets=tuple(sorted(decode)), max_seq_len_to_capture=64
     )
     assert derive_append_buckets(buckets, chunk_size) == tuple((1, new, 64) for new in expected)
+
+
+@pytest.mark.parametrize(
+    ("proposed", "beams", "expected"),
+    [
+        (4, None, [(1, 5, 32), (1, 16, 64), (4, 5, 64)]),
+        (15, None, [(1, 16, 32), (1, 16, 64), (4, 16, 64)]),
+        (4, {"beam_width": 3, "max_new_tokens": 8}, [(1, 16, 64), (3, 5, 32), (12, 5, 64)]),
+    ],
+)
+def test_append_buckets_that_verify_are_as_those_of_decode(
+    proposed: int, beams: dict[str, int] | None, expected: list[tuple[int, int, int]]
+) -> None:
+    """Besides the one for prompts."""
+    buckets = BucketSpec.model_validate(
+        {
+            "prefill_buckets": [(1, 64)],
+            "decode_buckets": [(1, 32), (4, 64)],
+            "max_seq_len_to_capture": 64,
+            "kv_cache_sharing_across_beams_config": beams,
+        }
+    )
+    assert derive_append_buckets(buckets, None, proposed) == tuple(expected)
 
 
 def test_the_manual_explains_every_key() -> None:

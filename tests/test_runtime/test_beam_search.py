@@ -12,6 +12,7 @@ import torch
 from test_models.tiny import LLAMA
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from furiosa_build.errors import BuildError
 from furiosa_build.models.skeleton import make_config
 from furiosa_build.runtime.beam_search import BeamSearch
 
@@ -75,6 +76,17 @@ def test_early_stopping_saves_steps(model: PreTrainedModel) -> None:
             search(model, prompt, BeamSearch(3, NEW, ends, 1.0, early_stopping)) for prompt in PROMPTS for ends in ENDS
         )
     assert steps[True] < steps[False] < steps["never"]
+
+
+@pytest.mark.parametrize("bad", [[0.0, np.nan], [-np.inf, -np.inf], [np.inf, 0.0]])
+def test_logits_that_nothing_can_be_chosen_from(bad: list[float]) -> None:
+    """Of one beam of several, too."""
+    beams = BeamSearch(2, 3)
+    with pytest.raises(BuildError, match="no usable maximum"):
+        beams.step(np.array([bad], dtype=np.float32))
+    beams.step(np.array([[0.0, 1.0]], dtype=np.float32))
+    with pytest.raises(BuildError, match="no usable maximum"):
+        beams.step(np.array([[0.0, 1.0], bad], dtype=np.float32))
 
 
 def test_a_vocabulary_of_fewer_tokens_than_candidates() -> None:

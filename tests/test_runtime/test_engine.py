@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from furiosa_build import faults
 from furiosa_build.artifact.reader import OpenArtifact, open_artifact
 from furiosa_build.artifact.stages import restage
 from furiosa_build.errors import UserError
@@ -626,6 +627,31 @@ def test_abort(engine: LLMEngine) -> None:
     assert tokens_of(outputs) == [toy.expected([1, 2, 3], 12)] * 2
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_id_of_an_aborted_request_may_be_used_again_while_its_batch_is_under_way(
+    opened: OpenArtifact, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Also if that batch fails then."""
+    prefill = toy.ToyProgram.prefill
+
+    def failing(self: toy.ToyProgram, hidden: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        if fails and hidden.shape == (1, 16):
+            raise ValueError("of the aborted request")
+        return prefill(self, hidden, *others)
+
+    monkeypatch.setattr(toy.ToyProgram, "prefill", failing)
+    in_stages = OpenArtifact(opened.directory, restage(opened.artifact, 2), opened.manifest)
+    with closing(LLMEngine(in_stages)) as engine:
+        [replica] = engine._replicas
+        engine.add_request("again", [5] * 12, greedy())
+        replica.fill()
+        assert [(r.request_id, len(r.tokens)) for r in replica.scheduler.in_flight] == [("again", 12)]
+        engine.abort_request("again")
+        engine.add_request("again", [6], greedy())
+        engine.check_integrity()
+        assert drain(engine)["again"].outputs[0].token_ids == toy.expected([6], 12)
+
+
 def test_logits_that_nothing_can_be_sampled_from_end_their_request_alone(
     toy_backend: toy.ToyBackend, tmp_path: Path
 ) -> None:
@@ -646,6 +672,30 @@ def test_logits_that_nothing_can_be_sampled_from_end_their_request_alone(
         "a": toy.expected([2], 12),
         "c": toy.expected([3], 12),
     }
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_nobody_begins_with_what_a_failed_request_has_computed(
+    toy_backend: toy.ToyBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raises: bool
+) -> None:
+    """Its last step gives NaN, or fails. The first piece of its prompt had run, as had a request that began alike."""
+    del toy_backend
+    buckets = {"prefill": [(1, 16)], "append": [(1, 4, 48)], "decode": [(4, 48)]}
+    engine = LLMEngine(toy.write_artifact(tmp_path / "a", toy.artifact_data(buckets, block_size=4)))
+    begins, bad = list(range(12)), list(range(20))
+    assert run(engine, begins, greedy()).outputs[0].token_ids == toy.expected(begins, 12)
+    engine.add_request("bad", bad, greedy())
+    engine.step()
+    with monkeypatch.context() as patch:
+        if raises:
+            patch.setenv(faults.VARIABLE, "request:bad@step=errno:EIO")
+        else:
+            patch.setattr(toy.ToyProgram, "last", lambda _, hidden, table: table[hidden] * math.nan)
+        with pytest.raises(StepFailedError):
+            drain(engine)
+    again = run(engine, bad, greedy())
+    assert (again.num_cached_tokens, again.outputs[0].token_ids) == (0, toy.expected(bad, 12))
+    assert run(engine, bad, greedy()).num_cached_tokens == 16
 
 
 def test_a_program_that_fails_ends_the_requests_of_its_batch_alone(

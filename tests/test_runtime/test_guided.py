@@ -478,6 +478,50 @@ def test_preemption_changes_nothing(artifact: Path, monkeypatch: pytest.MonkeyPa
     assert any("none" not in name for name in preempted)
 
 
+def test_neither_preemption_nor_hits_change_anything(
+    toy_backend: toy.ToyBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guided or not, greedy, sampled and beams: whenever they give way, and with prompts that begin alike."""
+    del toy_backend
+    monkeypatch.setattr(toy, "VOCAB", VOCAB)
+    buckets = {"prefill": [(1, 8), (2, 16)], "append": [(2, 4, 128)], "decode": [(2, 128), (6, 128)]}
+    data = toy.artifact_data(buckets, num_blocks=300, beams=(2, 8))
+    files = {
+        "tokenizer.json": (QUICKSTART / "tokenizer.json").read_text(),
+        "generation_config.json": {"eos_token_id": END},
+    }
+    artifact = toy.write_artifact(tmp_path / "artifact", data, tokenizer=False, model_files=files)
+    requests = {
+        **{name: ([7] * 13 + prompt(name), {"max_tokens": 30, **MIXED[name]}) for name in MIXED},
+        **{f"beams {n}": ([7] * n, {"use_beam_search": True, "max_tokens": 8, "ignore_eos": True}) for n in (5, 14)},
+    }
+
+    def outputs(chance: random.Random | None, *, caches: bool, num_blocks: int) -> dict[str, RequestOutput]:
+        engine = LLMEngine(artifact, seed=1, enable_prefix_caching=caches, paged_attention_num_blocks=num_blocks)
+        [replica] = engine._replicas
+        for name, (tokens, params) in requests.items():
+            engine.add_request(name, tokens, SamplingParams(**params))
+        found = {}
+        while engine.has_unfinished_requests():
+            found |= {output.request_id: output for output in engine.step()}
+            running = replica.scheduler._running
+            if chance is not None and running and chance.random() < 0.03:
+                replica.scheduler._preempt(chance.choice(running))
+            engine.check_integrity()
+        preemptions.append(engine.stats().preemptions)
+        hits.append(engine.stats().cached_tokens)
+        return found
+
+    preemptions, hits = list[int](), list[int]()
+    expected = outputs(None, caches=False, num_blocks=300)
+    assert (preemptions, hits) == ([0], [0])
+    for seed in range(3):
+        for caches in (False, True):
+            assert outputs(random.Random(seed), caches=caches, num_blocks=40) == expected
+    assert min(preemptions[1:]) > 1
+    assert min(hits[2::2]) > 0
+
+
 def test_a_text_ends_where_its_grammar_does(artifact: Path, tokenizer: Tokenizer) -> None:
     engine = LLMEngine(artifact, seed=1)
     for number in range(30):  # without top_k and the like, so that the end, too, comes up

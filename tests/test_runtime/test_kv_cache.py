@@ -261,6 +261,17 @@ class Blocks(RuleBasedStateMachine):
         if not self.tokens:
             assert self.blocks.num_free == self.blocks.num_blocks
 
+    @precondition(lambda self: self.tokens)
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        owner = data.draw(st.sampled_from(sorted(self.tokens)))
+        free = self.blocks.num_free
+        self.blocks.forget(owner)
+        assert self.blocks.num_free == free
+        slots = set(self.blocks.slots(owner).tolist())
+        found = self.blocks.find(self.tokens[owner], len(self.tokens[owner]))
+        assert not slots & {block * self.blocks.block_size for block in found}
+
     @invariant()
     def everyone_reads_what_it_wrote(self) -> None:
         if not hasattr(self, "blocks"):

@@ -46,7 +46,7 @@ def test_prefill_inputs() -> None:
         "input_ids": [[7, 8, 0, 0], [9, 9, 9, 9], [0, 0, 0, 0]],
         "position_ids": [[0, 1, 0, 0], [0, 1, 2, 3], [0, 0, 0, 0]],
         "slot_mapping": [[5, 6, 0, 0], [1, 2, 3, 4], [0, 0, 0, 0]],
-        "context_slots": [[5, 6, 0, 0], [1, 2, 3, 4], [0, 0, 0, 0]],
+        "context_slots": [[5, 6, 5, 5], [1, 2, 3, 4], [0, 0, 0, 0]],
         "context_lens": [2, 4, 1],
         "logits_indices": [1, 3, 0],
     }
@@ -60,7 +60,7 @@ def test_decode_inputs() -> None:
         "input_ids": [[7], [0]],
         "position_ids": [[2], [0]],
         "slot_mapping": [[9], [0]],
-        "context_slots": [[5, 6, 9, 0, 0], [0, 0, 0, 0, 0]],
+        "context_slots": [[5, 6, 9, 5, 5], [0, 0, 0, 0, 0]],
         "context_lens": [3, 1],
         "logits_indices": [0, 0],
     }

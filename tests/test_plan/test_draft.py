@@ -1,0 +1,253 @@
+"""The plan of an artifact with a draft model: the steps of both, and what both together take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from furiosa_build.machine import Disk, Machine
+from furiosa_build.plan.durations import Durations
+from furiosa_build.plan.needs import Costs, Need, Places
+from furiosa_build.plan.placement import placement
+from furiosa_build.plan.planner import DRAFT, Plan, Step, make_plan
+from furiosa_build.plan.preflight import Preflight, preflight
+from furiosa_build.plan.sizes import kv_slot_bytes
+from furiosa_build.recipe.draft import draft_spec
+from furiosa_build.recipe.schema import BuildOptions, BuildSpec
+
+from .outlines import outline, plan, spec
+
+GB = 10**9
+MODEL, SMALL = outline(4), outline(1)
+SPECULATIVE: dict[str, Any] = {"speculative": {"recipe": "small"}, "buckets": {"append_buckets": None}}
+STORE, HUB, OUTPUT = (Disk(Path(path), number, None) for number, path in enumerate(("/store", "/hub", "/artifacts")))
+
+
+def alone(of: BuildSpec, **sections: Any) -> Plan:
+    """The plan of the draft for `of`, as it is by itself."""
+    return plan(draft_spec(spec(**{"name": "small", **sections}), of, "here"), SMALL)
+
+
+def both(of: BuildSpec | None = None, **sections: Any) -> Plan:
+    """A plan with a draft; `sections` are those of the draft's recipe."""
+    of = of or spec(**SPECULATIVE)
+    config = {"model_type": "test", "num_hidden_layers": 4}
+    return make_plan(of, config, MODEL, "any", draft=alone(of, **sections))
+
+
+def factors(step: Step, prefix: str = "") -> tuple[Any, ...]:
+    """What the step's key is made of, but for what others have made."""
+    return step.action, step.reads, {name.removeprefix(prefix): files for name, files in step.needs.items()}
+
+
+# The steps
+
+
+def test_the_steps_of_the_draft_are_those_that_it_has_alone() -> None:
+    of = spec(**SPECULATIVE)
+    steps, by_itself = both(of).steps, alone(of).steps
+    found = {name.removeprefix(DRAFT): factors(step, DRAFT) for name, step in steps.items() if name.startswith(DRAFT)}
+    assert found == {name: factors(step) for name, step in by_itself.items() if name not in ("package", "qualify")}
+    assert {"fetch", "quantize", "partition:weights", "compile:decode-2x64:block"} <= set(found)
+
+
+def test_the_other_steps_are_those_without_it_but_for_those_that_verify() -> None:
+    with_draft, without = both().steps, plan(spec(buckets={"append_buckets": None}), MODEL, "any").steps
+    own = {name: step for name, step in with_draft.items() if not name.startswith(DRAFT)}
+    more = set(own) - set(without)
+    assert {name.split(":")[1] for name in more} == {"append-2x5x64"}
+    assert {name for name in without if factors(own[name]) != factors(without[name])} == {"package"}
+
+
+def test_they_can_run_in_this_order() -> None:
+    seen: set[str] = set()
+    for name, step in both().steps.items():
+        assert name == step.name
+        assert seen.issuperset(step.needs)
+        seen.add(name)
+    assert list(both().steps)[-2:] == ["package", "qualify"]
+
+
+def test_the_artifact_is_made_of_both() -> None:
+    needs = set(both().steps["package"].needs)
+    assert {"fetch", "partition:weights", "draft:fetch", "draft:partition:weights"} <= needs
+    assert "draft:compile:decode-2x64:last" in needs
+    assert not {"quantize", "draft:quantize"} & needs
+
+
+def test_without_a_draft_nothing_is_read_of_it() -> None:
+    """So a key is what it was before there were drafts."""
+    reads = plan().steps["package"].reads
+    assert not {"draft", "speculative"} & set(reads)
+    reads = both().steps["package"].reads
+    assert reads["speculative"] == {"recipe": "small", "num_speculative_tokens": 4}
+    assert reads["draft"]["name"] == "small"
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"name": "other"}, []),
+        ({"quantization": {"scheme": "int8"}}, ["quantize", "partition:weights", "partition:*:block"]),
+        ({"backend": {"name": "inductor"}}, ["compile:*"]),
+        ({"model": {"seed_for_random_weight": 1}}, ["fetch"]),
+    ],
+    ids=str,
+)
+def test_a_change_of_its_recipe_concerns_its_steps_and_the_artifact(
+    sections: Mapping[str, Any], expected: list[str]
+) -> None:
+    before, after = both().steps, both(**sections).steps
+    assert before.keys() == after.keys()
+    differing = {name for name in before if factors(before[name]) != factors(after[name])}
+    patterns = [f"{DRAFT}{name}" for name in expected]
+    wanted = {name for name in before if any(Path(name).match(pattern) for pattern in patterns)}
+    assert differing == {*wanted, "package"}
+
+
+def test_a_step_knows_the_model_that_it_is_for() -> None:
+    found = both()
+    assert found.models == (found, found.draft)
+    assert found.origin(found.steps["fetch"]) == (found, found.steps["fetch"])
+    assert found.draft is not None
+    step = found.draft.steps["compile:decode-2x64:block"]
+    assert found.origin(found.steps["draft:compile:decode-2x64:block"]) == (found.draft, step)
+    assert step.kind is not None
+    assert len(step.kind.layers) == 1
+
+
+# KV blocks and memory
+
+
+def recipe(target: dict[str, Any] | None = None, **sections: Any) -> BuildSpec:
+    """One decode bucket, 4 x 64, in blocks of 16 tokens: 16 blocks fill it, 4 are one sequence."""
+    buckets = {"append_buckets": None, "decode_buckets": [[4, 64]], "paged_attention_block_size": 16}
+    sections["buckets"] = {**buckets, "paged_attention_num_blocks": None, **sections.get("buckets", {})}
+    return spec(target={"name": "npu", **(target or {})}, speculative={"recipe": "small"}, **sections)
+
+
+def parameters(of: Plan) -> int:
+    return sum(element.parameters for element in placement(of))
+
+
+def test_the_draft_has_as_many_kv_blocks_as_the_model() -> None:
+    """A sequence takes as many of each."""
+    for blocks in (None, 9):
+        found = both(recipe(buckets={"paged_attention_num_blocks": blocks}))
+        assert found.draft is not None
+        assert found.draft.kv_blocks.count == found.kv_blocks.count == (blocks or 16)
+        assert found.steps["package"].reads["draft"]["kv_blocks"] == found.kv_blocks.count
+
+
+@pytest.mark.parametrize("devices", ["cpu", "npu:0:0"])
+def test_blocks_have_room_beside_the_parameters_of_both(devices: str) -> None:
+    of_parameters = parameters(plan(model=MODEL)) + parameters(plan(model=SMALL))
+    block = 16 * (kv_slot_bytes(MODEL, range(4), 1) + kv_slot_bytes(SMALL, range(1), 1))
+    memory = of_parameters + (5 + 1) * block
+    elements = 2 if devices.startswith("npu") else 1
+    found = both(recipe({"memory_gb": elements * memory / GB, "num_elements": elements}, devices=devices))
+    assert (found.kv_blocks.count, found.kv_blocks.source) == (5, "memory")
+    assert found.kv_blocks.room is not None
+    assert (found.kv_blocks.room.parameters, found.kv_blocks.room.block) == (of_parameters, block)
+    [element] = placement(found)
+    assert element.parameters + element.kv_cache == memory
+
+
+def test_the_draft_lies_on_the_first_elements_of_each_replica() -> None:
+    """Of two stages: the first has the draft as well."""
+    sections: dict[str, Any] = {"devices": "npu:0:*", "parallel": {"pipeline_parallel_size": 2}}
+    of = recipe({"num_elements": 4, "memory_gb": 1}, **sections)
+    without = placement(
+        plan(of.model_copy(update={"speculative": BuildSpec.model_fields["speculative"].default}), MODEL)
+    )
+    found, small = placement(both(of)), placement(alone(of))
+    assert [one.parameters for one in found] == [
+        one.parameters + (small[0].parameters if one.stage == 0 else 0) for one in without
+    ]
+    assert [one.kv_cache for one in found] == [
+        one.kv_cache + (small[0].kv_cache if one.stage == 0 else 0) for one in without
+    ]
+    assert [(one.replica, one.stage) for one in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+@given(st.integers(1, 60_000), st.sampled_from(["cpu", "npu:0:*"]), st.sampled_from([1, 2]), st.sampled_from([1, 2]))
+def test_what_is_derived_from_the_memory_fits_it(memory: int, devices: str, replicas: int, stages: int) -> None:
+    """Or is one sequence, and refused."""
+    parallel = {"pipeline_parallel_size": stages, "data_parallel_size": replicas}
+    found = both(recipe({"num_elements": 8, "memory_gb": 8 * memory / GB}, devices=devices, parallel=parallel))
+    room = found.kv_blocks.room
+    assert room is not None
+    shortages = figures(found).shortages
+    assert bool(shortages) == (room.blocks < 4)
+    if not shortages:
+        held = [element.parameters + element.kv_cache for element in placement(found)]
+        assert max(held) <= memory if devices != "cpu" else sum(held) <= 8 * memory
+
+
+# What the build needs
+
+
+def figures(of: Plan, workers: int = 2) -> Preflight:
+    places = Places(STORE, OUTPUT, draft=Places(STORE, OUTPUT))
+    options = BuildOptions(num_compile_workers=workers)
+    return preflight(of, options, dict.fromkeys(of.steps, True), places, Machine(2, 64 * GB, 60 * GB), Durations([]))
+
+
+def test_the_figures_are_the_sum_of_both() -> None:
+    of = spec(**SPECULATIVE)
+    together, model, small = figures(both(of)), figures(plan(of, MODEL)), figures(alone(of))
+    common = ("package", "qualify")
+    for name, work in small.work.items():
+        assert name in common or together.work[f"{DRAFT}{name}"] == work
+    for name, work in model.work.items():
+        assert name in common or together.work[name] == work
+    for name in common:
+        files = small.work["package"].written
+        assert together.work[name].read == model.work[name].read + files
+    assert together.programs == model.programs + small.programs
+    parts = [sum_of_parts(one.disks) for one in (together, model, small)]
+    for what in ("parameters", "programs", "a copy for the artifact"):
+        assert parts[0][what] == parts[1][what] + parts[2][what] > 0
+    of_devices = [one.device.parts["parameters"] for one in (together, model, small)]
+    assert of_devices[0] == of_devices[1] + of_devices[2]
+
+
+def test_weights_of_both_may_be_written_at_a_time() -> None:
+    """Of each the largest: the head, of the same vocabulary."""
+    steps = {name: step for name, step in both().steps.items() if step.action == "shard"}
+    costs = Costs(both(), Places(STORE, OUTPUT))
+    head = 100 * 8 * 4
+    assert costs.memory(steps.values(), 2, 1, None).parts["weights"] == 2 * head
+    for name in steps:
+        assert costs.memory([steps[name]], 2, 1, None).parts["weights"] == head
+
+
+def sum_of_parts(disks: tuple[Need, ...]) -> dict[str, int]:
+    return {what: size for need in disks for what, size in need.parts.items()}
+
+
+@pytest.mark.parametrize("embedding", [False, True])
+def test_the_largest_compile_worker_counts(embedding: bool) -> None:
+    """Inductor's takes more than eager's; and with parameters in the programs, the larger model's."""
+    of = spec(**SPECULATIVE, rewriting={"embed_all_constants_into_graph": embedding})
+    places = Places(STORE, OUTPUT)
+    model, small = Costs(plan(of, MODEL), places), Costs(alone(of, backend={"name": "inductor"}), places)
+    found = Costs(both(of, backend={"name": "inductor"}), places)
+    assert found.compile_worker == max(model.compile_worker, small.compile_worker) == small.compile_worker
+    found = Costs(both(of), places)
+    assert found.compile_worker == Costs(plan(of, MODEL), places).compile_worker
+
+
+def test_each_model_is_downloaded_to_where_it_belongs() -> None:
+    """The model is in a directory, the draft on the hub."""
+    found = both(model={"seed_for_random_weight": None})
+    costs = Costs(found, Places(STORE, STORE, draft=Places(STORE, STORE, downloads=HUB)))
+    needs = {need.what: need.parts for need in costs.disks(found.steps.values(), 1)}
+    assert found.draft is not None
+    assert needs["/hub"] == {"download": parameters(found.draft)}
+    assert "download" not in needs["/store"]
