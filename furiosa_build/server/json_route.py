@@ -39,6 +39,7 @@ class _StrictRequest(Request):
 
     async def json(self) -> Any:
         try:
-            return jiter.from_json(await self.body(), allow_inf_nan=False, catch_duplicate_keys=True)
+            # No cache: it would keep what users write.
+            return jiter.from_json(await self.body(), allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="none")
         except ValueError as error:
             raise bad_request(f"the body is no JSON: {error}", code="json_invalid") from error

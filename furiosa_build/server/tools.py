@@ -27,7 +27,8 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 # What llguidance lets a list of calls look like: see `_JSON` in runtime/guided.py.
 _HEAD = re.compile(r'[\[,] ?\{"name": ?"([^"]*)", ?"arguments": ?(?=\{)')
-_MARK = re.compile(r'"(?:[^"\\]|\\.)*"?|[{}\[\]]', re.DOTALL)
+# Numbers stay texts, as Python refuses long ones. It is quick enough to read the arguments so far again at every token.
+_DECODER = json.JSONDecoder(parse_int=str, parse_float=str, strict=False)
 
 
 @dataclass(frozen=True)
@@ -162,13 +163,11 @@ def _listed(text: str) -> Said:
 
 
 def _end_of_object(text: str, start: int) -> int | None:
-    """Where the JSON object that begins at `start` ends; None if it does not yet. A parser would limit its depth."""
-    depth = 0
-    for mark in _MARK.finditer(text, start):
-        depth += (mark[0] in ("{", "[")) - (mark[0] in ("}", "]"))
-        if depth == 0:
-            return mark.end()
-    return None
+    """Where the JSON object that begins at `start` ends; None if it does not yet, or is deeper than anybody reads."""
+    try:
+        return _DECODER.raw_decode(text, start)[1]
+    except (ValueError, RecursionError):
+        return None
 
 
 def _found(text: str, finished: bool, names: Collection[str], most: int | None) -> Said:

@@ -168,10 +168,11 @@ def surrogate(chance: random.Random) -> bytes:
     return http(path, body[:-1] + chance.choice([b', "user": "a%bz"}', b', "%b": 1}', b', "stop": ["%b"]}']) % half)
 
 
-def oversized(chance: random.Random) -> bytes:
+def oversized(chance: random.Random) -> bytes | tuple[bytes]:
     path, body = text(chance)
     body = body[:-1] + b" " * MAX_BODY_BYTES + b"}"
-    return http(path, body) if chance.random() < 0.5 else chunked(path, body, chance)
+    good = chunked(path, body, chance.randrange(1000, 9000))
+    return chance.choice([http(path, body), good, (good + b"and no chunk",), (good[:-5] + b"no chunk",)])
 
 
 def content_type(chance: random.Random) -> bytes:
@@ -257,14 +258,11 @@ def bad_length(chance: random.Random) -> bytes | tuple[bytes]:
     return http(path, body, length=length)
 
 
-def chunked(path: str, body: bytes, chance: random.Random) -> bytes:
-    """A good one, in chunks."""
-    chunks = []
-    while body:
-        size = chance.randrange(1, 9000)
-        chunks.append(b"%x\r\n%b\r\n" % (len(body[:size]), body[:size]))
-        body = body[size:]
-    return _chunked_head(path) + b"".join(chunks) + b"0\r\n\r\n"
+def chunked(path: str, body: bytes, most: int) -> bytes:
+    """A good one, in chunks of that many bytes."""
+    parts = [body[begin : begin + most] for begin in range(0, len(body), most)]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+    return _chunked_head(path) + chunks + b"0\r\n\r\n"
 
 
 def _chunked_head(path: str) -> bytes:
@@ -273,7 +271,7 @@ def _chunked_head(path: str) -> bytes:
 
 def bad_chunks(chance: random.Random) -> bytes | tuple[bytes]:
     path, body = text(chance)
-    good = chunked(path, body, chance)
+    good = chunked(path, body, len(body))
     size = b"%x\r\n" % len(body)
     return chance.choice(
         [

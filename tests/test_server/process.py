@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,9 @@ class Server:
         while (line := self._lines.get(timeout=PATIENCE_S)) is not None:
             yield line
 
-    @property
+    @cached_property
     def openai(self) -> OpenAI:
-        """A client that does not try again."""
+        """A client that does not try again. Closed with the server: errors that tests have caught hold on to it."""
         return OpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0, timeout=PATIENCE_S)
 
     @property
@@ -119,7 +120,9 @@ def server(
     all_of_it = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=all_of_it, **more)
     try:
-        yield Server(process, certificate)
+        started = Server(process, certificate)
+        with started.openai:
+            yield started
     finally:
         process.kill()
         process.wait(PATIENCE_S)

@@ -85,3 +85,6 @@ def test_malformed_requests_are_refused_and_leave_nothing(small: Server) -> None
 
     assert settled(small) == before
     assert [ask(small, request)[0] for request in valid] == [200] * len(valid)
+    ask(small, Malformed("", malformed.http("/v1/none", b"", **{"X-Request-Id": "last"})))
+    small.wait_for("request", request_id="last")
+    assert [line for line in small.log if line["level"] == "error"] == []

@@ -104,19 +104,19 @@ def test_logprobs(running: Server, expected: str) -> None:
 
 
 def test_a_chat_goes_through_the_template(running: Server, chat_artifact: Path) -> None:
-    with running.openai as client:
-        done = client.chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": "Hello"}], max_tokens=12, temperature=0
+    client = running.openai
+    done = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "Hello"}], max_tokens=12, temperature=0
+    )
+    chunks = list(
+        client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": [{"type": "text", "text": "Hello"}]}],
+            max_tokens=12,
+            temperature=0,
+            stream=True,
         )
-        chunks = list(
-            client.chat.completions.create(
-                model=MODEL,
-                messages=[{"role": "user", "content": [{"type": "text", "text": "Hello"}]}],
-                max_tokens=12,
-                temperature=0,
-                stream=True,
-            )
-        )
+    )
     prompt = "user: Hello\nassistant:"
     [output] = LLM(chat_artifact).generate(prompt, SamplingParams(temperature=0, max_tokens=12))
     text = output.outputs[0].text

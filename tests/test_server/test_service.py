@@ -222,11 +222,11 @@ def test_idle_connections_are_closed(guarded: Server) -> None:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with context.wrap_socket(guarded.connect()) as connection:
+        began = time.monotonic()
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
-        began = time.monotonic()
         assert connection.recv(65536) == b""
-        assert 0.9 < time.monotonic() - began < 4.5
+        assert 1 <= time.monotonic() - began < 5
 
 
 def test_the_servers_seed(guarded: Server) -> None:
