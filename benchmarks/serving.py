@@ -1,10 +1,10 @@
 """How fast a server is, by number of clients: `python benchmarks/serving.py ARTIFACT-or-RECIPE [KEY=VALUE ...]`.
 
 Starts `furiosa-build serve` on a free port. Each client asks for one streamed text after the other, without a pause,
-until `--requests`, and four for each client, are answered. Prompts and texts are of mixed lengths, drawn from a seed: the same
-lengths for every number of clients, but other tokens, so that no prompt is known already.
+until `--requests`, and four for each client, are answered. Prompts and texts are of mixed lengths, drawn from a seed:
+the same lengths for every number of clients, but other tokens, so that no prompt is known already.
 
-Columns: requests and output tokens a second; time to the first token (ms) and per output token after it (ms), median
+Columns: texts and output tokens a second; time to the first token (ms) and per output token after it (ms), median
 and 99th percentile. Clients and server share the machine.
 """
 
@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
-COLUMNS = ("requests/s", "tokens/s", "first median", "first p99", "token median", "token p99")
+COLUMNS = ("texts/s", "tokens/s", "first median", "first p99", "token median", "token p99")
 VERSIONS = ("furiosa-build", "torch", "fastapi", "uvicorn")
 SHORTEST = 4
 """Tokens, of prompts and of texts."""
