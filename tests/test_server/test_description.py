@@ -62,6 +62,7 @@ def narrow(description: dict[str, Any]) -> BaseSchema:
 
 
 def test_errors_are_described(description: dict[str, Any]) -> None:
+    assert set(description["paths"]) == {*POSTS, *GETS}
     assert description["components"]["schemas"]["Error"]["required"] == ["message", "type", "param", "code"]
     for path in POSTS:
         answers = description["paths"][path]["post"]["responses"]
