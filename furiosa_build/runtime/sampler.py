@@ -22,6 +22,9 @@ from furiosa_build.runtime.request import SamplingParams
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
 
+_LARGEST = np.float32(1e30)
+"""Of a penalty and of what it makes of a logit: far beyond any that matters, and nothing later overflows."""
+
 
 def sample(
     logits: Floats,
@@ -70,8 +73,8 @@ def penalize(logits: Floats, params: SamplingParams, prompt: Sequence[int], outp
         logits = logits.copy()
         seen = list({*prompt, *output})
         values = logits[seen]
-        penalty = np.float32(params.repetition_penalty)
-        logits[seen] = np.where(values < 0, values * penalty, values / penalty)
+        penalty = np.float32(np.clip(params.repetition_penalty, 1 / _LARGEST, _LARGEST))
+        logits[seen] = np.minimum(np.where(values < 0, values * penalty, values / penalty), _LARGEST)
     if (params.presence_penalty or params.frequency_penalty) and output:
         logits = logits.copy()
         generated, counts = np.unique(np.array(output), return_counts=True)

@@ -103,6 +103,14 @@ def test_repetition_penalty_is_that_of_transformers(
     np.testing.assert_array_equal(logits, before)
 
 
+@pytest.mark.parametrize("penalty", [5e-324, 1e-40, 1e308])
+@pytest.mark.parametrize("temperature", [0.0, 1e-4, 2.0])
+def test_extreme_penalties_leave_logits_that_can_be_sampled(penalty: float, temperature: float) -> None:
+    params = SamplingParams(repetition_penalty=penalty, temperature=temperature)
+    token = sample(row(0), params, prompt=[], output=[3, 4], generator=torch.Generator().manual_seed(0))
+    assert (token in (3, 4)) == (penalty < 1)
+
+
 def test_presence_and_frequency_penalties_count_the_output_only() -> None:
     logits = np.zeros(5, dtype=np.float32)
     params = SamplingParams(presence_penalty=0.5, frequency_penalty=0.25)
