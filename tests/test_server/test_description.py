@@ -16,7 +16,7 @@ from schemathesis.specs.openapi import checks
 
 from .process import Server
 
-EXAMPLES = 30
+EXAMPLES = 20
 """Of each route that takes a body, and of each kind."""
 
 POSTS = ["/v1/completions", "/v1/chat/completions", "/generate", "/tokenize", "/detokenize"]
