@@ -1,10 +1,10 @@
 """How fast a server is, by number of clients: `python benchmarks/serving.py ARTIFACT-or-RECIPE [KEY=VALUE ...]`.
 
 Starts `furiosa-build serve` on a free port. Each client asks for one streamed text after the other, without a pause,
-until `--requests` for each client are answered. Prompts and texts are of mixed lengths, drawn from a seed: the same
-lengths for every number of clients, but other tokens, so that no prompt is known already.
+until `--requests`, and four for each client, are answered. Prompts and texts are of mixed lengths, drawn from a seed:
+the same lengths for every number of clients, but other tokens, so that no prompt is known already.
 
-Columns: requests and output tokens a second; time to the first token (ms) and per output token after it (ms), median
+Columns: texts and output tokens a second; time to the first token (ms) and per output token after it (ms), median
 and 99th percentile. Clients and server share the machine.
 """
 
@@ -29,11 +29,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import urlopen
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
-COLUMNS = ("requests/s", "tokens/s", "first median", "first p99", "token median", "token p99")
+COLUMNS = ("texts/s", "tokens/s", "first median", "first p99", "token median", "token p99")
 VERSIONS = ("furiosa-build", "torch", "fastapi", "uvicorn")
 SHORTEST = 4
 """Tokens, of prompts and of texts."""
@@ -195,7 +196,7 @@ def main() -> None:
     parser.add_argument("target", metavar="ARTIFACT-or-RECIPE")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="of a recipe")
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, metavar="N")
-    parser.add_argument("--requests", type=int, default=8, metavar="N", help="for each client (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=64, metavar="N", help="at least (default: %(default)s)")
     parser.add_argument("--longest-prompt", type=int, metavar="TOKENS", help="default: half the context")
     parser.add_argument("--longest-text", type=int, metavar="TOKENS", help="default: a quarter of the context")
     parser.add_argument("--seed", type=int, default=0)
@@ -207,10 +208,12 @@ def main() -> None:
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS}
         | {"python": platform.python_version()},
         "seed": given.seed,
-        "requests_per_client": given.requests,
+        "requests": given.requests,
         "rows": [],
     }
-    table = Table("clients", *COLUMNS)
+    table = Table(box=box.SIMPLE)
+    for name in ("clients", *COLUMNS):
+        table.add_column(name, justify="right")
     with serving(given.target, *given.overrides) as server:
         with urlopen(f"http://127.0.0.1:{server.port}/v1/models") as answer:
             [model] = json.load(answer)["data"]
@@ -220,7 +223,7 @@ def main() -> None:
         # What is made at the first request is not measured.
         asyncio.run(measure(server.port, server.model, 4, jobs(8, longest, 0, given.seed)))
         for clients in given.clients:
-            work = jobs(given.requests * clients, longest, clients, given.seed)
+            work = jobs(max(given.requests, 4 * clients), longest, clients, given.seed)
             row = summary(clients, *asyncio.run(measure(server.port, server.model, clients, work)))
             found["rows"].append(row)
             table.add_row(str(clients), *(f"{row[name]:.1f}" for name in COLUMNS))

@@ -23,8 +23,8 @@ from furiosa_build.runtime.request import SamplingParams
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
 
-_HIGHEST = 1e30
-"""Beyond all logits, and what a penalty makes of one at most: divided by any temperature it is still a number."""
+_LARGEST = np.float32(1e30)
+"""Of a penalty and of what it makes of a logit: far beyond any that matters, and nothing later overflows."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,8 @@ def penalize(logits: Floats, params: SamplingParams, prompt: Sequence[int], outp
         logits = logits.copy()
         seen = list({*prompt, *output})
         values = logits[seen]
-        penalty = np.float32(min(max(params.repetition_penalty, 1 / _HIGHEST), _HIGHEST))
-        with np.errstate(over="ignore"):
-            changed = np.clip(np.where(values < 0, values * penalty, values / penalty), -_HIGHEST, _HIGHEST)
-        logits[seen] = np.where(np.isinf(values), values, changed)
+        penalty = np.float32(np.clip(params.repetition_penalty, 1 / _LARGEST, _LARGEST))
+        logits[seen] = np.minimum(np.where(values < 0, values * penalty, values / penalty), _LARGEST)
     if (params.presence_penalty or params.frequency_penalty) and output:
         logits = logits.copy()
         generated, counts = np.unique(np.array(output), return_counts=True)

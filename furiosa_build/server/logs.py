@@ -22,10 +22,11 @@ class _Json(logging.Formatter):
 
 
 def set_up() -> None:
-    """Has this server and uvicorn write so."""
+    """Has this server, uvicorn and Python's warnings write so."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json())
-    for name in ("furiosa_build.server", "uvicorn"):
+    logging.captureWarnings(True)
+    for name in ("furiosa_build.server", "uvicorn", "py.warnings"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(logging.INFO)
