@@ -327,11 +327,9 @@ class Build:
         modules = [f"furiosa_build.steps.{action}"]
         if action == "qualify":
             modules.append("furiosa_build.runtime.probe")
-        if action in ("compile", "qualify"):
-            draft = self.draft if action == "qualify" else None
-            backends = [self.backend] if draft is None else [self.backend, draft.backend]
-            names = (type(backend).__module__ for backend in backends)
-            modules += [name for name in names if name.startswith("furiosa_build.")]
+        backend = type(self.backend).__module__
+        if action in ("compile", "qualify") and backend.startswith("furiosa_build."):
+            modules.append(backend)
         return modules
 
     def _tools(self, action: str) -> Mapping[str, str]:
@@ -346,8 +344,7 @@ class Build:
                 # All that had a hand in the artifact: provenance.json tells.
                 own = {"furiosa_build": __version__, "python": ".".join(map(str, sys.version_info[:2]))}
                 libraries = tool_versions("torch", "transformers", "numpy", "safetensors")
-                of_draft = {} if self.draft is None else self.draft.backend.key_factors()
-                return {**own, **libraries, **of_draft, **self.backend.key_factors()}
+                return {**own, **libraries, **self.backend.key_factors()}
             case "qualify":
                 return tool_versions("torch", "transformers", "numpy", "tokenizers")
         return {}

@@ -341,6 +341,8 @@ def _check_draft(opened: OpenArtifact) -> None:
         raise _damaged(f"the draft in {ARTIFACT_FILE} has a draft itself", where)
     if artifact.generator_config.num_speculative_tokens is None:
         raise _damaged(f"{ARTIFACT_FILE} has a draft and no num_speculative_tokens", where)
+    if artifact.generator_config.calculate_logit_only_for_last_token:
+        raise _damaged(f"{ARTIFACT_FILE} has a draft, and the logits of the last token only to verify it by", where)
     own, others = artifact.model_metadata.vocab_size, draft.model_metadata.vocab_size
     if own != others:
         raise _damaged(f"the draft in {ARTIFACT_FILE} has a vocabulary of {others} tokens, the model of {own}", where)

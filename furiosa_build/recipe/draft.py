@@ -12,7 +12,7 @@ from furiosa_build.recipe.schema import BuildSpec
 def draft_spec(draft: BuildSpec, target: BuildSpec, where: str) -> BuildSpec:
     """What is built of the recipe `draft` so that it proposes tokens for `target`.
 
-    The model is its own, as are quantization, rewriting, backend, ranks and stages. Shapes, devices and scheduler are
+    The model is its own, as are quantization, rewriting, ranks and stages. Shapes, devices, backend and scheduler are
     those of the target, and there is one draft for each of its replicas. It has as many KV blocks as the target
     (`plan.kv_blocks`), and as it verifies nothing, no derived append buckets for that.
 
@@ -43,6 +43,7 @@ def draft_spec(draft: BuildSpec, target: BuildSpec, where: str) -> BuildSpec:
                 **draft.model_dump(),
                 "devices": target.devices,
                 "target": target.target.model_dump(),
+                "backend": target.backend.model_dump(),
                 "buckets": buckets.model_dump(),
                 "scheduler": target.scheduler.model_dump(),
                 "parallel": {**draft.parallel.model_dump(), "data_parallel_size": 1},

@@ -195,8 +195,6 @@ class LLMEngine:
         defaults = config.default_scheduler_config
         # Where ranks are processes there is no communicator for those of the draft.
         draft = opened.draft if communicator is None else None
-        if draft is not None:
-            _refuse_unusable_draft(self.artifact, draft.artifact)
         self._replicas: list[_Replica] = []
         for _ in range(self.artifact.parallel_config.data_parallel_size):
             executor = Executor(
@@ -502,19 +500,6 @@ def _refuse_unusable_buckets(artifact: Artifact) -> None:
         where="kv_cache_sharing_across_beams_config",
         valid=f"decode batches that are multiples of {config.beam_width}",
     )
-
-
-def _refuse_unusable_draft(artifact: Artifact, draft: Artifact) -> None:
-    """Raises UserError when what a draft proposes cannot be verified."""
-    own, proposed = artifact.model_metadata.vocab_size, draft.model_metadata.vocab_size
-    if proposed != own:
-        raise UserError(f"the model has {own} tokens, its draft {proposed}", where="draft", valid="as many")
-    if artifact.generator_config.calculate_logit_only_for_last_token:
-        raise UserError(
-            "the artifact returns the logits of the last token only, so what its draft proposes cannot be verified",
-            where="calculate_logit_only_for_last_token",
-            hint="build it with calculate_logit_only_for_last_token=False",
-        )
 
 
 def _check_beams(params: SamplingParams, config: KvCacheSharing | None) -> None:

@@ -398,6 +398,10 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
         drafted(lambda data: data["generator_config"].update(num_speculative_tokens=None)),
         "artifact.json has a draft and no num_speculative_tokens",
     ),
+    "draft that cannot be verified": (
+        drafted(lambda data: data["generator_config"].update(calculate_logit_only_for_last_token=True)),
+        "artifact.json has a draft, and the logits of the last token only to verify it by",
+    ),
     "draft of another vocabulary": (
         drafted(lambda data: data["draft"]["model_metadata"].update(vocab_size=5)),
         "the draft in artifact.json has a vocabulary of 5 tokens, the model of 4",

@@ -94,7 +94,6 @@ def test_without_a_draft_nothing_is_read_of_it() -> None:
     [
         ({"name": "other"}, []),
         ({"quantization": {"scheme": "int8"}}, ["quantize", "partition:weights", "partition:*:block"]),
-        ({"backend": {"name": "inductor"}}, ["compile:*"]),
         ({"model": {"seed_for_random_weight": 1}}, ["fetch"]),
     ],
     ids=str,
@@ -231,16 +230,14 @@ def sum_of_parts(disks: tuple[Need, ...]) -> dict[str, int]:
     return {what: size for need in disks for what, size in need.parts.items()}
 
 
-@pytest.mark.parametrize("embedding", [False, True])
-def test_the_largest_compile_worker_counts(embedding: bool) -> None:
-    """Inductor's takes more than eager's; and with parameters in the programs, the larger model's."""
-    of = spec(**SPECULATIVE, rewriting={"embed_all_constants_into_graph": embedding})
-    places = Places(STORE, OUTPUT)
-    model, small = Costs(plan(of, MODEL), places), Costs(alone(of, backend={"name": "inductor"}), places)
-    found = Costs(both(of, backend={"name": "inductor"}), places)
-    assert found.compile_worker == max(model.compile_worker, small.compile_worker) == small.compile_worker
-    found = Costs(both(of), places)
-    assert found.compile_worker == Costs(plan(of, MODEL), places).compile_worker
+@pytest.mark.parametrize("in_draft", [False, True])
+def test_the_largest_compile_worker_counts(in_draft: bool) -> None:
+    """That of the model whose parameters are in the programs."""
+    of = spec(**SPECULATIVE, rewriting={"embed_all_constants_into_graph": not in_draft})
+    places, own = Places(STORE, OUTPUT), {"rewriting": {"embed_all_constants_into_graph": in_draft}}
+    workers = [Costs(each, places).compile_worker for each in (plan(of, MODEL), alone(of, **own))]
+    assert Costs(both(of, **own), places).compile_worker == max(workers)
+    assert (workers[1] > workers[0]) == in_draft
 
 
 def test_each_model_is_downloaded_to_where_it_belongs() -> None:

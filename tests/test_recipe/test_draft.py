@@ -47,10 +47,11 @@ def test_the_model_is_its_own_and_the_shapes_are_those_it_runs_in(tmp_path: Path
     alone, target = load_recipe("small", cwd=tmp_path).spec, recipe.spec
     assert recipe.draft is not None
     draft = recipe.draft.spec
-    for section in ("name", "model", "quantization", "rewriting", "backend"):
+    for section in ("name", "model", "quantization", "rewriting"):
         assert getattr(draft, section) == getattr(alone, section) != getattr(target, section)
-    for section in ("devices", "target", "scheduler"):
-        assert getattr(draft, section) == getattr(target, section)
+    for section in ("backend", "scheduler"):
+        assert getattr(draft, section) == getattr(target, section) != getattr(alone, section)
+    assert (draft.devices, draft.target) == (target.devices, target.target)
     of_target = {"paged_attention_num_blocks": None, "kv_cache_sharing_across_beams_config": None}
     assert draft.buckets == target.buckets.model_copy(update=of_target)
     assert draft.speculative.recipe is None
@@ -61,8 +62,8 @@ def test_the_model_is_its_own_and_the_shapes_are_those_it_runs_in(tmp_path: Path
 def test_only_the_model_verifies(tmp_path: Path, write: Write) -> None:
     recipe = composed(tmp_path, write, TARGET, OWN)
     assert recipe.draft is not None
-    assert recipe.spec.append_buckets == ((1, 64, 256), (2, 5, 128), (4, 5, 256))
-    assert recipe.draft.spec.append_buckets == ((1, 64, 256),)
+    assert recipe.spec.append_buckets == ((1, 16, 256), (2, 5, 128), (4, 5, 256))
+    assert recipe.draft.spec.append_buckets == ((1, 16, 256),)
     given = composed(tmp_path, write, TARGET, OWN, "buckets.append_buckets=[[1,16,128],[2,5,64]]")
     assert given.draft is not None
     assert given.draft.spec.append_buckets == given.spec.append_buckets == ((1, 16, 128), (2, 5, 64))

@@ -14,7 +14,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.errors import UserError
 from furiosa_build.runtime.engine import LLMEngine, StepFailedError
 from furiosa_build.runtime.engine_args import AsyncEngineArgs
@@ -320,14 +319,3 @@ def test_arguments_at_load(make: MakeArtifact) -> None:
 def test_arguments_that_are_refused(make: MakeArtifact, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         AsyncEngineArgs(model=str(make()), **arguments).open()
-
-
-def test_drafts_that_cannot_be_used_are_refused(make: MakeArtifact) -> None:
-    opened = open_artifact(make())
-    assert opened.draft is not None
-    other = opened.artifact.draft.model_metadata.model_copy(update={"vocab_size": 7})  # type: ignore[union-attr]
-    draft = opened.artifact.draft.model_copy(update={"model_metadata": other})  # type: ignore[union-attr]
-    with pytest.raises(UserError, match="the model has 258 tokens, its draft 7"):
-        LLMEngine(type(opened)(opened.directory, opened.artifact.model_copy(update={"draft": draft}), opened.manifest))
-    with pytest.raises(UserError, match="the logits of the last token only"):
-        LLMEngine(make(last_only=True))

@@ -364,14 +364,22 @@ def seal(directory: Path, data: dict[str, Any]) -> None:
         if path.is_file() and path.name not in ("artifact.json", "manifest.json", "timestamp.json")
     }
     artifact = Artifact.model_validate(data)
-    id_ = artifact_id(artifact, files)
-    metadata = artifact.metadata.model_copy(update={"artifact_id": id_})
-    artifact = artifact.model_copy(update={"metadata": metadata})
+    if artifact.draft is not None:
+        own = {name: record for name, record in files.items() if name.startswith("draft/")}
+        artifact = artifact.model_copy(update={"draft": with_id(artifact.draft, own)})
+    artifact = with_id(artifact, files)
+    id_ = artifact.metadata.artifact_id
     content = to_json(artifact)
     files["artifact.json"] = FileRecord(size=len(content), sha256=_digest(content))
     (directory / "artifact.json").write_bytes(content)
     (directory / "manifest.json").write_bytes(to_json(Manifest(artifact_id=id_, files=files)))
     (directory / "timestamp.json").write_bytes(to_json(Timestamp.of(id_, 1)))
+
+
+def with_id(artifact: Artifact, files: dict[str, FileRecord]) -> Artifact:
+    """The artifact with the id of its content."""
+    metadata = artifact.metadata.model_copy(update={"artifact_id": artifact_id(artifact, files)})
+    return artifact.model_copy(update={"metadata": metadata})
 
 
 def _digest(content: bytes) -> str:
