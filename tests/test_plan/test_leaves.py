@@ -173,6 +173,7 @@ WITHOUT_CHECKPOINT: Mapping[Path, Any] = {
 
 
 NEEDED: Mapping[Path, Mapping[Path, Any]] = {
+    ("model", "seed_for_random_weight"): {("model", "param_file_path"): None, CHECKPOINT: None},
     ("rewriting", "num_blocks_per_supertask"): {
         ("model", "num_hidden_layers"): 9,
         ("parallel", "pipeline_parallel_size"): 1,
