@@ -186,6 +186,7 @@ VERIFYING: Mapping[Path, Any] = {
     ("buckets", "append_buckets"): None,
 }
 NEEDED: Mapping[Path, Mapping[Path, Any]] = {
+    ("model", "seed_for_random_weight"): {("model", "param_file_path"): None, CHECKPOINT: None},
     ("rewriting", "num_blocks_per_supertask"): {
         ("model", "num_hidden_layers"): 9,
         ("parallel", "pipeline_parallel_size"): 1,

@@ -284,14 +284,14 @@ def test_an_id_in_use_is_refused_and_its_owner_goes_on(toy_artifact: Path, monke
     async def test() -> None:
         async with started(toy_artifact) as (engine, inner):
             gate = Gate(inner, monkeypatch)
-            owner = asyncio.create_task(tokens(engine, [1], "a"))
+            owner = asyncio.create_task(tokens(engine, [1], "a", 40))  # more steps than the second needs to end
             await asyncio.to_thread(gate.reached.wait, PATIENCE_S)
             second = asyncio.create_task(tokens(engine, [2], "a"))
             await asyncio.sleep(0)  # its order is placed before the step ends
             gate.open.set()
             with pytest.raises(UserError, match="'a' is in use"):
                 await second
-            assert await owner == toy.expected([1], 12)
+            assert await owner == toy.expected([1], 40)
 
     run(test)
 

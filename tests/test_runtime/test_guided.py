@@ -484,7 +484,11 @@ def test_neither_preemption_nor_hits_change_anything(
     """Guided or not, greedy, sampled and beams: whenever they give way, and with prompts that begin alike."""
     del toy_backend
     monkeypatch.setattr(toy, "VOCAB", VOCAB)
-    buckets = {"prefill": [(1, 8), (2, 16)], "append": [(2, 4, 128)], "decode": [(2, 128), (6, 128)]}
+    buckets: dict[str, list[tuple[int, ...]]] = {
+        "prefill": [(1, 8), (2, 16)],
+        "append": [(2, 4, 128)],
+        "decode": [(2, 128), (6, 128)],
+    }
     data = toy.artifact_data(buckets, num_blocks=300, beams=(2, 8))
     files = {
         "tokenizer.json": (QUICKSTART / "tokenizer.json").read_text(),
@@ -501,7 +505,7 @@ def test_neither_preemption_nor_hits_change_anything(
         [replica] = engine._replicas
         for name, (tokens, params) in requests.items():
             engine.add_request(name, tokens, SamplingParams(**params))
-        found = {}
+        found: dict[str, RequestOutput] = {}
         while engine.has_unfinished_requests():
             found |= {output.request_id: output for output in engine.step()}
             running = replica.scheduler._running

@@ -443,6 +443,17 @@ def test_a_request_is_preempted_and_aborted_in_the_middle_of_its_prompt(monkeypa
     assert runner.scheduler.blocks.num_free == 14
 
 
+def test_of_two_stages_each_has_half_of_those_that_decode() -> None:
+    """One alone would leave the other stage idle; all in one batch, too."""
+    runner = Runner([(4, 8)], [(4, 16)], num_blocks=200, num_stages=2)
+    for name in "abcd":
+        runner.scheduler.add(request(name, [ord(name)], max_tokens=4))
+    assert steps(runner) == [
+        [(name, 1) for name in "abcd"],
+        *([("a", 1), ("b", 1)], [("c", 1), ("d", 1)]) * 3,
+    ]
+
+
 # Beams
 
 
