@@ -1,4 +1,4 @@
-"""Prints as JSON how much private memory (MiB) steps take at their peak, for a model of 4 layers and for one of 24.
+"""Prints as JSON how much private memory (MiB) steps take at their peak, for a model of 2 layers and for one of 16.
 
 A process of its own: `python peak_of_step.py DIRECTORY`. Memory that a step leaves behind can make what follows seem to
 take more, never the other way round, since all that is small comes first.
@@ -49,7 +49,7 @@ CASES = (
 
 def main(directory: Path) -> None:
     peaks: dict[str, list[float]] = {" ".join(case): [] for case in CASES}
-    for layers in (4, 24):
+    for layers in (2, 16):
         config = {**CONFIG, "num_hidden_layers": layers}
         outline = survey(config)
         for case in CASES:
