@@ -19,7 +19,7 @@ from furiosa_build.errors import BuildError
 from furiosa_build.runtime.engine import LLMEngine, Prompt, StepFailedError
 from furiosa_build.runtime.engine_args import EngineArgs
 from furiosa_build.runtime.request import RequestOutput, SamplingParams
-from furiosa_build.runtime.scheduler import EngineStats
+from furiosa_build.runtime.stats import EngineStats
 from furiosa_build.runtime.tokenizer import Tokenizer
 
 

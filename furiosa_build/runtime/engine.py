@@ -31,7 +31,8 @@ from furiosa_build.runtime.kv_cache import BlockManager
 from furiosa_build.runtime.next_token import NextToken, OnLogits
 from furiosa_build.runtime.rank import Row
 from furiosa_build.runtime.request import Request, RequestOutput, SamplingParams
-from furiosa_build.runtime.scheduler import Batch, EngineStats, Scheduler
+from furiosa_build.runtime.scheduler import Batch, Scheduler
+from furiosa_build.runtime.stats import EngineStats
 from furiosa_build.runtime.tokenizer import Message, Tokenizer, end_of_sequence_ids
 
 Prompt = str | Sequence[int] | Sequence[Message]

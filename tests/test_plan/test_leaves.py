@@ -194,7 +194,6 @@ NEEDED: Mapping[Path, Mapping[Path, Any]] = {
     },
     ("rewriting", "embed_all_constants_into_graph"): {("parallel", "tensor_parallel_size"): 1},
     ("rewriting", "add_prefill_last_block_slice"): {("model", "calculate_logit_only_for_last_token"): True},
-    ("model", "seed_for_random_weight"): {("model", "param_file_path"): None},
     ("model", "param_file_path"): {("model", "seed_for_random_weight"): None},
     ("speculative", "recipe"): VERIFYING,
     ("speculative", "num_speculative_tokens"): {**VERIFYING, ("speculative", "recipe"): "small"},

@@ -6,7 +6,7 @@ import asyncio
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from furiosa_build.runtime.scheduler import BucketUse, EngineStats
+from furiosa_build.runtime.stats import BucketUse, EngineStats
 from furiosa_build.server.metrics import Metrics
 
 from .process import Server
