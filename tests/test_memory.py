@@ -58,7 +58,7 @@ def test_what_is_allocated_is_private() -> None:
     with Watch() as watch:
         data = bytearray(b"x") * SIZE
     del data
-    assert SIZE <= peak_of(watch).private - before.private < SIZE + SLACK
+    assert SIZE - SLACK < peak_of(watch).private - before.private < SIZE + SLACK
     assert peak_of(watch).mapped - before.mapped < SLACK
 
 
@@ -81,11 +81,11 @@ def test_a_peak_is_kept_when_the_memory_is_given_back() -> None:
     before = now()
     with Watch() as watch:
         data = bytearray(b"x") * SIZE
-        while peak_of(watch).private - before.private < SIZE:
+        while peak_of(watch).private - before.private < SIZE - SLACK:
             pass
         del data
         assert now().private - before.private < SLACK
-    assert peak_of(watch).private - before.private >= SIZE
+    assert peak_of(watch).private - before.private >= SIZE - SLACK
 
 
 @linux
@@ -113,7 +113,7 @@ def test_children_of_children_count() -> None:
         with Watch(children=True) as watch:
             pass
         process.communicate(b"\n")
-    assert peak_of(watch).private - before.private >= SIZE
+    assert peak_of(watch).private - before.private >= SIZE - SLACK
 
 
 @linux
