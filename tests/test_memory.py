@@ -48,8 +48,9 @@ def child() -> Iterator[int]:
 
 @pytest.fixture(autouse=True)
 def _without_garbage() -> None:
-    """What other tests have left would be freed while memory is watched."""
+    """What other tests have left would be freed while memory is watched, or be used again for what is allocated."""
     gc.collect()
+    give_back()
 
 
 @linux
