@@ -36,6 +36,14 @@ def peak_of(watch: Watch) -> Usage:
     return watch.peak
 
 
+def take() -> mmap.mmap:
+    """SIZE bytes of private memory, of the system: the allocator may keep what other tests have freed for later."""
+    data = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for begin in range(0, SIZE, mmap.PAGESIZE):
+        data[begin] = 1
+    return data
+
+
 @contextmanager
 def child() -> Iterator[int]:
     """A process with SIZE bytes of private memory."""
@@ -48,17 +56,16 @@ def child() -> Iterator[int]:
 
 @pytest.fixture(autouse=True)
 def _without_garbage() -> None:
-    """What other tests have left would be freed while memory is watched, or be used again for what is allocated."""
+    """What other tests have left would be freed while memory is watched."""
     gc.collect()
-    give_back()
 
 
 @linux
 def test_what_is_allocated_is_private() -> None:
     before = now()
     with Watch() as watch:
-        data = bytearray(b"x") * SIZE
-    del data
+        data = take()
+    data.close()
     assert SIZE - SLACK < peak_of(watch).private - before.private < SIZE + SLACK
     assert peak_of(watch).mapped - before.mapped < SLACK
 
@@ -81,10 +88,10 @@ def test_what_is_mapped_is_not_private(tmp_path: Path) -> None:
 def test_a_peak_is_kept_when_the_memory_is_given_back() -> None:
     before = now()
     with Watch() as watch:
-        data = bytearray(b"x") * SIZE
+        data = take()
         while peak_of(watch).private - before.private < SIZE - SLACK:
             pass
-        del data
+        data.close()
         assert now().private - before.private < SLACK
     assert peak_of(watch).private - before.private >= SIZE - SLACK
 
@@ -131,10 +138,10 @@ def test_the_watch_ends_with_its_block() -> None:
     with pytest.raises(ZeroDivisionError), Watch() as watch:
         _ = 1 / 0
     peak = watch.peak
-    data = bytearray(b"x") * SIZE
+    data = take()
     assert not watch._thread.is_alive()
     assert watch.peak == peak
-    del data
+    data.close()
 
 
 def test_where_the_system_does_not_tell_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
