@@ -45,8 +45,7 @@ class Drafter:
     """The draft model of one replica.
 
     Args:
-        opened: The draft's part of an artifact.
-        num_blocks: KV blocks per layer. A request for which there are too few gets no proposals.
+        opened: The draft's part of an artifact. A request for which it has too few KV blocks gets no proposals.
         prefill_chunk_size: Most tokens of a prompt that run at once.
         enable_prefix_caching: Whether requests share the blocks of tokens that they begin with alike.
         like: That of another replica, whose programs and mapped parameters this one uses as well.
@@ -203,14 +202,13 @@ class Drafter:
     def _propose(self, request: Request, logits: Tensor) -> None:
         """`logits` is float32 [vocab]."""
         params, proposed = request.params, [proposal.token for proposal in request.proposals]
-        ends = request.num_generated + len(proposed) >= params.min_tokens
         request.proposals.append(
             propose(
                 logits.numpy(),
                 params,
                 prompt=request.prompt_token_ids,
                 output=[*request.output_token_ids, *proposed],
-                forbidden=() if ends else request.end_token_ids,
+                forbidden=request.forbidden_tokens(len(proposed)),
                 generator=request.generator,
             )
         )

@@ -76,10 +76,10 @@ class _Replica:
             for request, count in zip(batch.requests, batch.counts, strict=True):
                 request.ran_at = now if request.ran_at is None else request.ran_at
                 start = request.num_computed
+                proposed = [proposal.token for proposal in request.proposals]
                 for sequence in batch.sequences(request):
                     slots = self.scheduler.blocks.slots(sequence)
-                    tokens = sequence.tokens[start:] + [proposal.token for proposal in request.proposals]
-                    rows.append(Row(tokens[:count], start, slots))
+                    rows.append(Row(sequence.tokens[start : start + count] + proposed, start, slots))
             self.in_flight.append((batch, drafting or self.executor.submit(batch.pipeline.name, rows)))
 
     def _with_proposals(self, batch: Batch) -> tuple[Batch, Future[Tensor] | None]:

@@ -45,14 +45,16 @@ class NextToken:
             How many of the proposals were accepted.
         """
         proposals, request.proposals = request.proposals, []
-        for number, (row, proposal) in enumerate(zip_longest(logits, proposals)):
+        accepted = 0
+        for row, proposal in zip_longest(logits, proposals):
             token = self._choose_one(request, row, proposal)
             if proposal is None or token != proposal.token:
-                return number
+                break
+            accepted += 1
             request.num_computed += 1
             if request.finished:
-                return number + 1
-        return len(proposals)
+                break
+        return accepted
 
     def _choose_one(self, request: Request, logits: Tensor, proposal: Proposal | None) -> int:
         self._show(request, logits)
@@ -62,7 +64,7 @@ class NextToken:
             params,
             prompt=request.prompt_token_ids,
             output=request.output_token_ids,
-            forbidden=request.end_token_ids if request.num_generated < params.min_tokens else (),
+            forbidden=request.forbidden_tokens(),
             generator=request.generator,
             proposal=proposal,
         )

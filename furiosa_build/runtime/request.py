@@ -330,6 +330,10 @@ class Request:
         known = self.tokens[start : start + count]
         return known + [each.token for each in self.proposals[beyond : beyond + count - len(known)]]
 
+    def forbidden_tokens(self, proposed: int = 0) -> frozenset[int]:
+        """Those that may not be chosen after so many proposals: the ones that would end it before `min_tokens`."""
+        return self.end_token_ids if self.num_generated + proposed < self.params.min_tokens else frozenset()
+
     @property
     def is_prompt_computed(self) -> bool:
         """Whether all of the prompt is in the KV cache, so that decode steps follow."""
