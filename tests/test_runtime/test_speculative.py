@@ -273,16 +273,20 @@ def test_proposals_stop_where_no_bucket_takes_them(tmp_path: Path) -> None:
 def test_a_draft_that_fails_ends_its_requests_and_no_others(tmp_path: Path) -> None:
     data = toy.with_draft(toy.artifact_data(BUCKETS), toy.artifact_data(BUCKETS), K)
     broken = toy.draft_parameters(0.0)
-    wrong = toy.expected(PROMPTS[0], 3)
-    # The state after three tokens of the first request has no logits.
+    wrong = toy.expected(PROMPTS[0], 6)
+    # The state after six tokens of the first request has no logits. After five a KV block of it is known.
     broken["table"][toy.state_after([*PROMPTS[0], *wrong])] = torch.nan
     artifact = toy.write_artifact(tmp_path / "broken", data, draft_parameters=broken)
     with closing(LLMEngine(artifact)) as engine:
         engine.add_request("ends", PROMPTS[0], greedy(12))
         engine.step()
+        engine.step()
         with pytest.raises(StepFailedError, match="no usable maximum") as caught:
             generate(engine, [], [])
         assert list(caught.value.errors) == ["ends"]
+        drafter = engine._replicas[0].drafter
+        assert drafter is not None
+        assert drafter._blocks.find([*PROMPTS[0], *wrong], 8) == [], "nobody begins with what it has computed"
         engine.check_integrity()
         outputs, _ = generate(engine, PROMPTS[1:], [greedy(12)] * 4)
         assert tokens_of(outputs) == [toy.expected(prompt, 12) for prompt in PROMPTS[1:]]
