@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from http.client import HTTPResponse
 from pathlib import Path
@@ -77,8 +77,10 @@ class Server:
 
     def metric(self, name: str) -> float:
         """The sum of a metric's series."""
-        with self.http as http:
-            lines = http.get("/metrics").text.splitlines()
+        with self.connect() as connection:
+            connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n")
+            _, body = answer(connection)
+        lines = body.decode().splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.partition("{")[0].split(" ")[0] == name)
 
     def wait_until_idle(self) -> None:
@@ -90,10 +92,16 @@ class Server:
 
 
 def answer(connection: socket.socket) -> tuple[HTTPResponse, bytes]:
-    """What is answered there, and its body."""
+    """What is answered there, and its body. The server has closed its end of the connection then."""
     answer = HTTPResponse(connection)
     answer.begin()
-    return answer, answer.read()
+    body = answer.read()
+    with suppress(OSError):  # the server may have ended it already
+        connection.shutdown(socket.SHUT_WR)
+    with suppress(ConnectionError):  # where it did not read all that was sent
+        while connection.recv(1024):
+            pass
+    return answer, body
 
 
 @contextmanager

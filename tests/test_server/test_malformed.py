@@ -60,7 +60,7 @@ def holdings(server: Server) -> dict[str, float]:
 
 
 def settled(server: Server) -> dict[str, float]:
-    """`holdings`, when they have stayed the same for a while: connections end at both ends, but not at once."""
+    """`holdings`, when they have stayed the same for a while: a task may outlive its answer by a turn of the loop."""
     found: list[dict[str, float]] = []
     while len(found) < 5 or found[-5:] != found[-1:] * 5:
         found.append(holdings(server))
