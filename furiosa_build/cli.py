@@ -215,7 +215,7 @@ def serve(context: typer.Context) -> None:
     options.add_cli_args(parser)
     arguments = parser.parse_intermixed_args(context.args)
     given = options.from_cli_args(arguments)  # before anything is built
-    options.run(_artifact_of(arguments.target, arguments.overrides), given)
+    options.run(lambda: _artifact_of(arguments.target, arguments.overrides), given)
 
 
 def _artifact_of(target: str, overrides: list[str]) -> Path:

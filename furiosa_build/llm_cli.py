@@ -149,7 +149,7 @@ def build(arguments: argparse.Namespace) -> None:
 
 def serve(arguments: argparse.Namespace) -> None:
     """`furiosa-llm serve`. Raises BuildError."""
-    options.run(arguments.artifact, options.from_cli_args(arguments))
+    options.run(lambda: arguments.artifact, options.from_cli_args(arguments))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -339,9 +339,11 @@ def _qualification(directory: Path) -> str:
     if not path.is_file():
         return "not known"
     figures = json.loads(path.read_bytes())
+    accepted = figures.get("draft_acceptance")
+    of_draft = "" if accepted is None else f"; {accepted:.0%} of the draft's tokens accepted"
     return (
         f"{figures['tokens']} tokens, top-1 agreement {figures['top1_agreement']:.0%}, largest logit difference "
-        f"{figures['largest_logit_difference']:.2g} (allowed {figures['allowed_logit_difference']:.2g})"
+        f"{figures['largest_logit_difference']:.2g} (allowed {figures['allowed_logit_difference']:.2g}){of_draft}"
     )
 
 

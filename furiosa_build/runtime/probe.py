@@ -25,7 +25,10 @@ _PROMPT_TOKENS = 24
 
 
 def probe(artifact: Path, output: Path) -> None:
-    """Writes a safetensors file: for request i `tokens.i` int64 [prompt + new] and `logits.i` float32 [new, vocab]."""
+    """Writes a safetensors file: for request i `tokens.i` int64 [prompt + new] and `logits.i` float32 [new, vocab].
+
+    The metadata has further figures: `draft_acceptance`, the share of a draft model's tokens that was accepted.
+    """
     logits: dict[str, list[torch.Tensor]] = {}
     opened = open_artifact(artifact)
     engine = LLMEngine(
@@ -41,8 +44,10 @@ def probe(artifact: Path, output: Path) -> None:
             for result in engine.step():
                 if result.finished:
                     tokens[result.request_id] = [*result.prompt_token_ids, *result.outputs[0].token_ids]
+        accepted = engine.stats().acceptance_rate
     tensors = {f"tokens.{name}": torch.tensor(ids) for name, ids in tokens.items()}
-    save_file({**tensors, **{f"logits.{name}": torch.stack(rows) for name, rows in logits.items()}}, output)
+    tensors |= {f"logits.{name}": torch.stack(rows) for name, rows in logits.items()}
+    save_file(tensors, output, None if accepted is None else {"draft_acceptance": str(accepted)})
 
 
 def _prompts(engine: LLMEngine) -> list[list[int]]:

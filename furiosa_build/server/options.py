@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
@@ -121,7 +122,7 @@ def from_cli_args(arguments: argparse.Namespace) -> ServerOptions:
     return _validated(from_file | given, strict=False, where="command line")
 
 
-def run(artifact: str | Path, options: ServerOptions) -> None:
+def run(artifact: Callable[[], str | Path], options: ServerOptions) -> None:
     """`serve.serve`, where the extra is installed. Raises UserError where it is not, and as `serve.serve`."""
     try:
         from furiosa_build.server.serve import serve

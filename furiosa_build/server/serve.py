@@ -20,23 +20,39 @@ from furiosa_build.runtime.async_engine import AsyncLLMEngine
 from furiosa_build.runtime.engine_args import AsyncEngineArgs
 from furiosa_build.server import logs
 from furiosa_build.server.app import create_app
-from furiosa_build.server.connection import Connection
+from furiosa_build.server.connection import connection
 from furiosa_build.server.options import ServerOptions
 from furiosa_build.server.service import Service
 
 logger = logging.getLogger("furiosa_build.server")
 
 
-def serve(artifact: str | Path, options: ServerOptions) -> None:
+def serve(artifact: Callable[[], str | Path], options: ServerOptions) -> None:
     """Serves an artifact until SIGTERM or SIGINT, then drains. A second signal cuts what is under way.
+
+    Args:
+        artifact: Finds its directory, or builds it, which may take hours: called when nothing else can be refused.
+        options: Of the server.
 
     Raises:
         UserError: The artifact cannot be used, or an option is not valid.
     """
-    logs.set_up()
-    args = options.engine_args(artifact)
-    args.open()  # to refuse before anything listens
     service = Service(options)
+    config = _configuration(service, options)
+    _listen(options).close()
+    args = options.engine_args(artifact())
+    args.open()  # to refuse before anything listens
+    logs.set_up()
+    with _listen(options) as listening:
+        host, port = listening.getsockname()[:2]
+        scheme = "https" if options.ssl_certfile else "http"
+        logger.info("listening", extra={"fields": {"url": f"{scheme}://{host}:{port}{options.root_path}"}})
+        failed = asyncio.run(_Server(config, service).run_with(listening, partial(_load, args)))
+    if failed is not None:
+        raise failed
+
+
+def _configuration(service: Service, options: ServerOptions) -> uvicorn.Config:
     config = uvicorn.Config(
         create_app(service, options.api_keys()),
         root_path=options.root_path,
@@ -47,7 +63,7 @@ def serve(artifact: str | Path, options: ServerOptions) -> None:
         log_config=None,
         access_log=False,
         server_header=True,
-        http=Connection,
+        http=connection(options.request_timeout_s),
         lifespan="off",
         ws="none",
     )
@@ -55,13 +71,7 @@ def serve(artifact: str | Path, options: ServerOptions) -> None:
         config.load()
     except OSError as error:  # ssl.SSLError is one
         raise UserError(f"the TLS files cannot be used: {error}", where="ssl_certfile") from error
-    with _listen(options) as listening:
-        host, port = listening.getsockname()[:2]
-        scheme = "https" if options.ssl_certfile else "http"
-        logger.info("listening", extra={"fields": {"url": f"{scheme}://{host}:{port}{options.root_path}"}})
-        failed = asyncio.run(_Server(config, service).run_with(listening, partial(_load, args)))
-    if failed is not None:
-        raise failed
+    return config
 
 
 def _listen(options: ServerOptions) -> socket.socket:

@@ -56,12 +56,14 @@ def run(request: dict[str, Any], output: Path) -> None:
 
 def compare(generated: Path, request: dict[str, Any], output: Path) -> None:
     """Compares what `generate` returned with the reference, and writes qualification.json."""
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
     from furiosa_build.models.weights import SafetensorsSource
     from furiosa_build.steps.weights import open_source
 
-    probed = load_file(generated)
+    with safe_open(generated, "pt") as file:
+        probed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it cannot be iterated over)
+        told = file.metadata() or {}
     checkpoint = request["checkpoint"]
     source = SafetensorsSource([Path(f["path"]) for f in checkpoint.values()]) if checkpoint else open_source(request)
     reference = _Reference(request["hf_config"], Outline.model_validate(request["outline"]), request["schemes"], source)
@@ -91,6 +93,7 @@ def compare(generated: Path, request: dict[str, Any], output: Path) -> None:
         "largest_logit_difference": worst,
         "allowed_logit_difference": allowed,
         "largest_logit": largest,
+        **{name: float(figure) for name, figure in told.items()},
     }
     (output / OUTPUT).write_bytes(canonical_json(figures))
     # A choice between near-equal logits may fall either way; one that costs more than rounding explains may not.

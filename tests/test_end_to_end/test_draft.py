@@ -30,6 +30,7 @@ from furiosa_build.artifact.schema import Artifact, Manifest
 from furiosa_build.check import differing_files
 from furiosa_build.errors import UserError
 from furiosa_build.plan.planner import DRAFT
+from furiosa_build.show import artifact_text
 
 SMALL = {**CONFIG, "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 24}
 RECIPES = {
@@ -73,6 +74,13 @@ def latest(user: UserDirectory) -> Path:
 def content(directory: Path) -> tuple[Artifact, Manifest]:
     opened = open_artifact(directory, verify="full")
     return opened.artifact, opened.manifest
+
+
+def test_it_qualifies_with_what_the_draft_is_good_for(latest: Path) -> None:
+    figures = json.loads(latest.with_suffix(".qualify.json").read_bytes())
+    assert figures["top1_agreement"] == 1.0
+    shown = artifact_text(open_artifact(latest).artifact, latest)
+    assert f"; {figures['draft_acceptance']:.0%} of the draft's tokens accepted" in shown
 
 
 def test_the_draft_in_it_is_the_artifact_that_it_is_by_itself(user: UserDirectory, latest: Path) -> None:

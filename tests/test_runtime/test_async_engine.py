@@ -157,15 +157,20 @@ def test_a_slow_consumer_is_given_the_newest_state(toy_artifact: Path) -> None:
     run(test)
 
 
-def test_abort_ends_the_generator_and_no_other(toy_artifact: Path) -> None:
+def test_abort_ends_the_generator_and_no_other(toy_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with started(toy_artifact) as (engine, inner):
+            gate = Gate(inner, monkeypatch, after=2)
             other = asyncio.create_task(tokens(engine, [2], "b"))
             async with aclosing(engine.generate([1], greedy(20), "a")) as generator:
                 await anext(generator)
-                await engine.abort("a")
+                await asyncio.to_thread(gate.reached.wait, PATIENCE_S)
+                abort = asyncio.create_task(engine.abort("a"))
+                await asyncio.sleep(0)
+                gate.open.set()
+                await abort
                 assert "a" not in inner._requests
-                assert [output.finished async for output in generator] in ([], [False]), "at most what was on its way"
+                assert [output.finished async for output in generator] == [False], "what was on its way"
             assert await other == toy.expected([2], 12)
 
     run(test)

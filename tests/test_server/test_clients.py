@@ -176,6 +176,24 @@ def test_a_text_that_takes_too_long(hasty: Server, alone: dict[str, str]) -> Non
     hasty.wait_until_idle()
 
 
+@pytest.mark.parametrize("comes_first", [b"", malformed.http("/tokenize", b'{"prompt": "It"}')])
+def test_a_head_that_does_not_come(hasty: Server, comes_first: bytes) -> None:
+    with hasty.connect() as stalled:
+        if comes_first:
+            stalled.sendall(comes_first)
+            first = HTTPResponse(stalled)
+            first.begin()
+            first.read()
+        stalled.sendall(b"POST /generate HTTP/1.1\r\nHost:")
+        head, body = answer(stalled)
+    assert (head.status, json.loads(body)["error"]["code"]) == (408, "timeout")
+
+
+def test_a_connection_without_a_request(hasty: Server) -> None:
+    with hasty.connect() as idle:
+        assert idle.recv(1) == b""
+
+
 def test_a_body_that_does_not_come(hasty: Server) -> None:
     with hasty.connect() as stalled:
         stalled.sendall(malformed.http("/generate", b"", length=10))

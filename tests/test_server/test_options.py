@@ -87,25 +87,34 @@ def test_a_file_without_keys_does_not_open_the_server(tmp_path: Path) -> None:
         options("--api-key-file", str(tmp_path / "keys")).api_keys()
 
 
-def test_what_cannot_be_listened_on_is_refused(
-    chat_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(serve.logs, "set_up", lambda: None)
+def test_a_port_that_is_taken_is_refused_before_a_build() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(UserError, match="in use") as refused:
-            serve.serve(chat_artifact, ServerOptions(port=taken.getsockname()[1]))
+            serve.serve(build, ServerOptions(port=taken.getsockname()[1]))
         assert "--port" in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["no.pem", "nowhere.pem"])
+def test_tls_files_are_read_before_a_build(tmp_path: Path, name: str) -> None:
     (tmp_path / "no.pem").write_text("no certificate")
-    for path in ("no.pem", "nowhere.pem"):
-        files = {"ssl_certfile": str(tmp_path / path), "ssl_keyfile": str(tmp_path / path)}
-        with pytest.raises(UserError, match="TLS files"):
-            serve.serve(chat_artifact, ServerOptions(**files))  # type: ignore[arg-type]
+    path = str(tmp_path / name)
+    with pytest.raises(UserError, match="TLS files"):
+        serve.serve(build, ServerOptions(port=0, ssl_certfile=path, ssl_keyfile=path))
+
+
+def test_api_keys_are_read_before_a_build(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        serve.serve(build, ServerOptions(port=0, api_key_file=str(tmp_path / "nowhere")))
+
+
+def build() -> Path:
+    raise AssertionError("it would have been built")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nowhere"], "nowhere"),
+        (["nowhere", "--port", "0"], "nowhere"),
         (["nowhere", "--port", "x"], "port='x'"),
         (["nowhere", "--nonsense", "1"], "--nonsense"),
     ],
@@ -122,7 +131,7 @@ def test_mistakes_of_the_command_line_end_with_2(
 def test_an_artifact_takes_no_overrides(
     chat_artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["furiosa-build", "serve", str(chat_artifact), "quantization=int8"])
+    monkeypatch.setattr(sys, "argv", ["furiosa-build", "serve", str(chat_artifact), "--port", "0", "quantization=int8"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2

@@ -62,7 +62,7 @@ def test_a_recipe_is_built_if_it_must_be(user: UserDirectory) -> None:
 
 def test_overrides_may_stand_anywhere(user: UserDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[tuple[Path, ServerOptions]] = []
-    monkeypatch.setattr(options, "run", lambda artifact, given: served.append((artifact, given)))
+    monkeypatch.setattr(options, "run", lambda artifact, given: served.append((artifact(), given)))
     with steps_in_this_process():
         ran = furiosa_build(user, "serve", "--seed", "2", "tiny", "--port", "1", "scheduler.max_processing_samples=7")
     assert (ran.status, ran.err) == (0, "")
@@ -73,6 +73,6 @@ def test_overrides_may_stand_anywhere(user: UserDirectory, monkeypatch: pytest.M
 
 
 def test_a_build_that_fails_serves_nothing(user: UserDirectory) -> None:
-    ran = furiosa_build(user, "serve", "tiny", "scheduler.max_processing_samples=0")
+    ran = furiosa_build(user, "serve", "tiny", "--port", "0", "scheduler.max_processing_samples=0")
     assert ran.status == 2
     assert "max_processing_samples" in ran.err
