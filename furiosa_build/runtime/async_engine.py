@@ -31,23 +31,26 @@ class AsyncLLMEngine:
     """An LLMEngine for many coroutines. As a context manager it is shut down at the end.
 
     Args:
-        engine: Belongs to this object from now on.
+        load: Makes the engine. Called in the thread that takes the steps: OpenMP has a team of threads for every thread
+            that has computed, and once all together are more than the cores they wait for each other the slow way.
 
     Attributes:
         artifact: As of LLMEngine.
         tokenizer: As of LLMEngine.
+
+    Raises:
+        Exception: What `load` raises.
     """
 
-    def __init__(self, engine: LLMEngine) -> None:
-        self.artifact: Artifact = engine.artifact
-        self.tokenizer: Tokenizer | None = engine.tokenizer
-        engine.prepare_guides()  # it would hold up the event loop
-        self._worker = _Worker(engine)
+    def __init__(self, load: Callable[[], LLMEngine]) -> None:
+        self._worker = _Worker(load)
+        self.artifact: Artifact = self._worker.engine.artifact
+        self.tokenizer: Tokenizer | None = self._worker.engine.tokenizer
 
     @classmethod
     def from_engine_args(cls, args: EngineArgs) -> Self:
         """The engine of these arguments. Raises UserError, as LLMEngine does."""
-        return cls(LLMEngine.from_engine_args(args))
+        return cls(lambda: LLMEngine.from_engine_args(args))
 
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams, request_id: str
@@ -166,18 +169,24 @@ class _Order(NamedTuple):
 
 
 class _Worker:
-    """The thread that takes the steps, as long as there are requests, and obeys orders between them."""
+    """The thread that loads the engine and takes the steps, as long as there are requests, and obeys orders between them.
 
-    def __init__(self, engine: LLMEngine) -> None:
-        self._engine = engine
+    Attributes:
+        engine: Only for what does not change.
+        has_ended: Whether the thread takes no orders any more.
+    """
+
+    def __init__(self, load: Callable[[], LLMEngine]) -> None:
         self._streams: dict[str, _Stream] = {}
         self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
         self._stopped = False
         self._lock = threading.Lock()
         self.has_ended = False
         self._cause: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        loaded: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, args=(load, loaded), name="engine", daemon=True)
         self._thread.start()
+        loaded.result()
 
     def order(self, do: Callable[[], None], refuse: Callable[[EngineDeadError], None]) -> None:
         """Has something done by the thread, in order. From any thread."""
@@ -194,13 +203,13 @@ class _Worker:
     @property
     def stats(self) -> EngineStats:
         """From any thread; while a step is under way the numbers may be of different moments."""
-        return self._engine.stats()
+        return self.engine.stats()
 
     # Orders, which the thread carries out
 
     def add(self, stream: _Stream, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
         try:
-            self._engine.add_request(request_id, prompt, params)
+            self.engine.add_request(request_id, prompt, params)
         except Exception as error:  # of this request alone
             stream.fail(error)
         else:
@@ -211,7 +220,7 @@ class _Worker:
         found = self._streams.get(request_id)
         if found is not None and stream in (None, found):
             del self._streams[request_id]
-            self._engine.abort_request(request_id)
+            self.engine.abort_request(request_id)
             found.end()
 
     def stop(self) -> None:
@@ -219,7 +228,14 @@ class _Worker:
 
     # The thread
 
-    def _run(self) -> None:
+    def _run(self, load: Callable[[], LLMEngine], loaded: Future[None]) -> None:
+        try:
+            self.engine = load()
+            self.engine.prepare_guides()  # it would hold up the event loop
+        except BaseException as error:
+            loaded.set_exception(error)
+            return
+        loaded.set_result(None)
         try:
             while True:
                 self._obey()
@@ -232,7 +248,7 @@ class _Worker:
 
     def _obey(self) -> None:
         """Carries out all orders there are; waits for one when there is nothing else to do."""
-        waits = not self._engine.has_unfinished_requests()
+        waits = not self.engine.has_unfinished_requests()
         while not self._stopped:
             try:
                 order = self._orders.get(block=waits)
@@ -243,7 +259,7 @@ class _Worker:
 
     def _step(self) -> None:
         try:
-            outputs = self._engine.step()
+            outputs = self.engine.step()
         except StepFailedError as failed:
             outputs = failed.outputs
             for request_id, error in failed.errors.items():
@@ -264,8 +280,8 @@ class _Worker:
         for stream in self._streams.values():
             stream.fail(self._dead())
         if self._cause is None:
-            self._engine.abort_request(self._streams)
-        self._engine.close()
+            self.engine.abort_request(self._streams)
+        self.engine.close()
 
     def _dead(self) -> EngineDeadError:
         """A new one for each who is to raise it: a traceback grows with every raise."""

@@ -45,7 +45,7 @@ async def tokens(engine: AsyncLLMEngine, prompt: Any, request_id: str, max_token
 async def started(artifact: Path, **arguments: Any) -> AsyncIterator[tuple[AsyncLLMEngine, LLMEngine]]:
     """An engine, and the one within. At the end nothing is under way, and every block is free."""
     inner = LLMEngine.from_engine_args(AsyncEngineArgs(model=str(artifact), **arguments))
-    async with AsyncLLMEngine(inner) as engine:
+    async with AsyncLLMEngine(lambda: inner) as engine:
         yield engine, inner
         await engine.abort("unknown")  # comes after all that was ordered before
         assert not inner.has_unfinished_requests()
@@ -88,6 +88,40 @@ def test_a_request_is_a_generator_of_outputs(toy_artifact: Path) -> None:
             assert all(output.outputs[0].token_ids == whole[:n] for output, n in zip(outputs, lengths, strict=True))
 
     run(test)
+
+
+def test_it_is_loaded_in_the_thread_that_takes_the_steps(toy_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread's team of OpenMP, idle since, would make the steps several times slower (benchmarks/serving.py)."""
+    threads = []
+    step = LLMEngine.step
+
+    def watched_step(engine: LLMEngine) -> list[RequestOutput]:
+        threads.append(threading.current_thread().name)
+        return step(engine)
+
+    def load() -> LLMEngine:
+        threads.append(threading.current_thread().name)
+        return LLMEngine(toy_artifact)
+
+    async def test() -> None:
+        monkeypatch.setattr(LLMEngine, "step", watched_step)
+        async with AsyncLLMEngine(load) as engine:
+            assert await tokens(engine, [1], "a", 1) == toy.expected([1], 1)
+
+    run(test)
+    assert len(threads) >= 2
+    assert set(threads) == {"engine"}
+
+
+def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=str(tmp_path)):
+        AsyncLLMEngine(lambda: LLMEngine(tmp_path))
+    with pytest.raises(UserError, match=str(tmp_path)):
+        AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model=str(tmp_path)))
+    for thread in threading.enumerate():
+        if thread.name == "engine":
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
 
 
 def test_an_output_is_given_out_before_the_next_step_ends(toy_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +356,7 @@ def test_more_than_it_processes_is_refused_as_such(toy_artifact: Path, monkeypat
 def test_shutdown_ends_what_is_pending_with_an_error(toy_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         inner = LLMEngine(toy_artifact)
-        engine = AsyncLLMEngine(inner)
+        engine = AsyncLLMEngine(lambda: inner)
         gate = Gate(inner, monkeypatch)
         tasks = [asyncio.create_task(tokens(engine, [n], str(n), 20)) for n in range(3)]
         await asyncio.to_thread(gate.reached.wait, PATIENCE_S)
@@ -351,7 +385,7 @@ def test_shutdown_ends_what_is_pending_with_an_error(toy_artifact: Path, monkeyp
 def test_an_error_outside_any_batch_ends_the_engine(toy_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         inner = LLMEngine(toy_artifact)
-        async with AsyncLLMEngine(inner) as engine:
+        async with AsyncLLMEngine(lambda: inner) as engine:
 
             def broken() -> None:
                 raise RuntimeError("books do not agree")
@@ -365,7 +399,7 @@ def test_an_error_outside_any_batch_ends_the_engine(toy_artifact: Path, monkeypa
 
 
 def test_outputs_to_a_loop_that_is_closed_are_dropped(toy_artifact: Path) -> None:
-    engine = AsyncLLMEngine(LLMEngine(toy_artifact))
+    engine = AsyncLLMEngine(lambda: LLMEngine(toy_artifact))
 
     async def leave() -> None:
         generator = engine.generate([1], greedy(20), "a")
