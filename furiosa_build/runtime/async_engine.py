@@ -169,7 +169,7 @@ class _Order(NamedTuple):
 
 
 class _Worker:
-    """The thread that loads the engine and takes the steps, as long as there are requests, and obeys orders between them.
+    """The thread that loads the engine and takes its steps, and obeys orders between them.
 
     Attributes:
         engine: Only for what does not change.

@@ -91,7 +91,7 @@ def test_a_request_is_a_generator_of_outputs(toy_artifact: Path) -> None:
 
 
 def test_it_is_loaded_in_the_thread_that_takes_the_steps(toy_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread's team of OpenMP, idle since, would make the steps several times slower (benchmarks/serving.py)."""
+    """Another thread's team of OpenMP, idle since, would make the steps several times slower."""
     threads = []
     step = LLMEngine.step
 
