@@ -18,13 +18,10 @@ from furiosa_build.runtime.engine_args import AsyncEngineArgs
 from furiosa_build.runtime.request import RequestOutput, SamplingParams
 
 from . import toy
+from .stepping import greedy
 
 # Longer than any test takes, so that a failure is one instead of a hang.
 PATIENCE_S = 120
-
-
-def greedy(max_tokens: int = 12, **others: Any) -> SamplingParams:
-    return SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, **others)
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:

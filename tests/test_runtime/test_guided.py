@@ -30,7 +30,7 @@ from furiosa_build.runtime.scheduler import Scheduler
 from furiosa_build.runtime.tokenizer import Tokenizer
 
 from . import toy
-from .test_engine import drain
+from .stepping import drain
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart" / "model"
 VOCAB = 2048  # of the quickstart model's tokenizer

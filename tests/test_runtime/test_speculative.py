@@ -21,7 +21,7 @@ from furiosa_build.runtime.request import RequestOutput, SamplingParams
 from furiosa_build.runtime.sampler import distribution
 
 from . import toy
-from .test_engine import greedy
+from .stepping import greedy
 
 K = 3
 BUCKETS: dict[str, list[tuple[int, ...]]] = {
