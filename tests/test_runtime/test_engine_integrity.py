@@ -11,8 +11,8 @@ import pytest
 from furiosa_build.runtime.engine import LLMEngine
 
 from . import toy
+from .scheduling import request as stray
 from .stepping import greedy, run
-from .test_scheduler import request as stray
 
 
 def test_an_idle_engine_checks_its_books_in_debug_mode(for_hits: Path, monkeypatch: pytest.MonkeyPatch) -> None:

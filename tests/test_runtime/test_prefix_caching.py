@@ -6,7 +6,7 @@ import pytest
 
 from furiosa_build.runtime.request import Request, SamplingParams
 
-from .test_scheduler import Runner, beam_request, best_beams, continuation, request, steps
+from .scheduling import Runner, beam_request, best_beams, continuation, request, steps
 
 BUCKETS = ([(1, 8), (1, 32)], [(4, 64)], [(1, 4, 64), (1, 16, 64)])
 PROMPT = list(range(50, 70))
