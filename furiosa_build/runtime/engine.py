@@ -5,33 +5,25 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import time
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self, TypeGuard, cast
 
 import torch
 from torch import Tensor
 
-from furiosa_build import faults
 from furiosa_build.artifact.reader import OpenArtifact, open_artifact
 from furiosa_build.artifact.schema import Artifact, KvCacheSharing
 from furiosa_build.errors import BuildError, EngineFullError, UserError
 from furiosa_build.runtime.beam_search import BeamSearch
-from furiosa_build.runtime.communicator import DistributedCommunicator, PeerFailedError
+from furiosa_build.runtime.communicator import DistributedCommunicator
 from furiosa_build.runtime.detokenizer import Detokenizer, OutputText
-from furiosa_build.runtime.drafter import Drafter
 from furiosa_build.runtime.engine_args import EngineArgs
-from furiosa_build.runtime.executor import Executor
 from furiosa_build.runtime.guided import Guides
-from furiosa_build.runtime.kv_cache import BlockManager
 from furiosa_build.runtime.next_token import NextToken, OnLogits
-from furiosa_build.runtime.rank import Row
+from furiosa_build.runtime.replica import Replica, make_replica
 from furiosa_build.runtime.request import Request, RequestOutput, SamplingParams
-from furiosa_build.runtime.scheduler import Batch, Scheduler
+from furiosa_build.runtime.scheduler import Batch
 from furiosa_build.runtime.stats import EngineStats
 from furiosa_build.runtime.tokenizer import Message, Tokenizer, end_of_sequence_ids
 
@@ -51,101 +43,6 @@ class StepFailedError(BuildError):
         self.errors, self.outputs = dict(errors), list(outputs)
         named = ", ".join(map(repr, self.errors))
         super().__init__(f"a step failed for request {named}: {next(iter(self.errors.values()))}")
-
-
-@dataclass
-class _Replica:
-    """One copy of the model: who runs on it, what runs them, and the batches that are under way."""
-
-    scheduler: Scheduler
-    executor: Executor
-    drafter: Drafter | None
-    queue_limit: int
-    in_flight: deque[tuple[Batch, Future[Tensor]]] = field(default_factory=deque)
-    proposals: int = 0
-    proposed_tokens: int = 0
-    accepted_tokens: int = 0
-
-    def fill(self) -> None:
-        """Submits what can run now."""
-        limit = self.queue_limit if self.executor.is_concurrent else 1
-        while len(self.in_flight) < limit and (batch := self.scheduler.schedule()) is not None:
-            batch, drafting = self._with_proposals(batch)
-            rows = []
-            now = time.monotonic()
-            for request, count in zip(batch.requests, batch.counts, strict=True):
-                request.ran_at = now if request.ran_at is None else request.ran_at
-                start = request.num_computed
-                proposed = [proposal.token for proposal in request.proposals]
-                for sequence in batch.sequences(request):
-                    slots = self.scheduler.blocks.slots(sequence)
-                    rows.append(Row(sequence.tokens[start : start + count] + proposed, start, slots))
-            self.in_flight.append((batch, drafting or self.executor.submit(batch.pipeline.name, rows)))
-
-    def _with_proposals(self, batch: Batch) -> tuple[Batch, Future[Tensor] | None]:
-        """The batch as it is to run; and what it has failed of already, if the draft has."""
-        if self.drafter is None or not (wanted := self.scheduler.wanted_proposals(batch)):
-            return batch, None
-        try:
-            self.drafter.propose(wanted)
-        except Exception as error:
-            failed: Future[Tensor] = Future()
-            failed.set_exception(error)
-            return batch, failed
-        return self.scheduler.with_proposals(batch), None
-
-    def finish(self) -> tuple[Batch, Tensor]:
-        """The oldest batch under way and its logits. After an error it is still under way, until `recover`."""
-        batch, logits = self.in_flight[0]
-        for request in batch.requests:
-            with faults.doing(f"request:{request.request_id}"):
-                faults.reach("step")
-        result = logits.result()
-        self.in_flight.popleft()
-        return batch, result
-
-    def recover(self, error: Exception) -> dict[Request, Exception]:
-        """After `error` from `finish`: takes all batches under way back. Returns the requests that are to end, and why.
-
-        Those of a batch that failed only because another did, or after it, run again.
-        """
-        self.executor.recover()
-        if self.drafter is not None:
-            self.drafter.recover()
-        (batch, _), *later = self.in_flight
-        self.in_flight.clear()
-        culprit = batch
-        if isinstance(error, PeerFailedError):
-            for other, logits in later:
-                cause = logits.exception()
-                if isinstance(cause, Exception) and not isinstance(cause, PeerFailedError):
-                    culprit, error = other, cause
-                    break
-        for request in culprit.requests:
-            self.scheduler.distrust(request)
-        for taken in (batch, *(other for other, _ in later)):
-            self.scheduler.take_back(taken)
-        return dict.fromkeys(culprit.requests, error)
-
-    def stats(self) -> EngineStats:
-        return replace(
-            self.scheduler.stats(),
-            proposals=self.proposals,
-            proposed_tokens=self.proposed_tokens,
-            accepted_tokens=self.accepted_tokens,
-        )
-
-    def check_integrity(self) -> None:
-        """Raises RuntimeError when scheduler, KV blocks and executor do not agree."""
-        self.scheduler.check_integrity()
-        blocks = self.scheduler.blocks
-        self.executor.check_integrity((blocks.num_blocks + 1) * blocks.block_size)
-        if self.drafter is not None:
-            self.drafter.check_integrity(self.scheduler.request_ids)
-        under_way = sorted(request.request_id for batch, _ in self.in_flight for request in batch.requests)
-        in_flight = sorted(request.request_id for request in self.scheduler.in_flight)
-        if under_way != in_flight:
-            raise RuntimeError(f"batches of {under_way} are under way, in flight are {in_flight}")
 
 
 class LLMEngine:
@@ -192,40 +89,11 @@ class LLMEngine:
         )
         if num_blocks < 1:
             raise UserError(f"{num_blocks} KV blocks", where="paged_attention_num_blocks", valid=">= 1")
-        block_size = config.paged_attention_block_size
-        defaults = config.default_scheduler_config
-        # Where ranks are processes there is no communicator for those of the draft.
-        draft = opened.draft if communicator is None else None
-        self._replicas: list[_Replica] = []
+        self._replicas: list[Replica] = []
         for _ in range(self.artifact.parallel_config.data_parallel_size):
-            executor = Executor(
-                opened,
-                (num_blocks + 1) * block_size,  # one more: the scratch block
-                like=self._replicas[0].executor if self._replicas else None,
-                communicator=communicator,
-                num_replicas=self.artifact.parallel_config.data_parallel_size,
-            )
-            scheduler = Scheduler(
-                self.artifact.pipelines,
-                BlockManager(num_blocks, block_size),
-                spare_blocks_ratio=defaults.spare_blocks_ratio,
-                prefill_chunk_size=defaults.prefill_chunk_size,
-                is_offline=defaults.is_offline,
-                num_stages=executor.num_stages if executor.is_concurrent else 1,
-                enable_prefix_caching=enable_prefix_caching,
-                num_speculative_tokens=(config.num_speculative_tokens or 0) if draft else 0,
-            )
-            drafter = None
-            if draft is not None:
-                drafter = Drafter(
-                    draft,
-                    prefill_chunk_size=defaults.prefill_chunk_size,
-                    enable_prefix_caching=enable_prefix_caching,
-                    like=self._replicas[0].drafter if self._replicas else None,
-                    num_replicas=self.artifact.parallel_config.data_parallel_size,
-                )
-            self._replicas.append(_Replica(scheduler, executor, drafter, defaults.npu_queue_limit))
-        self._max_samples = defaults.max_processing_samples
+            like = self._replicas[0] if self._replicas else None
+            self._replicas.append(make_replica(opened, num_blocks, communicator, enable_prefix_caching, like))
+        self._max_samples = config.default_scheduler_config.max_processing_samples
         model = opened.directory / "model"
         self.tokenizer = _tokenizer(model if tokenizer is None else Path(tokenizer), is_asked=tokenizer is not None)
         self._vocab_size = self.artifact.model_metadata.vocab_size
@@ -236,7 +104,7 @@ class LLMEngine:
         self._guides = Guides(self.tokenizer, self._eos, self._vocab_size)
         self._next = NextToken(self.tokenizer, self._replicas[0].scheduler.max_context, on_logits)
         self._requests: dict[str, Request] = {}
-        self._replica_of: dict[str, _Replica] = {}
+        self._replica_of: dict[str, Replica] = {}
 
     @classmethod
     def from_engine_args(
@@ -436,7 +304,7 @@ class LLMEngine:
             self.check_integrity()
 
     def _accept(
-        self, replica: _Replica, batch: Batch, logits: Tensor, outputs: list[RequestOutput]
+        self, replica: Replica, batch: Batch, logits: Tensor, outputs: list[RequestOutput]
     ) -> dict[Request, Exception]:
         """Continues every request of the batch that has run all its tokens. Returns those for which that failed."""
         complete = set(replica.scheduler.advance(batch))
@@ -465,7 +333,7 @@ class LLMEngine:
                 outputs.append(request.output())
         return failed
 
-    def _continue(self, replica: _Replica, request: Request, logits: Tensor) -> None:
+    def _continue(self, replica: Replica, request: Request, logits: Tensor) -> None:
         """`logits` is float32 [sequences, positions, vocab]: of its last token and of what was proposed after it."""
         if request.beams is None:
             replica.proposals += bool(request.proposals)
