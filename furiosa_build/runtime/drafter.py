@@ -18,7 +18,7 @@ from furiosa_build.runtime.executor import Executor
 from furiosa_build.runtime.kv_cache import BlockManager
 from furiosa_build.runtime.rank import Row
 from furiosa_build.runtime.request import Request
-from furiosa_build.runtime.sampler import propose
+from furiosa_build.runtime.sampler import as_float32, propose
 
 # Tokens that it may be behind and still proposes at once. After a step it has not run the last proposal, if that was
 # accepted, and the token that followed it.
@@ -196,7 +196,7 @@ class Drafter:
             progress = self._progress[request.request_id]
             progress.computed += 1
             if progress.computed >= len(request.tokens):
-                self._propose(request, row[-1].float())
+                self._propose(request, as_float32(row[-1]))
                 progress.proposed.append(request.proposals[-1].token)
 
     def _propose(self, request: Request, logits: Tensor) -> None:

@@ -23,6 +23,7 @@ from furiosa_build.runtime.guided import Guides
 from furiosa_build.runtime.next_token import NextToken, OnLogits
 from furiosa_build.runtime.replica import Replica, make_replica
 from furiosa_build.runtime.request import Request, RequestOutput, SamplingParams
+from furiosa_build.runtime.sampler import as_float32
 from furiosa_build.runtime.scheduler import Batch
 from furiosa_build.runtime.stats import EngineStats
 from furiosa_build.runtime.tokenizer import Message, Tokenizer, end_of_sequence_ids
@@ -320,7 +321,7 @@ class LLMEngine:
                 if request in complete:
                     # Artifacts that return the logits of the last token only have one row a sequence.
                     end = min(count, rows.shape[1])
-                    self._continue(replica, request, rows[:, end - 1 - proposed : end].float())
+                    self._continue(replica, request, as_float32(rows[:, end - 1 - proposed : end]))
             except Exception as error:  # of this request alone
                 failed[request] = error
                 # Its tokens may have keys and values that are NaN, with which others would fail as well.

@@ -9,9 +9,10 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,19 +62,25 @@ class Executor:
             local_communicators(self.num_stages, ranks) if communicator is None else [communicator]
         )
         mapped = [None] * len(ends) if like is None else [runner.parameters for runner in like._runners]
-        self._runners: list[RankRunner] = [
-            RankRunner(opened, num_slots, self._programs, end, own) for end, own in zip(ends, mapped, strict=True)
+        makers = [
+            partial(RankRunner, opened, num_slots, self._programs, end, own)
+            for end, own in zip(ends, mapped, strict=True)
         ]
         self._threads: list[_RankThread] = []
-        if communicator is None and len(self._runners) * num_replicas > 1:
-            each = max(1, torch.get_num_threads() // (len(self._runners) * num_replicas))
-            self._threads = [
-                _RankThread(runner, end, each, runner.stage == self.num_stages - 1 and runner.rank == 0)
-                for runner, end in zip(self._runners, ends, strict=True)
-                if isinstance(end, LocalCommunicator)
-            ]
         # The threads know the runners and not this object: they end with it, also where nobody closes it.
         self._end = weakref.finalize(self, _end, self._threads)
+        if communicator is None and len(ends) * num_replicas > 1:
+            each = max(1, torch.get_num_threads() // (len(ends) * num_replicas))
+            last = self.num_stages - 1
+            for make, end in zip(makers, ends, strict=True):
+                assert isinstance(end, LocalCommunicator)
+                self._threads.append(_RankThread(make, end, each, (end.stage, end.rank) == (last, 0)))
+        self._runners: list[RankRunner] = []
+        try:
+            self._runners += [thread.runner.result() for thread in self._threads] or [make() for make in makers]
+        except BaseException:
+            self._end()
+            raise
 
     @property
     def is_concurrent(self) -> bool:
@@ -150,25 +157,36 @@ def _end(threads: Sequence[_RankThread]) -> None:
 
 
 class _RankThread(threading.Thread):
-    """Runs the jobs of one rank in order; `speaks`: it is the one whose logits count."""
+    """Makes one rank, and runs its jobs in order; `speaks`: it is the one whose logits count.
 
-    def __init__(self, runner: RankRunner, end: LocalCommunicator, threads: int, speaks: bool) -> None:
-        super().__init__(name=f"stage {runner.stage}, rank {runner.rank}", daemon=True)
+    The rank is made here, so that its KV caches are in memory near the cores that use them, and so that no other thread
+    has a team of OpenMP: with more threads in teams than cores, they wait for each other the slow way.
+    """
+
+    def __init__(self, make: Callable[[], RankRunner], end: LocalCommunicator, threads: int, speaks: bool) -> None:
+        super().__init__(name=f"stage {end.stage}, rank {end.rank}", daemon=True)
         self.jobs: queue.SimpleQueue[_Job | threading.Event | None] = queue.SimpleQueue()
         self.end = end
-        self._runner, self._number, self._speaks = runner, threads, speaks
+        self.runner: Future[RankRunner] = Future()
+        self._make, self._number, self._speaks = make, threads, speaks
         self.start()
 
     def run(self) -> None:
         """Until `None` comes. An event is set when all before it has ended."""
         torch.set_num_threads(self._number)  # of this thread's parallel regions
+        try:
+            runner = self._make()
+        except BaseException as error:
+            self.runner.set_exception(error)
+            return
+        self.runner.set_result(runner)
         while (job := self.jobs.get()) is not None:
             if isinstance(job, threading.Event):
                 job.set()
                 continue
             pipeline, rows, future = job
             try:
-                logits = self._runner.run(pipeline, rows)
+                logits = runner.run(pipeline, rows)
                 if self._speaks:
                     assert logits is not None
                     future.set_result(logits)

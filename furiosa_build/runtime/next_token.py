@@ -12,7 +12,7 @@ from furiosa_build.runtime.beam_search import Continuation, FinishedBeam
 from furiosa_build.runtime.detokenizer import Detokenizer, OutputText
 from furiosa_build.runtime.guided import Guide
 from furiosa_build.runtime.request import CompletionOutput, Logprob, Request
-from furiosa_build.runtime.sampler import Floats, Proposal, sample, top_logprobs
+from furiosa_build.runtime.sampler import Floats, Proposal, as_float32, sample, top_logprobs
 from furiosa_build.runtime.tokenizer import Tokenizer
 
 OnLogits = Callable[[str, Tensor], None]
@@ -108,7 +108,7 @@ class NextToken:
         following = request.prompt_token_ids[start + 1 :]
         for place, (row, token) in enumerate(zip(rows, following, strict=False), start=start + 1):
             if place == len(known):
-                known.append(self._logprobs(row.float().numpy(), token, number))
+                known.append(self._logprobs(as_float32(row).numpy(), token, number))
 
     def _show(self, request: Request, logits: Tensor) -> None:
         if self._on_logits is not None:

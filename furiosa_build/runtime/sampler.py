@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from furiosa_build.errors import BuildError
 from furiosa_build.runtime.request import SamplingParams
@@ -34,6 +35,14 @@ class Proposal:
     token: int
     ids: Indices
     probabilities: Floats
+
+
+def as_float32(logits: Tensor) -> Tensor:
+    """bfloat16, float16 or float32 -> float32, of any shape, exactly."""
+    if logits.dtype == torch.bfloat16:  # the upper half of a float32, which numpy does not have
+        upper = logits.view(torch.int16).numpy().astype(np.int32)
+        return torch.from_numpy((upper << 16).view(np.float32))
+    return torch.from_numpy(logits.numpy().astype(np.float32, copy=False))
 
 
 def propose(

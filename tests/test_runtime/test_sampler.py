@@ -13,7 +13,7 @@ from transformers.generation import logits_process as hf
 
 from furiosa_build.errors import BuildError
 from furiosa_build.runtime.request import SamplingParams
-from furiosa_build.runtime.sampler import Floats, distribution, penalize, sample, top_logprobs
+from furiosa_build.runtime.sampler import Floats, as_float32, distribution, penalize, sample, top_logprobs
 
 VOCAB = 300
 
@@ -37,6 +37,15 @@ def by_transformers(logits: Floats, warpers: list[Any], context: list[int] | Non
     for warper in warpers:
         scores = warper(torch.tensor([context or [0]]), scores)
     return np.asarray(scores.softmax(-1)[0].numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_number_of_16_bits_as_float32(dtype: torch.dtype) -> None:
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).reshape(4, -1)[:, 1:]
+    found = as_float32(every)
+    assert found.dtype == torch.float32
+    assert torch.equal(found.isnan(), every.isnan())
+    assert torch.equal(found.nan_to_num(0.5), every.float().nan_to_num(0.5))
 
 
 @settings(max_examples=80, deadline=None)
