@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,8 @@ from furiosa_build.errors import StepError
 from furiosa_build.workers import run_here
 
 SIZE = 64 * 2**20
+SLACK = 16 * 2**20
+"""What the interpreter and its libraries may give back meanwhile."""
 
 
 @pytest.fixture
@@ -28,10 +31,11 @@ def test_a_step_reports_the_memory_it_took(step: ModuleType, tmp_path: Path) -> 
         (output / "made").write_bytes(bytearray(b"x") * request["size"])
 
     step.run = run  # type: ignore[attr-defined]
+    gc.collect()  # what other tests have left would be freed meanwhile
     small, large = (run_here("made_up", {"size": size}, tmp_path).peak for size in (1, SIZE))
     assert small is not None
     assert large is not None
-    assert SIZE <= large.private - small.private < 2 * SIZE
+    assert SIZE - SLACK <= large.private - small.private < 2 * SIZE
     assert small.mapped > 0
 
 
