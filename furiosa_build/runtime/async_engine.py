@@ -14,6 +14,8 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import NamedTuple, Self
 
+import torch
+
 from furiosa_build.artifact.schema import Artifact
 from furiosa_build.errors import BuildError
 from furiosa_build.runtime.engine import LLMEngine, Prompt, StepFailedError
@@ -184,6 +186,7 @@ class _Worker:
         self.has_ended = False
         self._cause: Exception | None = None
         loaded: Future[None] = Future()
+        self._num_threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, args=(load, loaded), name="engine", daemon=True)
         self._thread.start()
         loaded.result()
@@ -229,6 +232,7 @@ class _Worker:
     # The thread
 
     def _run(self, load: Callable[[], LLMEngine], loaded: Future[None]) -> None:
+        torch.set_num_threads(self._num_threads)  # a new thread has what any thread was the last to set: a rank's part
         try:
             self.engine = load()
             self.engine.prepare_guides()  # it would hold up the event loop

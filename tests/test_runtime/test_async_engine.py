@@ -110,6 +110,30 @@ def test_it_is_loaded_in_the_thread_that_takes_the_steps(toy_artifact: Path, mon
     assert set(threads) == {"engine"}
 
 
+def test_it_computes_with_as_many_threads_as_its_maker(toy_artifact: Path) -> None:
+    """Whatever other threads, such as the ranks of another engine, have set for themselves."""
+    found = []
+
+    def load() -> LLMEngine:
+        found.append(torch.get_num_threads())
+        return LLMEngine(toy_artifact)
+
+    async def test() -> None:
+        async with AsyncLLMEngine(load):
+            pass
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        other = threading.Thread(target=torch.set_num_threads, args=(1,))
+        other.start()
+        other.join()
+        run(test)
+    finally:
+        torch.set_num_threads(before)
+    assert found == [3]
+
+
 def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=str(tmp_path)):
         AsyncLLMEngine(lambda: LLMEngine(tmp_path))
