@@ -304,11 +304,11 @@ class Scheduler:
     def _schedule_prefill(self) -> Batch | None:
         """Pieces of prompts: those begun come before the head of the queue, and as many as make a token cheapest."""
         begun = [self._candidate(request) for request in self._running if self._is_in_prompt(request)]
-        admissible = self._admissible()
-        # Prompts of requests that gave way, which are still in the cache as a whole. They decode.
-        whole = list(takewhile(lambda candidate: candidate.count <= 0, admissible))
-        self._admit(whole)
-        candidates = [*begun, *takewhile(lambda candidate: candidate.count > 0, admissible[len(whole) :])]
+        # Requests that gave way, and whose prompts are still in the cache as a whole: they decode. The blocks that they
+        # take may be those that others could have begun with, so these are looked for anew.
+        while whole := list(takewhile(lambda candidate: candidate.count <= 0, admissible := self._admissible())):
+            self._admit(whole)
+        candidates = [*begun, *takewhile(lambda candidate: candidate.count > 0, admissible)]
         starts, counts = [each.start for each in candidates], [each.count for each in candidates]
         best: tuple[Pipeline, int] | None = None
         best_cost = float("inf")

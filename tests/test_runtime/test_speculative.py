@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from furiosa_build.errors import UserError
@@ -86,6 +86,16 @@ def tokens_of(outputs: Sequence[RequestOutput]) -> list[list[int]]:
     draft_blocks=st.sampled_from([1, 14, 64]),
     chunk=st.sampled_from([None, 3]),
     caching=st.booleans(),
+)
+@example(  # One that gave way comes back, its whole prompt in the cache, and takes blocks that the next begins with.
+    prompts=[[1, *[0] * 5], [2, *[0] * 6], [0], [0] * 4, [0] * 7],
+    lengths=[13, 14, 1, 10, 6, 1],
+    noise=0.0,
+    block_size=1,
+    blocks=12,
+    draft_blocks=14,
+    chunk=None,
+    caching=True,
 )
 def test_greedy_output_is_that_of_the_target(
     make: MakeArtifact,
