@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from furiosa_build.artifact.reader import OpenArtifact, open_artifact
+from furiosa_build.artifact.stages import restage
 from furiosa_build.errors import UserError
 from furiosa_build.runtime import executor
 from furiosa_build.runtime.engine import LLMEngine
@@ -39,13 +41,19 @@ def test_a_rank_is_made_in_its_own_thread(in_threads: Path, monkeypatch: pytest.
         assert made == threads
 
 
-def test_a_rank_that_cannot_be_made_leaves_no_thread(in_threads: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_cannot_be_made_leaves_no_thread(toy_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do the others, which can."""
     threads = set(threading.enumerate())
 
-    def refused(*_: Any) -> RankRunner:
-        raise UserError("no memory for KV caches", where="paged_attention_num_blocks")
+    def refused(*arguments: Any) -> RankRunner:
+        made = RankRunner(*arguments)
+        if made.stage == 1:
+            raise UserError("no memory for KV caches", where="paged_attention_num_blocks")
+        return made
 
     monkeypatch.setattr(executor, "RankRunner", refused)
+    opened = open_artifact(toy_artifact)
+    in_stages = OpenArtifact(opened.directory, restage(opened.artifact, 2), opened.manifest)
     with pytest.raises(UserError, match="no memory for KV caches"):
-        LLMEngine(in_threads)
+        LLMEngine(in_stages)
     assert set(threading.enumerate()) == threads
