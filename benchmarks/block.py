@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from furiosa_build.backends import LoadedProgram
+from furiosa_build.backends.base import LoadedProgram
 from furiosa_build.backends.graph import Graph
 from furiosa_build.backends.inductor import InductorBackend
-from furiosa_build.models.supertasks import BucketShape, Tracer
-from furiosa_build.plan.kinds import Segment
+from furiosa_build.ir.segment import Segment
+from furiosa_build.models.tracing import BucketShape, Tracer
 
 CONFIG = {
     "model_type": "llama",

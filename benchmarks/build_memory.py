@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from furiosa_build.build import open_build
-from furiosa_build.memory import Watch
+from furiosa_build.build.build import open_build
+from furiosa_build.core.peak_memory import Watch
 
 COMMON = {
     "architectures": ["LlamaForCausalLM"],
@@ -142,9 +142,10 @@ def build(work: Path) -> Iterator[Row]:
 
 def make_checkpoint(config: dict[str, Any], directory: Path) -> None:
     """Writes a checkpoint in Hugging Face layout, one tensor in memory at a time."""
-    from furiosa_build.models.safetensors_file import SafetensorsWriter, file_names, split_into_files
-    from furiosa_build.models.survey import survey
-    from furiosa_build.models.weights import RandomSource, layout_of
+    from furiosa_build.models.analyze import survey
+    from furiosa_build.weights.random import RandomSource
+    from furiosa_build.weights.safetensors_writer import SafetensorsWriter, file_names, split_into_files
+    from furiosa_build.weights.source import layout_of
 
     parameters = survey(config).parameters
     source = RandomSource(parameters, seed=0)

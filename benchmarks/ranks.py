@@ -43,7 +43,7 @@ def rank(artifact: str, stages: int, ranks: int, tokens: int) -> None:
     import torch
     import torch.distributed as dist
 
-    from furiosa_build.runtime.communicator import DistributedCommunicator
+    from furiosa_build.runtime.execution.communicator import DistributedCommunicator
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // (stages * ranks)))
     dist.init_process_group("gloo")

@@ -59,7 +59,7 @@ class Server(NamedTuple):
 @contextmanager
 def serving(target: str, *arguments: str) -> Iterator[Server]:
     """A server of an artifact or a recipe, on a free port of the loopback address."""
-    command = [sys.executable, "-c", "from furiosa_build.cli import main; main()", "serve", target, *arguments]
+    command = [sys.executable, "-c", "from furiosa_build.cli.main import main; main()", "serve", target, *arguments]
     process = subprocess.Popen([*command, "--port", "0"], stdout=sys.stderr, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:

@@ -10,8 +10,9 @@ from typing import Any
 import hypothesis
 import pytest
 
-import furiosa_build.build
-from furiosa_build.build import Build
+import furiosa_build.build.build
+from furiosa_build.build.build import Build
+from furiosa_build.build.workers import run_here
 from furiosa_build.recipe.schema import (
     BackendSpec,
     BucketSpec,
@@ -24,7 +25,6 @@ from furiosa_build.recipe.schema import (
     TargetSpec,
 )
 from furiosa_build.store import Made
-from furiosa_build.workers import run_here
 
 # Before torch is imported. On tensors as small as these, threads cost more time than they save; where other work shares
 # the cores they cost ten times as much.
@@ -107,7 +107,7 @@ def start_build(tmp_path_factory: pytest.TempPathFactory) -> StartBuild:
         )
         options = BuildOptions(save_dir=str(root / "artifacts"), cache_dir=str(root / "store"))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(furiosa_build.build, "Pool", PoolHere)
+            patch.setattr(furiosa_build.build.build, "Pool", PoolHere)
             return Build(Recipe(spec=spec, options=options, roots=(root,)))
 
     return start

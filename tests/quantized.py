@@ -18,7 +18,7 @@ from compressed_tensors.quantization.utils import calculate_qparams
 from loguru import logger
 from test_models.tiny import load
 
-from furiosa_build.plan.forms import Form
+from furiosa_build.quant.forms import Form
 
 FORMS = [
     f"{kind}{tensor}{dynamic}"

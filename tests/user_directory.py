@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 import pytest
 from test_models.tiny import LLAMA, save_random_model
 
-from furiosa_build import cli
 from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.artifact.schema import Artifact
-from furiosa_build.build import Build, open_build
-from furiosa_build.errors import BuildError, StepError
+from furiosa_build.build.build import Build, open_build
+from furiosa_build.build.workers import Pool, run_here
+from furiosa_build.cli import main
+from furiosa_build.core.errors import BuildError, StepError
 from furiosa_build.runtime.probe import probe
 from furiosa_build.steps import qualify
 from furiosa_build.store import Made
-from furiosa_build.workers import Pool, run_here
 
 CONFIG: dict[str, Any] = {**LLAMA, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "vocab_size": 64}
 
@@ -120,7 +120,7 @@ def furiosa_build(user: UserDirectory, *arguments: str) -> Ran:
         patch.setenv("FURIOSA_BUILD_CACHE", str(user.store))
         patch.setattr("sys.argv", ["furiosa-build", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
     status = ended.value.code or 0
     assert isinstance(status, int)
     return Ran(status, out.getvalue(), err.getvalue())

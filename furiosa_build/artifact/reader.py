@@ -17,8 +17,6 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from furiosa_build import host
-from furiosa_build.artifact.safetensors_header import check_safetensors
 from furiosa_build.artifact.schema import (
     ARTIFACT_FILE,
     DRAFT_DIRECTORY,
@@ -33,8 +31,10 @@ from furiosa_build.artifact.schema import (
     artifact_id,
     to_json,
 )
-from furiosa_build.canonical import canonical_json
-from furiosa_build.errors import UserError
+from furiosa_build.core import cpu
+from furiosa_build.core.canonical_json import canonical_json
+from furiosa_build.core.errors import UserError
+from furiosa_build.core.safetensors_header import check_safetensors
 
 _MAX_JSON_BYTES = 32 * 2**20
 _MAX_JSON_DEPTH = 64
@@ -370,9 +370,9 @@ def _check_references(opened: OpenArtifact, directory: str = "") -> None:
 def _check_host(opened: OpenArtifact) -> None:
     """The programs can run here. (Loading does not tell: a wrong instruction set kills the process later.)"""
     target, where = opened.artifact.target, str(opened.directory / ARTIFACT_FILE)
-    if not host.supports(target.isa):
+    if not cpu.supports(target.isa):
         raise UserError(
-            f"the artifact's programs need instruction set {target.isa!r}, this is {host.host_isa()!r}",
+            f"the artifact's programs need instruction set {target.isa!r}, this is {cpu.host_isa()!r}",
             where=where,
             hint="build it for this machine, or use backend eager",
         )

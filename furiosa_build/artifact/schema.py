@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from furiosa_build.canonical import digest
+from furiosa_build.core.canonical_json import digest
+from furiosa_build.ir.tensors import TensorSpec
 
 SCHEMA_VERSION: Literal[4] = 4
 
@@ -133,26 +134,6 @@ class Target(Record):
     num_elements: int = Field(ge=1)
     isa: str
     torch: str
-
-
-Role = Literal["activation", "parameter", "kv_cache"]
-
-
-class TensorSpec(Record):
-    """One input or output of a program. A dimension of None is free: the number of slots of a KV cache.
-
-    `block` counts the supertask's layers: the one that a parameter or a KV cache belongs to. A parameter without one is
-    called as in the model; one of a layer by its name in the layer.
-
-    All are contiguous, in row-major order. A parameter whose stored dtype differs is reinterpreted bytewise
-    (little-endian): the number of bytes agrees.
-    """
-
-    name: str
-    role: Role
-    dtype: str
-    shape: list[int | None]
-    block: int | None = None
 
 
 class Program(Record):

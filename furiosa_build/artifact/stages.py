@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 from furiosa_build.artifact.schema import Artifact, ParameterFiles, Pipeline, Supertask
-from furiosa_build.errors import UserError
-
-
-def split_layers(layers: int, stages: int) -> list[range]:
-    """The layers of each stage, in order: as many for each, the first ones one more if need be."""
-    share, more = divmod(layers, stages)
-    ends = [stage * share + min(stage, more) for stage in range(stages + 1)]
-    return [range(begin, end) for begin, end in pairwise(ends)]
+from furiosa_build.core.errors import UserError
+from furiosa_build.ir.stages import split_layers
 
 
 def with_sends(tasks: Sequence[Supertask]) -> Iterator[Supertask]:

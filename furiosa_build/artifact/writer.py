@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from furiosa_build.artifact.schema import MANIFEST_FILE, SIGNATURE_FILE, TIMESTAMP_FILE, Manifest, Timestamp, to_json
-from furiosa_build.errors import UserError
-from furiosa_build.faults import reach
-from furiosa_build.store.blobs import place, sync
+from furiosa_build.core.errors import UserError
+from furiosa_build.core.failpoints import reach
+from furiosa_build.core.files import link_or_copy, sync
 
 LATEST = "latest"
 
@@ -127,7 +127,7 @@ def publish(
     staging = _new_directory(directory)
     try:
         for path in manifest.files:
-            place(files[path], staging / path)
+            link_or_copy(files[path], staging / path)
             reach("mid-publish")
         published_at = _published_at(directory, manifest)
         stamp = Timestamp.of(manifest.artifact_id, published_at or int(time.time()))
@@ -136,7 +136,7 @@ def publish(
         was_signed = (directory / SIGNATURE_FILE).is_file()
         stays_signed = was_signed and published_at is not None and _holds(directory / MANIFEST_FILE, to_json(manifest))
         if stays_signed:
-            place(directory / SIGNATURE_FILE, staging / SIGNATURE_FILE)
+            link_or_copy(directory / SIGNATURE_FILE, staging / SIGNATURE_FILE)
         for made in (path for path in (staging, *staging.rglob("*")) if path.is_dir()):
             sync(made)
         if directory.exists() and not is_published(directory, manifest, sha256_of):

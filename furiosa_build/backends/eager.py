@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from furiosa_build.backends import LoadedProgram, Option
+from furiosa_build.backends.base import LoadedProgram, Option
 
 if TYPE_CHECKING:
     import torch

@@ -11,52 +11,22 @@ import keyword
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch.export import Dim, ExportedProgram
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Node
 
-from furiosa_build.artifact.schema import TensorSpec
-from furiosa_build.canonical import canonical_json
+from furiosa_build.core.canonical_json import canonical_json
+from furiosa_build.ir.graph import Call, Constant, GraphData
+from furiosa_build.ir.tensors import TensorSpec
 
 _SYMBOLIC = {f"operator.{f.__name__}": f for f in (operator.getitem, operator.add, operator.sub, operator.mul)}
 """Calls outside ATen that an exported graph may hold: arithmetic on sizes, and taking one of several results."""
 
 _FILE_OPERATORS = {"from_file", "save"}
 """ATen operators that open files: no model calls them."""
-
-
-class Constant(BaseModel):
-    """A small tensor the graph owns, such as rotary frequencies. `data` is base64 of its little-endian bytes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    dtype: str
-    shape: list[int]
-    data: str
-
-
-class Call(BaseModel):
-    """One node: `op` is `aten.NAME.OVERLOAD`; arguments are JSON, tensors as `{"ref": number}`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    op: str
-    args: list[Any]
-    kwargs: dict[str, Any]
-
-
-class GraphData(BaseModel):
-    """The JSON form of a graph. `results` numbers the values that become `outputs`, in order."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    schema_version: Literal[1] = 1
-    inputs: list[TensorSpec]
-    constants: list[Constant]
-    nodes: list[Call]
-    results: list[int]
-    outputs: list[TensorSpec]
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from furiosa_build.backends import LoadedProgram, Option
-from furiosa_build.errors import UserError
-from furiosa_build.host import host_isa
+from furiosa_build.backends.base import LoadedProgram, Option
+from furiosa_build.core.cpu import host_isa
+from furiosa_build.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from furiosa_build.errors import UserError
+from furiosa_build.core.errors import UserError
 
 PAGED_ATTENTION = "furiosa_paged"
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path, tree_map_with_path
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from furiosa_build.errors import UserError
+from furiosa_build.core.errors import UserError
 from furiosa_build.models.attention import PAGED_ATTENTION
 
 

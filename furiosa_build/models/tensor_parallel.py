@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from furiosa_build.models.cut import all_gather, all_reduce
-from furiosa_build.models.linear import QuantizedLinear
+from furiosa_build.ir.sharding import Cut
+from furiosa_build.models.partition import all_gather, all_reduce
 from furiosa_build.models.skeleton import Skeleton
-from furiosa_build.plan.cuts import Cut
+from furiosa_build.quant.linear import QuantizedLinear
 
 _WHOLE = {"replicated_with_grad_allreduce"}
 _KV = ("k_proj", "v_proj")

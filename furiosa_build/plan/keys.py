@@ -1,23 +1,22 @@
 """What determines a step: its key is the digest of everything its output depends on, and of nothing else.
 
-No path, no time, no host name. What a step runs is part of the key: the digest of its module's source and of all
-modules of this project that it imports, found by reading import statements.
+No path, no time, no host name. What a step runs is part of the key: the digest of its module's code and of the code of
+all modules of this project that it imports, wherever in a file the import stands. Comments and docstrings are not code.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from furiosa_build.canonical import digest
+from furiosa_build.core.canonical_json import digest
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_IMPORT = re.compile(r"^\s*(?:from|import) +(furiosa_build(?:\.\w+)*)(?: +import +(\(.*?\)|[^\n]*))?", re.M | re.S)
 
 
 def key_factors(
@@ -56,10 +55,10 @@ def tool_versions(*packages: str) -> dict[str, str]:
 
 
 def source_digests(modules: Iterable[str]) -> dict[str, str]:
-    """sha256 of the source of these modules of the project and of all that they import of it, directly or not."""
+    """sha256 of the code of these modules of the project and of all that they import of it, directly or not."""
     # The package itself holds the version: a release is no reason to build everything again.
     names = imported_modules(tuple(modules)) - {"furiosa_build"}
-    return {name: _file_digest(name) for name in sorted(names)}
+    return {name: _code_digest(name) for name in sorted(names)}
 
 
 @cache
@@ -77,12 +76,40 @@ def imported_modules(modules: tuple[str, ...]) -> frozenset[str]:
 
 @cache
 def _direct_imports(module: str) -> frozenset[str]:
-    found: set[str] = set()
-    for base, names in _IMPORT.findall(_source(module).read_text()):
-        found.add(base)
-        imported = [name.split(" as ")[0].strip() for name in names.strip("() \n").split(",")]
-        found.update(f"{base}.{name}" for name in imported if name.isidentifier())
-    return frozenset(name for name in found if _source(name).is_file())
+    """Those that are modules of this project, and their packages' names as they are imported from."""
+    found = {name for node in _run_nodes(_tree(module)) for name in _named(node, module)}
+    return frozenset(name for name in found if name.split(".")[0] == _PACKAGE.name and _source(name).is_file())
+
+
+def _run_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes of a syntax tree, without what stands under `if TYPE_CHECKING:`, which is never run."""
+    yield node
+    for field, value in ast.iter_fields(node):
+        if field == "body" and isinstance(node, ast.If) and _is_type_checking(node.test):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield from _run_nodes(child)
+
+
+def _is_type_checking(test: ast.expr) -> bool:
+    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
+        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
+    )
+
+
+def _named(node: ast.AST, module: str) -> Iterator[str]:
+    """The modules that an import statement names; what is imported from a package may be one as well."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            package = module if _source(module).name == "__init__.py" else module.rpartition(".")[0]
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+        yield base
+        yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def _source(module: str) -> Path:
@@ -91,5 +118,24 @@ def _source(module: str) -> Path:
 
 
 @cache
-def _file_digest(module: str) -> str:
-    return hashlib.sha256(_source(module).read_bytes()).hexdigest()
+def _tree(module: str) -> ast.Module:
+    return ast.parse(_source(module).read_bytes())
+
+
+@cache
+def _code_digest(module: str) -> str:
+    """Of the code as Python's own printer writes it, without comments and texts that stand as statements."""
+    tree = ast.parse(_source(module).read_bytes())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [one for one in body if not _is_text(one)] or [ast.Pass()]  # type: ignore[attr-defined]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )

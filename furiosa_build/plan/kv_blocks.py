@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Literal
 
-from furiosa_build.devices import kind_of
-from furiosa_build.plan.outline import Outline
-from furiosa_build.plan.sizes import SCRATCH_BLOCKS, kv_slot_bytes, rank_parameter_bytes
+from furiosa_build.core.devices import kind_of
+from furiosa_build.ir.outline import Outline
+from furiosa_build.plan.budget.sizes import SCRATCH_BLOCKS, kv_slot_bytes, rank_parameter_bytes
 from furiosa_build.recipe.schema import BuildSpec
 
 

@@ -8,12 +8,12 @@ from itertools import accumulate
 from pathlib import PurePath
 from typing import Any, Literal
 
-from furiosa_build.artifact.stages import split_layers
-from furiosa_build.plan.cuts import Cut
+from furiosa_build.ir.outline import Outline
+from furiosa_build.ir.sharding import Cut
+from furiosa_build.ir.stages import split_layers
 from furiosa_build.plan.kinds import Kind, find_kinds, outer_parameters
 from furiosa_build.plan.kv_blocks import KvBlocks, Loaded, find_kv_blocks
-from furiosa_build.plan.outline import Outline
-from furiosa_build.quantized_checkpoint import QuantizedCheckpoint
+from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
 from furiosa_build.recipe.buckets import Phase, bucket_name
 from furiosa_build.recipe.schema import BuildSpec, ModelSpec, ParallelSpec
 

@@ -15,13 +15,13 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from furiosa_build.errors import UserError, nearest
+from furiosa_build.core.errors import UserError, nearest
 from furiosa_build.recipe.defaults import groups, walk
 from furiosa_build.recipe.draft import draft_spec
-from furiosa_build.recipe.errors import Locator, combine, user_errors
+from furiosa_build.recipe.explain_mistakes import Locator, combine, user_errors
 from furiosa_build.recipe.overrides import choices, parse_overrides
 from furiosa_build.recipe.schema import BuildOptions, BuildSpec, Recipe
-from furiosa_build.recipe.sources import Key, YamlError, dotted, parse_key
+from furiosa_build.recipe.search_path import Key, YamlError, dotted, parse_key
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from furiosa_build.errors import UserError, nearest
-from furiosa_build.recipe.sources import Source, child, read_source
+from furiosa_build.core.errors import UserError, nearest
+from furiosa_build.recipe.search_path import Source, child, read_source
 
 _FORMS = "`- NAME`, `- GROUP: CHOICE` or `- override GROUP: CHOICE`"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from furiosa_build.errors import UserError
-from furiosa_build.recipe.errors import Place, combine, user_errors
+from furiosa_build.core.errors import UserError
+from furiosa_build.recipe.explain_mistakes import Place, combine, user_errors
 from furiosa_build.recipe.schema import BuildSpec
 
 

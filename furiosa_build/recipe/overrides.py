@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from furiosa_build.errors import UserError
+from furiosa_build.core.errors import UserError
 from furiosa_build.recipe.defaults import Choice
-from furiosa_build.recipe.sources import Key, dotted, parse_key
+from furiosa_build.recipe.search_path import Key, dotted, parse_key
 
 _FORMS = "key=value, group=choice, +key=value (add), ~key (remove)"
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from furiosa_build.devices import DeviceError, elements, kind_of
-from furiosa_build.errors import UserError
+from furiosa_build.core.devices import DeviceError, elements, kind_of
+from furiosa_build.core.errors import UserError
 from furiosa_build.recipe.buckets import AppendSize, BucketSpec, derive_append_buckets
 from furiosa_build.recipe.section import PositiveInt, Section
 from furiosa_build.recipe.section import as_tuple as _as_tuple

@@ -17,12 +17,12 @@ from typing import NamedTuple, Self
 import torch
 
 from furiosa_build.artifact.schema import Artifact
-from furiosa_build.errors import BuildError
+from furiosa_build.core.errors import BuildError
 from furiosa_build.runtime.engine import LLMEngine, Prompt, StepFailedError
 from furiosa_build.runtime.engine_args import EngineArgs
 from furiosa_build.runtime.request import RequestOutput, SamplingParams
 from furiosa_build.runtime.stats import EngineStats
-from furiosa_build.runtime.tokenizer import Tokenizer
+from furiosa_build.runtime.text.tokenizer import Tokenizer
 
 
 class EngineDeadError(BuildError):

@@ -14,19 +14,19 @@ from torch import Tensor
 
 from furiosa_build.artifact.reader import OpenArtifact, open_artifact
 from furiosa_build.artifact.schema import Artifact, KvCacheSharing
-from furiosa_build.errors import BuildError, EngineFullError, UserError
-from furiosa_build.runtime.beam_search import BeamSearch
-from furiosa_build.runtime.communicator import DistributedCommunicator
-from furiosa_build.runtime.detokenizer import Detokenizer, OutputText
+from furiosa_build.core.errors import BuildError, EngineFullError, UserError
 from furiosa_build.runtime.engine_args import EngineArgs
-from furiosa_build.runtime.guided import Guides
-from furiosa_build.runtime.next_token import NextToken, OnLogits
-from furiosa_build.runtime.replica import Replica, make_replica
+from furiosa_build.runtime.execution.communicator import DistributedCommunicator
+from furiosa_build.runtime.execution.replica import Replica, make_replica
 from furiosa_build.runtime.request import Request, RequestOutput, SamplingParams
-from furiosa_build.runtime.sampler import as_float32
-from furiosa_build.runtime.scheduler import Batch
+from furiosa_build.runtime.sampling.beam_search import BeamSearch
+from furiosa_build.runtime.sampling.guided import Guides
+from furiosa_build.runtime.sampling.next_token import NextToken, OnLogits
+from furiosa_build.runtime.sampling.sampler import as_float32
+from furiosa_build.runtime.scheduling.scheduler import Batch
 from furiosa_build.runtime.stats import EngineStats
-from furiosa_build.runtime.tokenizer import Message, Tokenizer, end_of_sequence_ids
+from furiosa_build.runtime.text.detokenizer import Detokenizer, OutputText
+from furiosa_build.runtime.text.tokenizer import Message, Tokenizer, end_of_sequence_ids
 
 Prompt = str | Sequence[int] | Sequence[Message]
 """A text, token ids, or the messages of a conversation: dicts with `role` and `content`."""

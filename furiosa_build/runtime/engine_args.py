@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from furiosa_build.artifact.reader import OpenArtifact, open_artifact
 from furiosa_build.artifact.schema import Artifact, GeneratorConfig
 from furiosa_build.artifact.stages import restage
-from furiosa_build.devices import DeviceError, elements, kind_of
-from furiosa_build.errors import UserError
+from furiosa_build.core.devices import DeviceError, elements, kind_of
+from furiosa_build.core.errors import UserError
 
 DEFAULT_CACHE = "$HOME/.cache/furiosa/llm"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from furiosa_build.artifact.reader import OpenArtifact
-from furiosa_build.errors import UserError
+from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.engine import LLMEngine, Prompt, is_conversation
 from furiosa_build.runtime.request import RequestOutput, SamplingParams
-from furiosa_build.runtime.tokenizer import Message
+from furiosa_build.runtime.text.tokenizer import Message
 
 
 class LLM:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.artifact.schema import GeneratorConfig
-from furiosa_build.errors import BuildError
+from furiosa_build.core.errors import BuildError
 from furiosa_build.runtime.engine import LLMEngine
 from furiosa_build.runtime.request import SamplingParams
 

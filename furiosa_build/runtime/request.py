@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from furiosa_build.errors import UserError
+from furiosa_build.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from furiosa_build.runtime.beam_search import BeamSearch
-    from furiosa_build.runtime.detokenizer import OutputText
-    from furiosa_build.runtime.guided import Guide
-    from furiosa_build.runtime.sampler import Proposal
+    from furiosa_build.runtime.sampling.beam_search import BeamSearch
+    from furiosa_build.runtime.sampling.guided import Guide
+    from furiosa_build.runtime.sampling.sampler import Proposal
+    from furiosa_build.runtime.text.detokenizer import OutputText
 
 FinishReason = Literal["stop", "length"]
 

@@ -11,9 +11,12 @@ from fastapi.security import HTTPBearer
 from starlette.requests import Request
 
 import furiosa_build
-from furiosa_build.server import descriptions, errors, openai_routes, service_routes, shark_routes
 from furiosa_build.server.generation import ClientGoneError
-from furiosa_build.server.middleware import ApiKeys, BodyLimit, RequestLog, TimeLimit
+from furiosa_build.server.http import errors
+from furiosa_build.server.http.middleware import ApiKeys, BodyLimit, RequestLog, TimeLimit
+from furiosa_build.server.openai import descriptions
+from furiosa_build.server.routes import openai, shark
+from furiosa_build.server.routes import service as service_routes
 from furiosa_build.server.service import Service
 
 CLIENT_GONE = 499
@@ -32,8 +35,8 @@ def create_app(service: Service, api_keys: Sequence[str] = ()) -> FastAPI:
         # For the description only; see ApiKeys.
         dependencies=[Depends(HTTPBearer(auto_error=False))] if api_keys else None,
     )
-    for module in (openai_routes, shark_routes, service_routes):
-        app.include_router(module.make_router(service))
+    for routes in (openai, shark, service_routes):
+        app.include_router(routes.make_router(service))
     errors.add_handlers(app)
 
     async def gone(_: Request, __: Exception) -> Response:

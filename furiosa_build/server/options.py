@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +11,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from furiosa_build.errors import UserError, nearest
+from furiosa_build.core.errors import UserError, nearest
 from furiosa_build.runtime.engine_args import AsyncEngineArgs
 
 API_KEYS_VARIABLE = "FURIOSA_API_KEYS"
@@ -120,18 +119,6 @@ def from_cli_args(arguments: argparse.Namespace) -> ServerOptions:
         _validated(from_file, strict=True, where=file)
     # Texts of the command line, so not strictly.
     return _validated(from_file | given, strict=False, where="command line")
-
-
-def run(artifact: Callable[[], str | Path], options: ServerOptions) -> None:
-    """`serve.serve`, where the extra is installed. Raises UserError where it is not, and as `serve.serve`."""
-    try:
-        from furiosa_build.server.serve import serve
-    except ModuleNotFoundError as error:
-        if error.name not in ("fastapi", "jiter", "prometheus_client", "starlette", "uvicorn"):
-            raise
-        hint = "pip install 'furiosa-build[serve]'"
-        raise UserError(f"serving needs the extra `serve`: {error}", where="serve", hint=hint) from error
-    serve(artifact, options)
 
 
 def _read(path: Path) -> dict[str, Any]:

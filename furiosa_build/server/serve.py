@@ -14,13 +14,13 @@ from types import FrameType
 
 import uvicorn
 
-from furiosa_build import faults
-from furiosa_build.errors import UserError
+from furiosa_build.core import failpoints
+from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.async_engine import AsyncLLMEngine
 from furiosa_build.runtime.engine_args import AsyncEngineArgs
 from furiosa_build.server import logs
 from furiosa_build.server.app import create_app
-from furiosa_build.server.connection import connection
+from furiosa_build.server.http.connection import connection
 from furiosa_build.server.options import ServerOptions
 from furiosa_build.server.service import Service
 
@@ -134,6 +134,6 @@ class _Server(uvicorn.Server):
 
 
 def _load(args: AsyncEngineArgs) -> AsyncLLMEngine:
-    with faults.doing("serve"):
-        faults.reach("load")
+    with failpoints.doing("serve"):
+        failpoints.reach("load")
     return AsyncLLMEngine.from_engine_args(args)

@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from typing import Literal
 
 from furiosa_build.runtime.async_engine import AsyncLLMEngine
-from furiosa_build.runtime.tokenizer import Tokenizer
-from furiosa_build.server.errors import ApiError, overloaded, unavailable
+from furiosa_build.runtime.text.tokenizer import Tokenizer
+from furiosa_build.server.http.errors import ApiError, overloaded, unavailable
 from furiosa_build.server.metrics import Metrics
 from furiosa_build.server.options import ServerOptions
 

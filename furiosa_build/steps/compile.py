@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from furiosa_build.backends import get_backend
+from furiosa_build.backends.registry import get_backend
 
 if TYPE_CHECKING:
     from furiosa_build.backends.graph import Graph
@@ -18,7 +18,7 @@ def run(request: dict[str, Any], output: Path) -> None:
 
     Writes program-N.SUFFIX for graph N.
     """
-    from furiosa_build.models.cut import CutGraph
+    from furiosa_build.models.partition import CutGraph
 
     backend = get_backend(request["backend"])
     graphs = CutGraph.model_validate_json(Path(request["graphs"]).read_bytes()).graphs

@@ -32,17 +32,17 @@ from furiosa_build.artifact.schema import (
     SchedulerDefaults,
     Supertask,
     Target,
-    TensorSpec,
     artifact_id,
     to_json,
 )
 from furiosa_build.artifact.stages import with_sends
-from furiosa_build.canonical import canonical_json, digest
+from furiosa_build.core.canonical_json import canonical_json, digest
+from furiosa_build.ir.outline import KindOutline
+from furiosa_build.ir.tensors import TensorSpec
 from furiosa_build.plan.kinds import Kind, Use
-from furiosa_build.plan.outline import KindOutline
 from furiosa_build.plan.planner import Bucket, Plan, pretrained_id
 from furiosa_build.steps.provenance import provenance
-from furiosa_build.steps.source import ModelFiles, Source
+from furiosa_build.weights.listing import ModelFiles, Source
 
 
 @dataclass(frozen=True)

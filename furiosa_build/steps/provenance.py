@@ -12,9 +12,9 @@ from typing import Any
 
 import furiosa_build
 from furiosa_build.artifact.schema import DRAFT_DIRECTORY, FileRecord
-from furiosa_build.canonical import digest
+from furiosa_build.core.canonical_json import digest
 from furiosa_build.plan.planner import Plan, pretrained_id, resolved_recipe
-from furiosa_build.steps.source import ModelFiles, Source
+from furiosa_build.weights.listing import ModelFiles, Source
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"

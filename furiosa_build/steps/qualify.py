@@ -12,17 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from furiosa_build.canonical import canonical_json
-from furiosa_build.errors import StepError
-from furiosa_build.plan.forms import Form
-from furiosa_build.plan.outline import Outline
-from furiosa_build.progress import advance, expect
+from furiosa_build.core.canonical_json import canonical_json
+from furiosa_build.core.errors import StepError
+from furiosa_build.core.progress import advance, expect
+from furiosa_build.ir.outline import Outline
+from furiosa_build.quant.forms import Form
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from furiosa_build.models.safetensors_file import Layout
-    from furiosa_build.models.weights import TensorSource
+    from furiosa_build.ir.tensors import Layout
+    from furiosa_build.weights.source import TensorSource
 
 OUTPUT = "qualification.json"
 PROBED = "probed.safetensors"
@@ -59,8 +59,8 @@ def compare(generated: Path, request: dict[str, Any], output: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file
 
-    from furiosa_build.models.weights import SafetensorsSource
     from furiosa_build.steps.weights import open_source
+    from furiosa_build.weights.safetensors import SafetensorsSource
 
     probed = load_file(generated)
     with safe_open(generated, "pt") as file:
@@ -165,7 +165,7 @@ class _Reference:
     def _read(self, name: str) -> Tensor:
         import torch
 
-        from furiosa_build.models.quantization import dequantize
+        from furiosa_build.quant.quantization import dequantize
 
         stored, scheme = self._stored(name), self._schemes.get(name, "none")
         advance(sum(layout.nbytes for layout in stored.values()))
@@ -176,8 +176,8 @@ class _Reference:
         return dequantize({**parts, "weight_scale": parts["weight_scale"].to(dtype)}, scheme)
 
     def _stored(self, name: str) -> dict[str, Layout]:
-        from furiosa_build.models.quantization import stored_layouts
-        from furiosa_build.models.weights import layout_of
+        from furiosa_build.quant.quantization import stored_layouts
+        from furiosa_build.weights.source import layout_of
 
         return stored_layouts(name, layout_of(self._outline.parameters[name]), self._schemes.get(name, "none"))
 

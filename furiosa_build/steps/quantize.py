@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from furiosa_build.canonical import canonical_json
-from furiosa_build.checkpoint import INDEX_FILE
-from furiosa_build.plan.outline import Outline
-from furiosa_build.progress import expect
+from furiosa_build.core.canonical_json import canonical_json
+from furiosa_build.core.progress import expect
+from furiosa_build.ir.outline import Outline
 from furiosa_build.steps.weights import LARGEST_FILE, open_source
+from furiosa_build.weights.hf_layout import INDEX_FILE
 
 CONFIG = "config.json"
 
@@ -27,9 +27,11 @@ def run(request: dict[str, Any], output: Path) -> dict[str, str]:
     """
     import torch
 
-    from furiosa_build.models.quantization import compressed_tensors_config, quantize, stored_layouts
-    from furiosa_build.models.safetensors_file import SafetensorsWriter, file_names, split_into_files
-    from furiosa_build.models.weights import SafetensorsSource, check_parameters, check_stored, layout_of
+    from furiosa_build.quant.quantization import compressed_tensors_config, quantize, stored_layouts
+    from furiosa_build.weights.checkpoint import check_parameters, check_stored
+    from furiosa_build.weights.safetensors import SafetensorsSource
+    from furiosa_build.weights.safetensors_writer import SafetensorsWriter, file_names, split_into_files
+    from furiosa_build.weights.source import layout_of
 
     outline = Outline.model_validate(request["outline"])
     schemes, config = request["schemes"], dict(request["hf_config"])

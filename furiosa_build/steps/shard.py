@@ -6,19 +6,19 @@ someone else's checkpoint are copied: they may change, and their scales may have
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from furiosa_build.plan.outline import Outline, ParameterOutline
-from furiosa_build.progress import expect
+from furiosa_build.core.files import link_or_copy
+from furiosa_build.core.progress import expect
+from furiosa_build.ir.outline import Outline, ParameterOutline
 from furiosa_build.steps.weights import LARGEST_FILE, open_source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from furiosa_build.models.safetensors_file import Layout
-    from furiosa_build.models.weights import TensorSource
+    from furiosa_build.ir.tensors import Layout
+    from furiosa_build.weights.source import TensorSource
 
 
 def run(request: dict[str, Any], output: Path) -> dict[str, str]:
@@ -33,14 +33,14 @@ def run(request: dict[str, Any], output: Path) -> dict[str, str]:
         return _write(request, output)
     digests = {}
     for name, (_, file) in zip(_file_names(len(checkpoint)), sorted(checkpoint.items()), strict=True):
-        os.link(file["path"], output / name)
+        link_or_copy(Path(file["path"]), output / name)
         digests[name] = file["sha256"]
     return digests
 
 
 def _write(request: dict[str, Any], output: Path) -> dict[str, str]:
-    from furiosa_build.models.safetensors_file import SafetensorsWriter, split_into_files
-    from furiosa_build.models.weights import SafetensorsSource
+    from furiosa_build.weights.safetensors import SafetensorsSource
+    from furiosa_build.weights.safetensors_writer import SafetensorsWriter, split_into_files
 
     outline, ranks, stages = Outline.model_validate(request["outline"]), request["ranks"], request["stages"]
     checkpoint = request["checkpoint"]
@@ -75,9 +75,9 @@ class _Share:
     """A rank's share of a parameter, as the tensors that are stored for it."""
 
     def __init__(self, name: str, parameter: ParameterOutline, scheme: str, ranks: int, rank: int) -> None:
-        from furiosa_build.models.quantization import stored_layouts
-        from furiosa_build.models.safetensors_file import Layout
-        from furiosa_build.models.weights import layout_of
+        from furiosa_build.ir.tensors import Layout
+        from furiosa_build.quant.quantization import stored_layouts
+        from furiosa_build.weights.source import layout_of
 
         whole = layout_of(parameter)
         self._cut = parameter.cut if ranks > 1 else None
@@ -115,7 +115,7 @@ def _repack(packed: Tensor, begin: int, length: int) -> Tensor:
     """Columns of int8 weights, packed by four into int32, as a matrix of their own."""
     import torch
 
-    from furiosa_build.models.linear import packed_columns
+    from furiosa_build.quant.linear import packed_columns
 
     own = torch.zeros((packed.shape[0], packed_columns(length)), dtype=torch.uint8)
     own[:, :length] = packed.view(torch.uint8)[:, begin : begin + length]

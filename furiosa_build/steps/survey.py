@@ -10,6 +10,6 @@ OUTPUT = "outline.json"
 
 def run(request: dict[str, Any], output: Path) -> None:
     """request: `hf_config`. Writes outline.json."""
-    from furiosa_build.models.survey import survey
+    from furiosa_build.models.analyze import survey
 
     (output / OUTPUT).write_text(survey(request["hf_config"]).model_dump_json())

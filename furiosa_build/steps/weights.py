@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from furiosa_build.models.weights import TensorSource
+    from furiosa_build.weights.source import TensorSource
 
 LARGEST_FILE = 4 << 30
 """Bytes in one file of parameters."""
@@ -14,8 +14,9 @@ LARGEST_FILE = 4 << 30
 
 def open_source(request: dict[str, Any]) -> TensorSource:
     """The weights that `source` and `directory` of a request describe. The latter may be a file: `param_file_path`."""
-    from furiosa_build.models.weights import RandomSource, open_checkpoint
-    from furiosa_build.steps.source import Source
+    from furiosa_build.weights.listing import Source
+    from furiosa_build.weights.random import RandomSource
+    from furiosa_build.weights.safetensors import open_checkpoint
 
     source = Source.model_validate(request["source"])
     if source.seed is not None:

@@ -22,12 +22,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from furiosa_build.errors import StepError
-from furiosa_build.faults import doing, reach
-from furiosa_build.memory import Usage
+from furiosa_build.core.errors import StepError
+from furiosa_build.core.failpoints import doing, reach
+from furiosa_build.core.file_digests import HashMemory
+from furiosa_build.core.peak_memory import Usage
 from furiosa_build.store.blobs import Blobs
-from furiosa_build.store.guard import open_lock, shared, try_lock
-from furiosa_build.store.hashing import HashMemory
+from furiosa_build.store.locks import open_lock, shared, try_lock
 from furiosa_build.store.records import MANIFEST, ActionRecord, Output, read_action, write_action
 from furiosa_build.store.sessions import Session
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
-from furiosa_build.faults import reach
-from furiosa_build.store.hashing import HashMemory, hash_file
+from furiosa_build.core.failpoints import reach
+from furiosa_build.core.file_digests import HashMemory, hash_file
+from furiosa_build.core.files import sync
 
 
 class Blobs:
@@ -44,22 +43,3 @@ class Blobs:
         file.replace(target)
         self._hashes.remember(target, sha256)
         return sha256, size
-
-
-def place(source: Path, target: Path) -> None:
-    """Makes `target` a hard link of `source`, or a copy where the file systems do not allow a link."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-        target.chmod(0o444)
-
-
-def sync(path: Path) -> None:
-    """Returns when a file, or the entries of a directory, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

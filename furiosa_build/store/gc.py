@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from furiosa_build.errors import UserError
+from furiosa_build.core.errors import UserError
 from furiosa_build.store.actions import Store
-from furiosa_build.store.guard import exclusive, locks_work, shared
+from furiosa_build.store.locks import exclusive, locks_work, shared
 from furiosa_build.store.records import MANIFEST, ActionRecord, read_action
 from furiosa_build.store.sessions import all_sessions, is_alive, pins
 

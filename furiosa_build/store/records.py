@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from furiosa_build.canonical import canonical_json, digest
-from furiosa_build.faults import reach
+from furiosa_build.core.canonical_json import canonical_json, digest
+from furiosa_build.core.failpoints import reach
 
 MANIFEST = "manifest.json"
 FACTORS = "key_factors.json"

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from furiosa_build.store.guard import is_locked, open_lock, shared, take_lock
+from furiosa_build.store.locks import is_locked, open_lock, shared, take_lock
 
 _LOCK = "lock"
 _PINS = "pins"

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from user_directory import UserDirectory, make_new_directory, make_user_directory, run, steps_in_this_process
 
-from furiosa_build import faults
 from furiosa_build.backends.eager import EagerBackend
+from furiosa_build.core import failpoints
 from furiosa_build.store import Store, gc
 
 
@@ -127,7 +127,7 @@ def start_child(tmp_path: Path) -> Iterator[StartChild]:
 def _child(user: UserDirectory, recipe: str, fault: str, tell: Path | None, output: Path) -> None:
     try:
         if fault:
-            os.environ[faults.VARIABLE] = fault
+            os.environ[failpoints.VARIABLE] = fault
         with closing(user.open(recipe=recipe)) as opened:
             if tell is not None:
                 opened.store.tell = lambda message: void(tell.write_text(message))

@@ -13,9 +13,9 @@ from threading import Barrier
 import pytest
 from user_directory import UserDirectory
 
+from furiosa_build.core.file_digests import HashMemory
 from furiosa_build.store import Store, gc
 from furiosa_build.store.blobs import Blobs
-from furiosa_build.store.hashing import HashMemory
 
 from .conftest import StartChild, assert_sound, build, forget
 

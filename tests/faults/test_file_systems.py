@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from user_directory import UserDirectory, run
 
-from furiosa_build.errors import StepError
+from furiosa_build.core.errors import StepError
 from furiosa_build.store import Store, gc
 
 from .conftest import build, forget

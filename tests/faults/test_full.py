@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from user_directory import UserDirectory, furiosa_build, make_user_directory
 
-from furiosa_build import faults
-from furiosa_build.errors import BuildError, StepError
+from furiosa_build.core import failpoints
+from furiosa_build.core.errors import BuildError, StepError
 from furiosa_build.store import actions
 
 from .conftest import assert_sound, build, forget
@@ -30,7 +30,7 @@ def test_a_full_disk_makes_the_step_fail_and_the_next_build_repeats_it(
 ) -> None:
     forget(user, step)
     with monkeypatch.context() as patch:
-        patch.setenv(faults.VARIABLE, f"{step}@{point}=errno:ENOSPC")
+        patch.setenv(failpoints.VARIABLE, f"{step}@{point}=errno:ENOSPC")
         with pytest.raises(StepError, match=rf"step {step} failed: OSError: .*No space left on device"):
             build(user)
     assert build(user) == [step]
@@ -44,7 +44,7 @@ def test_a_full_disk_leaves_nothing_half_published(
     shutil.rmtree(user.artifacts)
     step = "qualify" if point == "before-latest" else "package"
     with monkeypatch.context() as patch:
-        patch.setenv(faults.VARIABLE, f"{step}@{point}=errno:ENOSPC")
+        patch.setenv(failpoints.VARIABLE, f"{step}@{point}=errno:ENOSPC")
         with pytest.raises(StepError, match=f"step {step} failed"):
             build(user)
     assert not (user.artifacts / "latest").exists()
@@ -56,7 +56,7 @@ def test_a_full_disk_leaves_nothing_half_published(
 
 def test_a_full_disk_is_one_message_and_status_3(user: UserDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     forget(user, "package")
-    monkeypatch.setenv(faults.VARIABLE, "package@mid-write=errno:ENOSPC")
+    monkeypatch.setenv(failpoints.VARIABLE, "package@mid-write=errno:ENOSPC")
     ran = furiosa_build(user, "build", "tiny")
     assert ran.status == 3
     assert ran.err.startswith("error: step package failed: OSError: [Errno 28] No space left on device")

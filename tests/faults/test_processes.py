@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from user_directory import UserDirectory, furiosa_build, steps_in_this_process
 
-from furiosa_build import faults
+from furiosa_build.core import failpoints
 from furiosa_build.store import Store
 
 from .conftest import assert_sound, build
 
-COMMAND = [sys.executable, "-c", "from furiosa_build.cli import main; main()", "build", "tiny"]
+COMMAND = [sys.executable, "-c", "from furiosa_build.cli.main import main; main()", "build", "tiny"]
 STEP = "compile:decode-2x64:block"
 
 
@@ -75,7 +75,7 @@ def test_a_build_that_waits_says_so_and_can_be_interrupted_and_one_that_is_kille
 ) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    with building(fresh, **{faults.VARIABLE: f"{STEP}@before-rename={pipe}"}) as first:
+    with building(fresh, **{failpoints.VARIABLE: f"{STEP}@before-rename={pipe}"}) as first:
         assert pipe.read_text() == f"{first.pid}\n"
 
         with building(fresh) as second:
@@ -103,7 +103,7 @@ def test_a_build_that_waits_says_so_and_can_be_interrupted_and_one_that_is_kille
 
 
 def test_the_log_of_a_step_that_fails_is_kept_and_named_and_the_next_build_tries_again(user: UserDirectory) -> None:
-    fault = {faults.VARIABLE: "quantize@mid-write=errno:ENOSPC"}
+    fault = {failpoints.VARIABLE: "quantize@mid-write=errno:ENOSPC"}
     with building(user, "quantization=int8", **fault) as process:
         out, err = process.communicate(timeout=120)
     assert process.returncode == 3

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from furiosa_build import host
 from furiosa_build.artifact.reader import find_damage, open_artifact
 from furiosa_build.artifact.schema import Artifact, FileRecord, Manifest, Timestamp, artifact_id, to_json
-from furiosa_build.errors import UserError
+from furiosa_build.core import cpu
+from furiosa_build.core.errors import UserError
 
 PARAMETERS = "params/p.safetensors"
 PROGRAM = "programs/first.so"
@@ -572,9 +572,9 @@ def test_torch_that_is_not_needed_or_differs_in_its_local_part_only(root: Path, 
 
 def test_an_instruction_set_this_host_lacks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     resealed(lambda data: data["target"].update(isa="x86-64-v4"))(root)
-    monkeypatch.setattr(host, "host_isa", lambda: "x86-64-v4")
+    monkeypatch.setattr(cpu, "host_isa", lambda: "x86-64-v4")
     open_artifact(root)
-    monkeypatch.setattr(host, "host_isa", lambda: "x86-64-v3")
+    monkeypatch.setattr(cpu, "host_isa", lambda: "x86-64-v3")
     with pytest.raises(UserError, match="instruction set 'x86-64-v4', this is 'x86-64-v3'"):
         open_artifact(root)
 

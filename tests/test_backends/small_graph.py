@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from furiosa_build.artifact.schema import TensorSpec
 from furiosa_build.backends.graph import Graph
+from furiosa_build.ir.tensors import TensorSpec
 
 
 class Small(nn.Module):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from furiosa_build.backends import get_backend
 from furiosa_build.backends.eager import EagerBackend
-from furiosa_build.errors import UserError
+from furiosa_build.backends.registry import get_backend
+from furiosa_build.core.errors import UserError
 
 from .small_graph import Small, inputs, small_graph
 

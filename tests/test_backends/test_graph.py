@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.export import Dim
 
-from furiosa_build.artifact.schema import TensorSpec
 from furiosa_build.backends.graph import Graph, dtype_name
+from furiosa_build.ir.tensors import TensorSpec
 
 REFUSED = (ValueError, TypeError, RuntimeError)
 """What loading a program may raise: the executor turns these into one message."""

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from furiosa_build.backends import Backend, Option, check_options
+from furiosa_build.backends.base import Backend, Option, check_options
 from furiosa_build.backends.eager import EagerBackend
 from furiosa_build.backends.graph import Graph
 from furiosa_build.backends.inductor import InductorBackend
-from furiosa_build.errors import UserError
-from furiosa_build.models.cut import CutGraph
-from furiosa_build.models.supertasks import BucketShape, Tracer
-from furiosa_build.plan.kinds import Segment
+from furiosa_build.build.workers import Pool
+from furiosa_build.core.errors import UserError
+from furiosa_build.ir.segment import Segment
+from furiosa_build.models.partition import CutGraph
+from furiosa_build.models.tracing import BucketShape, Tracer
 from furiosa_build.recipe.schema import Scheme
-from furiosa_build.workers import Pool
 
 from .small_graph import Small, inputs, small_graph
 

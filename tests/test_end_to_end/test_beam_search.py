@@ -15,8 +15,8 @@ from test_models.tiny import LLAMA, MISTRAL, load, save_random_model
 from user_directory import furiosa_build, make_user_directory, steps_in_this_process
 
 from furiosa_build.runtime import LLMEngine, RequestOutput, SamplingParams
-from furiosa_build.runtime.kv_cache import BlockManager
-from furiosa_build.runtime.scheduler import Scheduler
+from furiosa_build.runtime.scheduling.kv_cache import BlockManager
+from furiosa_build.runtime.scheduling.scheduler import Scheduler
 
 from .test_parallel import MODELS as CUT_MODELS
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from furiosa_build.build import Build
+from furiosa_build.build.build import Build
 from furiosa_build.steps import qualify
 
 SIZES: dict[str, Any] = {

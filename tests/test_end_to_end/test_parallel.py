@@ -20,7 +20,7 @@ from test_models.tiny import LLAMA, QWEN3
 from user_directory import UserDirectory, furiosa_build, steps_in_this_process
 
 from furiosa_build.artifact.reader import open_artifact
-from furiosa_build.errors import UserError
+from furiosa_build.core.errors import UserError
 from furiosa_build.recipe.schema import Scheme
 from furiosa_build.runtime import EngineArgs, LLMEngine, SamplingParams
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from test_models.tiny import LLAMA, TIED, load, save_random_model
 from torch import Tensor
 
-from furiosa_build.build import Build
-from furiosa_build.models import linear
+from furiosa_build.build.build import Build
+from furiosa_build.quant import linear
 from furiosa_build.runtime import LLMEngine, SamplingParams
 
 from .test_against_transformers import logits_of

@@ -10,7 +10,7 @@ from pathlib import Path
 from user_directory import make_model, make_user_directory
 
 from furiosa_build.artifact.schema import TIMESTAMP_FILE
-from furiosa_build.check import differing_files
+from furiosa_build.build.reproduce import differing_files
 
 SURROUNDINGS = [
     {"TZ": "UTC", "LANG": "C", "LC_ALL": "C", "PYTHONHASHSEED": "0"},

@@ -10,7 +10,7 @@ from reference import greedy
 from test_models.tiny import load, save_random_model
 from user_directory import UserDirectory, make_user_directory
 
-from furiosa_build.models.quantization import dequantize, quantize
+from furiosa_build.quant.quantization import dequantize, quantize
 from furiosa_build.recipe.schema import Scheme
 from furiosa_build.runtime import LLMEngine, SamplingParams
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from furiosa_build.errors import UserError
+from furiosa_build.core.errors import UserError
 from furiosa_build.models.attention import CacheProbe, PagedCache, paged_attention
 
 POISON = 1e4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from furiosa_build.plan.outline import KindOutline, Outline, ParameterOutline
+from furiosa_build.ir.outline import KindOutline, Outline, ParameterOutline
 from furiosa_build.plan.planner import Plan, make_plan
 from furiosa_build.recipe.schema import BuildSpec
 

@@ -28,5 +28,5 @@ def copied_package(directory: Path) -> Iterator[Path]:
 
 def forget_sources() -> None:
     """What a process remembers of sources, as if it had just begun."""
-    for cached in (keys.imported_modules, keys._direct_imports, keys._file_digest):
+    for cached in (keys.imported_modules, keys._direct_imports, keys._tree, keys._code_digest):
         cached.cache_clear()

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from furiosa_build.machine import Disk, Machine
-from furiosa_build.plan.durations import Durations
-from furiosa_build.plan.needs import Costs, Need, Places
-from furiosa_build.plan.placement import placement
+from furiosa_build.core.system import Disk, Machine
+from furiosa_build.plan.budget.costs import Costs, Need, Places
+from furiosa_build.plan.budget.durations import Durations
+from furiosa_build.plan.budget.placement import placement
+from furiosa_build.plan.budget.preflight import Preflight, preflight
+from furiosa_build.plan.budget.sizes import kv_slot_bytes
 from furiosa_build.plan.planner import DRAFT, Plan, Step, make_plan
-from furiosa_build.plan.preflight import Preflight, preflight
-from furiosa_build.plan.sizes import kv_slot_bytes
 from furiosa_build.recipe.draft import draft_spec
 from furiosa_build.recipe.schema import BuildOptions, BuildSpec
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from furiosa_build.plan.durations import Durations, Past, total_seconds
+from furiosa_build.plan.budget.durations import Durations, Past, total_seconds
 from furiosa_build.plan.keys import key_factors
 from furiosa_build.plan.planner import Plan, Step
 from furiosa_build.recipe.schema import BuildSpec

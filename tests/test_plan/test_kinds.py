@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from furiosa_build.ir.outline import Outline
 from furiosa_build.plan.kinds import Kind, find_kinds
-from furiosa_build.plan.outline import Outline
 from furiosa_build.recipe.schema import RewritingSpec
 
 from .outlines import outline

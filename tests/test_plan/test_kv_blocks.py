@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from furiosa_build.machine import Disk, Machine
-from furiosa_build.plan.durations import Durations
+from furiosa_build.core.system import Disk, Machine
+from furiosa_build.plan.budget.costs import Places
+from furiosa_build.plan.budget.describe import kv_blocks_text
+from furiosa_build.plan.budget.durations import Durations
+from furiosa_build.plan.budget.placement import placement
+from furiosa_build.plan.budget.preflight import preflight
 from furiosa_build.plan.kv_blocks import KvBlocks, Room
-from furiosa_build.plan.needs import Places
-from furiosa_build.plan.placement import placement
-from furiosa_build.plan.preflight import preflight
 from furiosa_build.recipe.schema import BuildOptions, BuildSpec
-from furiosa_build.show import kv_blocks_text
 
 from .outlines import outline, plan, spec
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from pydantic import BaseModel, ValidationError
 
-from furiosa_build.canonical import digest
+from furiosa_build.core.canonical_json import digest
 from furiosa_build.plan.planner import Plan, Step, make_plan
-from furiosa_build.quantized_checkpoint import QuantizedCheckpoint
+from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.draft import draft_spec
 from furiosa_build.recipe.schema import BuildOptions, BuildSpec, RewritingSpec, SpeculativeSpec

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from furiosa_build.ir.outline import Outline
 from furiosa_build.plan.keys import key_factors, key_of
-from furiosa_build.plan.outline import Outline
 from furiosa_build.plan.planner import Plan, pretrained_id
 from furiosa_build.recipe.schema import BuildSpec, ModelSpec
 

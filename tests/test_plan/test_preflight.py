@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from furiosa_build.machine import Disk, Machine
-from furiosa_build.plan.durations import Durations
-from furiosa_build.plan.needs import Places
+from furiosa_build.core.system import Disk, Machine
+from furiosa_build.plan.budget.costs import Places
+from furiosa_build.plan.budget.durations import Durations
+from furiosa_build.plan.budget.preflight import Preflight, preflight
+from furiosa_build.plan.budget.sizes import kv_cache_bytes, parameter_bytes
 from furiosa_build.plan.planner import Plan
-from furiosa_build.plan.preflight import Preflight, preflight
-from furiosa_build.plan.sizes import kv_cache_bytes, parameter_bytes
 from furiosa_build.recipe.schema import BuildOptions, BuildSpec
 
 from .outlines import outline, plan, spec

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from furiosa_build.plan.outline import ParameterOutline
-from furiosa_build.plan.sizes import kv_cache_bytes, kv_slot_bytes, parameter_bytes, stored_bytes
+from furiosa_build.ir.outline import ParameterOutline
+from furiosa_build.plan.budget.sizes import kv_cache_bytes, kv_slot_bytes, parameter_bytes, stored_bytes
 
 from .outlines import outline, plan, spec
 

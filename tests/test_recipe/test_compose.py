@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from furiosa_build.errors import UserError
+from furiosa_build.core.errors import UserError
 from furiosa_build.recipe import compose
 from furiosa_build.recipe.compose import list_recipes, load_recipe
 from furiosa_build.recipe.schema import BuildSpec

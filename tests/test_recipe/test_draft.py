@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from furiosa_build.errors import UserError
+from furiosa_build.core.errors import UserError
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import DEFAULT_SPECULATIVE_TOKENS, BuildSpec, Recipe
 

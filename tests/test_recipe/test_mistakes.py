@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from furiosa_build.errors import UserError
+from furiosa_build.core.errors import UserError
 from furiosa_build.recipe.compose import load_recipe
 
 from .conftest import VALID, Write

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from furiosa_build.errors import UserError
+from furiosa_build.core.errors import UserError
 from furiosa_build.recipe.buckets import BucketSpec, bucket_name, derive_append_buckets
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import (
@@ -19,7 +19,7 @@ from furiosa_build.recipe.schema import (
     QuantizationSpec,
     check_architecture,
 )
-from furiosa_build.recipe.sources import dotted, parse_key
+from furiosa_build.recipe.search_path import dotted, parse_key
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ARCHITECTURE = {

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from furiosa_build.artifact.reader import OpenArtifact, open_artifact
-from furiosa_build.runtime import rank
 from furiosa_build.runtime.engine import LLMEngine
+from furiosa_build.runtime.execution import rank
 
 from . import toy
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from furiosa_build.artifact.schema import Pipeline
-from furiosa_build.runtime.beam_search import BeamSearch
-from furiosa_build.runtime.detokenizer import OutputText
-from furiosa_build.runtime.kv_cache import BlockManager
 from furiosa_build.runtime.request import Request, SamplingParams, TokenSequence
-from furiosa_build.runtime.scheduler import Batch, Scheduler
+from furiosa_build.runtime.sampling.beam_search import BeamSearch
+from furiosa_build.runtime.scheduling.kv_cache import BlockManager
+from furiosa_build.runtime.scheduling.scheduler import Batch, Scheduler
+from furiosa_build.runtime.text.detokenizer import OutputText
 
 Buckets = Sequence[tuple[int, ...]]
 """Of a phase: batch, new tokens where the phase is append, context."""

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from furiosa_build import faults
-from furiosa_build.errors import EngineFullError, UserError
+from furiosa_build.core import failpoints
+from furiosa_build.core.errors import EngineFullError, UserError
 from furiosa_build.runtime.async_engine import AsyncLLMEngine, EngineDeadError, _Stream
 from furiosa_build.runtime.engine import LLMEngine, StepFailedError
 from furiosa_build.runtime.engine_args import AsyncEngineArgs
@@ -284,7 +284,7 @@ def test_a_step_that_fails_ends_the_requests_it_touched(toy_artifact: Path, monk
             tasks = [asyncio.create_task(tokens(engine, [n, 9], name)) for n, name in enumerate(names)]
             await asyncio.to_thread(gate.reached.wait, PATIENCE_S)
             with monkeypatch.context() as patch:
-                patch.setenv(faults.VARIABLE, "request:bad@step=errno:EIO")
+                patch.setenv(failpoints.VARIABLE, "request:bad@step=errno:EIO")
                 gate.open.set()
                 with pytest.raises(StepFailedError, match="Input/output error") as raised:
                     await tasks[2]

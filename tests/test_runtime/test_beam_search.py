@@ -12,9 +12,9 @@ import torch
 from test_models.tiny import LLAMA
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from furiosa_build.errors import BuildError
+from furiosa_build.core.errors import BuildError
 from furiosa_build.models.skeleton import make_config
-from furiosa_build.runtime.beam_search import BeamSearch
+from furiosa_build.runtime.sampling.beam_search import BeamSearch
 
 VOCAB, NEW = 24, 9
 PROMPTS = [[3], [5, 9, 1, 1], [7, 7, 2]]

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from furiosa_build.runtime.communicator import LocalCommunicator, PeerFailedError, local_communicators
+from furiosa_build.runtime.execution.communicator import LocalCommunicator, PeerFailedError, local_communicators
 
 
 def test_sums_and_gathers_between_threads() -> None:

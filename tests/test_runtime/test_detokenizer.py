@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from furiosa_build.runtime.detokenizer import Detokenizer, OutputText
+from furiosa_build.runtime.text.detokenizer import Detokenizer, OutputText
 
 from . import toy
 

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from furiosa_build.artifact.reader import OpenArtifact
-from furiosa_build.errors import UserError
+from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.engine import LLMEngine
 from furiosa_build.runtime.request import RequestOutput, SamplingParams
-from furiosa_build.runtime.scheduler import Scheduler
+from furiosa_build.runtime.scheduling.scheduler import Scheduler
 
 from . import toy
 from .stepping import drain, greedy, run, tokens_of

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from furiosa_build.errors import EngineFullError, UserError
+from furiosa_build.core.errors import EngineFullError, UserError
 from furiosa_build.runtime.engine import LLMEngine
 from furiosa_build.runtime.engine_args import AsyncEngineArgs, EngineArgs
 from furiosa_build.runtime.request import SamplingParams

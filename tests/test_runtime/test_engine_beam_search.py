@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from furiosa_build.errors import UserError
+from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.engine import LLMEngine
 from furiosa_build.runtime.request import SamplingParams
 

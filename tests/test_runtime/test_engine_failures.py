@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from furiosa_build import faults
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.artifact.stages import restage
-from furiosa_build.runtime.communicator import PeerFailedError
+from furiosa_build.core import failpoints
 from furiosa_build.runtime.engine import LLMEngine, StepFailedError
+from furiosa_build.runtime.execution.communicator import PeerFailedError
 from furiosa_build.runtime.request import RequestOutput
 
 from . import toy
@@ -82,7 +82,7 @@ def test_nobody_begins_with_what_a_failed_request_has_computed(
     engine.step()
     with monkeypatch.context() as patch:
         if raises:
-            patch.setenv(faults.VARIABLE, "request:bad@step=errno:EIO")
+            patch.setenv(failpoints.VARIABLE, "request:bad@step=errno:EIO")
         else:
             patch.setattr(toy.ToyProgram, "last", lambda _, hidden, table: table[hidden] * math.nan)
         with pytest.raises(StepFailedError):

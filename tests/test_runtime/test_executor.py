@@ -11,10 +11,10 @@ import pytest
 
 from furiosa_build.artifact.reader import OpenArtifact, open_artifact
 from furiosa_build.artifact.stages import restage
-from furiosa_build.errors import UserError
-from furiosa_build.runtime import executor
+from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.engine import LLMEngine
-from furiosa_build.runtime.rank import RankRunner
+from furiosa_build.runtime.execution import executor
+from furiosa_build.runtime.execution.rank import RankRunner
 
 from . import toy
 

@@ -20,14 +20,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from furiosa_build.errors import UserError
+from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.async_engine import AsyncLLMEngine
 from furiosa_build.runtime.engine import LLMEngine
 from furiosa_build.runtime.engine_args import AsyncEngineArgs
-from furiosa_build.runtime.guided import Guide, Guides, from_response_format
 from furiosa_build.runtime.request import Request, RequestOutput, SamplingParams
-from furiosa_build.runtime.scheduler import Scheduler
-from furiosa_build.runtime.tokenizer import Tokenizer
+from furiosa_build.runtime.sampling.guided import Guide, Guides, from_response_format
+from furiosa_build.runtime.scheduling.scheduler import Scheduler
+from furiosa_build.runtime.text.tokenizer import Tokenizer
 
 from . import toy
 from .stepping import drain

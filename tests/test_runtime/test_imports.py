@@ -12,7 +12,7 @@ BLOCKED = """
 import sys
 
 BLOCKED = ["hydra", "omegaconf", "doit", "transformers", "typer", "rich", "huggingface_hub"]
-BLOCKED += [f"furiosa_build.{name}" for name in ("recipe", "plan", "store", "steps", "models", "cli", "dodo")]
+BLOCKED += [f"furiosa_build.{name}" for name in ("recipe", "plan", "store", "steps", "models", "build", "cli")]
 
 class Block:
     def find_spec(self, name, path=None, target=None):
@@ -39,7 +39,8 @@ for name in names:
     importlib.import_module(name)
 sys.path.insert(0, sys.argv[1])
 from test_runtime import toy
-from furiosa_build.runtime import LLM, SamplingParams, rank
+from furiosa_build.runtime import LLM, SamplingParams
+from furiosa_build.runtime.execution import rank
 rank.get_backend = lambda _: toy.ToyBackend()
 llm = LLM(toy.write_artifact(pathlib.Path(sys.argv[2])))
 [output] = llm.generate([1, 2], SamplingParams(temperature=0, max_tokens=3, ignore_eos=True))
@@ -47,7 +48,8 @@ assert output.outputs[0].token_ids == toy.expected([1, 2], 3)
 print(len(names))
 """
     tests = str(Path(__file__).parents[1])
-    modules = [path for path in Path(furiosa_build.runtime.__file__).parent.glob("*.py") if path.stem != "__init__"]
+    package = Path(furiosa_build.runtime.__file__).parent
+    modules = [path for path in package.rglob("*.py") if path != package / "__init__.py"]
     assert int(python(BLOCKED + code, tests, str(tmp_path / "artifact"))) == len(modules)
 
 

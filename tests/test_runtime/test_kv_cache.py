@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from furiosa_build.runtime.kv_cache import BlockManager
+from furiosa_build.runtime.scheduling.kv_cache import BlockManager
 
 
 def test_slots_follow_the_blocks() -> None:

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation import logits_process as hf
 
-from furiosa_build.errors import BuildError
+from furiosa_build.core.errors import BuildError
 from furiosa_build.runtime.request import SamplingParams
-from furiosa_build.runtime.sampler import Floats, as_float32, distribution, penalize, sample, top_logprobs
+from furiosa_build.runtime.sampling.sampler import Floats, as_float32, distribution, penalize, sample, top_logprobs
 
 VOCAB = 300
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from furiosa_build.errors import UserError
-from furiosa_build.runtime.scheduler import Scheduler
+from furiosa_build.core.errors import UserError
+from furiosa_build.runtime.scheduling.scheduler import Scheduler
 
 from .scheduling import Runner, beam_request, best_beams, continuation, request, steps
 

@@ -14,11 +14,11 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from furiosa_build.errors import UserError
+from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.engine import LLMEngine, StepFailedError
 from furiosa_build.runtime.engine_args import AsyncEngineArgs
 from furiosa_build.runtime.request import RequestOutput, SamplingParams
-from furiosa_build.runtime.sampler import distribution
+from furiosa_build.runtime.sampling.sampler import distribution
 
 from . import toy
 from .stepping import greedy

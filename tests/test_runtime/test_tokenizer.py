@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from furiosa_build.errors import UserError
-from furiosa_build.runtime.tokenizer import Tokenizer, end_of_sequence_ids
+from furiosa_build.core.errors import UserError
+from furiosa_build.runtime.text.tokenizer import Tokenizer, end_of_sequence_ids
 
 from . import toy
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from furiosa_build import cli, llm_cli
-from furiosa_build.errors import UserError
+from furiosa_build.cli import furiosa_llm, main
+from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.engine_args import AsyncEngineArgs
 from furiosa_build.server import serve
 from furiosa_build.server.options import ServerOptions, from_cli_args
@@ -20,7 +20,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "serving.md"
 
 
 def options(*arguments: str) -> ServerOptions:
-    return from_cli_args(llm_cli.parser().parse_args(["serve", "artifact", *arguments]))
+    return from_cli_args(furiosa_llm.parser().parse_args(["serve", "artifact", *arguments]))
 
 
 def test_defaults_listen_on_the_loopback_address_only() -> None:
@@ -123,7 +123,7 @@ def test_mistakes_of_the_command_line_end_with_2(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        llm_cli.main(["serve", *arguments])
+        furiosa_llm.main(["serve", *arguments])
     assert ended.value.code == 2
     assert words in capsys.readouterr().err
 
@@ -133,7 +133,7 @@ def test_an_artifact_takes_no_overrides(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["furiosa-build", "serve", str(chat_artifact), "--port", "0", "quantization=int8"])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     assert ended.value.code == 2
     assert "is built already" in capsys.readouterr().err
 
@@ -146,7 +146,7 @@ def test_the_document_names_every_option() -> None:
 
 def test_help_imports_nothing_of_the_server_but_its_options() -> None:
     code = (
-        "import sys; from furiosa_build.llm_cli import main\n"
+        "import sys; from furiosa_build.cli.furiosa_llm import main\n"
         "try: main(['serve', '--help'])\n"
         "finally: print({'torch', 'fastapi', 'uvicorn'} & set(sys.modules))"
     )

@@ -16,13 +16,13 @@ import pytest
 from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.runtime.async_engine import AsyncLLMEngine
 from furiosa_build.runtime.request import CompletionOutput, FinishReason, RequestOutput
-from furiosa_build.runtime.tokenizer import Tokenizer
-from furiosa_build.server import tools
+from furiosa_build.runtime.text.tokenizer import Tokenizer
 from furiosa_build.server.app import create_app
+from furiosa_build.server.openai import tools
+from furiosa_build.server.openai.protocol import ChatRequest
+from furiosa_build.server.openai.tools import Call, Deltas, Said
 from furiosa_build.server.options import ServerOptions
-from furiosa_build.server.protocol import ChatRequest
 from furiosa_build.server.service import Service
-from furiosa_build.server.tools import Call, Deltas, Said
 
 from .process import Server
 

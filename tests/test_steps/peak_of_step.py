@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from furiosa_build.memory import Watch, give_back
-from furiosa_build.models.survey import survey
-from furiosa_build.plan.outline import Outline
+from furiosa_build.core.peak_memory import Watch, give_back
+from furiosa_build.ir.outline import Outline
+from furiosa_build.models.analyze import survey
 from furiosa_build.steps import qualify, quantize, shard
-from furiosa_build.steps.source import Source
+from furiosa_build.weights.listing import Source
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

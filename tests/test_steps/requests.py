@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from furiosa_build.build import Build
+from furiosa_build.build.build import Build
 
 
 def weights_request(build: Build, step: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from user_directory import (
     steps_in_this_process,
 )
 
-from furiosa_build.errors import UserError
+from furiosa_build.core.errors import UserError
 from furiosa_build.recipe.schema import ModelSpec
 from furiosa_build.steps import fetch
 

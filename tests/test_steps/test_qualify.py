@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_models.tiny import GEMMA3, LLAMA, MISTRAL, MODELS, save_random_model
 
-from furiosa_build.build import Build
-from furiosa_build.errors import StepError
-from furiosa_build.memory import Watch
+from furiosa_build.build.build import Build
+from furiosa_build.core.errors import StepError
+from furiosa_build.core.peak_memory import Watch
 from furiosa_build.runtime.probe import probe
 from furiosa_build.steps import qualify
 

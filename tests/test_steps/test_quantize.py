@@ -15,9 +15,9 @@ from test_models.tiny import MODELS, load, read_config, save_random_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from furiosa_build.build import Build
-from furiosa_build.errors import UserError
-from furiosa_build.models.quantization import quantize
+from furiosa_build.build.build import Build
+from furiosa_build.core.errors import UserError
+from furiosa_build.quant.quantization import quantize
 from furiosa_build.steps import quantize as step
 
 from .requests import weights_request

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_models.tiny import MODELS, save_random_model
 
-from furiosa_build.build import Build
+from furiosa_build.build.build import Build
 from furiosa_build.steps import quantize, shard
 
 from .requests import weights_request

@@ -11,8 +11,8 @@ from test_models.tiny import GEMMA3, LLAMA, MISTRAL, MODELS, load, save_random_m
 from torch import Tensor
 
 from furiosa_build.backends.graph import Graph
-from furiosa_build.build import Build
-from furiosa_build.models.cut import CutGraph
+from furiosa_build.build.build import Build
+from furiosa_build.models.partition import CutGraph
 from furiosa_build.steps import trace
 
 from .requests import trace_request

@@ -21,9 +21,9 @@ from unittest.mock import Mock
 
 import pytest
 
-from furiosa_build import faults
-from furiosa_build.canonical import canonical_json, digest
-from furiosa_build.errors import StepError
+from furiosa_build.core import failpoints
+from furiosa_build.core.canonical_json import canonical_json, digest
+from furiosa_build.core.errors import StepError
 from furiosa_build.store import ActionRecord, Made, Store, default_store_root
 
 FACTORS = {"step": "test", "reads": {"b": 1, "a": [1, 2]}}
@@ -153,7 +153,7 @@ def test_a_failure_is_not_recorded(store: Store, error: BaseException) -> None:
 
 def test_an_action_is_not_done_before_its_manifest_is_written(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setenv(faults.VARIABLE, "test@before-rename=errno:ENOSPC")
+        patch.setenv(failpoints.VARIABLE, "test@before-rename=errno:ENOSPC")
         with pytest.raises(OSError, match="No space left"):
             obtain(store, TWO_FILES)
     assert not list(store.root.glob("actions/*/*/.manifest*"))

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import furiosa_build.store.blobs
-from furiosa_build.store.blobs import Blobs, place
-from furiosa_build.store.hashing import HashMemory
+from furiosa_build.core.file_digests import HashMemory
+from furiosa_build.core.files import link_or_copy
+from furiosa_build.store.blobs import Blobs
 
 CONTENT = b"some content"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -100,7 +101,7 @@ def test_what_is_adopted_is_found_by_its_digest(content: bytes) -> None:
 
 def test_place_makes_a_hard_link(tmp_path: Path) -> None:
     source, target = new_file(tmp_path), tmp_path / "a" / "b" / "placed"
-    place(source, target)
+    link_or_copy(source, target)
     assert target.samefile(source)
 
 
@@ -110,7 +111,7 @@ def test_place_copies_where_no_link_can_be_made(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("os.link", other_file_system)
     source, target = new_file(tmp_path), tmp_path / "a" / "placed"
-    place(source, target)
+    link_or_copy(source, target)
     assert not target.samefile(source)
     assert target.read_bytes() == CONTENT
     assert mode(target) == 0o444

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from furiosa_build.canonical import digest
-from furiosa_build.errors import UserError
+from furiosa_build.core.canonical_json import digest
+from furiosa_build.core.errors import UserError
 from furiosa_build.store import Made, Store, gc
 
 LONG_AGO = 1_000_000_000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from furiosa_build.canonical import canonical_json, digest
+from furiosa_build.core.canonical_json import canonical_json, digest
 from furiosa_build.store import ActionRecord, Output
 from furiosa_build.store.records import FACTORS, MANIFEST, read_action, write_action
 

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from furiosa_build.store.guard import exclusive, is_locked, locks_work, open_lock, shared, try_lock
+from furiosa_build.store.locks import exclusive, is_locked, locks_work, open_lock, shared, try_lock
 from furiosa_build.store.sessions import Session, all_sessions, is_alive, pins
 
 

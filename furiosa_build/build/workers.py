@@ -1,0 +1,178 @@
+"""Worker processes for the steps that need torch. They live on between steps: importing torch costs seconds.
+
+The build's own process never imports torch. What a step prints, and what compilers print, goes to the step's log.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from importlib import import_module
+from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnContext, SpawnProcess
+from pathlib import Path
+from typing import Any
+
+from furiosa_build.core.errors import StepError, UserError
+from furiosa_build.core.failpoints import doing
+from furiosa_build.core.peak_memory import Watch, give_back
+from furiosa_build.core.progress import current, metered
+from furiosa_build.store import Made
+
+
+class Pool:
+    """At most `workers` processes; none is started before it is needed."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._executor: ProcessPoolExecutor | None = None
+        self._starting = threading.Lock()
+        self._killed = False
+
+    def run(self, step: str, module: str, request: dict[str, Any], output: Path, log: Path) -> Made:
+        """Runs `furiosa_build.steps.MODULE` in a worker and waits. The log is kept when the step fails.
+
+        Raises UserError as the step raised it, StepError for anything else that goes wrong.
+        """
+        with self._starting:
+            if self._killed:
+                raise StepError(step, "the build was interrupted")
+            if self._executor is None:
+                _track_quietly()
+                self._executor = ProcessPoolExecutor(self._workers, _Spawn(), initializer=_begin)
+            executor = self._executor
+        meter = current()
+        counted = None if meter is None else meter.path
+        try:
+            outcome, value = executor.submit(_work, step, module, request, output, log, counted).result()
+        except BrokenProcessPool as error:
+            with self._starting:
+                if self._executor is executor:  # another step may have begun a new one meanwhile
+                    self._executor = None
+            cause = "the build was interrupted" if self._killed else "its process was killed (out of memory?)"
+            raise StepError(step, cause, str(log)) from error
+        if outcome != "failed":
+            log.unlink(missing_ok=True)
+        if outcome == "user error":
+            raise UserError(**value)
+        if outcome == "failed":
+            raise StepError(step, value, str(log))
+        return value  # type: ignore[no-any-return]
+
+    def kill(self) -> None:
+        """Ends the workers at once, with the compilers they have started; steps that run fail. For signal handlers."""
+        self._killed = True
+        processes = {} if self._executor is None else self._executor._processes or {}
+        for process in list(processes.values()):
+            try:
+                if process.pid is not None:
+                    os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:  # not a group of its own yet, or gone
+                process.kill()
+
+    def close(self) -> None:
+        """Ends the workers."""
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+            self._executor = None
+
+
+class _Process(SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 (multiprocessing calls it so)
+        """As multiprocessing does it, but the worker does not run the program that builds once more.
+
+        That would be the script of somebody who calls `ArtifactBuilder` without `if __name__ == "__main__"`.
+        """
+        main = sys.modules["__main__"]
+        hidden: dict[str, Any] = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+        main.__spec__ = None
+        try:
+            return SpawnProcess._Popen(process_obj)
+        finally:
+            vars(main).update(hidden)
+
+
+class _Spawn(SpawnContext):
+    Process = _Process
+
+
+def _begin() -> None:
+    """In a new worker: makes a process group of it and its compilers, which ends when the build's process does."""
+    os.setpgid(0, 0)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _track_quietly() -> None:
+    """Starts the process that cleans up semaphores. When workers are killed there are some, and it would say so."""
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.pop()
+
+
+def run_here(module: str, request: dict[str, Any], output: Path) -> Made:
+    """Runs a step in this process. The memory of what it starts, such as compilers, counts as its own."""
+    begin = time.monotonic()
+    with Watch(children=True) as watch:
+        digests = import_module(f"furiosa_build.steps.{module}").run(request, output)
+    return Made(digests or {}, time.monotonic() - begin, watch.peak)
+
+
+def _work(
+    step: str, module: str, request: dict[str, Any], output: Path, log: Path, counted: Path | None
+) -> tuple[str, Any]:
+    with _output_to(log), doing(step), metered(counted):
+        try:
+            return "done", run_here(module, request, output)
+        except UserError as error:
+            return "user error", {
+                "what": error.what,
+                "where": error.where,
+                "valid": error.valid,
+                "hint": error.hint,
+            }
+        except StepError as error:
+            return "failed", error.cause
+        except Exception as error:
+            traceback.print_exc()
+            first_line = (str(error).strip().splitlines() or [""])[0]
+            return "failed", f"{type(error).__name__}: {first_line}"
+        finally:
+            give_back()
+
+
+@contextmanager
+def _output_to(log: Path) -> Iterator[None]:
+    """Sends what this process and its children write to stdout and stderr to `log`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, target in zip(saved, (1, 2), strict=True):
+            os.dup2(descriptor, target)
+            os.close(descriptor)

@@ -1,0 +1,1 @@
+"""What knows nothing of a model: errors, devices, files, memory, progress."""

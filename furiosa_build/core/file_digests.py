@@ -1,0 +1,119 @@
+"""sha256 of files, remembered by (path, size, mtime_ns, inode): a checkpoint of 100 GB is read once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+from furiosa_build.core.progress import advance
+
+_CHUNK = 1 << 22
+
+
+def hash_file(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            state.update(chunk)
+            advance(len(chunk))
+    return state.hexdigest()
+
+
+class HashMemory:
+    """Hashes seen before. A file that changes without changing its size, times and inode goes unnoticed.
+
+    A memory that cannot be read or written is no error: everything is hashed again.
+
+    Args:
+        database: Where hashes are remembered between processes.
+        trust: False: what other processes have hashed is read again.
+    """
+
+    def __init__(self, database: Path, trust: bool = True) -> None:
+        self._database = database
+        self._trust = trust
+        self._known_here: dict[_Identity, str] = {}
+
+    def recall(self, path: Path) -> str | None:
+        """The file's sha256 if it is known and the file looks unchanged."""
+        identity = _identity(path)
+        if identity in self._known_here or not self._trust:
+            return self._known_here.get(identity)
+        with suppress(sqlite3.Error), self._connected("ro") as connection:
+            query = "SELECT sha256, seal FROM files WHERE path=? AND size=? AND mtime_ns=? AND inode=?"
+            for sha256, seal in connection.execute(query, identity):
+                return str(sha256) if seal == _seal(identity, str(sha256)) else None
+        return None
+
+    def hash(self, path: Path, anew: bool = False) -> str:
+        """The file's sha256, read only if it is not known yet, or is wanted `anew`."""
+        known = None if anew else self.recall(path)
+        if known is not None:
+            return known
+        before = _identity(path)
+        sha256 = hash_file(path)
+        if _identity(path) == before:
+            self._remember(before, sha256)
+        return sha256
+
+    def remember(self, path: Path, sha256: str) -> None:
+        """Notes what the caller knows: that `path`, as it is now, has this sha256."""
+        self._remember(_identity(path), sha256)
+
+    def forget_missing(self) -> None:
+        """Forgets files that are gone."""
+        with suppress(sqlite3.Error), self._connected("rw") as connection:
+            paths = [path for (path,) in connection.execute("SELECT path FROM files")]
+            gone = [(path,) for path in paths if not Path(os.fsdecode(path)).exists()]
+            connection.executemany("DELETE FROM files WHERE path=?", gone)
+
+    def _remember(self, identity: _Identity, sha256: str) -> None:
+        self._known_here[identity] = sha256
+        with suppress(OSError):
+            try:
+                self._write(identity, sha256)
+            except sqlite3.Error as error:  # else it is read-only, full, or locked for a minute
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+                    self._database.unlink(missing_ok=True)
+
+    def _write(self, identity: _Identity, sha256: str) -> None:
+        self._database.parent.mkdir(parents=True, exist_ok=True)
+        with self._connected("rwc") as connection:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS files "
+                "(path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, sha256 TEXT, seal TEXT)"
+            )
+            row = (*identity, sha256, _seal(identity, sha256))
+            connection.execute(
+                "INSERT OR REPLACE INTO files (path, size, mtime_ns, inode, sha256, seal) VALUES (?, ?, ?, ?, ?, ?)",
+                row,
+            )
+
+    @contextmanager
+    def _connected(self, mode: Literal["ro", "rw", "rwc"]) -> Iterator[sqlite3.Connection]:
+        uri = f"file:{quote(str(self._database))}?mode={mode}"
+        with closing(sqlite3.connect(uri, uri=True, timeout=60)) as connection, connection:
+            connection.execute("PRAGMA synchronous=OFF")  # what a power cut spoils is read again
+            yield connection
+
+
+_DAMAGED = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_MISMATCH)
+
+_Identity = tuple[bytes, int, int, int]
+
+
+def _identity(path: Path) -> _Identity:
+    stat = path.stat()
+    return os.fsencode(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _seal(identity: _Identity, sha256: str) -> str:
+    """A row whose seal is another has been damaged."""
+    return hashlib.sha256(repr((identity, sha256)).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""The data that crosses borders between packages: frozen, plain, without torch."""

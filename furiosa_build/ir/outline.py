@@ -1,0 +1,75 @@
+"""The outline of a model: its kinds of supertask, which layers each serves, and its parameters.
+
+`models.survey` finds it by tracing; it is data here, so that planning needs no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from furiosa_build.ir.sharding import Cut
+
+
+class ParameterOutline(BaseModel):
+    """One parameter as the model has it before quantization.
+
+    `linear`: the weight of an untied linear layer. `cut`: how ranks share it; None: each has all of it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    dtype: str
+    shape: list[int]
+    linear: bool
+    cut: Cut | None = None
+
+
+class KindOutline(BaseModel):
+    """Layers that share programs.
+
+    `signature` is the digest of their graphs at fixed sizes. `inputs` maps an argument of the layer to the tensor of
+    the pipeline that it takes; `parameters` are relative to the layer.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    layers: list[int]
+    signature: str
+    inputs: dict[str, str]
+    parameters: list[str]
+    cache_shape: list[int]
+
+
+class Outline(BaseModel):
+    """What planning needs to know of a model. `first_outputs` lists (layer, argument) after hidden_states."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    architecture: str
+    dtype: str
+    vocab_size: int
+    layer_prefix: str
+    blocks: list[KindOutline]
+    first_outputs: list[tuple[int, str]]
+    first_signature: str
+    first_parameters: list[str]
+    last_signature: str
+    last_parameters: list[str]
+    parameters: dict[str, ParameterOutline]
+
+    def stage_parameters(self, stages: Sequence[Sequence[int]], stage: int) -> list[str]:
+        """The parameters that a stage needs, in order; `stages` has the layers of each. A tied one may be in two."""
+        first = set(self.first_parameters) if stage == 0 else set()
+        last = set(self.last_parameters) if stage == len(stages) - 1 else set()
+        prefixes = tuple(f"{self.layer_prefix}{layer}." for layer in stages[stage])
+        return [name for name in self.parameters if name in first | last or name.startswith(prefixes)]
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return sum(len(kind.layers) for kind in self.blocks)
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the model's parameters are; a tied one counts once."""
+        return sum(math.prod(parameter.shape) for parameter in self.parameters.values())

@@ -1,0 +1,137 @@
+"""Finds the outline of a model. Layers are of one kind when they trace to the same graph.
+
+An outline is a fact about a config.json and a version of transformers: found once, in a second or two, and kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from furiosa_build.backends.graph import dtype_name
+from furiosa_build.ir.outline import KindOutline, Outline, ParameterOutline
+from furiosa_build.ir.segment import Segment
+from furiosa_build.models.skeleton import Skeleton
+from furiosa_build.models.tensor_parallel import parameter_cuts
+from furiosa_build.models.tracing import BucketShape, Tracer, activation_name
+
+_LONG = 2**20
+"""A context longer than any window, so that a window shows in the trace. Tracing holds no memory."""
+_SHORT = BucketShape(1, 8, 8)
+
+
+def survey(hf_config: Mapping[str, Any]) -> Outline:
+    """Finds the outline of the model that `hf_config` (the fields of its config.json) describes.
+
+    Raises UserError when the architecture cannot be built.
+    """
+    tracer = Tracer(hf_config, {})
+    skeleton = tracer.skeleton
+    sources = _tensor_sources(tracer)
+    blocks = _group_layers(tracer, sources)
+
+    needed = {(int(layer), name) for block in blocks for layer, name in map(_split_activation, block.inputs.values())}
+    first_outputs = sorted(needed)
+    first = tracer.trace(_SHORT, Segment(first=True, outputs=tuple(first_outputs))).whole
+    last = tracer.trace(_SHORT, Segment(last=True)).whole
+    outer = {spec.name for graph in (first, last) for spec in graph.inputs if spec.role == "parameter"}
+    inner = {f"{skeleton.layer_prefix(layer)}{name}" for b in blocks for layer in b.layers for name in b.parameters}
+    return Outline(
+        architecture=type(skeleton.model).__name__,
+        dtype=dtype_name(skeleton.dtype),
+        vocab_size=skeleton.config.vocab_size,
+        layer_prefix=skeleton.layer_prefix(0).removesuffix("0."),
+        blocks=blocks,
+        first_outputs=first_outputs,
+        first_signature=_digest(first.to_json()),
+        first_parameters=[spec.name for spec in first.inputs if spec.role == "parameter"],
+        last_signature=_digest(last.to_json()),
+        last_parameters=[spec.name for spec in last.inputs if spec.role == "parameter"],
+        parameters=_parameters(skeleton, outer | inner),
+    )
+
+
+def _tensor_sources(tracer: Tracer) -> list[dict[str, str]]:
+    """For every layer: argument -> pipeline tensor. Layers that are passed the same tensor share its name.
+
+    Layers without a paged cache are refused here, at a short length: some take time in proportion to it.
+    """
+    calls = tracer.layer_calls(_SHORT)
+    for layer, call in enumerate(calls):
+        tracer.cache_shape(layer, call)
+    names: dict[int, str] = {}
+    return [
+        {name: names.setdefault(id(tensor), activation_name(layer, name)) for name, tensor in call.tensors.items()}
+        for layer, call in enumerate(calls)
+    ]
+
+
+def _split_activation(name: str) -> tuple[str, str]:
+    layer, _, argument = name.removeprefix("layers.").partition(".")
+    return layer, argument
+
+
+def _group_layers(tracer: Tracer, sources: list[dict[str, str]]) -> list[KindOutline]:
+    groups: dict[tuple[str, ...], KindOutline] = {}
+    traced: dict[str, tuple[str, list[str], list[str], list[int]]] = {}
+    for layer, module in enumerate(tracer.skeleton.layers):
+        shown = f"{_structure(module)}{sorted(sources[layer].items())}"
+        if shown not in traced:
+            segment = Segment(layers=(layer,))
+            prefill = tracer.trace(BucketShape(1, _LONG, _LONG), segment).whole
+            decode = tracer.trace(BucketShape(2, 1, _LONG), segment).whole
+            arguments = [spec.name for spec in decode.inputs if spec.role == "activation"]
+            parameters = [spec.name for spec in decode.inputs if spec.role == "parameter"]
+            cache = next(list(spec.shape[1:]) for spec in decode.inputs if spec.role == "kv_cache")
+            signature = _digest(prefill.to_json() + decode.to_json())
+            traced[shown] = (
+                signature,
+                arguments,
+                parameters,
+                [int(size) for size in cache if size is not None],
+            )
+        signature, arguments, parameters, cache_shape = traced[shown]
+        inputs = {name: source for name, source in sources[layer].items() if name in arguments}
+        key = (signature, *sorted(inputs.values()))
+        kind = groups.get(key)
+        groups[key] = KindOutline(
+            layers=[*(kind.layers if kind else []), layer],
+            signature=signature,
+            inputs=inputs,
+            parameters=parameters,
+            cache_shape=cache_shape,
+        )
+    return list(groups.values())
+
+
+def _structure(module: nn.Module) -> str:
+    """Everything but the layer's index that can make two modules of one model trace differently."""
+    lines = []
+    for path, part in module.named_modules():
+        plain = {
+            key: value
+            for key, value in sorted(vars(part).items())
+            if isinstance(value, str | int | float | bool | tuple | type(None)) and key != "layer_idx"
+        }
+        shapes = [(name, tuple(p.shape), p.dtype) for name, p in part.named_parameters(recurse=False)]
+        lines.append(f"{path} {type(part).__module__}.{type(part).__qualname__} {plain} {shapes}")
+    return "\n".join(lines)
+
+
+def _parameters(skeleton: Skeleton, names: set[str]) -> dict[str, ParameterOutline]:
+    model, cuts = skeleton.model, parameter_cuts(skeleton)
+    linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {
+        name: ParameterOutline(
+            dtype=dtype_name(p.dtype), shape=list(p.shape), linear=name in linears, cut=cuts.get(name)
+        )
+        for name, p in sorted(model.named_parameters())
+        if name in names
+    }
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

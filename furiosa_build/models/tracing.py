@@ -1,0 +1,368 @@
+"""Supertasks, traced to graphs: what comes before the decoder layers, layers, what comes after, and runs of these.
+
+    first   input_ids, position_ids             -> hidden_states and what the layers are called with (rotary tables)
+    layers  hidden_states, ..., KV cache, slots -> hidden_states
+    last    hidden_states                       -> logits
+
+All parameters are inputs: a layer's named relative to it, with its number in the supertask; others as in the model's
+state dict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.utils._pytree import tree_map
+
+from furiosa_build.backends.graph import dtype_name
+from furiosa_build.core.errors import UserError
+from furiosa_build.ir.segment import Segment
+from furiosa_build.ir.sharding import Cut
+from furiosa_build.ir.tensors import Role, TensorSpec
+from furiosa_build.models.attention import CacheProbe, PagedCache
+from furiosa_build.models.decompose import decompose
+from furiosa_build.models.partition import CutGraph, cut
+from furiosa_build.models.skeleton import LayerCall, Skeleton, TensorName, functional
+from furiosa_build.models.tensor_parallel import Rank
+from furiosa_build.quant.linear import QuantizedLinear
+
+HIDDEN_STATES = "hidden_states"
+LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class BucketShape:
+    """Static sizes of a program: `query` new tokens of each of `batch` sequences, over a context of `context`."""
+
+    batch: int
+    query: int
+    context: int
+
+    @property
+    def is_prefill(self) -> bool:
+        """Whether the new tokens are the whole context."""
+        return self.query == self.context
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether there is one new token a sequence."""
+        return self.query == 1
+
+
+class Tracer:
+    """Traces one model's supertasks.
+
+    Args:
+        hf_config: The fields of the model's config.json.
+        schemes: Full parameter name -> form (`plan.forms`), of the quantized weights of linear layers.
+        cuts: Full parameter name -> how ranks share it.
+        ranks: Of a tensor-parallel group.
+        decomposes: Whether graphs call operators of core ATen only.
+    """
+
+    def __init__(
+        self,
+        hf_config: Mapping[str, Any],
+        schemes: Mapping[str, str],
+        cuts: Mapping[str, Cut] | None = None,
+        ranks: int = 1,
+        decomposes: bool = False,
+    ) -> None:
+        self.skeleton, self.decomposes = Skeleton(dict(hf_config)), decomposes
+        self.rank = Rank(self.skeleton, cuts or {}, ranks) if ranks > 1 else None
+        _quantize_modules(self.skeleton.model, schemes, decomposes)
+        if self.rank is not None:
+            self.rank.join()
+
+    def layer_calls(self, shape: BucketShape) -> list[LayerCall]:
+        """How each layer is called in this bucket, with fake tensors."""
+        with _fake():
+            ids = torch.zeros((shape.batch, shape.query), dtype=torch.int64)
+            positions = torch.zeros_like(ids)
+            parameters = {name: _like(p) for name, p in self.skeleton.outer_parameters().items()}
+            calls: list[LayerCall] = []
+            functional(parameters, self.skeleton.model, lambda: _record(self.skeleton, ids, positions, calls))
+            return calls
+
+    def trace(self, shape: BucketShape, segment: Segment, last_token_only: bool = False) -> CutGraph:
+        """The graph of a supertask.
+
+        Args:
+            shape: Of the bucket.
+            segment: What the supertask computes.
+            last_token_only: Prefill gives logits of one position only: the one that `logits_indices` [batch] names.
+        """
+        return _Trace(self, shape, segment, last_token_only).export()
+
+    def cache_shape(self, layer: int, call: LayerCall) -> tuple[int, ...]:
+        """(kv_heads, head_dim) of a layer's KV cache. Raises UserError when the layer keeps its state elsewhere."""
+        probe, module = CacheProbe(), self.skeleton.layers[layer]
+        with _fake(call.hidden_states):
+            own = {name: _like(p) for name, p in module.named_parameters()}
+            kwargs = _fill(call.kwargs, call.tensors)
+            functional(own, module, lambda: module(call.hidden_states, **kwargs, paged=probe))
+        if probe.shape_per_slot is None:
+            raise UserError(
+                f"{type(module).__name__} is not supported: layer {layer} does not attend through transformers' "
+                "attention interface, so it cannot have a paged KV cache",
+                where="model.architecture",
+            )
+        return probe.shape_per_slot
+
+
+def activation_name(layer: int, name: str) -> str:
+    """The pipeline's name for a tensor that is passed to `layer` as `name`."""
+    return f"layers.{layer}.{name}"
+
+
+class _Trace:
+    """One graph in the making: its inputs, and the function of them that is traced."""
+
+    def __init__(self, tracer: Tracer, shape: BucketShape, segment: Segment, last_token_only: bool) -> None:
+        self._tracer, self._skeleton = tracer, tracer.skeleton
+        self._shape, self._segment = shape, segment
+        self._inputs = inputs = _Inputs()
+        self._calls = tracer.layer_calls(shape) if segment.layers else []
+        # How layers are called for one token of each row.
+        self._sliced_calls = tracer.layer_calls(replace(shape, query=1)) if segment.slices else []
+        query = 1 if segment.is_sliced else shape.query
+        ids = (shape.batch, query)
+        if segment.first:
+            self._ids = inputs.add("input_ids", "activation", ids, torch.int64)
+            self._positions = inputs.add("position_ids", "activation", ids, torch.int64)
+            self._rank = None if tracer.rank is None else inputs.add("rank", "activation", (1,), torch.int64)
+        else:
+            size = (*ids, self._skeleton.config.hidden_size)
+            self._hidden = inputs.add(HIDDEN_STATES, "activation", size, self._skeleton.dtype)
+            self._arguments = self._add_arguments()
+        self._selects = segment.last and last_token_only and not shape.is_decode and not segment.is_sliced
+        self._indices: int | None = None
+        if segment.slices or self._selects:
+            self._indices = inputs.add("logits_indices", "activation", (shape.batch,), torch.int64)
+        if segment.layers:
+            self._slots = inputs.add("slot_mapping", "activation", ids, torch.int64)
+            self._context = {} if shape.is_prefill else self._add_context()
+        self._caches = [self._add_cache(block, layer) for block, layer in enumerate(segment.layers)]
+        outer = self._skeleton.outer_parameters() if segment.first or segment.last else {}
+        self._outer = inputs.add_parameters(outer)
+        self._own = [
+            inputs.add_parameters(dict(self._skeleton.layers[layer].named_parameters()), block)
+            for block, layer in enumerate(segment.layers)
+        ]
+
+    def export(self) -> CutGraph:
+        """The graph, without the inputs that turn out to have no effect."""
+        outputs = [HIDDEN_STATES, *(activation_name(layer, name) for layer, name in self._segment.outputs)]
+        names = [LOGITS] if self._segment.last else outputs
+        return self._inputs.export(self._forward, names, self._tracer.decomposes)
+
+    def _add_arguments(self) -> list[dict[str, int]]:
+        """For every layer: argument -> the input that it takes."""
+        added: dict[str, int] = {}
+        arguments = []
+        for block, layer in enumerate(self._segment.layers):
+            known = self._segment.arguments[block] if self._segment.arguments else {}
+            own = {}
+            for argument, tensor in self._calls[layer].tensors.items():
+                name = known.get(argument, argument if not self._segment.arguments else f"unused.{block}.{argument}")
+                if name not in added:
+                    added[name] = self._inputs.add(name, "activation", tensor.shape, tensor.dtype)
+                own[argument] = added[name]
+            arguments.append(own)
+        return arguments
+
+    def _add_context(self) -> dict[str, int]:
+        shape, add = self._shape, self._inputs.add
+        context = {"context_slots": add("context_slots", "activation", (shape.batch, shape.context), torch.int64)}
+        if shape.is_decode or self._segment.slices:
+            context["context_lens"] = add("context_lens", "activation", (shape.batch,), torch.int64)
+        if not shape.is_decode:
+            known = [i for i, spec in enumerate(self._inputs.specs) if spec.name == "position_ids"]
+            new = (shape.batch, shape.query)
+            context["position_ids"] = known[0] if known else add("position_ids", "activation", new, torch.int64)
+        return context
+
+    def _add_cache(self, block: int, layer: int) -> tuple[int, int]:
+        per_slot = self._tracer.cache_shape(layer, self._calls[layer])
+        add, dtype = self._inputs.add, self._skeleton.dtype
+        keys = add("key_cache", "kv_cache", (None, *per_slot), dtype, block)
+        return keys, add("value_cache", "kv_cache", (None, *per_slot), dtype, block)
+
+    def _forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        segment, calls = self._segment, self._calls
+        if segment.first:
+            calls = self._first(values)
+            states = calls[0].hidden_states
+        else:
+            states = values[self._hidden]
+        for block, layer in enumerate(segment.layers):
+            call, tensors = calls[layer], calls[layer].tensors
+            if not segment.first:
+                tensors = {name: values[i] for name, i in self._arguments[block].items()}
+            slices = segment.slices and block == len(segment.layers) - 1
+            states = (self._sliced_layer if slices else self._layer)(values, block, states, call, tensors)
+        if segment.last:
+            return (self._last(values, states),)
+        return states, *(calls[layer].tensors[name] for layer, name in segment.outputs)
+
+    def _first(self, values: Sequence[Tensor]) -> list[LayerCall]:
+        """What the layers are called with."""
+        calls: list[LayerCall] = []
+        rank = self._tracer.rank
+        with nullcontext() if rank is None or self._rank is None else rank.known(values[self._rank]):
+            functional(
+                self._of(self._outer, values),
+                self._skeleton.model,
+                lambda: _record(self._skeleton, values[self._ids], values[self._positions], calls),
+            )
+        return calls
+
+    def _layer(
+        self, values: Sequence[Tensor], block: int, states: Tensor, call: LayerCall, tensors: Mapping[str, Tensor]
+    ) -> Tensor:
+        keys, values_ = self._caches[block]
+        paged = PagedCache(
+            key_cache=values[keys],
+            value_cache=values[values_],
+            slot_mapping=values[self._slots],
+            **{name: values[i] for name, i in self._context.items()},
+        )
+        return self._call(values, block, states, _fill(call.kwargs, tensors), paged)
+
+    def _sliced_layer(
+        self, values: Sequence[Tensor], block: int, states: Tensor, call: LayerCall, tensors: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The layer for one token of each row, which attends to keys and values of all.
+
+        Those are what is alive of the layer as it is for all tokens; all that follows from them there is dropped.
+        """
+        self._layer(values, block, states, call, tensors)
+        assert self._indices is not None
+        at = values[self._indices]
+        one = self._sliced_calls[self._segment.layers[block]]
+        sliced = {name: _at(tensor, one.tensors[name].shape, at) for name, tensor in tensors.items()}
+        keys, values_ = self._caches[block]
+        paged = PagedCache(
+            key_cache=values[keys],
+            value_cache=values[values_],
+            slot_mapping=None,
+            context_slots=values[self._context.get("context_slots", self._slots)],
+            context_lens=values[self._context["context_lens"]] if self._context else at + 1,
+        )
+        states = _at(states, one.hidden_states.shape, at)
+        return self._call(values, block, states, _fill(one.kwargs, sliced), paged)
+
+    def _call(
+        self, values: Sequence[Tensor], block: int, states: Tensor, kwargs: Mapping[str, Any], paged: PagedCache
+    ) -> Tensor:
+        module = self._skeleton.layers[self._segment.layers[block]]
+        return functional(self._of(self._own[block], values), module, lambda: module(states, **kwargs, paged=paged))
+
+    def _last(self, values: Sequence[Tensor], states: Tensor) -> Tensor:
+        if self._selects and not self._segment.slices:
+            assert self._indices is not None
+            states = _at(states, (self._shape.batch, 1, states.shape[2]), values[self._indices])
+        ids = torch.zeros(states.shape[:2], dtype=torch.int64)
+        own = self._of(self._outer, values)
+        return functional(own, self._skeleton.model, lambda: self._skeleton.logits(states, ids))
+
+    @staticmethod
+    def _of(inputs: Mapping[str, int], values: Sequence[Tensor]) -> dict[str, Tensor]:
+        return {name: values[i] for name, i in inputs.items()}
+
+
+class _Inputs:
+    """The inputs of a graph to be: specs in calling order. `add` returns an input's position."""
+
+    def __init__(self) -> None:
+        self.specs: list[TensorSpec] = []
+
+    def add(
+        self, name: str, role: Role, shape: Sequence[int | None], dtype: torch.dtype, block: int | None = None
+    ) -> int:
+        self.specs.append(TensorSpec(name=name, role=role, dtype=dtype_name(dtype), shape=list(shape), block=block))
+        return len(self.specs) - 1
+
+    def add_parameters(self, parameters: Mapping[str, Tensor], block: int | None = None) -> dict[str, int]:
+        return {name: self.add(name, "parameter", p.shape, p.dtype, block) for name, p in sorted(parameters.items())}
+
+    def export(
+        self, forward: Callable[..., tuple[Tensor, ...]], outputs: Sequence[str], decomposes: bool = False
+    ) -> CutGraph:
+        module = _Function(forward)
+        slots = Dim("slots", min=2)
+        with _fake():
+            examples = tuple(
+                torch.empty([64 if n is None else n for n in spec.shape], dtype=getattr(torch, spec.dtype))
+                for spec in self.specs
+            )
+        dynamic = tuple({i: slots for i, n in enumerate(spec.shape) if n is None} for spec in self.specs)
+        with torch.no_grad():
+            program = torch.export.export(module, examples, dynamic_shapes=(dynamic,), strict=False)
+        return cut(decompose(program) if decomposes else program, self.specs, outputs)
+
+
+class _Function(nn.Module):
+    """A function as a module without parameters, which is what `torch.export` takes."""
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
+        super().__init__()
+        self._function = function
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        # A compiled program takes its inputs' strides for granted: what one returns and the next takes is contiguous.
+        return tuple(value.contiguous() for value in self._function(*values))
+
+
+def _record(skeleton: Skeleton, ids: Tensor, positions: Tensor, calls: list[LayerCall]) -> Tensor:
+    calls.extend(skeleton.record_layer_calls(ids, positions))
+    return calls[0].hidden_states
+
+
+def _fill(kwargs: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    def value(leaf: Any) -> Any:
+        return tensors[leaf.name] if isinstance(leaf, TensorName) else leaf
+
+    filled: dict[str, Any] = tree_map(value, kwargs)
+    return filled
+
+
+def _quantize_modules(model: nn.Module, schemes: Mapping[str, str], decomposes: bool) -> None:
+    for name, module in list(model.named_modules()):
+        scheme = schemes.get(f"{name}.weight", "none")
+        if scheme != "none":
+            if not isinstance(module, nn.Linear):
+                raise TypeError(f"{name} is no linear layer")
+            model.set_submodule(name, QuantizedLinear(module, scheme, decomposes))
+
+
+def _at(tensor: Tensor, size: Sequence[int], at: Tensor) -> Tensor:
+    """Of each row the token `at` [batch], where `tensor` is of all tokens; `size` is its size for one token."""
+    if tensor.shape == tuple(size):
+        return tensor
+    if tensor.shape[1] == 1 or (*tensor.shape[:1], 1, *tensor.shape[2:]) != tuple(size):
+        raise UserError(
+            f"a layer is called with a tensor of size {list(tensor.shape)}, which has no token at its second place",
+            where="rewriting.add_prefill_last_block_slice",
+            valid="false",
+        )
+    rows = torch.arange(at.shape[0]) if tensor.shape[0] == at.shape[0] else torch.zeros_like(at)
+    return tensor[rows, at].unsqueeze(1)
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+
+@contextmanager
+def _fake(tensor: Tensor | None = None) -> Iterator[None]:
+    """Tensors made inside are fake: shapes without memory. Joins the mode that `tensor` was made in."""
+    mode = getattr(tensor, "fake_mode", None) or torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
+    with torch.no_grad(), mode:
+        yield

@@ -1,0 +1,62 @@
+"""The figures of a build as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from furiosa_build.core.text import size_text
+from furiosa_build.plan.kv_blocks import element_memory
+
+if TYPE_CHECKING:
+    from furiosa_build.plan.budget.costs import Need
+    from furiosa_build.plan.budget.preflight import Preflight
+    from furiosa_build.plan.planner import Plan
+
+
+def refusal_text(figures: Preflight) -> str:
+    """Why a build is refused."""
+    return "\n".join(["the build cannot fit", *shortage_lines(figures)])
+
+
+def lowered_text(figures: Preflight, asked: int) -> str:
+    """That fewer programs are compiled at a time than was asked for."""
+    assert figures.memory.available is not None
+    return (
+        f"num_compile_workers: {asked} asked for, the memory is for {figures.compile_workers} "
+        f"({size_text(figures.memory.available)} available, each takes {size_text(figures.compile_worker)})"
+    )
+
+
+def kv_blocks_text(plan: Plan) -> str:
+    """How many KV blocks a layer has, and what the number follows from."""
+    blocks, room = plan.kv_blocks, plan.kv_blocks.room
+    shown = f"{blocks.count} blocks of {plan.spec.buckets.paged_attention_block_size} tokens"
+    filled = f"what the largest decode bucket fills{'' if blocks.source == 'bucket' else f': {blocks.needed}'}"
+    if blocks.source == "given":
+        return f"{shown}, as given ({filled})"
+    if room is None or blocks.source == "bucket":
+        return f"{shown}, derived: {filled}" + ("" if room is None else f"; the memory has room for {room.blocks}")
+    whose = "an element" if element_memory(plan.spec) is not None else "the device"
+    one = "" if room.blocks >= blocks.count else ", too few for one sequence"
+    return (
+        f"{shown}, derived from the memory of target {plan.spec.target.name}: ({size_text(room.memory)} of {whose} - "
+        f"{size_text(room.parameters)} of parameters) / {size_text(room.block)} a block, less one for padding: "
+        f"{room.blocks}{one} ({filled})"
+    )
+
+
+def need_text(need: Need) -> str:
+    """Such as `2.5 GB (parameters 2.4 GB, programs 100 MB)`."""
+    parts = ", ".join(f"{what} {size_text(size)}" for what, size in need.parts.items())
+    return size_text(need.needed) + (f" ({parts})" if len(need.parts) > 1 else "")
+
+
+def available_text(need: Need) -> str:
+    return "an unknown amount" if need.available is None else size_text(need.available)
+
+
+def shortage_lines(figures: Preflight) -> Iterator[str]:
+    for short in figures.shortages:
+        yield f"  {short.need.what}: {need_text(short.need)} needed, {available_text(short.need)} there"
+        yield f"    hint: {short.remedy}"

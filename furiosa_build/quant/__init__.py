@@ -1,0 +1,1 @@
+"""Quantization: how weights are stored, and what their layers compute."""

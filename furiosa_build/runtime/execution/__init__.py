@@ -1,0 +1,1 @@
+"""Runs programs: replicas, stages, ranks."""

@@ -1,0 +1,388 @@
+"""One rank of one stage of an artifact: its parameters mapped, its KV caches allocated, its supertasks bound.
+
+What can be settled before the first step is: per supertask there is a flat list of inputs, in which only the
+activations are still open. A step fills those in and calls the program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from furiosa_build.artifact.reader import OpenArtifact
+from furiosa_build.artifact.schema import Pipeline, Program, Supertask
+from furiosa_build.backends.base import Backend, LoadedProgram
+from furiosa_build.backends.registry import get_backend
+from furiosa_build.core.errors import UserError
+from furiosa_build.ir.tensors import TensorSpec
+from furiosa_build.runtime.execution.communicator import Communicator
+from furiosa_build.runtime.scheduling.kv_cache import Slots
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence's part of a run.
+
+    Attributes:
+        tokens: The new tokens; their keys and values are written.
+        start: Position of the first of them: how many tokens of the sequence are computed already.
+        slots: KV slots of the sequence's tokens from position 0 on, the new ones included. int64 [>= start +
+            new].
+    """
+
+    tokens: Sequence[int]
+    start: int
+    slots: Slots
+
+
+class RankRunner:
+    """One rank of one stage: the programs with its own parameters and KV caches.
+
+    Args:
+        opened: The artifact.
+        num_slots: Slots of each layer's KV caches. They start as zeros: what is masked still takes part in
+            products, and 0 * NaN is NaN: the rows of padding read what they have not written.
+        programs: File of a program -> the program, loaded.
+        communicator: Its end, which says which rank of which stage this is.
+        parameters: Those of this rank, where another replica has mapped them; None: they are mapped.
+
+    Raises:
+        UserError: Parameters, programs and pipelines do not fit together, or the caches do not fit into
+        memory.
+    """
+
+    def __init__(
+        self,
+        opened: OpenArtifact,
+        num_slots: int,
+        programs: Mapping[str, LoadedProgram],
+        communicator: Communicator,
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._opened = opened
+        self._communicator = communicator
+        self.stage, self.rank = communicator.stage, communicator.rank
+        self.parameters = map_parameters(opened, self.stage, self.rank) if parameters is None else parameters
+        self.num_slots = num_slots
+        self._kv_caches = _allocate_kv_caches(opened, self.stage, num_slots)
+        self._programs = programs
+        self._pipelines = {pipeline.name: self._bind(pipeline) for pipeline in opened.artifact.pipelines}
+
+    def run(self, pipeline: str, rows: Sequence[Row]) -> Tensor | None:
+        """Runs this rank's part of one bucket.
+
+        Args:
+            pipeline: Its name.
+            rows: At most batch_size; the bucket is filled up with padding that writes to the scratch block
+                only.
+
+        Returns:
+            In the last stage: logits in the program's dtype, [batch_size, query_length, vocab], or [batch_size, 1,
+            vocab] where the pipeline returns those of each row's last token only.
+        """
+        bound = self._pipelines[pipeline]
+        bound.inputs.fill(rows)
+        tensors = dict(bound.inputs.tensors)
+        with torch.inference_mode():
+            if bound.received:
+                tensors.update(self._communicator.receive(bound.received))
+            for task in bound.tasks:
+                if isinstance(task, _BoundCollective):
+                    self._join(task, tensors)
+                else:
+                    arguments = task.arguments.copy()
+                    for index, name in task.activations:
+                        arguments[index] = tensors[name]
+                    outputs = task.program.run(arguments)
+                    tensors.update(zip(task.outputs, outputs, strict=True))
+                for name in task.last_used:
+                    del tensors[name]
+        return tensors.get(LOGITS)
+
+    def logits_of(self, pipeline: str) -> Tensor:
+        """An empty tensor like the logits of a bucket."""
+        return self._pipelines[pipeline].logits
+
+    def _join(self, task: _BoundCollective, tensors: dict[str, Tensor]) -> None:
+        if task.op == "send":
+            self._communicator.send({name: tensors[name] for name in task.reads})
+        else:
+            join = getattr(self._communicator, task.op)
+            [tensors[task.outputs[0]]] = [join(tensors[name]) for name in task.reads]
+
+    def _bind(self, pipeline: Pipeline) -> _BoundPipeline:
+        fed = InputBuffers(pipeline, self.rank)
+        shapes = self._shapes(pipeline)
+        known, received = set(fed.tensors), {}
+        tasks: list[_BoundTask | _BoundCollective] = []
+        for number, supertask in enumerate(pipeline.supertasks):
+            where = f"pipelines[{pipeline.name!r}].supertasks[{number}]"
+            self._check_place(supertask, where)
+            if supertask.kind == "comm" and supertask.op == "send" and supertask.stage == self.stage - 1:
+                received = {name: shapes[name] for name in supertask.outputs}
+                known.update(received)
+            if supertask.stage != self.stage or self.rank not in supertask.ranks:
+                continue
+            tasks.append(self._bind_supertask(supertask, known, where))
+            if supertask.op != "send":
+                known.update(supertask.outputs)
+        last = pipeline.supertasks[-1] if pipeline.supertasks else None
+        if last is None or last.outputs != [LOGITS]:
+            raise self._error("its last supertask does not give `logits` alone", f"pipelines[{pipeline.name!r}]")
+        _release_early(tasks)
+        return _BoundPipeline(fed, received, tasks, shapes[LOGITS])
+
+    def _check_place(self, supertask: Supertask, where: str) -> None:
+        parallel = self._opened.artifact.parallel_config
+        if not 0 <= supertask.stage < parallel.pipeline_parallel_size:
+            raise self._error(f"there is no stage {supertask.stage}", where)
+        if supertask.ranks != list(range(parallel.tensor_parallel_size)):
+            raise self._error(f"it is for ranks {supertask.ranks}, not for all of a stage", where)
+
+    def _shapes(self, pipeline: Pipeline) -> dict[str, Tensor]:
+        """An empty tensor like each that a program of the pipeline gives."""
+        shapes = {}
+        for supertask in pipeline.supertasks:
+            if supertask.kind == "comp":
+                outputs = self._program_of(supertask, "").outputs
+                for name, spec in zip(supertask.outputs, outputs, strict=False):
+                    shapes[name] = torch.empty([n or 0 for n in spec.shape], dtype=_dtype(spec.dtype), device="meta")
+            elif supertask.op in ("all_reduce", "all_gather") and shapes.keys() >= set(supertask.inputs.values()):
+                part = next(shapes[name] for name in supertask.inputs.values())
+                side_by_side = len(supertask.ranks) if supertask.op == "all_gather" else 1
+                size = (*part.shape[:-1], part.shape[-1] * side_by_side)
+                shapes[supertask.outputs[0]] = torch.empty(size, dtype=part.dtype, device="meta")
+        return {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in shapes.items()}
+
+    def _program_of(self, supertask: Supertask, where: str) -> Program:
+        program = self._opened.artifact.programs.get(supertask.program or "")
+        if program is None:
+            raise self._error(f"there is no program {supertask.program!r}", where)
+        return program
+
+    def _bind_supertask(self, supertask: Supertask, known: set[str], where: str) -> _BoundTask | _BoundCollective:
+        if missing := sorted(set(supertask.inputs.values()) - known):
+            raise self._error(f"nothing gives tensor {missing[0]!r}", where)
+        if supertask.kind == "comm":
+            if supertask.op is None or (
+                supertask.op != "send" and (len(supertask.inputs), len(supertask.outputs)) != (1, 1)
+            ):
+                raise self._error("a comm supertask joins one tensor into one", where)
+            return _BoundCollective(supertask.op, list(supertask.inputs.values()), supertask.outputs)
+        program = self._program_of(supertask, where)
+        if len(program.outputs) != len(supertask.outputs):
+            raise self._error(f"program {supertask.program!r} has {len(program.outputs)} outputs", where)
+        arguments: list[Tensor] = []
+        activations = []
+        for index, spec in enumerate(program.inputs):
+            if spec.role == "activation":
+                name = supertask.inputs.get(spec.name, "")
+                if name not in known:
+                    raise self._error(f"nothing gives tensor {name!r} for input {spec.name!r}", where)
+                activations.append((index, name))
+                arguments.append(_PLACEHOLDER)
+            elif spec.role == "parameter":
+                arguments.append(self._parameter(supertask, spec, where))
+            else:
+                arguments.append(self._kv_cache(supertask, spec, where))
+        return _BoundTask(self._programs[program.file], arguments, activations, supertask.outputs)
+
+    def _parameter(self, supertask: Supertask, spec: TensorSpec, where: str) -> Tensor:
+        name = spec.name
+        if spec.block is not None:
+            prefix = self._opened.artifact.model_metadata.layer_prefix
+            name = f"{prefix}{self._layer(supertask, spec, where)}.{name}"
+        tensor = self.parameters.get(name)
+        if tensor is None:
+            raise self._error(f"no parameter file of stage {self.stage}, rank {self.rank} has {name!r}", where)
+        stored = f"{tensor.dtype} {list(tensor.shape)}"
+        dtype = _dtype(spec.dtype)
+        if tensor.dtype != dtype:
+            try:
+                tensor = tensor.view(dtype)
+            except RuntimeError as error:
+                raise self._error(f"parameter {name!r}, stored as {stored}, is no {spec.dtype}", where) from error
+        if list(tensor.shape) != spec.shape:
+            raise self._error(f"parameter {name!r}, stored as {stored}, is no {spec.dtype} {spec.shape}", where)
+        return tensor
+
+    def _layer(self, supertask: Supertask, spec: TensorSpec, where: str) -> int:
+        if spec.block is None or not 0 <= spec.block < len(supertask.layers):
+            raise self._error(f"{spec.name!r} is of block {spec.block}, of layers {supertask.layers}", where)
+        return supertask.layers[spec.block]
+
+    def _kv_cache(self, supertask: Supertask, spec: TensorSpec, where: str) -> Tensor:
+        layer = self._layer(supertask, spec, where)
+        if (layer, spec.name) not in self._kv_caches:
+            raise self._error(f"layer {layer} has no KV storage {spec.name!r}", where)
+        cache = self._kv_caches[layer, spec.name]
+        if cache.dtype != _dtype(spec.dtype) or list(cache.shape[1:]) != spec.shape[1:]:
+            raise self._error(
+                f"{spec.name!r} is {spec.dtype} {spec.shape}, not {cache.dtype} {list(cache.shape)}", where
+            )
+        return cache
+
+    def _error(self, what: str, where: str) -> UserError:
+        return UserError(f"artifact {self._opened.directory} is inconsistent: {what}", where=where)
+
+
+@dataclass
+class _BoundTask:
+    """A supertask with all but its activations in place."""
+
+    program: LoadedProgram
+    arguments: list[Tensor]
+    activations: list[tuple[int, str]]
+    outputs: list[str]
+    last_used: list[str] = field(default_factory=list)
+    """Tensors that nothing after this supertask reads, so that their memory can be used again."""
+
+    @property
+    def reads(self) -> list[str]:
+        return [name for _, name in self.activations]
+
+
+@dataclass
+class _BoundCollective:
+    """What joins tensors of several ranks, or sends them to the next stage."""
+
+    op: str
+    reads: list[str]
+    outputs: list[str]
+    last_used: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _BoundPipeline:
+    inputs: InputBuffers
+    received: dict[str, Tensor]
+    tasks: list[_BoundTask | _BoundCollective]
+    logits: Tensor
+
+
+class InputBuffers:
+    """The tensors that the runtime feeds into a pipeline, allocated once and overwritten at every step.
+
+    `tensors` has those of the following that the pipeline reads (B, T, L: batch, query and context length;
+    int64): input_ids, position_ids, slot_mapping [B, T]; context_slots [B, L]; context_lens, logits_indices
+    [B]; rank [1].
+    """
+
+    def __init__(self, pipeline: Pipeline, rank: int = 0) -> None:
+        batch, query, context = pipeline.batch_size, pipeline.query_length, pipeline.context_length
+        shapes: Mapping[str, tuple[int, ...]] = {
+            "input_ids": (batch, query),
+            "position_ids": (batch, query),
+            "slot_mapping": (batch, query),
+            "context_slots": (batch, context),
+            "context_lens": (batch,),
+            "logits_indices": (batch,),
+            "rank": (1,),
+        }
+        read = {name for supertask in pipeline.supertasks for name in supertask.inputs.values()}
+        self._arrays: dict[str, NDArray[np.int64]] = {
+            name: np.zeros(shape, dtype=np.int64) for name, shape in shapes.items()
+        }
+        self._rank = rank
+        self._positions = np.arange(context, dtype=np.int64)
+        self.tensors = {name: torch.from_numpy(array) for name, array in self._arrays.items() if name in read}
+
+    def fill(self, rows: Sequence[Row]) -> None:
+        """Lays `rows` out; what is left over is padding: token 0 at position 0, written to slot 0.
+
+        Only padding reads slot 0: it may hold NaN, from the padding of a request whose tokens give that, and masked
+        values take part in products. A row's context is filled up with its own first slot.
+        """
+        arrays = self._arrays
+        for array in arrays.values():
+            array.fill(0)
+        arrays["context_lens"].fill(1)
+        arrays["rank"].fill(self._rank)
+        for index, row in enumerate(rows):
+            new = len(row.tokens)
+            end = row.start + new
+            arrays["input_ids"][index, :new] = row.tokens
+            arrays["position_ids"][index, :new] = self._positions[row.start : end]
+            arrays["slot_mapping"][index, :new] = row.slots[row.start : end]
+            arrays["context_slots"][index, :end] = row.slots[:end]
+            arrays["context_slots"][index, end:] = row.slots[0]
+            arrays["context_lens"][index] = end
+            arrays["logits_indices"][index] = new - 1
+
+
+_PLACEHOLDER = torch.empty(0)
+
+
+def _release_early(tasks: Sequence[_BoundTask | _BoundCollective]) -> None:
+    seen = {LOGITS}
+    for task in reversed(tasks):
+        made = set() if isinstance(task, _BoundCollective) and task.op == "send" else set(task.outputs)
+        task.last_used = sorted((set(task.reads) | made) - seen)
+        seen |= set(task.reads)
+        seen -= made - set(task.reads) - {LOGITS}
+
+
+def load_programs(opened: OpenArtifact) -> dict[str, LoadedProgram]:
+    """Every program, by its file. Raises UserError."""
+    backend = get_backend(opened.artifact.backend)
+    files = {program.file for program in opened.artifact.programs.values()}
+    parallel = opened.artifact.parallel_config
+    elements = parallel.tensor_parallel_size * parallel.pipeline_parallel_size * parallel.data_parallel_size
+    return {file: _load(backend, opened.path(file), elements) for file in sorted(files)}
+
+
+def _load(backend: Backend, path: Path, concurrency: int) -> LoadedProgram:
+    try:
+        return backend.load(path, concurrency)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"backend {backend.name!r} cannot load program {path.name}: {error}",
+            where=str(path),
+            hint="build the artifact again with the torch that is installed",
+        ) from error
+
+
+def map_parameters(opened: OpenArtifact, stage: int, rank: int) -> dict[str, Tensor]:
+    """Name -> tensor, of one rank. The tensors lie in private mappings of the files: nothing is read."""
+    tensors: dict[str, Tensor] = {}
+    for group in opened.artifact.parameters:
+        for file in group.files if (group.stage, group.rank) == (stage, rank) else ():
+            with safe_open(opened.path(file), framework="pt") as mapped:
+                names = mapped.keys()
+                tensors.update((name, mapped.get_tensor(name)) for name in names)
+    return tensors
+
+
+def _allocate_kv_caches(opened: OpenArtifact, stage: int, num_slots: int) -> dict[tuple[int, str], Tensor]:
+    caches = {}
+    try:
+        for spec in (spec for spec in opened.artifact.kv_cache if spec.stage == stage):
+            for name in ("key_cache", "value_cache"):
+                shape = (num_slots, *spec.shape_per_slot)
+                caches[spec.layer, name] = torch.zeros(shape, dtype=_dtype(spec.dtype))
+    except RuntimeError as error:
+        raise UserError(
+            f"no memory for KV caches of {num_slots} tokens",
+            where="paged_attention_num_blocks",
+            hint="lower paged_attention_num_blocks",
+        ) from error
+    return caches
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise UserError(f"torch has no dtype {name!r}", where="artifact.json")
+    return dtype

@@ -1,0 +1,176 @@
+"""One copy of the model: who runs on it, what runs them, and the batches that are under way."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from furiosa_build.artifact.reader import OpenArtifact
+from furiosa_build.core import failpoints
+from furiosa_build.runtime.execution.communicator import DistributedCommunicator, PeerFailedError
+from furiosa_build.runtime.execution.drafter import Drafter
+from furiosa_build.runtime.execution.executor import Executor
+from furiosa_build.runtime.execution.rank import Row
+from furiosa_build.runtime.request import Request
+from furiosa_build.runtime.scheduling.kv_cache import BlockManager
+from furiosa_build.runtime.scheduling.scheduler import Batch, Scheduler
+from furiosa_build.runtime.stats import EngineStats
+
+
+@dataclass
+class Replica:
+    """One copy of the model.
+
+    Attributes:
+        scheduler: Whose turn it is.
+        executor: What runs the model.
+        drafter: What proposes tokens, if there is a draft model.
+        queue_limit: Batches under way at a time, where the executor can have several.
+        in_flight: Those that are, the oldest first, and where their logits will be: [batch, positions, vocab].
+        proposals: How often tokens were proposed to a request.
+        proposed_tokens: How many.
+        accepted_tokens: Those of them that the model would have chosen as well.
+    """
+
+    scheduler: Scheduler
+    executor: Executor
+    drafter: Drafter | None
+    queue_limit: int
+    in_flight: deque[tuple[Batch, Future[Tensor]]] = field(default_factory=deque)
+    proposals: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
+
+    def fill(self) -> None:
+        """Submits what can run now, with what the draft model proposes."""
+        limit = self.queue_limit if self.executor.is_concurrent else 1
+        while len(self.in_flight) < limit and (batch := self.scheduler.schedule()) is not None:
+            batch, drafting = self._with_proposals(batch)
+            rows = []
+            now = time.monotonic()
+            for request, count in zip(batch.requests, batch.counts, strict=True):
+                request.ran_at = now if request.ran_at is None else request.ran_at
+                start = request.num_computed
+                proposed = [proposal.token for proposal in request.proposals]
+                for sequence in batch.sequences(request):
+                    slots = self.scheduler.blocks.slots(sequence)
+                    rows.append(Row(sequence.tokens[start : start + count] + proposed, start, slots))
+            self.in_flight.append((batch, drafting or self.executor.submit(batch.pipeline.name, rows)))
+
+    def _with_proposals(self, batch: Batch) -> tuple[Batch, Future[Tensor] | None]:
+        """The batch as it is to run; and what it has failed of already, if the draft has."""
+        if self.drafter is None or not (wanted := self.scheduler.wanted_proposals(batch)):
+            return batch, None
+        try:
+            self.drafter.propose(wanted)
+        except Exception as error:
+            failed: Future[Tensor] = Future()
+            failed.set_exception(error)
+            return batch, failed
+        return self.scheduler.with_proposals(batch), None
+
+    def finish(self) -> tuple[Batch, Tensor]:
+        """The oldest batch under way and its logits. After an error it is still under way, until `recover`."""
+        batch, logits = self.in_flight[0]
+        for request in batch.requests:
+            with failpoints.doing(f"request:{request.request_id}"):
+                failpoints.reach("step")
+        result = logits.result()
+        self.in_flight.popleft()
+        return batch, result
+
+    def recover(self, error: Exception) -> dict[Request, Exception]:
+        """After `error` from `finish`: takes all batches under way back. Returns the requests that are to end, and why.
+
+        Those of a batch that failed only because another did, or after it, run again.
+        """
+        self.executor.recover()
+        if self.drafter is not None:
+            self.drafter.recover()
+        (batch, _), *later = self.in_flight
+        self.in_flight.clear()
+        culprit = batch
+        if isinstance(error, PeerFailedError):
+            for other, logits in later:
+                cause = logits.exception()
+                if isinstance(cause, Exception) and not isinstance(cause, PeerFailedError):
+                    culprit, error = other, cause
+                    break
+        for request in culprit.requests:
+            self.scheduler.distrust(request)
+        for taken in (batch, *(other for other, _ in later)):
+            self.scheduler.take_back(taken)
+        return dict.fromkeys(culprit.requests, error)
+
+    def stats(self) -> EngineStats:
+        return replace(
+            self.scheduler.stats(),
+            proposals=self.proposals,
+            proposed_tokens=self.proposed_tokens,
+            accepted_tokens=self.accepted_tokens,
+        )
+
+    def check_integrity(self) -> None:
+        """Raises RuntimeError when scheduler, KV blocks and executor do not agree."""
+        self.scheduler.check_integrity()
+        blocks = self.scheduler.blocks
+        self.executor.check_integrity((blocks.num_blocks + 1) * blocks.block_size)
+        if self.drafter is not None:
+            self.drafter.check_integrity(self.scheduler.request_ids)
+        under_way = sorted(request.request_id for batch, _ in self.in_flight for request in batch.requests)
+        in_flight = sorted(request.request_id for request in self.scheduler.in_flight)
+        if under_way != in_flight:
+            raise RuntimeError(f"batches of {under_way} are under way, in flight are {in_flight}")
+
+
+def make_replica(
+    opened: OpenArtifact,
+    num_blocks: int,
+    communicator: DistributedCommunicator | None,
+    enable_prefix_caching: bool,
+    like: Replica | None,
+) -> Replica:
+    """A copy of an artifact's model, with its draft model if there is one. Raises UserError as `Executor` does.
+
+    Args:
+        opened: The artifact.
+        num_blocks: KV blocks of a layer.
+        communicator: When every rank is a process: this one's end.
+        enable_prefix_caching: Whether requests share the KV blocks of equal beginnings.
+        like: Another one, whose programs and mapped parameters this one uses as well.
+    """
+    config, num_replicas = opened.artifact.generator_config, opened.artifact.parallel_config.data_parallel_size
+    block_size, defaults = config.paged_attention_block_size, config.default_scheduler_config
+    # Where ranks are processes there is no communicator for those of the draft.
+    draft = opened.draft if communicator is None else None
+    executor = Executor(
+        opened,
+        (num_blocks + 1) * block_size,  # one more: the scratch block
+        like=like.executor if like else None,
+        communicator=communicator,
+        num_replicas=num_replicas,
+    )
+    scheduler = Scheduler(
+        opened.artifact.pipelines,
+        BlockManager(num_blocks, block_size),
+        spare_blocks_ratio=defaults.spare_blocks_ratio,
+        prefill_chunk_size=defaults.prefill_chunk_size,
+        is_offline=defaults.is_offline,
+        num_stages=executor.num_stages if executor.is_concurrent else 1,
+        enable_prefix_caching=enable_prefix_caching,
+        num_speculative_tokens=(config.num_speculative_tokens or 0) if draft else 0,
+    )
+    drafter = None
+    if draft is not None:
+        drafter = Drafter(
+            draft,
+            prefill_chunk_size=defaults.prefill_chunk_size,
+            enable_prefix_caching=enable_prefix_caching,
+            like=like.drafter if like else None,
+            num_replicas=num_replicas,
+        )
+    return Replica(scheduler, executor, drafter, defaults.npu_queue_limit)

@@ -1,0 +1,48 @@
+"""Texts and conversations as token ids. Long texts take long, so another thread encodes them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from furiosa_build.runtime.text.tokenizer import Tokenizer
+from furiosa_build.server.http.errors import bad_request
+from furiosa_build.server.openai.protocol import Message
+
+
+async def of_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of a text. Raises ApiError for one that is no Unicode."""
+    return await asyncio.to_thread(_encode, tokenizer, text, add_special_tokens)
+
+
+async def of_messages(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: list[dict[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+) -> tuple[str, list[int]]:
+    """The prompt of a conversation, as text and as token ids.
+
+    Raises:
+        ApiError: The artifact's chat template does not know of tools.
+        UserError: The artifact has no chat template, or it rejects the messages.
+    """
+    turns = [message.for_template() for message in messages]
+
+    def render() -> tuple[str, list[int]]:
+        options = {"add_generation_prompt": add_generation_prompt}
+        text = tokenizer.apply_chat_template(turns, tools=tools, **options)
+        if tools and text == tokenizer.apply_chat_template(turns, tools=None, **options):
+            raise bad_request("the artifact's chat template takes no tools", "tools")
+        return text, _encode(tokenizer, text, add_special_tokens=False)
+
+    return await asyncio.to_thread(render)
+
+
+def _encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise bad_request(f"the prompt is no Unicode text: {error.reason}", "prompt") from error
+    return tokenizer.encode(text, add_special_tokens=add_special_tokens)

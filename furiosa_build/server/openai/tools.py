@@ -1,0 +1,251 @@
+"""Calls of tools: what makes a model write them, and how they are found in what it has written.
+
+With `tool_choice` "required" the text is a JSON list of `{"name", "arguments"}`, with a named function it is that
+function's arguments; llguidance sees to both. With "auto" the model writes as it was trained to, and two ways of doing
+so are known: `<tool_call>{"name", "arguments"}</tool_call>` of Hermes and Qwen anywhere in the text, and
+`{"name", "parameters"}` of Llama 3 as all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from furiosa_build.server.http.errors import bad_request
+from furiosa_build.server.openai.protocol import ChatRequest, Function
+
+Json = dict[str, Any]
+
+MAX_CALLS = 16
+"""In a text that must be calls: models were seen to go on until there is no room for more."""
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+
+# What llguidance lets a list of calls look like: see `_JSON` in runtime/guided.py.
+_HEAD = re.compile(r'[\[,] ?\{"name": ?"([^"]*)", ?"arguments": ?(?=\{)')
+# Numbers stay texts, as Python refuses long ones. It is quick enough to read the arguments so far again at every token.
+_DECODER = json.JSONDecoder(parse_int=str, parse_float=str, strict=False)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a function. `arguments` is JSON text; while the text grows, its beginning."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a text says: what is meant for a person, and calls. As the text grows, both are only appended to."""
+
+    content: str
+    calls: list[Call] = field(default_factory=list)
+
+
+Reader = Callable[[str, bool], Said]
+"""What a text says so far, and, once it is finished, altogether."""
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """What a request's tools mean.
+
+    Attributes:
+        offered: For the chat template; None: it gets none.
+        schema: What the text must be; None: what the model likes.
+        read: Takes the text apart.
+    """
+
+    offered: list[Json] | None
+    schema: Json | None
+    read: Reader
+
+
+def use_of(body: ChatRequest) -> ToolUse:
+    """What the tools of a request mean. Raises ApiError where tools, choice and response format do not fit."""
+    functions = _functions(body)
+    choice = _choice(body, functions)
+    if choice == "none":
+        return ToolUse(None, None, _content)
+    if body.response_format is not None and body.response_format.get("type") != "text":
+        message = "with a response_format no tool could be called: give no tools, or tool_choice 'none'"
+        raise bad_request(message, "response_format")
+    offered = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
+    most = 1 if body.parallel_tool_calls is False else None
+    if choice == "auto":
+        return ToolUse(offered, None, lambda text, finished: _found(text, finished, functions, most))
+    if choice == "required":
+        return ToolUse(offered, _list_schema(functions, most or MAX_CALLS), lambda text, _: _listed(text))
+    name = choice.removeprefix("function ")
+    return ToolUse(offered, _arguments_schema(functions[name]), lambda text, _: Said("", [Call(name, text)]))
+
+
+def _functions(body: ChatRequest) -> dict[str, Function]:
+    functions = {tool.function.name: tool.function for tool in body.tools or []}
+    if len(functions) < len(body.tools or []):
+        raise bad_request("several tools have the same name", "tools")
+    for name, function in functions.items():
+        if (function.parameters or {}).get("type", "object") != "object":
+            raise bad_request(f"the parameters of {name!r} are no schema of an object", "tools")
+    if not functions and body.parallel_tool_calls is not None:
+        raise bad_request("parallel_tool_calls is for requests with tools", "parallel_tool_calls")
+    return functions
+
+
+def _choice(body: ChatRequest, functions: Collection[str]) -> str:
+    """`none`, `auto`, `required`, or `function NAME`."""
+    match body.tool_choice:
+        case None | "none" | "auto" as choice:
+            return "none" if not functions else choice or "auto"
+        case "required" if functions:
+            return "required"
+        case {"function": {"name": str(name)}} as named if name in functions and named == _named(name):
+            return f"function {name}"
+    valid = (
+        "'none', 'auto', and if there are tools 'required' or {'type': 'function', 'function': {'name': one of them}}"
+    )
+    raise bad_request(f"tool_choice does not take {body.tool_choice!r}, only {valid}", "tool_choice")
+
+
+def _named(name: str) -> Json:
+    return {"type": "function", "function": {"name": name}}
+
+
+# What is written
+
+
+def _arguments_schema(function: Function) -> Json:
+    if function.parameters is None:  # which says that there are none
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    return {**function.parameters, "type": "object"}
+
+
+def _list_schema(functions: dict[str, Function], most: int) -> Json:
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": name},
+                # An id of its own, so that its references are to its own definitions.
+                "arguments": {"$id": f"urn:tool:{number}", **_arguments_schema(function)},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for number, (name, function) in enumerate(functions.items())
+    ]
+    return {"type": "array", "items": {"anyOf": calls}, "minItems": 1, "maxItems": most}
+
+
+# What is read
+
+
+def _content(text: str, finished: bool) -> Said:
+    del finished
+    return Said(text)
+
+
+def _listed(text: str) -> Said:
+    """The calls of a list that llguidance has seen to. The last may lack its end."""
+    calls, position = [], 0
+    while head := _HEAD.match(text, position):
+        end = _end_of_object(text, head.end())
+        calls.append(Call(head[1], text[head.end() : end]))
+        if end is None:
+            break
+        position = end + len("}")
+    return Said("", calls)
+
+
+def _end_of_object(text: str, start: int) -> int | None:
+    """Where the JSON object that begins at `start` ends; None if it does not yet, or is deeper than anybody reads."""
+    try:
+        return _DECODER.raw_decode(text, start)[1]
+    except (ValueError, RecursionError):
+        return None
+
+
+def _found(text: str, finished: bool, names: Collection[str], most: int | None) -> Said:
+    """The calls in a model's own words. What is not surely one is content, when that is sure."""
+    if text.lstrip().startswith("{"):
+        if not finished:
+            return Said("")
+        whole = _call(text, names)
+        return Said(text) if whole is None else Said("", [whole])
+    content, calls, position = "", [], 0
+    while (begin := text.find(OPEN, position)) >= 0:
+        content += text[position:begin]
+        end = text.find(CLOSE, begin)
+        if end < 0 and not finished:
+            position = len(text)
+            break
+        call = _call(text[begin + len(OPEN) : end if end >= 0 else len(text)], names)
+        position = end + len(CLOSE) if end >= 0 else len(text)
+        if call is None:
+            content += text[begin:position]
+        else:
+            calls.append(call)
+    rest = text[position:]
+    content += rest if finished else rest[: len(rest) - _begun(rest)]
+    if calls or not finished:  # white space before and between calls says nothing
+        content = content.rstrip()
+    return Said(content, calls[:most])
+
+
+def _begun(text: str) -> int:
+    """How many of the last characters may be the beginning of OPEN."""
+    return next((size for size in range(len(OPEN) - 1, 0, -1) if text.endswith(OPEN[:size])), 0)
+
+
+def _call(text: str, names: Collection[str]) -> Call | None:
+    """The call that a JSON text is; None if it is none, or of a function that there is not."""
+    try:
+        value = json.loads(text, strict=False)
+        if not isinstance(value, dict) or value.get("name") not in names:
+            return None
+        arguments = value.get("arguments", value.get("parameters"))
+        return Call(value["name"], json.dumps(arguments, allow_nan=False)) if isinstance(arguments, dict) else None
+    except (TypeError, ValueError, RecursionError):  # TypeError: the name is a list
+        return None
+
+
+# What is sent
+
+
+def message(said: Said) -> Json:
+    """The message of an answer."""
+    if not said.calls:
+        return {"role": "assistant", "content": said.content, "refusal": None}
+    calls = [{"id": _new_id(), "type": "function", "function": vars(call)} for call in said.calls]
+    return {"role": "assistant", "content": said.content or None, "refusal": None, "tool_calls": calls}
+
+
+class Deltas:
+    """What of a message is new in a stream."""
+
+    def __init__(self) -> None:
+        self._shown: Said | None = None
+
+    def of(self, said: Said) -> Json:
+        """The next `delta`."""
+        before = Said("") if self._shown is None else self._shown
+        delta: Json = {} if self._shown else {"role": "assistant"}
+        self._shown = said
+        if not said.calls or len(said.content) > len(before.content):
+            delta["content"] = said.content[len(before.content) :]
+        calls = []
+        for index, call in enumerate(said.calls):
+            if index >= len(before.calls):
+                calls.append({"index": index, "id": _new_id(), "type": "function", "function": vars(call)})
+            elif more := call.arguments[len(before.calls[index].arguments) :]:
+                calls.append({"index": index, "function": {"arguments": more}})
+        return {**delta, "tool_calls": calls} if calls else delta
+
+
+def _new_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"

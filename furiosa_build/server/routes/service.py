@@ -1,0 +1,58 @@
+"""Routes about the server and its tokenizer."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+import furiosa_build
+from furiosa_build.server.http.errors import bad_request
+from furiosa_build.server.http.json_route import JsonRoute
+from furiosa_build.server.metrics import CONTENT_TYPE
+from furiosa_build.server.openai import prompts
+from furiosa_build.server.openai.answers import Json
+from furiosa_build.server.openai.descriptions import HEALTH, METRICS, OF_BODIES, Text, Tokens, Version, answers
+from furiosa_build.server.openai.protocol import DetokenizeRequest, TokenizeRequest
+from furiosa_build.server.service import Service
+
+
+def make_router(service: Service) -> APIRouter:
+    """The routes of a server."""
+    router = APIRouter(route_class=JsonRoute)
+
+    @router.get("/health", responses=HEALTH, response_class=Response)
+    async def health() -> Response:
+        """Empty. 200 when requests are taken; 503 while the model is loaded, while the server drains, if it failed."""
+        return Response(status_code=200 if service.is_healthy else 503)
+
+    @router.get("/version", responses=answers(Version))
+    async def version() -> Json:
+        return {"version": furiosa_build.__version__}
+
+    @router.get("/metrics", responses=METRICS, response_class=Response)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    @router.post("/tokenize", responses=answers(Tokens) | OF_BODIES)
+    async def tokenize(body: TokenizeRequest) -> Json:
+        service.check_model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise bad_request("either prompt or messages is given", "prompt")
+        if body.messages is not None:
+            options = {"add_generation_prompt": body.add_generation_prompt}
+            _, tokens = await prompts.of_messages(service.tokenizer, body.messages, **options)  # type: ignore[arg-type]
+        else:
+            tokens = await prompts.of_text(service.tokenizer, body.prompt or "", body.add_special_tokens)
+        longest = service.engine.artifact.generator_config.max_seq_len_to_capture
+        return {"tokens": tokens, "count": len(tokens), "max_model_len": longest}
+
+    @router.post("/detokenize", responses=answers(Text) | OF_BODIES)
+    async def detokenize(body: DetokenizeRequest) -> Json:
+        service.check_model(body.model)
+        vocabulary = service.engine.artifact.model_metadata.vocab_size
+        for token in body.tokens:
+            if token >= vocabulary:
+                raise bad_request(f"{token} is no token: there are 0 to {vocabulary - 1}", "tokens")
+        return {"prompt": service.tokenizer.decode(body.tokens, skip_special_tokens=body.skip_special_tokens)}
+
+    return router

@@ -1,0 +1,1 @@
+"""Where weights come from: directories, the hub, single files, a seed."""

@@ -1,0 +1,119 @@
+"""The files of a model's directory in Hugging Face layout."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from furiosa_build.core.errors import UserError
+from furiosa_build.core.safetensors_header import read_header
+
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHT_PATTERNS = ("model*.safetensors", INDEX_FILE)
+"""Of the hub's files: some repositories hold the weights a second time, under names such as `consolidated`."""
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+"""What travels into the artifact's model/ directory."""
+
+
+LARGEST_JSON = 64 << 20
+"""Bytes of a file that is only copied. The largest tokenizers have about 35 MB."""
+LARGEST_PARSED = {
+    "config.json": 1 << 20,
+    "generation_config.json": 1 << 20,
+    "tokenizer_config.json": 16 << 20,
+    INDEX_FILE: 32 << 20,
+}
+"""Bytes of files that are parsed, here or by the runtime: that may take 30 times as much memory. Real configs have less
+than 100 kB, those of tokenizers about 1 MB; the index of a model with hundreds of experts has 15 MB."""
+
+
+def list_files(directory: Path) -> list[Path]:
+    """The files that count, sorted. Raises UserError for one that must not be read: see `check_file`."""
+    for name in (INDEX_FILE, *MODEL_FILES):
+        check_file(directory / name)
+    found = {path for pattern in (*WEIGHT_PATTERNS, *MODEL_FILES) for path in directory.glob(pattern)}
+    with suppress(UserError):
+        found.update(directory / name for name in weight_files(directory))
+    return sorted(path for path in found if path.is_file())
+
+
+def weight_files(directory: Path) -> list[str]:
+    """Names of a directory's weight files. Raises UserError when one is missing or named outside the directory."""
+    index = directory / INDEX_FILE
+    if not index.is_file():
+        if not (directory / "model.safetensors").is_file():
+            raise UserError(
+                "the model's directory has no weights",
+                where=str(directory),
+                valid=f"model.safetensors, or shards with {INDEX_FILE}",
+            )
+        return ["model.safetensors"]
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{INDEX_FILE} is no index of safetensors files: {error!r}", where=str(index)) from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{INDEX_FILE} names a file outside its directory: {name!r}", where=str(index))
+        if not (directory / name).is_file():
+            raise UserError(f"weight file {name} is missing", where=str(directory), hint=f"{INDEX_FILE} lists it")
+    return names
+
+
+def check_weight_file(path: Path) -> None:
+    """Raises UserError unless the header of a weight file is sound and agrees with its size. Reads only the header."""
+    try:
+        read_header(path)
+    except ValueError as error:
+        raise UserError(
+            f"{path.name} is not a sound safetensors file: {error}",
+            where=str(path),
+            hint="the download or copy may be cut short; fetch it again",
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of the model. Raises UserError unless it is one, and one that `check_file` passes."""
+    check_file(path)
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path.name} is not readable JSON: {error}", where=str(path)) from error
+    if not isinstance(data, dict):
+        raise UserError(f"{path.name} holds no JSON object", where=str(path))
+    return data
+
+
+def check_file(path: Path) -> None:
+    """Raises UserError for a file (not one of weights) that is too large, or a link that leads out of the directory.
+
+    Such a file would end up in the artifact. In the hub's cache a snapshot's files are links to its blobs.
+    """
+    if not path.is_file():
+        return
+    directory, target = path.parent.resolve(), path.resolve()
+    homes = [directory, *([directory.parent.parent / "blobs"] if directory.parent.name == "snapshots" else [])]
+    if not any(target.is_relative_to(home) for home in homes):
+        raise UserError(
+            f"{path.name} is a link out of the model's directory, to {target}",
+            where=str(path),
+            hint="put a copy of the file there, if it belongs to the model",
+        )
+    size = target.stat().st_size
+    largest = LARGEST_PARSED.get(path.name, LARGEST_JSON)
+    if size > largest:
+        raise UserError(f"{path.name} has {size} bytes", where=str(path), valid=f"at most {largest}")
+
+
+def source_files(directory: Path) -> list[str]:
+    """Names of what `weights.json` lists of a directory. Raises UserError when a weight file is missing."""
+    return [*weight_files(directory), *([INDEX_FILE] if (directory / INDEX_FILE).is_file() else [])]

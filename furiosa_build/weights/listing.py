@@ -1,0 +1,40 @@
+"""What `fetch` writes: which weights are used, and the files that travel beside them. Neither says where they lie.
+
+Two files, so that another tokenizer or chat template is no other weights.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from furiosa_build.ir.outline import ParameterOutline
+
+WEIGHTS = "weights.json"
+MODEL_FILES = "model_files.json"
+PARAM_FILE = "model.safetensors"
+"""What `param_file_path` is listed as, whatever it is called: weights are the same under another name."""
+
+
+class SourceFile(BaseModel):
+    """Size in bytes and sha256 (hex)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    size: int
+    sha256: str
+
+
+class Source(BaseModel):
+    """weights.json: the safetensors files and their index; or, for random weights, what is drawn from `seed`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    files: dict[str, SourceFile] = {}
+    seed: int | None = None
+    parameters: dict[str, ParameterOutline] = {}
+
+
+class ModelFiles(BaseModel):
+    """model_files.json: tokenizer, generation config, chat template; and the commit of a model on the hub."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    files: dict[str, SourceFile] = {}
+    revision: str | None = None

@@ -1,0 +1,483 @@
+"""Builds of a tiny model from one end to the other: what runs again when what has changed, and what is published."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from user_directory import CONFIG, RANDOM, UserDirectory, make_model, make_user_directory, run, steps_in_this_process
+
+import furiosa_build.artifact.writer
+import furiosa_build.backends
+from furiosa_build.artifact.reader import open_artifact
+from furiosa_build.artifact.schema import Artifact, to_json
+from furiosa_build.backends.eager import EagerBackend
+from furiosa_build.core.errors import StepError, UserError
+from furiosa_build.plan import keys
+from furiosa_build.steps import qualify
+from furiosa_build.store import Store
+from furiosa_build.ui.describe import artifact_text, plan_text, result_text
+
+TRACES = [
+    f"partition:{bucket}:{kind}" for bucket in ("prefill-1x32", "decode-2x64") for kind in ("first", "block", "last")
+]
+ARTIFACT = ["package", "qualify"]
+WEIGHTS = ["quantize", "partition:weights"]
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process() -> Iterator[None]:
+    with steps_in_this_process():
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def built_store(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """A store in which the recipe has been built, from another directory. Only read."""
+    root = tmp_path_factory.mktemp("built")
+    with steps_in_this_process():
+        assert make_user_directory(root / "user", root / "store", model).build()
+    return root / "store"
+
+
+@pytest.fixture
+def new(tmp_path: Path, model: Path) -> UserDirectory:
+    """Nothing has been built."""
+    return make_user_directory(tmp_path / "user", tmp_path / "store", model)
+
+
+@pytest.fixture
+def user(tmp_path: Path, model: Path, built_store: Path) -> UserDirectory:
+    """The recipe has been built here, in a store of its own."""
+    shutil.copytree(built_store, tmp_path / "store")
+    directory = make_user_directory(tmp_path / "user", tmp_path / "store", model)
+    assert directory.build() == []
+    return directory
+
+
+def files(directory: Path) -> list[str]:
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
+def change_weights(directory: Path) -> None:
+    """Other numbers of the same shapes."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({**tensors, name: tensors[name] * 1.5}, file, metadata={"format": "pt"})
+
+
+# The first build and the second
+
+
+def test_the_first_build_runs_every_step(new: UserDirectory) -> None:
+    build = new.open()
+    assert run(build) == list(build.plan.steps)
+    artifact = new.latest()
+    assert artifact.metadata.name == "tiny"
+    version = artifact.metadata.artifact_id[:12]
+    assert sorted(path.name for path in new.artifacts.iterdir()) == [version, f"{version}.qualify.json", "latest"]
+    assert (new.artifacts / "latest").readlink() == Path(version)
+    assert files(new.artifacts / version) == [
+        "artifact.json",
+        "manifest.json",
+        "model/config.json",
+        "model/generation_config.json",
+        "params/stage-0-rank-0-00001-of-00001.safetensors",
+        *sorted(f"programs/{bucket}.{kind}.json" for _, bucket, kind in (name.split(":") for name in TRACES)),
+        "provenance.json",
+        "timestamp.json",
+    ]
+
+
+def test_the_second_build_runs_nothing(new: UserDirectory) -> None:
+    new.build()
+    before = {file: (new.artifacts / file).stat().st_mtime_ns for file in files(new.artifacts)}
+    again = new.open()
+    assert [name for name in again.plan.steps if not again.is_done(name)] == []
+    assert run(again) == []
+    assert {file: (new.artifacts / file).stat().st_mtime_ns for file in files(new.artifacts)} == before
+
+
+def test_a_step_cannot_run_before_those_that_it_needs(new: UserDirectory) -> None:
+    with pytest.raises(StepError, match="step package failed: a step that it needs has not run"):
+        new.open().run("package")
+
+
+# What changes, and what runs
+
+
+def programs(bucket: str, *kinds: str) -> list[str]:
+    return [f"{step}:{bucket}:{kind}" for kind in kinds for step in ("partition", "compile")]
+
+
+OVERRIDES = {
+    "name=other": ARTIFACT,
+    "scheduler.max_processing_samples=7": ARTIFACT,
+    "save_dir=elsewhere": [],
+    "num_compile_workers=2": [],
+    "buckets.decode_buckets=[[2,64],[3,64]]": [*programs("decode-3x64", "first", "block", "last"), *ARTIFACT],
+    "quantization=int8": [*WEIGHTS, *programs("prefill-1x32", "block"), *programs("decode-2x64", "block"), *ARTIFACT],
+}
+
+
+@pytest.mark.parametrize(("override", "expected"), OVERRIDES.items(), ids=OVERRIDES)
+def test_what_an_override_runs(user: UserDirectory, override: str, expected: list[str]) -> None:
+    assert user.build(override) == expected
+    assert user.build(override) == []
+
+
+def test_changed_weights_of_the_same_shapes_compile_nothing(user: UserDirectory) -> None:
+    before = user.latest()
+    change_weights(user.root / "tiny")
+    assert user.build() == ["fetch", *WEIGHTS, *ARTIFACT]
+    assert user.latest().metadata.artifact_id != before.metadata.artifact_id
+    assert user.latest().model_metadata.weights_digest != before.model_metadata.weights_digest
+
+
+def test_weights_that_change_during_a_build_are_refused(user: UserDirectory) -> None:
+    with closing(user.open("quantization=int8")) as build:
+        build.run("fetch")
+        change_weights(user.root / "tiny")
+        with pytest.raises(UserError, match=r"model.safetensors has changed since it was fetched"):
+            build.run("quantize")
+
+
+def test_a_touched_file_runs_nothing(user: UserDirectory) -> None:
+    os.utime(user.root / "tiny" / "model.safetensors", ns=(1, 1))
+    assert user.build() == []
+
+
+def test_a_comment_and_the_order_of_keys_run_nothing(user: UserDirectory) -> None:
+    recipe = user.root / "recipes" / "tiny.yaml"
+    defaults, model, buckets = (
+        recipe.read_text().replace("model:", "|model:").replace("buckets:\n", "|buckets:\n").split("|")
+    )
+    recipe.write_text(f"{defaults}# A comment.\n{buckets}{model}")
+    assert user.build() == []
+
+
+def test_a_model_that_has_moved_runs_nothing(user: UserDirectory) -> None:
+    (user.root / "elsewhere").mkdir()
+    (user.root / "tiny").rename(user.root / "elsewhere" / "tiny")
+    assert user.build(f"model.model_id_or_path='{user.root}/elsewhere/tiny'") == []
+
+
+def test_a_model_of_another_name_is_packaged_again(user: UserDirectory) -> None:
+    (user.root / "tiny").rename(user.root / "other")
+    assert user.build("model.model_id_or_path=other") == ARTIFACT
+    assert user.latest().model_metadata.pretrained_id == "other"
+
+
+def test_equal_output_stops_the_rebuild(user: UserDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit of the tracer that changes no graph traces again, and compiles nothing."""
+    digests = keys.source_digests
+
+    def edited(modules: Iterable[str]) -> dict[str, str]:
+        return {
+            **digests(modules),
+            **({"furiosa_build.steps.trace": "edited"} if "furiosa_build.steps.trace" in modules else {}),
+        }
+
+    monkeypatch.setattr(keys, "source_digests", edited)
+    assert user.build() == TRACES
+
+
+def test_a_backend_that_has_been_edited_compiles_again_and_qualifies(
+    user: UserDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What loads a program is the backend's code as well as what makes it."""
+    digests = keys.source_digests
+
+    def edited(modules: Iterable[str]) -> dict[str, str]:
+        return {
+            **digests(modules),
+            **({"furiosa_build.backends.eager": "edited"} if "furiosa_build.backends.eager" in modules else {}),
+        }
+
+    monkeypatch.setattr(keys, "source_digests", edited)
+    assert user.build() == [name.replace("partition", "compile") for name in TRACES] + ["qualify"]
+
+
+def test_a_new_torch_runs_the_steps_that_it_shapes(user: UserDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither fetch, nor compile: the eager backend's program is the graph whatever the version."""
+    monkeypatch.setattr(keys, "version", lambda package: "9.9" if package == "torch" else version(package))
+    assert sorted(user.build()) == sorted([*WEIGHTS, *TRACES, *ARTIFACT])
+
+
+def test_two_recipes_share_their_steps(user: UserDirectory) -> None:
+    recipe = (user.root / "recipes" / "tiny.yaml").read_text()
+    (user.root / "recipes" / "twin.yaml").write_text(recipe)
+    assert user.build(recipe="twin") == ARTIFACT
+
+
+# The artifact
+
+
+def test_a_deleted_artifact_is_published_again_without_work(user: UserDirectory) -> None:
+    before = to_json(user.latest())
+    shutil.rmtree(user.root / "artifacts")
+    assert user.build() == []
+    assert to_json(user.latest()) == before
+
+
+def test_a_deleted_link_is_made_again_without_work(user: UserDirectory) -> None:
+    (user.artifacts / "latest").unlink()
+    assert user.build() == []
+    assert user.latest()
+
+
+MAKES = {
+    "artifact.json": {"package"},
+    "provenance.json": {"package"},
+    "manifest.json": set(),
+    "timestamp.json": set(),
+    "model/config.json": {"quantize", "package"},
+    "params/stage-0-rank-0-00001-of-00001.safetensors": {"partition:weights"},
+    "programs/decode-2x64.block.json": {"partition:decode-2x64:block", "compile:decode-2x64:block"},
+}
+"""The steps that have the file among their outputs."""
+
+
+@pytest.mark.parametrize("file", MAKES)
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_damaged_artifact_is_healed(user: UserDirectory, file: str, damage: str) -> None:
+    """A truncated file truncates the store's blob as well, for they are one; that is a miss, and it is made again."""
+    before = to_json(user.latest())
+    path = user.artifacts / "latest" / file
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.chmod(0o644)
+        os.truncate(path, path.stat().st_size - 1)
+    ran = user.build()
+    assert to_json(user.latest()) == before
+    assert set(ran) <= {"truncated": MAKES[file], "missing": set()}[damage]
+
+
+def test_an_artifact_json_that_says_something_else_is_replaced(user: UserDirectory) -> None:
+    path = user.artifacts / "latest" / "artifact.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "devices": "gpu"}))
+    assert user.build() == ["package"], "it is a link into the store"
+    assert user.latest().devices == "cpu"
+
+
+def test_a_file_too_many_is_removed(user: UserDirectory) -> None:
+    (user.artifacts / "latest" / "programs" / "extra.so").write_text("what is this?")
+    assert user.build() == []
+    assert user.latest()
+
+
+def test_no_second_copy_of_what_the_store_holds(user: UserDirectory) -> None:
+    user.build("quantization=int8")
+    blobs = {path.stat().st_ino for path in (user.store / "blobs").rglob("*")}
+    directory = (user.artifacts / "latest").resolve()
+    own = {name for name in files(directory) if (directory / name).stat().st_ino not in blobs}
+    assert own == {"manifest.json", "timestamp.json"}
+
+
+def test_another_file_system_gets_copies(user: UserDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def only_within_the_store(source: Path, target: Path, **others: Any) -> None:
+        if user.root in Path(target).parents:
+            raise OSError(18, "Invalid cross-device link")
+        link(source, target, **others)
+
+    before = to_json(user.latest())
+    monkeypatch.setattr(os, "link", only_within_the_store)
+    shutil.rmtree(user.root / "artifacts")
+    assert user.build() == []
+    assert to_json(user.latest()) == before
+
+
+def test_another_save_dir_gets_the_same_artifact(user: UserDirectory, tmp_path: Path) -> None:
+    assert user.build(f"save_dir='{tmp_path}/a b/ö'") == []
+    there = open_artifact(tmp_path / "a b" / "ö" / "tiny" / "latest", verify="full")
+    assert to_json(there.artifact) == to_json(user.latest())
+
+
+def test_another_place_gives_the_same_bytes_and_keys(new: UserDirectory, built_store: Path) -> None:
+    """Another directory, another store, another process's memory: only the time differs."""
+    new.build()
+    first = built_store.parent / "user" / "artifacts" / "tiny" / "latest"
+    second = new.artifacts / "latest"
+    assert first.readlink() == second.readlink()
+    assert files(first) == files(second)
+    different = [file for file in files(first) if (first / file).read_bytes() != (second / file).read_bytes()]
+    assert set(different) <= {"timestamp.json"}
+    assert to_json(read_artifact(first)) == to_json(read_artifact(second))
+    factors = [
+        {path.read_bytes() for path in store.glob("actions/*/*/key_factors.json")} for store in (built_store, new.store)
+    ]
+    assert factors[0] == factors[1]
+    assert not [text for text in factors[0] if str(Path.home()).encode() in text or b"/tmp" in text]
+
+
+def read_artifact(directory: Path) -> Artifact:
+    return Artifact.model_validate_json((directory / "artifact.json").read_bytes())
+
+
+# Qualification
+
+
+def test_latest_moves_only_after_qualify(user: UserDirectory) -> None:
+    old = (user.artifacts / "latest").readlink()
+    build = user.open("scheduler.max_processing_samples=7")
+    for name in build.plan.steps:
+        if name != "qualify":
+            build.run(name)
+    assert (build.version_directory / "manifest.json").is_file()
+    assert (user.artifacts / "latest").readlink() == old
+    build.run("qualify")
+    assert (user.artifacts / "latest").readlink() == Path(build.version_directory.name) != old
+
+
+def test_an_artifact_that_says_something_else_is_not_accepted(
+    user: UserDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = (user.artifacts / "latest").readlink()
+    generate = qualify.generate
+
+    def generate_noise(artifact: Path, output: Path, log: Path) -> Path:
+        file = generate(artifact, output, log)
+        tensors = load_file(file)
+        save_file(
+            {name: t + (t.is_floating_point() * torch.arange(t.shape[-1])).to(t) for name, t in tensors.items()}, file
+        )
+        return file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(qualify, "generate", generate_noise)
+        with pytest.raises(StepError, match=r"step qualify failed: .*the artifact's logits are not the model's"):
+            user.build("scheduler.max_processing_samples=7")
+    assert (user.artifacts / "latest").readlink() == old
+    assert user.build("scheduler.max_processing_samples=7") == ["qualify"], "the failure was not kept"
+    assert (user.artifacts / "latest").readlink() != old
+
+
+def test_going_back_runs_nothing_and_moves_latest_back(user: UserDirectory) -> None:
+    old = (user.artifacts / "latest").readlink()
+    user.build("scheduler.max_processing_samples=7")
+    assert (user.artifacts / "latest").readlink() != old
+    assert user.build() == []
+    assert (user.artifacts / "latest").readlink() == old
+
+
+# Failures
+
+
+def test_a_step_that_fails_is_not_recorded_and_what_is_finished_stays(
+    new: UserDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("furiosa_build.steps.shard.run", Mock(side_effect=ZeroDivisionError))
+        with pytest.raises(StepError, match="step partition:weights failed: ZeroDivisionError") as caught:
+            new.build()
+    assert Path(caught.value.log).parent == new.store / "logs"
+    assert not new.artifacts.exists()
+    build = new.open()
+    assert [name for name in build.plan.steps if build.is_done(name)] == ["fetch", "quantize"]
+    assert run(build) == list(build.plan.steps)[2:]
+
+
+@pytest.mark.parametrize(
+    "place", [(Store, "_commit"), (furiosa_build.artifact.writer, "place")], ids=["the store's", "the artifact's"]
+)
+def test_a_disk_that_is_full_makes_a_step_fail(
+    user: UserDirectory, monkeypatch: pytest.MonkeyPatch, place: tuple[Any, str]
+) -> None:
+    monkeypatch.setattr(*place, Mock(side_effect=OSError(28, "No space left on device")))
+    with pytest.raises(StepError, match=r"step package failed: OSError: .* No space left on device"):
+        user.build("name=other")
+    assert not (user.root / "artifacts" / "other").exists() or not list((user.root / "artifacts" / "other").iterdir())
+
+
+# Where weights come from
+
+
+def test_random_weights_say_so_everywhere(user: UserDirectory) -> None:
+    note = "THE WEIGHTS ARE RANDOM, drawn from seed 0"
+    build = user.open(*RANDOM)
+    assert run(build)[0] == "fetch"
+    assert user.latest().model_metadata.seed_for_random_weight == 0
+    assert note in plan_text(build)
+    assert note in result_text(build)
+    assert note in artifact_text(user.latest(), user.artifacts / "latest")
+
+
+def test_weights_that_are_not_random_do_not(user: UserDirectory) -> None:
+    build = user.open()
+    run(build)
+    shown = [plan_text(build), result_text(build), artifact_text(user.latest(), user.artifacts / "latest")]
+    assert not any("RANDOM" in text.upper() for text in shown)
+
+
+def test_a_model_in_the_hubs_cache_needs_no_network(
+    new: UserDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    commit = "0123456789" * 4
+    cached = tmp_path / "hub" / "models--org--tiny"
+    shutil.copytree(new.root / "tiny", cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for revision in ("null", commit):
+        overrides = ("model.model_id_or_path=org/tiny", f"model.revision={revision}", "name=tiny")
+        assert bool(new.build(*overrides)) == (revision == "null"), "a branch is the commit that it stands for"
+        assert new.latest().model_metadata.pretrained_id == "org/tiny"
+        assert new.latest().model_metadata.revision == commit
+
+
+def test_an_architecture_that_is_not_that_of_the_weights_is_refused(user: UserDirectory) -> None:
+    """Although the store has the listing of these weights."""
+    fields = json.dumps({**CONFIG, "model_type": "mistral", "architectures": ["MistralForCausalLM"]})
+    recipe = user.root / "recipes" / "tiny.yaml"
+    recipe.write_text(recipe.read_text().replace("model:\n", f"model:\n  architecture: {fields}\n"))
+    with pytest.raises(
+        UserError, match=r"config\.json says model_type='llama', the recipe's architecture says 'mistral'"
+    ):
+        user.build()
+
+
+# Backends of others
+
+
+class MyBackend(EagerBackend):
+    """A backend of another package, under an entry point."""
+
+    name = "mine"
+
+    def key_factors(self) -> Mapping[str, str]:
+        return {"mine": "1.0"}
+
+
+def test_a_backend_of_another_package_builds(user: UserDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def entry_points(group: str) -> Sequence[Any]:
+        assert group == "furiosa_build.backends"
+        return [SimpleNamespace(name="mine", load=lambda: MyBackend)]
+
+    monkeypatch.setattr(furiosa_build.backends, "entry_points", entry_points)
+    compiles = [name.replace("partition", "compile") for name in TRACES]
+    assert sorted(user.build("backend.name=mine")) == sorted([*compiles, *ARTIFACT])
+    assert user.latest().backend == "mine"
