@@ -109,7 +109,7 @@ def server(
     target: Path | str,
     *options: str,
     environment: Mapping[str, str] | None = None,
-    cli: str = "llm_cli",
+    cli: str = "furiosa_llm",
     certificate: Path | None = None,
     **more: Any,
 ) -> Iterator[Server]:
@@ -123,7 +123,7 @@ def server(
         certificate: The server's, if it speaks TLS.
         more: Of Popen.
     """
-    code = f"from furiosa_build.{cli} import main; main()"
+    code = f"from furiosa_build.cli.{cli} import main; main()"
     command = [sys.executable, "-c", code, "serve", str(target), "--port", "0", *options]
     all_of_it = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=all_of_it, **more)

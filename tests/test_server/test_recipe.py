@@ -34,7 +34,7 @@ def serve(user: UserDirectory) -> tuple[str, object]:
         printed.open("w") as out,
         server(
             "tiny",
-            cli="cli",
+            cli="main",
             cwd=user.root,
             environment={"FURIOSA_BUILD_CACHE": str(user.store)},
             stdout=out,
