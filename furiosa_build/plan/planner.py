@@ -14,8 +14,7 @@ from furiosa_build.ir.stages import split_layers
 from furiosa_build.plan.kinds import Kind, find_kinds, outer_parameters
 from furiosa_build.plan.kv_blocks import KvBlocks, Loaded, find_kv_blocks
 from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
-from furiosa_build.recipe.buckets import Phase, bucket_name
-from furiosa_build.recipe.schema import BuildSpec, ModelSpec, ParallelSpec
+from furiosa_build.recipe.schema import BuildSpec, ModelSpec, ParallelSpec, Phase, bucket_name
 
 # What steps consume of others. What else these make, such as a tokenizer's files, does not make them run again.
 _ALL = "*"

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from furiosa_build.core.errors import UserError
-from furiosa_build.recipe.buckets import BucketSpec, bucket_name, derive_append_buckets
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import (
+    BucketSpec,
     BuildOptions,
     BuildSpec,
     QuantizationSpec,
+    bucket_name,
     check_architecture,
+    derive_append_buckets,
 )
 from furiosa_build.recipe.search_path import dotted, parse_key
 

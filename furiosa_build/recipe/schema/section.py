@@ -17,7 +17,7 @@ class Section(BaseModel):
 
 
 def invalid(what: str, *, key: tuple[str | int, ...] = (), valid: str = "") -> PydanticCustomError:
-    """An error that keeps its parts for `recipe.errors`. `key` leads from the section to the value."""
+    """An error that keeps its parts for `recipe.explain_mistakes`. `key` leads from the section to the value."""
     template = "{what} (valid: {valid})" if valid else "{what}"
     return PydanticCustomError("recipe", template, {"what": what, "key": key, "valid": valid})
 

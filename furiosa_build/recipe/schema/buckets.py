@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
-from furiosa_build.recipe.section import PositiveInt, Section, as_tuple, invalid
+from furiosa_build.recipe.schema.section import PositiveInt, Section, as_tuple, invalid
 
 Phase = Literal["prefill", "append", "decode"]
 

@@ -1,0 +1,33 @@
+"""Section `model`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from furiosa_build.recipe.schema.section import PositiveInt, Section, invalid
+
+
+class ModelSpec(Section):
+    """Which model, from where, and how much of it.
+
+    `architecture` holds the fields of the model's `config.json`. When absent they are read from the model's
+    directory or fetched from the hub. `param_file_path` is a safetensors file that holds all parameters: then the
+    directory or the hub gives config.json and the tokenizer's files only.
+    """
+
+    model_id_or_path: Annotated[str, Field(min_length=1)]
+    revision: str | None = None
+    num_hidden_layers: PositiveInt | None = None
+    seed_for_random_weight: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    param_file_path: Annotated[str, Field(min_length=1)] | None = None
+    calculate_logit_only_for_last_token: bool = False
+    architecture: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_source_of_weights(self) -> ModelSpec:
+        if self.param_file_path is not None and self.seed_for_random_weight is not None:
+            what = f"param_file_path={self.param_file_path!r} and seed_for_random_weight={self.seed_for_random_weight}"
+            raise invalid(f"{what}: weights are read, or drawn", key=("param_file_path",), valid="one of the two")
+        return self

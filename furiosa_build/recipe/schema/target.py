@@ -1,0 +1,36 @@
+"""Sections `target` and `backend`: the machine, and the compiler for it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from furiosa_build.recipe.schema.section import PositiveInt, Section
+
+
+class TargetSpec(Section):
+    """The machine that programs are compiled for.
+
+    Attributes:
+        isa: An x86-64 psABI level, or `native`: this host's.
+        num_elements: Processing elements of one device: what `npu:0:*` names.
+        memory_gb: Memory of one device in GB (10^9 bytes). None: this host's where `isa` is `native`, else unknown.
+            A build whose parameters and KV cache are larger is refused; where the number of KV blocks is not given, it
+            is at most what there is room for.
+    """
+
+    name: str
+    isa: Literal["native", "x86-64-v3", "x86-64-v4"] = "native"
+    num_elements: PositiveInt = 1
+    memory_gb: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] | None = None
+
+
+class BackendSpec(Section):
+    """Which compiler makes the programs: a name of the registry in `furiosa_build.backends`.
+
+    `compiler_config_overrides` sets options of it; those that it does not have are refused with its list.
+    """
+
+    name: str
+    compiler_config_overrides: dict[str, bool | int | str] = Field(default={})
