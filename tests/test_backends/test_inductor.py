@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from furiosa_build.backends.base import Backend, Option, check_options
 from furiosa_build.backends.eager import EagerBackend
 from furiosa_build.backends.graph import Graph
 from furiosa_build.backends.inductor import InductorBackend
+from furiosa_build.backends.inductor.compiler import path_free_compiler
 from furiosa_build.build.workers import Pool
 from furiosa_build.core.errors import UserError
 from furiosa_build.ir.segment import Segment
@@ -132,9 +134,48 @@ def test_the_compiler_is_part_of_what_determines_a_program(tmp_path: Path, monke
     assert InductorBackend().key_factors()["c++"] == "none"
 
 
+def test_the_compiler_is_a_command_as_a_shell_splits_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launcher = tmp_path / "a launcher"
+    launcher.write_text('#!/bin/sh\necho launched >> "$LAUNCHED"\nexec "$@"\n')
+    launcher.chmod(0o755)
+    monkeypatch.setenv("LAUNCHED", str(tmp_path / "launched"))
+    plain = InductorBackend().key_factors()["c++"]
+
+    monkeypatch.setenv("CXX", f"'{launcher}' g++")
+    InductorBackend().check_toolchain()
+    assert InductorBackend().key_factors()["c++"] == plain, "a launcher changes no program"
+    (tmp_path / "launched").unlink()
+    ran = subprocess.run([path_free_compiler(tmp_path), "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith(plain)
+    assert (tmp_path / "launched").read_text() == "launched\n"
+
+    monkeypatch.setenv("CXX", "g++ -O1 -DX='a b'")
+    assert InductorBackend().key_factors()["c++"] == f"{plain} -O1 -DX=a b", "a flag may change it"
+
+
+@pytest.mark.parametrize("command", ["{launcher} no-such-compiler", "no-such-launcher g++", "no-such-compiler -O1"])
+def test_a_compiler_or_launcher_that_is_missing_is_refused(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = tmp_path / "launcher"
+    launcher.write_text('#!/bin/sh\nexec "$@"\n')
+    launcher.chmod(0o755)
+    command = command.format(launcher=launcher)
+    monkeypatch.setenv("CXX", command)
+    with pytest.raises(UserError) as error:
+        InductorBackend().check_toolchain()
+    assert error.value.what == f"backend inductor needs a C++ compiler, and {command!r} was not found"
+
+
+def test_a_command_with_an_open_quote_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "g++ '")
+    with pytest.raises(UserError, match="No closing quotation"):
+        InductorBackend().check_toolchain()
+
+
 @pytest.mark.parametrize("host", ["x86-64-v2", "other"])
 def test_an_instruction_set_without_programs_is_refused(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("furiosa_build.backends.inductor.host_isa", lambda: host)
+    monkeypatch.setattr("furiosa_build.backends.inductor.backend.host_isa", lambda: host)
     backend = InductorBackend()
     with pytest.raises(UserError, match=host) as error:
         backend.isa("native")
@@ -144,7 +185,7 @@ def test_an_instruction_set_without_programs_is_refused(host: str, monkeypatch: 
 
 
 def test_native_is_the_host_s_own_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("furiosa_build.backends.inductor.host_isa", lambda: "x86-64-v3")
+    monkeypatch.setattr("furiosa_build.backends.inductor.backend.host_isa", lambda: "x86-64-v3")
     assert InductorBackend().isa("native") == "x86-64-v3"
 
 

@@ -22,7 +22,7 @@ STEPS = ("survey", "fetch", "quantize", "shard", "trace", "compile", "package", 
 ENTRIES = (
     *(f"furiosa_build.steps.{step}" for step in STEPS),
     "furiosa_build.backends.eager",
-    "furiosa_build.backends.inductor",
+    "furiosa_build.backends.inductor.backend",
     "furiosa_build.runtime.probe",
 )
 

@@ -6,19 +6,22 @@ are mapped away from `__FILE__`, so that two builds anywhere give the same bytes
 
 from __future__ import annotations
 
-import atexit
 import os
-import shlex
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from furiosa_build.backends.base import LoadedProgram, Option
+from furiosa_build.backends.inductor.compiler import (
+    WORK_VARIABLE,
+    check_compiler,
+    compiler_version,
+    path_free_compiler,
+    plain_path,
+)
 from furiosa_build.core.cpu import host_isa
 from furiosa_build.core.errors import UserError
 
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
     from furiosa_build.backends.graph import Graph
 
 _SIMD_BITS = {"x86-64-v3": 256, "x86-64-v4": 512}
-_WORK_VARIABLE = "FURIOSA_BUILD_COMPILE_DIR"
 
 
 class InductorBackend:
@@ -51,12 +53,7 @@ class InductorBackend:
 
     def check_toolchain(self) -> None:
         """Raises UserError when there is no C++ compiler."""
-        if shutil.which(_compiler()) is None:
-            raise UserError(
-                f"backend inductor needs a C++ compiler, and {_compiler()!r} was not found",
-                where="backend.name",
-                hint="install g++ (Debian: apt-get install g++) or build with backend=eager, which needs none",
-            )
+        check_compiler()
 
     def isa(self, requested: str) -> str:
         """The level itself; for `native` the highest level of this host that programs are made for."""
@@ -72,7 +69,7 @@ class InductorBackend:
 
     def key_factors(self) -> Mapping[str, str]:
         """torch shapes the code, and the C++ compiler shapes the library."""
-        return {"torch": version("torch"), "c++": _compiler_version(_compiler())}
+        return {"torch": version("torch"), "c++": compiler_version()}
 
     def compile(
         self, graph: Graph, output: Path, isa: str, scratch: Path, options: Mapping[str, Option] | None = None
@@ -80,14 +77,14 @@ class InductorBackend:
         """Compiles to a shared library. `scratch` keeps what torch has found out about the compiler."""
         self.check_toolchain()
         scratch.mkdir(parents=True, exist_ok=True)
-        scratch = _plain(scratch)
+        scratch = plain_path(scratch)
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(scratch)
         import torch
         from torch._inductor import aot_compile
 
         program, examples = graph.export()
         with tempfile.TemporaryDirectory(dir=scratch, prefix="program-") as work, torch.no_grad():
-            os.environ[_WORK_VARIABLE] = work
+            os.environ[WORK_VARIABLE] = work
             settings = {
                 **(options or {}),
                 "aot_inductor.output_path": f"{work}/program.so",
@@ -96,7 +93,7 @@ class InductorBackend:
                 # Precompiled headers cost 270 MB, the openssl program, and more time than they save for ten programs.
                 "aot_inductor.precompile_headers": False,
                 "cpp_cache_precompile_headers": False,
-                "cpp.cxx": (None, str(_path_free_compiler(scratch))),
+                "cpp.cxx": (None, str(path_free_compiler(scratch))),
                 "cpp.dynamic_threads": True,
                 "cpp.march": isa,
                 "cpp.simdlen": _SIMD_BITS[isa],
@@ -123,49 +120,3 @@ class _InductorProgram:
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return self._runner.run(list(inputs))
-
-
-@cache
-def _plain(directory: Path) -> Path:
-    """The directory by a path that needs no quotes: torch puts paths into command lines as they are."""
-    if _needs_no_quotes(str(directory)):
-        return directory
-    place = next(place for place in (tempfile.gettempdir(), "/tmp", "/var/tmp") if _needs_no_quotes(place))
-    own = Path(tempfile.mkdtemp(dir=place, prefix="furiosa-build-"))
-    atexit.register(shutil.rmtree, own, ignore_errors=True)
-    (own / "scratch").symlink_to(directory)
-    return own / "scratch"
-
-
-def _needs_no_quotes(path: str) -> bool:
-    return path.isascii() and shlex.quote(path) == path
-
-
-def _compiler() -> str:
-    return os.environ.get("CXX", "g++")
-
-
-@cache
-def _compiler_version(compiler: str) -> str:
-    found = shutil.which(compiler)
-    if found is None:
-        return "none"
-    return subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
-
-
-def _path_free_compiler(scratch: Path) -> Path:
-    """A compiler that forgets where it ran: inductor has no option for further flags, but takes any executable.
-
-    It stays in one place, for torch remembers by the compiler's path what the compiler can do; the directory of the
-    program at hand reaches it through the environment.
-    """
-    import torch
-
-    torch_directory = shlex.quote(f"{Path(torch.__file__).parent}=torch")
-    flags = f'-ffile-prefix-map={torch_directory} -ffile-prefix-map="${_WORK_VARIABLE}"=.'
-    wrapper = scratch / "c++"
-    with tempfile.NamedTemporaryFile("w", dir=scratch, delete=False) as file:
-        file.write(f'#!/bin/sh\nexec {shlex.quote(_compiler())} "$@" {flags}\n')
-    Path(file.name).chmod(0o755)
-    Path(file.name).replace(wrapper)
-    return wrapper
