@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from furiosa_build.ir.sharding import Cut
+from furiosa_build.ir.tensors import Layout
 
 
 class ParameterOutline(BaseModel):
@@ -24,6 +25,11 @@ class ParameterOutline(BaseModel):
     shape: list[int]
     linear: bool
     cut: Cut | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """dtype and shape before quantization."""
+        return Layout(self.dtype, tuple(self.shape))
 
 
 class KindOutline(BaseModel):

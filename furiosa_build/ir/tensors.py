@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import BaseModel
 
-if TYPE_CHECKING:
-    import torch
+from furiosa_build.ir.dtypes import ITEMSIZE
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Role = Literal["activation", "parameter", "kv_cache"]
 
@@ -32,11 +33,17 @@ class TensorSpec(BaseModel):
 
 
 class Layout(NamedTuple):
-    """dtype and shape of a tensor that will be written."""
+    """dtype, as torch calls it without its prefix (`bfloat16`), and shape of a stored tensor."""
 
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Layout:
+        """The layout that a tensor has."""
+        return cls(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
 
     @property
     def nbytes(self) -> int:
-        return self.dtype.itemsize * math.prod(self.shape)
+        """Bytes of the tensor."""
+        return ITEMSIZE[self.dtype] * math.prod(self.shape)

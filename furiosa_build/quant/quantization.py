@@ -31,9 +31,9 @@ def stored_layouts(name: str, layout: Layout, scheme: str) -> dict[str, Layout]:
     module = name.removesuffix(".weight")
     scale = {f"{module}.weight_scale": Layout(layout.dtype, scale_shape(form, rows))}
     if not form.is_packed:
-        return {f"{module}.weight": Layout(number_type(form), (rows, columns)), **scale}
-    packed = Layout(torch.int32, (rows, packed_columns(columns) // 4))
-    return {f"{module}.weight_packed": packed, f"{module}.weight_shape": Layout(torch.int64, (2,)), **scale}
+        return {f"{module}.weight": Layout(str(number_type(form)).removeprefix("torch."), (rows, columns)), **scale}
+    packed = Layout("int32", (rows, packed_columns(columns) // 4))
+    return {f"{module}.weight_packed": packed, f"{module}.weight_shape": Layout("int64", (2,)), **scale}
 
 
 def quantize(name: str, weight: Tensor, scheme: str) -> dict[str, Tensor]:

@@ -177,9 +177,8 @@ class _Reference:
 
     def _stored(self, name: str) -> dict[str, Layout]:
         from furiosa_build.quant.quantization import stored_layouts
-        from furiosa_build.weights.source import layout_of
 
-        return stored_layouts(name, layout_of(self._outline.parameters[name]), self._schemes.get(name, "none"))
+        return stored_layouts(name, self._outline.parameters[name].layout, self._schemes.get(name, "none"))
 
 
 def _round_half_of_input(kind: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:

@@ -31,7 +31,6 @@ def run(request: dict[str, Any], output: Path) -> dict[str, str]:
     from furiosa_build.weights.checkpoint import check_parameters, check_stored
     from furiosa_build.weights.safetensors import SafetensorsSource
     from furiosa_build.weights.safetensors_writer import SafetensorsWriter, file_names, split_into_files
-    from furiosa_build.weights.source import layout_of
 
     outline = Outline.model_validate(request["outline"])
     schemes, config = request["schemes"], dict(request["hf_config"])
@@ -49,7 +48,7 @@ def run(request: dict[str, Any], output: Path) -> dict[str, str]:
 
     layouts = {}
     for name, parameter in outline.parameters.items():
-        layouts[name] = stored_layouts(name, layout_of(parameter), schemes.get(name, "none"))
+        layouts[name] = stored_layouts(name, parameter.layout, schemes.get(name, "none"))
     files = split_into_files(layouts.values(), LARGEST_FILE)
     origin = {stored: name for name, group in layouts.items() for stored in group}
     names, digests = file_names(len(files)), {}

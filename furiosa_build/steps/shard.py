@@ -77,9 +77,8 @@ class _Share:
     def __init__(self, name: str, parameter: ParameterOutline, scheme: str, ranks: int, rank: int) -> None:
         from furiosa_build.ir.tensors import Layout
         from furiosa_build.quant.quantization import stored_layouts
-        from furiosa_build.weights.source import layout_of
 
-        whole = layout_of(parameter)
+        whole = parameter.layout
         self._cut = parameter.cut if ranks > 1 else None
         self._rank = rank
         self._shape = list(whole.shape) if self._cut is None else self._cut.local_shape(parameter.shape, ranks)
@@ -108,7 +107,7 @@ class _Share:
             tensor = tensor[self._begin : self._begin + self._length]
         else:
             tensor = tensor[:, self._begin : self._begin + self._length]
-        return tensor.to(layout.dtype)
+        return tensor.to(getattr(torch, layout.dtype))
 
 
 def _repack(packed: Tensor, begin: int, length: int) -> Tensor:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
-
 from furiosa_build.core.errors import UserError
+from furiosa_build.ir.dtypes import FLOATS
 from furiosa_build.ir.outline import Outline, ParameterOutline
 from furiosa_build.ir.tensors import Layout
 from furiosa_build.quant.quantization import stored_layouts
-from furiosa_build.weights.source import TensorSource, layout_of
-
-_UNQUANTIZED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from furiosa_build.weights.source import TensorSource
 
 
 def check_stored(source: TensorSource, outline: Outline, schemes: Mapping[str, str], where: str) -> None:
@@ -25,7 +22,7 @@ def check_stored(source: TensorSource, outline: Outline, schemes: Mapping[str, s
         stored: (layout, scheme)
         for name, parameter in outline.parameters.items()
         for scheme in [schemes.get(name, "none")]
-        for stored, layout in stored_layouts(name, layout_of(parameter), scheme).items()
+        for stored, layout in stored_layouts(name, parameter.layout, scheme).items()
     }
     names = source.names()
     if missing := sorted(expected.keys() - names):
@@ -53,9 +50,9 @@ def _check_tensor(name: str, found: Layout, expected: Layout, scheme: str, where
         fits = math.prod(found.shape) == math.prod(expected.shape)
     else:
         fits = found.shape == expected.shape
-    dtypes = _UNQUANTIZED if scheme == "none" or name.endswith(".weight_scale") else (expected.dtype,)
+    dtypes = FLOATS if scheme == "none" or name.endswith(".weight_scale") else (expected.dtype,)
     if found.dtype not in dtypes:
-        raise _wrong(name, f"has dtype {found.dtype}", where, " or ".join(map(str, dtypes)))
+        raise _wrong(name, f"has dtype {found.dtype}", where, " or ".join(dtypes))
     if not fits:
         raise _wrong(name, f"has shape {list(found.shape)}", where, str(list(expected.shape)))
 
@@ -90,7 +87,7 @@ def check_parameters(source: TensorSource, parameters: Mapping[str, ParameterOut
         )
     for name, outline in parameters.items():
         layout = source.layout(name)
-        if layout.dtype not in _UNQUANTIZED:
+        if layout.dtype not in FLOATS:
             raise UserError(
                 f"parameter {name} has dtype {layout.dtype}: the weights are quantized already",
                 where=where,

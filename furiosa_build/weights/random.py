@@ -12,7 +12,6 @@ from torch import Tensor
 
 from furiosa_build.ir.outline import ParameterOutline
 from furiosa_build.ir.tensors import Layout
-from furiosa_build.weights.source import layout_of
 
 _DRAW = 1 << 22
 """Random numbers drawn at a time, so that memory stays bounded."""
@@ -31,7 +30,7 @@ class RandomSource:
         return set(self._parameters)
 
     def layout(self, name: str) -> Layout:
-        return layout_of(self._parameters[name])
+        return self._parameters[name].layout
 
     def read(self, name: str) -> Tensor:
         outline = self._parameters[name]

@@ -37,8 +37,7 @@ class SafetensorsSource:
         return set(self._files)
 
     def layout(self, name: str) -> Layout:
-        mapped = self.read(name)
-        return Layout(mapped.dtype, tuple(mapped.shape))
+        return Layout.of(self.read(name))
 
     def read(self, name: str) -> Tensor:
         return self._files[name].get_tensor(name)  # type: ignore[no-any-return]

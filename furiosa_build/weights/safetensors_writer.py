@@ -20,14 +20,14 @@ from furiosa_build.core.progress import advance
 from furiosa_build.ir.tensors import Layout
 
 _CODES = {
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.int32: "I32",
-    torch.int64: "I64",
+    "float32": "F32",
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "float8_e4m3fn": "F8_E4M3",
+    "int8": "I8",
+    "uint8": "U8",
+    "int32": "I32",
+    "int64": "I64",
 }
 _ALIGNMENT = 64
 """Bytes. The data begins at a multiple, tensors whose size is one come first: they are mapped straight into kernels."""
@@ -54,8 +54,8 @@ class SafetensorsWriter:
         """Raises ValueError when it is not this tensor's turn, or it is not as laid out."""
         if not self._pending or self._pending[0] != name:
             raise ValueError(f"{name} is not the next tensor to be written")
-        if (tensor.dtype, tuple(tensor.shape)) != self._layouts[name]:
-            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, laid out as {self._layouts[name]}")
+        if (found := Layout.of(tensor)) != self._layouts[name]:
+            raise ValueError(f"{name} is {found}, laid out as {self._layouts[name]}")
         self._pending.pop(0)
         reach("mid-write")
         self._put(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from furiosa_build.ir.outline import ParameterOutline
 from furiosa_build.ir.tensors import Layout
 
 if TYPE_CHECKING:
@@ -25,10 +24,3 @@ class TensorSource(Protocol):
     def read(self, name: str) -> Tensor:
         """One tensor. A mapped one costs no memory until it is used."""
         ...
-
-
-def layout_of(parameter: ParameterOutline) -> Layout:
-    """dtype and shape of a parameter before it is quantized."""
-    import torch
-
-    return Layout(getattr(torch, parameter.dtype), tuple(parameter.shape))

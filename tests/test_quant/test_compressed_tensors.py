@@ -381,11 +381,11 @@ SPOILED: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "a scale per channel": (put(f"{PROJECTION}.weight_scale", torch.ones(32, 1)), "has shape [32, 1]\n"),
     "a scale of whole numbers": (
         put(f"{PROJECTION}.weight_scale", torch.ones(1, dtype=torch.int32)),
-        "has dtype torch.int32\n",
+        "has dtype int32\n",
     ),
     "a quantized head": (
         put("lm_head.weight", torch.ones(64, 32).to(torch.float8_e4m3fn)),
-        "lm_head.weight of the quantized checkpoint has dtype torch.float8_e4m3fn",
+        "lm_head.weight of the quantized checkpoint has dtype float8_e4m3fn",
     ),
 }
 

@@ -184,5 +184,5 @@ def test_no_quantization_leaves_the_weight_alone() -> None:
 def test_layouts_are_known_before_quantizing(scheme: Scheme, columns: int, dtype: torch.dtype) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     weight = random_weight(5, columns, dtype)
-    found = {key: Layout(tensor.dtype, tuple(tensor.shape)) for key, tensor in quantize(name, weight, scheme).items()}
-    assert found == stored_layouts(name, Layout(dtype, (5, columns)), scheme)
+    found = {key: Layout.of(tensor) for key, tensor in quantize(name, weight, scheme).items()}
+    assert found == stored_layouts(name, Layout.of(weight), scheme)

@@ -30,7 +30,7 @@ TENSORS: dict[str, Tensor] = {
 
 
 def layout(tensor: Tensor) -> Layout:
-    return Layout(tensor.dtype, tuple(tensor.shape))
+    return Layout.of(tensor)
 
 
 def write(path: Path, tensors: dict[str, Tensor]) -> SafetensorsWriter:
@@ -138,7 +138,7 @@ def test_an_error_inside_is_not_hidden_by_the_missing_tensors(tmp_path: Path, tw
 
 def test_tensors_are_spread_in_order_and_groups_stay_together() -> None:
     def of(nbytes: int) -> Layout:
-        return Layout(torch.uint8, (nbytes,))
+        return Layout("uint8", (nbytes,))
 
     groups = [{"a": of(4)}, {"b": of(4)}, {"c": of(3), "d": of(3)}, {"e": of(30)}, {"f": of(1)}]
     assert [list(file) for file in split_into_files(groups, 10)] == [["a", "b"], ["c", "d"], ["e"], ["f"]]

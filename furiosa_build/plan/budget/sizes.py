@@ -6,13 +6,13 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from furiosa_build.ir.dtypes import ITEMSIZE
 from furiosa_build.ir.outline import Outline, ParameterOutline
 from furiosa_build.quant.forms import Form
 
 if TYPE_CHECKING:
     from furiosa_build.plan.planner import Plan
 
-_WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 SCRATCH_BLOCKS = 1
 """KV blocks that the runtime has for padding, beside those that sequences use."""
 _INT8_SHAPE = 16
@@ -21,7 +21,7 @@ _INT8_SHAPE = 16
 
 def nbytes(parameter: ParameterOutline) -> int:
     """Of a parameter as the model has it."""
-    return math.prod(parameter.shape) * _WIDTHS[parameter.dtype]
+    return math.prod(parameter.shape) * ITEMSIZE[parameter.dtype]
 
 
 def stored_bytes(parameter: ParameterOutline, scheme: str = "none") -> int:
@@ -29,7 +29,7 @@ def stored_bytes(parameter: ParameterOutline, scheme: str = "none") -> int:
     if scheme == "none":
         return nbytes(parameter)
     form, (rows, columns) = Form.parse(scheme), parameter.shape
-    scales = (1 if form.tensor else rows) * _WIDTHS[parameter.dtype]
+    scales = (1 if form.tensor else rows) * ITEMSIZE[parameter.dtype]
     if not form.is_packed:
         return rows * columns + scales
     return rows * -(-columns // 4) * 4 + scales + _INT8_SHAPE
@@ -62,7 +62,7 @@ def kv_slot_bytes(outline: Outline, layers: Collection[int], ranks: int) -> int:
     for kind in outline.blocks:
         heads, size = kind.cache_shape
         numbers += len(set(kind.layers) & set(layers)) * 2 * max(heads // ranks, 1) * size
-    return numbers * _WIDTHS[outline.dtype]
+    return numbers * ITEMSIZE[outline.dtype]
 
 
 def kv_cache_bytes_of(plan: Plan, layers: Collection[int], ranks: int) -> int:
