@@ -166,7 +166,7 @@ def test_threads_end_with_an_engine_that_nobody_closes(users: dict[str, UserDire
 ABANDON = """
 import sys
 from furiosa_build.runtime import LLMEngine
-from furiosa_build.runtime.rank import Row
+from furiosa_build.runtime.execution.rank import Row
 engine = LLMEngine(sys.argv[1])
 for replica in engine._replicas:
     for _ in range(20):
@@ -251,7 +251,7 @@ PROCESS = """
 import json, sys
 import torch.distributed as dist
 from furiosa_build.runtime import LLMEngine, SamplingParams
-from furiosa_build.runtime.communicator import DistributedCommunicator
+from furiosa_build.runtime.execution.communicator import DistributedCommunicator
 artifact, (stages, ranks, prompts, new) = sys.argv[1], map(json.loads, sys.argv[2:])
 dist.init_process_group("gloo")
 engine = LLMEngine(artifact, seed=0, communicator=DistributedCommunicator(stages, ranks))
