@@ -191,9 +191,7 @@ class LLMEngine:
     def close(self) -> None:
         """Ends the threads of stages and ranks. The engine cannot be used afterwards."""
         for replica in self._replicas:
-            replica.executor.close()
-            if replica.drafter is not None:
-                replica.drafter.close()
+            replica.close()
 
     def require_tokenizer(self) -> Tokenizer:
         """The artifact's tokenizer. Raises UserError if it has none."""

@@ -84,9 +84,9 @@ def test_check_integrity_finds_a_thread_that_has_ended(toy_backend: toy.ToyBacke
     engine = LLMEngine(toy.write_artifact(tmp_path / "two", data))
     engine.check_integrity()
     threads = [thread for replica in engine._replicas for thread in replica.executor._threads]
-    threads[0].jobs.put(None)
+    threads[0].end()
     threads[0].join()
-    with pytest.raises(RuntimeError, match="the thread of stage 0, rank 0 has ended"):
+    with pytest.raises(RuntimeError, match="the thread of element 0 has ended"):
         engine.check_integrity()
     engine.close()
 

@@ -13,8 +13,10 @@ from itertools import takewhile
 from torch import Tensor
 
 from furiosa_build.artifact.reader import OpenArtifact
+from furiosa_build.runtime.execution.communicator import DistributedCommunicator
 from furiosa_build.runtime.execution.executor import Executor
 from furiosa_build.runtime.execution.rank import Row
+from furiosa_build.runtime.execution.rank_threads import RankThreads
 from furiosa_build.runtime.request import Request
 from furiosa_build.runtime.sampling.sampler import as_float32, propose
 from furiosa_build.runtime.scheduling.buckets import Buckets
@@ -48,8 +50,9 @@ class Drafter:
         opened: The draft's part of an artifact. A request for which it has too few KV blocks gets no proposals.
         prefill_chunk_size: Most tokens of a prompt that run at once.
         enable_prefix_caching: Whether requests share the blocks of tokens that they begin with alike.
-        like: That of another replica, whose programs and mapped parameters this one uses as well.
-        num_replicas: That run side by side.
+        like: The drafter of another replica, whose programs and mapped parameters this one uses as well.
+        communicator: This process's end, when every rank is a process.
+        threads: The threads of the replica's ranks; None: all is computed in the thread that calls.
 
     Raises:
         UserError: The artifact is inconsistent, or there is not enough memory.
@@ -62,13 +65,14 @@ class Drafter:
         prefill_chunk_size: int | None,
         enable_prefix_caching: bool,
         like: Drafter | None = None,
-        num_replicas: int = 1,
+        communicator: DistributedCommunicator | None = None,
+        threads: RankThreads | None = None,
     ) -> None:
         config = opened.artifact.generator_config
         self._blocks = BlockManager(config.paged_attention_num_blocks, config.paged_attention_block_size)
         self._buckets = Buckets(opened.artifact.pipelines, prefill_chunk_size)
         others = None if like is None else like._executor
-        self._executor: Executor = Executor(opened, self._num_slots, like=others, num_replicas=num_replicas)
+        self._executor: Executor = Executor(opened, self._num_slots, others, communicator, threads)
         self._enable_prefix_caching = enable_prefix_caching
         self._progress: dict[str, _Progress] = {}
 
@@ -105,10 +109,6 @@ class Drafter:
     def recover(self) -> None:
         """After a failure: makes ready for more. What has been computed counts only where that did not fail."""
         self._executor.recover()
-
-    def close(self) -> None:
-        """Ends the threads."""
-        self._executor.close()
 
     def check_integrity(self, requests: Iterable[str]) -> None:
         """Raises RuntimeError when its books do not agree, or it has blocks of others than `requests`."""

@@ -7,14 +7,18 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from furiosa_build.artifact.reader import OpenArtifact
+from furiosa_build.artifact.schema import ParallelConfig
 from furiosa_build.core import failpoints
+from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.execution.communicator import DistributedCommunicator, PeerFailedError
 from furiosa_build.runtime.execution.drafter import Drafter
-from furiosa_build.runtime.execution.executor import Executor
+from furiosa_build.runtime.execution.executor import Executor, num_elements
 from furiosa_build.runtime.execution.rank import Row
+from furiosa_build.runtime.execution.rank_threads import RankThreads
 from furiosa_build.runtime.request import Request
 from furiosa_build.runtime.scheduling.kv_cache import BlockManager
 from furiosa_build.runtime.scheduling.scheduler import Batch, Scheduler
@@ -29,6 +33,7 @@ class Replica:
         scheduler: Whose turn it is.
         executor: What runs the model.
         drafter: What proposes tokens, if there is a draft model.
+        threads: Those in which both compute; None: the one that takes the steps.
         queue_limit: Batches under way at a time, where the executor can have several.
         in_flight: Those that are, the oldest first, and where their logits will be: [batch, positions, vocab].
         proposals: How often tokens were proposed to a request.
@@ -39,6 +44,7 @@ class Replica:
     scheduler: Scheduler
     executor: Executor
     drafter: Drafter | None
+    threads: RankThreads | None
     queue_limit: int
     in_flight: deque[tuple[Batch, Future[Tensor]]] = field(default_factory=deque)
     proposals: int = 0
@@ -114,6 +120,11 @@ class Replica:
             accepted_tokens=self.accepted_tokens,
         )
 
+    def close(self) -> None:
+        """Ends the threads of stages and ranks."""
+        if self.threads is not None:
+            self.threads.close()
+
     def check_integrity(self) -> None:
         """Raises RuntimeError when scheduler, KV blocks and executor do not agree."""
         self.scheduler.check_integrity()
@@ -134,7 +145,7 @@ def make_replica(
     enable_prefix_caching: bool,
     like: Replica | None,
 ) -> Replica:
-    """A copy of an artifact's model, with its draft model if there is one. Raises UserError as `Executor` does.
+    """A copy of an artifact's model, with its draft model if there is one.
 
     Args:
         opened: The artifact.
@@ -142,18 +153,37 @@ def make_replica(
         communicator: When every rank is a process: this one's end.
         enable_prefix_caching: Whether requests share the KV blocks of equal beginnings.
         like: Another one, whose programs and mapped parameters this one uses as well.
+
+    Raises:
+        UserError: As `Executor` does; or ranks are processes, and the draft is divided otherwise than the model.
     """
-    config, num_replicas = opened.artifact.generator_config, opened.artifact.parallel_config.data_parallel_size
+    config, draft = opened.artifact.generator_config, opened.draft
     block_size, defaults = config.paged_attention_block_size, config.default_scheduler_config
-    # Where ranks are processes there is no communicator for those of the draft.
-    draft = opened.draft if communicator is None else None
-    executor = Executor(
-        opened,
-        (num_blocks + 1) * block_size,  # one more: the scratch block
-        like=like.executor if like else None,
-        communicator=communicator,
-        num_replicas=num_replicas,
-    )
+    if communicator is not None and draft is not None:
+        _refuse_other_ranks(opened.artifact.parallel_config, draft.artifact.parallel_config)
+    threads = _threads(opened) if communicator is None else None
+    try:
+        executor = Executor(
+            opened,
+            (num_blocks + 1) * block_size,  # one more: the scratch block
+            like.executor if like else None,
+            communicator,
+            threads,
+        )
+        drafter = None
+        if draft is not None:
+            drafter = Drafter(
+                draft,
+                prefill_chunk_size=defaults.prefill_chunk_size,
+                enable_prefix_caching=enable_prefix_caching,
+                like=like.drafter if like else None,
+                communicator=communicator,
+                threads=threads,
+            )
+    except BaseException:
+        if threads is not None:
+            threads.close()
+        raise
     scheduler = Scheduler(
         opened.artifact.pipelines,
         BlockManager(num_blocks, block_size),
@@ -164,13 +194,30 @@ def make_replica(
         enable_prefix_caching=enable_prefix_caching,
         num_speculative_tokens=(config.num_speculative_tokens or 0) if draft else 0,
     )
-    drafter = None
-    if draft is not None:
-        drafter = Drafter(
-            draft,
-            prefill_chunk_size=defaults.prefill_chunk_size,
-            enable_prefix_caching=enable_prefix_caching,
-            like=like.drafter if like else None,
-            num_replicas=num_replicas,
+    return Replica(scheduler, executor, drafter, threads, defaults.npu_queue_limit)
+
+
+def _refuse_other_ranks(model: ParallelConfig, draft: ParallelConfig) -> None:
+    ranks, stages = draft.tensor_parallel_size, draft.pipeline_parallel_size
+    if (ranks, stages) != (model.tensor_parallel_size, model.pipeline_parallel_size):
+        raise UserError(
+            f"with a process for each rank, the draft model's {ranks} ranks x {stages} stages cannot run beside the "
+            f"model's {model.tensor_parallel_size} ranks x {model.pipeline_parallel_size} stages",
+            where="communicator",
+            valid="a draft model of as many ranks and stages",
+            hint="run ranks as threads, or set use_speculative_decoding_if_possible=False",
         )
-    return Replica(scheduler, executor, drafter, defaults.npu_queue_limit)
+
+
+def _threads(opened: OpenArtifact) -> RankThreads | None:
+    """Threads for the ranks of the model and of its draft, among which, with other replicas', the cores are divided.
+
+    None where there is nothing to divide.
+    """
+    elements = max(
+        num_elements(model.artifact.parallel_config) for model in (opened, opened.draft) if model is not None
+    )
+    num_threads = elements * opened.artifact.parallel_config.data_parallel_size
+    if num_threads == 1:
+        return None
+    return RankThreads(elements, max(1, torch.get_num_threads() // num_threads))

@@ -1,0 +1,85 @@
+"""The threads in which the ranks of a replica compute."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class RankThread(threading.Thread):
+    """Calls functions in order.
+
+    What computes here has a team of `num_threads` OpenMP threads: OpenMP keeps one for every thread that has computed,
+    and once all teams together are more than the cores, they wait for each other the slow way.
+    """
+
+    def __init__(self, number: int, num_threads: int) -> None:
+        super().__init__(name=f"element {number}", daemon=True)
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._num_threads = num_threads
+        self.start()
+
+    def put(self, function: Callable[[], None]) -> None:
+        """Has `function`, which does not raise, called after those before it."""
+        self._calls.put(function)
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Has `function` called after those before it, and gives its result."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                result = function()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self.put(run)
+        return future
+
+    def end(self) -> None:
+        """Has the thread end after the calls before this one."""
+        self._calls.put(None)
+
+    def run(self) -> None:
+        """The thread's main loop."""
+        torch.set_num_threads(self._num_threads)
+        while (function := self._calls.get()) is not None:
+            function()
+            del function  # which knows a rank and its KV caches
+
+
+class RankThreads:
+    """One thread for each element of a replica: rank r of stage s is element s * ranks + r.
+
+    The model and its draft share them: an element of the draft runs in the thread of the model's with the same number.
+    The threads end with this object at the latest.
+    """
+
+    def __init__(self, number: int, num_threads: int) -> None:
+        self.threads = [RankThread(element, num_threads) for element in range(number)]
+        # Knows the threads and not this object, so that it runs also where nobody calls `close`.
+        self._end = weakref.finalize(self, _end, self.threads)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._end()
+
+
+def _end(threads: Sequence[RankThread]) -> None:
+    """Ends the threads, and waits: one that computes while the interpreter ends would abort the process."""
+    for thread in threads:
+        thread.end()
+    if isinstance(threading.current_thread(), RankThread):
+        return  # The object was garbage, found in a rank's thread: that rank may be the one the others wait for.
+    for thread in threads:
+        thread.join()
