@@ -1,7 +1,7 @@
 """What people import and call: names, parameters and defaults, as public_surface.txt has them.
 
-A change here is a change for users: it belongs into CHANGELOG.md, and into the text file in the same commit. This prints
-the new text: `python tests/test_public_surface.py`.
+A change here is a change for users: it belongs into CHANGELOG.md, and into the text file in the same commit. The new
+text is printed by `python tests/test_public_surface.py`.
 """
 
 from __future__ import annotations
