@@ -34,7 +34,7 @@ def main(runs: int) -> None:
         root = Path(directory)
         for name in ("recipes", "conf", "examples"):
             shutil.copytree(REPOSITORY / name, root / name)
-        dodo = (REPOSITORY / "furiosa_build" / "dodo.py").as_posix()
+        dodo = (REPOSITORY / "furiosa_build" / "build" / "graph.py").as_posix()
         (root / "pyproject.toml").write_text(f'[tool.doit]\ndodoFile = "{dodo}"\ncwdPath = "."\n')
         environment = {**os.environ, "FURIOSA_BUILD_CACHE": str(root / "store")}
 

@@ -36,6 +36,7 @@ from furiosa_build.plan.budget.preflight import Preflight, preflight
 from furiosa_build.plan.explain import Explanation, Place, explain_step
 from furiosa_build.plan.keys import key_factors, key_of, tool_versions
 from furiosa_build.plan.planner import DRAFT, Plan, Step, make_plan
+from furiosa_build.plan.source_code import SourceCode
 from furiosa_build.quant.compressed_tensors import check_quantizes
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import BuildOptions, Recipe, check_architecture
@@ -75,6 +76,7 @@ class Build:
         root = (Path(cache).expanduser() if cache else default_store_root()).absolute()
         self._prefix = "" if model is None else DRAFT
         self.store: Store = model.store if model else Store(root, self.options.verify_inputs, self.directory.parent)
+        self._code: SourceCode = model._code if model else SourceCode(memo=root / "code.json")
         self.backend = get_backend(self.spec.backend.name)
         check_options(self.backend, self.spec.backend.compiler_config_overrides)
         # By the name that a step has in the whole build.
@@ -324,7 +326,7 @@ class Build:
     def _factors_of(
         self, action: str, reads: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]
     ) -> dict[str, Any]:
-        return key_factors(action, reads, inputs, self._tools(action), self._modules(action))
+        return key_factors(action, reads, inputs, self._tools(action), self._code.digests(self._modules(action)))
 
     def _modules(self, action: str) -> list[str]:
         """The modules of this project that the step begins with. Another package's backend has a version instead."""

@@ -4,7 +4,7 @@ blobs/ab/abcd...                  content by sha256
 actions/ab/KEY/manifest.json      the outputs of one action; its presence is what makes the action done, its time of
                                   modification is when the action was last used
                key_factors.json   what the key was made of
-sessions/  locks/  logs/  scratch/  hashes.sqlite  gc.lock
+sessions/  locks/  logs/  scratch/  hashes.sqlite  code.json  gc.lock
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from furiosa_build.artifact.schema import Artifact, to_json
 from furiosa_build.backends.eager import EagerBackend
 from furiosa_build.core.errors import StepError, UserError
 from furiosa_build.plan import keys
+from furiosa_build.plan.source_code import SourceCode
 from furiosa_build.steps import qualify
 from furiosa_build.store import Store
 from furiosa_build.ui.describe import artifact_text, plan_text, result_text
@@ -187,15 +188,15 @@ def test_a_model_of_another_name_is_packaged_again(user: UserDirectory) -> None:
 
 def test_equal_output_stops_the_rebuild(user: UserDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     """An edit of the tracer that changes no graph traces again, and compiles nothing."""
-    digests = keys.source_digests
+    digests = SourceCode.digests
 
-    def edited(modules: Iterable[str]) -> dict[str, str]:
+    def edited(self: SourceCode, modules: Iterable[str]) -> dict[str, str]:
         return {
-            **digests(modules),
+            **digests(self, modules),
             **({"furiosa_build.steps.trace": "edited"} if "furiosa_build.steps.trace" in modules else {}),
         }
 
-    monkeypatch.setattr(keys, "source_digests", edited)
+    monkeypatch.setattr(SourceCode, "digests", edited)
     assert user.build() == TRACES
 
 
@@ -203,15 +204,15 @@ def test_a_backend_that_has_been_edited_compiles_again_and_qualifies(
     user: UserDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What loads a program is the backend's code as well as what makes it."""
-    digests = keys.source_digests
+    digests = SourceCode.digests
 
-    def edited(modules: Iterable[str]) -> dict[str, str]:
+    def edited(self: SourceCode, modules: Iterable[str]) -> dict[str, str]:
         return {
-            **digests(modules),
+            **digests(self, modules),
             **({"furiosa_build.backends.eager": "edited"} if "furiosa_build.backends.eager" in modules else {}),
         }
 
-    monkeypatch.setattr(keys, "source_digests", edited)
+    monkeypatch.setattr(SourceCode, "digests", edited)
     assert user.build() == [name.replace("partition", "compile") for name in TRACES] + ["qualify"]
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 from safetensors.torch import load_file, save_file
 from test_models.tiny import save_random_model
-from test_plan.source_tree import copied_package, forget_sources
+from test_plan.source_tree import copied_package
 from user_directory import (
     CONFIG,
     RANDOM,
@@ -299,7 +299,6 @@ def edit(*files: str) -> Change:
         for file in files:
             with (user.root.parent / "source" / "furiosa_build" / file).open("a") as opened:
                 opened.write("edited = 1\n")
-        forget_sources()
         return Next(user)
 
     return change

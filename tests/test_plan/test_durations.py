@@ -28,7 +28,7 @@ def history(built: Plan, seconds: Mapping[str, float], run: str = "0") -> list[P
         Past(
             name,
             next(took for beginning, took in seconds.items() if name.startswith(beginning)),
-            key_factors(step.action, step.reads, {needed: made[needed] for needed in step.needs}, {}, ()),
+            key_factors(step.action, step.reads, {needed: made[needed] for needed in step.needs}, {}, {}),
             frozenset(made[name].values()),
         )
         for name, step in built.steps.items()

@@ -150,7 +150,7 @@ def keys(change: Change) -> dict[str, str]:
     found: dict[str, str] = {}
     for step in plan(change.spec, change.outline, change.isa).steps.values():
         inputs = {needed: {"*": found[needed]} for needed in step.needs}
-        found[step.name] = key_of(key_factors(step.action, step.reads, inputs, {}, ()))
+        found[step.name] = key_of(key_factors(step.action, step.reads, inputs, {}, {}))
     return found
 
 
