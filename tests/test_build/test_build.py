@@ -400,7 +400,9 @@ def test_a_step_that_fails_is_not_recorded_and_what_is_finished_stays(
 
 
 @pytest.mark.parametrize(
-    "place", [(Store, "_commit"), (furiosa_build.artifact.writer, "place")], ids=["the store's", "the artifact's"]
+    "place",
+    [(Store, "_commit"), (furiosa_build.artifact.writer, "link_or_copy")],
+    ids=["the store's", "the artifact's"],
 )
 def test_a_disk_that_is_full_makes_a_step_fail(
     user: UserDirectory, monkeypatch: pytest.MonkeyPatch, place: tuple[Any, str]
