@@ -12,7 +12,7 @@ import pytest
 
 import furiosa_build.build.build
 from furiosa_build.build.build import Build
-from furiosa_build.build.workers import run_here
+from furiosa_build.build.executors.local import run_here
 from furiosa_build.recipe.schema import (
     BackendSpec,
     BucketSpec,
@@ -24,6 +24,7 @@ from furiosa_build.recipe.schema import (
     Recipe,
     TargetSpec,
 )
+from furiosa_build.steps.base import Inputs, Request, Step
 from furiosa_build.store import Made
 
 # Before torch is imported. On tensors as small as these, threads cost more time than they save; where other work shares
@@ -54,10 +55,10 @@ class PoolHere:
     def __init__(self, workers: int) -> None:
         del workers
 
-    def run(self, step: str, module: str, request: dict[str, Any], output: Path, log: Path) -> Made:
+    def run(self, name: str, step: Step[Any], request: Request, inputs: Inputs, output: Path, log: Path) -> Made:
         """As Pool.run, but what the step raises comes out as it is."""
-        del step, log
-        return run_here(module, request, output)
+        del name, log
+        return run_here(step, request, inputs, output)
 
     def close(self) -> None:
         """There is nothing to end."""

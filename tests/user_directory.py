@@ -17,11 +17,12 @@ from test_models.tiny import LLAMA, save_random_model
 from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.artifact.schema import Artifact
 from furiosa_build.build.build import Build, open_build
-from furiosa_build.build.workers import Pool, run_here
+from furiosa_build.build.executors.local import Pool, run_here
 from furiosa_build.cli import main
 from furiosa_build.core.errors import BuildError, StepError
 from furiosa_build.runtime.probe import probe
 from furiosa_build.steps import qualify
+from furiosa_build.steps.base import Inputs, Request, Step
 from furiosa_build.store import Made
 
 CONFIG: dict[str, Any] = {**LLAMA, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "vocab_size": 64}
@@ -137,22 +138,22 @@ def steps_in_this_process() -> Iterator[pytest.MonkeyPatch]:
     one_at_a_time = threading.Lock()  # As in a worker: torch traces in one thread.
 
     def run_in_this_process(
-        self: Pool, step: str, module: str, request: dict[str, Any], output: Path, log: Path
+        self: Pool, name: str, step: Step[Any], request: Request, inputs: Inputs, output: Path, log: Path
     ) -> Made:
         del self
         try:
             with one_at_a_time:
-                return run_here(module, request, output)
+                return run_here(step, request, inputs, output)
         except BuildError:
             raise
         except Exception as error:
-            raise StepError(step, f"{type(error).__name__}: {error}", str(log)) from error
+            raise StepError(name, f"{type(error).__name__}: {error}", str(log)) from error
 
-    def generate(artifact: Path, output: Path, log: Path) -> Path:
+    def generate(artifact: Path, output: Path) -> Path:
         try:
             probe(artifact, output / qualify.PROBED)
         except BuildError as error:
-            raise StepError("qualify", str(error), str(log)) from error
+            raise StepError("qualify", str(error)) from error
         return output / qualify.PROBED
 
     with pytest.MonkeyPatch.context() as patch:

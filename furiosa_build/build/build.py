@@ -20,7 +20,7 @@ from furiosa_build.artifact import writer
 from furiosa_build.artifact.schema import MANIFEST_FILE, FileRecord, Manifest
 from furiosa_build.backends.base import check_options
 from furiosa_build.backends.registry import get_backend
-from furiosa_build.build.workers import Pool
+from furiosa_build.build.executors.local import Pool
 from furiosa_build.core.errors import PreflightError, StepError, UserError
 from furiosa_build.core.failpoints import doing
 from furiosa_build.core.peak_memory import Watch
@@ -41,6 +41,11 @@ from furiosa_build.quant.compressed_tensors import check_quantizes
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import BuildOptions, Recipe, check_architecture
 from furiosa_build.steps import compile, fetch, package, qualify, survey, trace
+from furiosa_build.steps import registry as steps
+from furiosa_build.steps.base import Inputs, Request
+from furiosa_build.steps.survey import SurveyRequest
+from furiosa_build.steps.trace import TraceRequest
+from furiosa_build.steps.weights import WeightsRequest
 from furiosa_build.store import ActionRecord, Made, Store, default_store_root
 from furiosa_build.weights import listing
 from furiosa_build.weights.hub import hub_cache
@@ -374,87 +379,104 @@ class Build:
             case "package":
                 return _watched(self._package)
             case "compile":
-                return self._in_worker(step, self._pools.compilers, self._compile_request(step))
-            case "qualify":
-                return self._qualify
+                return self._in_worker(step, self._pools.compilers)
             case _:
-                request = self._trace_request(step) if step.action == "trace" else self._weights_request(step)
-                return self._in_worker(step, self._pools.builders, request)
+                return self._in_worker(step, self._pools.builders)
 
-    def _in_worker(self, step: Step, pool: Pool, request: dict[str, Any]) -> Callable[[Path], Made]:
-        full = self._full(step.name)
-        log = self.store.log_path(full)
-        return lambda output: pool.run(full, step.action, request, output, log)
+    def _in_worker(self, step: Step, pool: Pool) -> Callable[[Path], Made]:
+        full, request = self._full(step.name), self._request(step)
+        kind, inputs, log = steps.find(step.action), self._inputs(step, request), self.store.log_path(full)
+        return lambda output: pool.run(full, kind, request, inputs, output, log)
+
+    def _request(self, step: Step) -> Request:
+        match step.action:
+            case "compile":
+                return self._compile_request(step)
+            case "trace":
+                return self._trace_request(step)
+            case "qualify":
+                weights = self._weights_request(step)
+                inputs = {f"{qualify.WEIGHTS}{name}": sha256 for name, sha256 in weights.inputs.items()}
+                return weights.model_copy(update={"inputs": inputs | self._artifact_files()})
+            case _:
+                return self._weights_request(step)
+
+    def _artifact_files(self) -> dict[str, str]:
+        files = {name: file.sha256 for name, file in self._manifest().files.items()}
+        files[MANIFEST_FILE] = self._record("package").outputs[MANIFEST_FILE].sha256
+        return {f"{qualify.ARTIFACT}{name}": sha256 for name, sha256 in files.items()}
+
+    def _inputs(self, step: Step, request: Request) -> Inputs:
+        """The files of a request on this machine. Raises UserError when one of the source is not as it was fetched."""
+        source = {} if step.action in ("trace", "compile") else self._source_files()
+        files = {name: source.get(sha256) or self.store.blob(sha256) for name, sha256 in request.inputs.items()}
+        return Inputs(files, self.store.scratch(self.spec.backend.name))
+
+    def _source_files(self) -> dict[str, Path]:
+        """The weights that the build begins with, by sha256."""
+        weights, taken = self._source(), self._sources.quantized
+        if not weights.files:
+            return {}
+        if taken is not None:
+            self._sources.check_unchanged(taken, weights.files)
+            place = taken
+        else:
+            place = self._sources.unchanged_weights(weights.files, self._model_files().revision)
+        return {file.sha256: place / name if place.is_dir() else place for name, file in weights.files.items()}
 
     def _fetch(self, output: Path) -> None:
         sources = self._sources
         parameters = self.plan.outline.parameters
         fetch.run(self.spec.model, self.recipe.roots, parameters, self.store.hashes.hash, output, sources.quantized)
 
-    def _weights_request(self, step: Step) -> dict[str, Any]:
-        weights, checkpoint, taken = self._source(), {}, self._sources.quantized
-        if taken is not None:
-            self._sources.check_unchanged(taken, weights.files)
-            checkpoint = {
-                name: {"path": str(taken / name), "sha256": file.sha256}
-                for name, file in weights.files.items()
-                if name.endswith(".safetensors")
-            }
-        elif step.action != "quantize":
-            outputs = self._record("quantize").outputs
-            checkpoint = {
-                name: {"path": str(self.store.path(output)), "sha256": output.sha256}
-                for name, output in outputs.items()
-                if name.endswith(".safetensors")
-            }
-        directory: Path | str = ""
-        if not checkpoint and weights.seed is None:
-            directory = self._sources.unchanged_weights(weights.files, self._model_files().revision)
-        return {
-            "source": weights.model_dump(mode="json"),
-            "directory": str(directory),
-            "outline": self.plan.outline.model_dump(mode="json"),
-            "hf_config": dict(self.hf_config),
-            "schemes": self.plan.schemes(),
-            "checkpoint": checkpoint,
-            "taken": taken is not None,
-            "ranks": self.spec.parallel.tensor_parallel_size,
-            "stages": self.plan.stages,
-        }
+    def _weights_request(self, step: Step) -> WeightsRequest:
+        written = step.action != "quantize" and self.plan.writes_checkpoint
+        source = self._source()
+        files = self._record("quantize").outputs if written else source.files
+        return WeightsRequest(
+            inputs={name: file.sha256 for name, file in files.items() if name.endswith(".safetensors")},
+            outline=self.plan.outline,
+            hf_config=dict(self.hf_config),
+            schemes=self.plan.schemes(),
+            seed=None if written else source.seed,
+            taken=self._sources.quantized is not None,
+            ranks=self.spec.parallel.tensor_parallel_size,
+            stages=self.plan.stages,
+        )
 
-    def _trace_request(self, step: Step) -> dict[str, Any]:
+    def _trace_request(self, step: Step) -> TraceRequest:
         assert step.bucket is not None
         assert step.kind is not None
-        return {
-            "hf_config": dict(self.hf_config),
-            "schemes": self.plan.schemes(),
-            "segment": step.kind.segment.model_dump(mode="json"),
-            "bucket": [step.bucket.batch, step.bucket.query, step.bucket.context],
-            "ranks": self.spec.parallel.tensor_parallel_size,
-            "cuts": {name: p.cut.model_dump() for name, p in self.plan.outline.parameters.items() if p.cut is not None},
-            "last_token_only": self.spec.model.calculate_logit_only_for_last_token,
-            "decompose": self.spec.rewriting.do_decompositions_for_model_rewrite,
-        }
+        return TraceRequest(
+            hf_config=dict(self.hf_config),
+            schemes=self.plan.schemes(),
+            cuts={name: p.cut for name, p in self.plan.outline.parameters.items() if p.cut is not None},
+            ranks=self.spec.parallel.tensor_parallel_size,
+            segment=step.kind.segment,
+            bucket=(step.bucket.batch, step.bucket.query, step.bucket.context),
+            last_token_only=self.spec.model.calculate_logit_only_for_last_token,
+            decompose=self.spec.rewriting.do_decompositions_for_model_rewrite,
+        )
 
-    def _compile_request(self, step: Step) -> dict[str, Any]:
-        graphs = self._record(_trace_of(step)).outputs[trace.OUTPUT]
-        return {
-            "graphs": str(self.store.path(graphs)),
-            "backend": self.spec.backend.name,
-            "isa": self.plan.isa,
-            "scratch": str(self.store.scratch(self.spec.backend.name)),
-            "options": dict(self.spec.backend.compiler_config_overrides),
-            "constants": self._constants_of(step) if self.spec.rewriting.embed_all_constants_into_graph else None,
-        }
-
-    def _constants_of(self, step: Step) -> dict[str, Any]:
+    def _compile_request(self, step: Step) -> compile.CompileRequest:
         assert step.kind is not None
-        [use] = step.kind.uses
-        files = self._record("partition:weights").outputs
-        return {
-            "files": [str(self.store.path(f)) for name, f in files.items() if name.startswith(f"stage-{use.stage}-")],
-            "prefixes": [f"{self.plan.outline.layer_prefix}{layer}." for layer in use.layers],
-        }
+        inputs = {compile.GRAPHS: self._record(_trace_of(step)).outputs[trace.OUTPUT].sha256}
+        prefixes = None
+        if self.spec.rewriting.embed_all_constants_into_graph:
+            [use] = step.kind.uses
+            parameters = self._record("partition:weights").outputs
+            of_stage = {
+                name: file.sha256 for name, file in parameters.items() if name.startswith(f"stage-{use.stage}-")
+            }
+            inputs |= {f"{compile.CONSTANTS}{name}": sha256 for name, sha256 in of_stage.items()}
+            prefixes = [f"{self.plan.outline.layer_prefix}{layer}." for layer in use.layers]
+        return compile.CompileRequest(
+            inputs=inputs,
+            backend=self.spec.backend.name,
+            isa=self.plan.isa,
+            options=dict(self.spec.backend.compiler_config_overrides),
+            layer_prefixes=prefixes,
+        )
 
     def _package(self, output: Path) -> None:
         built, others = self._built(self.plan), self._model_files()
@@ -508,12 +530,6 @@ class Build:
         if writer.publish(directory, manifest, files, hashes.hash, hashes.remember):
             self.store.tell(f"the signature of {directory} is removed: it is not of these files; sign it again")
 
-    def _qualify(self, output: Path) -> Made:
-        log = self.store.log_path("qualify")
-        request = self._weights_request(self.plan.steps["qualify"])
-        request |= {"artifact": str(self.version_directory), "log": str(log)}
-        return self._pools.builders.run("qualify", "qualify", request, output, log)
-
     def _accept(self) -> None:
         figures = self.store.path(self._record("qualify").outputs[qualify.OUTPUT])
         self._qualification_file().write_bytes(figures.read_bytes())
@@ -542,16 +558,17 @@ class Build:
         key = key_of(factors)
         record = self.store.find(key)
         if record is None:
-            request = {"hf_config": dict(self.hf_config)}
+            request = SurveyRequest(hf_config=dict(self.hf_config))
             if sys.stderr.isatty():
                 print("surveying the model's layers: once for an architecture, some seconds", file=sys.stderr)
             with _failing("survey"):
-                log = self.store.log_path("survey")
+                kind, log = steps.find("survey"), self.store.log_path("survey")
+                inputs = Inputs({}, self.store.scratch("survey"))
                 record, _ = self.store.obtain(
                     key,
                     "survey",
                     factors,
-                    lambda output: self._pools.builders.run("survey", "survey", request, output, log),
+                    lambda output: self._pools.builders.run("survey", kind, request, inputs, output, log),
                 )
         return Outline.model_validate(self.store.read_json(record, survey.OUTPUT))
 

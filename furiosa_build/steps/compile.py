@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from furiosa_build.backends.base import Option
 from furiosa_build.backends.registry import get_backend
+from furiosa_build.steps.base import Inputs, Request, Step
 
 if TYPE_CHECKING:
     from furiosa_build.backends.graph import Graph
 
+GRAPHS = "graphs.json"
+CONSTANTS = "constants/"
+"""What the names of parameter files begin with."""
 
-def run(request: dict[str, Any], output: Path) -> None:
-    """request: `graphs` (path of graphs.json), `backend`, `isa`, `scratch`, `options`, and `constants`: null, or
-    `files` (paths of parameter files) and `prefixes` (of the names of each layer's parameters), whose parameters the
-    programs are to hold.
 
-    Writes program-N.SUFFIX for graph N.
+class CompileRequest(Request):
+    """Graphs to be compiled: the input `graphs.json`, and those under `constants/`.
+
+    Attributes:
+        backend: The backend's name.
+        isa: The instruction set.
+        options: Options of the backend's compiler.
+        layer_prefixes: What the names of each layer's parameters begin with, where the programs are to hold their
+            parameters as constants. None: they are not.
     """
-    from furiosa_build.models.partition import CutGraph
 
-    backend = get_backend(request["backend"])
-    graphs = CutGraph.model_validate_json(Path(request["graphs"]).read_bytes()).graphs
-    for number, graph in enumerate(graphs):
-        program = output / program_name(number, backend.file_suffix)
-        whole = graph if request["constants"] is None else _embed(graph, **request["constants"])
-        backend.compile(whole, program, request["isa"], Path(request["scratch"]), request["options"])
+    backend: str
+    isa: str
+    options: dict[str, Option]
+    layer_prefixes: list[str] | None = None
 
 
-def _embed(graph: Graph, files: list[str], prefixes: list[str]) -> Graph:
+class Compile(Step[CompileRequest]):
+    """Writes program-N.SUFFIX for graph N."""
+
+    name = "compile"
+    Request = CompileRequest
+
+    def run(self, request: CompileRequest, inputs: Inputs, output: Path) -> None:
+        from furiosa_build.models.partition import CutGraph
+
+        backend, constants = get_backend(request.backend), inputs.under(CONSTANTS).values()
+        graphs = CutGraph.model_validate_json(inputs.files[GRAPHS].read_bytes()).graphs
+        for number, graph in enumerate(graphs):
+            program = output / program_name(number, backend.file_suffix)
+            whole = graph if request.layer_prefixes is None else _embed(graph, constants, request.layer_prefixes)
+            backend.compile(whole, program, request.isa, inputs.scratch, request.options)
+
+
+def _embed(graph: Graph, files: Iterable[Path], prefixes: Sequence[str]) -> Graph:
     import torch
     from safetensors import safe_open
 
@@ -48,5 +72,5 @@ def _embed(graph: Graph, files: list[str], prefixes: list[str]) -> Graph:
 
 
 def program_name(number: int, suffix: str) -> str:
-    """Of the program of a supertask's graph."""
+    """The file of the program of a supertask's graph."""
     return f"program-{number}{suffix}"

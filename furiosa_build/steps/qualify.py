@@ -6,17 +6,22 @@ modules and attention, eager, over the dequantized checkpoint, one layer in memo
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from furiosa_build.artifact.schema import MANIFEST_FILE, TIMESTAMP_FILE, Manifest, Timestamp, to_json
 from furiosa_build.core.canonical_json import canonical_json
 from furiosa_build.core.errors import StepError
+from furiosa_build.core.files import link_or_copy
 from furiosa_build.core.progress import advance, expect
 from furiosa_build.ir.outline import Outline
 from furiosa_build.quant.forms import Form
+from furiosa_build.steps.base import Inputs, Step
+from furiosa_build.steps.weights import WeightsRequest, open_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,48 +31,61 @@ if TYPE_CHECKING:
 
 OUTPUT = "qualification.json"
 PROBED = "probed.safetensors"
+ARTIFACT = "artifact/"
+WEIGHTS = "weights/"
+"""What the names of the inputs begin with: the artifact's files and the checkpoint's."""
 
 _TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """Largest difference of a logit, as a share of the largest logit. Both sides round to the model's dtype after every
 operation, in another order: 8 bits of mantissa through some tens of operations a layer."""
 
 
-def generate(artifact: Path, output: Path, log: Path) -> Path:
+class Qualify(Step[WeightsRequest]):
+    """Writes qualification.json.
+
+    Raises StepError when the artifact does not run, RuntimeError when it says something else than the model.
+    """
+
+    name = "qualify"
+    Request = WeightsRequest
+
+    def run(self, request: WeightsRequest, inputs: Inputs, output: Path) -> None:
+        artifact = output / "artifact"
+        assemble(inputs.under(ARTIFACT), artifact)
+        probed = generate(artifact, output)
+        shutil.rmtree(artifact)
+        compare(probed, request, inputs.under(WEIGHTS), output)
+        probed.unlink()
+
+
+def assemble(files: Mapping[str, Path], artifact: Path) -> None:
+    """Makes an artifact's directory of its files."""
+    for name, path in files.items():
+        link_or_copy(path, artifact / name)
+    manifest = Manifest.model_validate_json(files[MANIFEST_FILE].read_bytes())
+    (artifact / TIMESTAMP_FILE).write_bytes(to_json(Timestamp.of(manifest.artifact_id, 0)))
+
+
+def generate(artifact: Path, output: Path) -> Path:
     """Runs the artifact in a fresh process; returns the file with what it generated. Raises StepError if it fails."""
     probed = output / PROBED
     command = [sys.executable, "-m", "furiosa_build.runtime.probe", str(artifact), str(probed)]
-    with log.open("ab") as file:
-        code = subprocess.run(command, stdout=file, stderr=file, check=False).returncode
+    code = subprocess.run(command, check=False).returncode
     if code != 0:
-        raise StepError("qualify", f"the artifact {artifact} does not run (exit status {code})", str(log))
+        raise StepError("qualify", f"the artifact does not run (exit status {code})")
     return probed
 
 
-def run(request: dict[str, Any], output: Path) -> None:
-    """Writes qualification.json.
-
-    request: `artifact` (its directory), `log`, and what `steps.shard` takes. Raises StepError when the artifact does
-    not run, RuntimeError when it says something else than the model.
-    """
-    probed = generate(Path(request["artifact"]), output, Path(request["log"]))
-    compare(probed, request, output)
-    probed.unlink()
-
-
-def compare(generated: Path, request: dict[str, Any], output: Path) -> None:
+def compare(generated: Path, request: WeightsRequest, weights: Mapping[str, Path], output: Path) -> None:
     """Compares what `generate` returned with the reference, and writes qualification.json."""
     from safetensors import safe_open
     from safetensors.torch import load_file
 
-    from furiosa_build.steps.weights import open_source
-    from furiosa_build.weights.safetensors import SafetensorsSource
-
     probed = load_file(generated)
     with safe_open(generated, "pt") as file:
         told = file.metadata() or {}
-    checkpoint = request["checkpoint"]
-    source = SafetensorsSource([Path(f["path"]) for f in checkpoint.values()]) if checkpoint else open_source(request)
-    reference = _Reference(request["hf_config"], Outline.model_validate(request["outline"]), request["schemes"], source)
+    source = open_weights(request, weights)
+    reference = _Reference(request.hf_config, request.outline, request.schemes, source)
 
     names = sorted(key.removeprefix("tokens.") for key in probed if key.startswith("tokens."))
     expected_logits = reference.logits([probed[f"tokens.{name}"][:-1] for name in names])

@@ -12,35 +12,40 @@ from typing import Any
 from furiosa_build.core.canonical_json import canonical_json
 from furiosa_build.core.progress import expect
 from furiosa_build.ir.outline import Outline
-from furiosa_build.steps.weights import LARGEST_FILE, open_source
+from furiosa_build.steps.base import Inputs, Step
+from furiosa_build.steps.weights import LARGEST_FILE, WeightsRequest, described, open_weights
 from furiosa_build.weights.hf_layout import INDEX_FILE
 
 CONFIG = "config.json"
 
 
-def run(request: dict[str, Any], output: Path) -> dict[str, str]:
-    """Writes the checkpoint; returns the sha256 of its weight files.
+class Quantize(Step[WeightsRequest]):
+    """Writes the checkpoint of the source, which its inputs are.
 
-    request: `source` (weights.json's content), `directory` (where its files are), `outline`, `hf_config`, `schemes`
-    (parameter -> form), `taken` and `checkpoint` (whether weights are quantized already, and their files). When there
-    is nothing to quantize only config.json is written: the source is the checkpoint.
+    When there is nothing to quantize only config.json is written: the source is the checkpoint.
     """
+
+    name = "quantize"
+    Request = WeightsRequest
+
+    def run(self, request: WeightsRequest, inputs: Inputs, output: Path) -> dict[str, str]:
+        return _write(request, inputs, output)
+
+
+def _write(request: WeightsRequest, inputs: Inputs, output: Path) -> dict[str, str]:
     import torch
 
     from furiosa_build.quant.quantization import compressed_tensors_config, quantize, stored_layouts
     from furiosa_build.weights.checkpoint import check_parameters, check_stored
-    from furiosa_build.weights.safetensors import SafetensorsSource
     from furiosa_build.weights.safetensors_writer import SafetensorsWriter, file_names, split_into_files
 
-    outline = Outline.model_validate(request["outline"])
-    schemes, config = request["schemes"], dict(request["hf_config"])
-    if request["taken"]:
-        taken = [Path(file["path"]) for file in request["checkpoint"].values()]
-        check_stored(SafetensorsSource(taken), outline, schemes, str(taken[0].parent))
+    outline, schemes, config = request.outline, request.schemes, dict(request.hf_config)
+    source = open_weights(request, inputs.files)
+    if request.taken:
+        check_stored(source, outline, schemes, described(inputs.files))
         (output / CONFIG).write_bytes(canonical_json(config))
         return {}
-    source = open_source(request)
-    check_parameters(source, outline.parameters, request["directory"] or "random weights")
+    check_parameters(source, outline.parameters, described(inputs.files))
     quantized = {scheme for scheme in schemes.values() if scheme != "none"}
     if not quantized:
         (output / CONFIG).write_bytes(canonical_json(config))

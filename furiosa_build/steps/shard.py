@@ -7,12 +7,13 @@ someone else's checkpoint are copied: they may change, and their scales may have
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from furiosa_build.core.files import link_or_copy
 from furiosa_build.core.progress import expect
-from furiosa_build.ir.outline import Outline, ParameterOutline
-from furiosa_build.steps.weights import LARGEST_FILE, open_source
+from furiosa_build.ir.outline import ParameterOutline
+from furiosa_build.steps.base import Inputs, Step
+from furiosa_build.steps.weights import LARGEST_FILE, WeightsRequest, open_weights, weight_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,33 +22,27 @@ if TYPE_CHECKING:
     from furiosa_build.weights.source import TensorSource
 
 
-def run(request: dict[str, Any], output: Path) -> dict[str, str]:
-    """Writes or links `stage-S-rank-R-*.safetensors`; returns their sha256.
+class Shard(Step[WeightsRequest]):
+    """Writes or links `stage-S-rank-R-*.safetensors`. The inputs are the checkpoint."""
 
-    request: `checkpoint` (file name -> {path, sha256} of the quantized weights; empty when there are none), `taken`
-    (whether `quantize` has not written them), `ranks`, `stages` (the layers of each), and what `steps.quantize` takes:
-    `source`, `directory`, `outline`, `schemes`.
-    """
-    checkpoint: dict[str, dict[str, str]] = request["checkpoint"]
-    if not checkpoint or request["taken"] or request["ranks"] > 1 or len(request["stages"]) > 1:
-        return _write(request, output)
-    digests = {}
-    for name, (_, file) in zip(_file_names(len(checkpoint)), sorted(checkpoint.items()), strict=True):
-        link_or_copy(Path(file["path"]), output / name)
-        digests[name] = file["sha256"]
-    return digests
+    name = "shard"
+    Request = WeightsRequest
+
+    def run(self, request: WeightsRequest, inputs: Inputs, output: Path) -> dict[str, str]:
+        if not request.schemes or request.taken or request.ranks > 1 or len(request.stages) > 1:
+            return _write(request, inputs, output)
+        checkpoint = weight_files(inputs.files)
+        names = dict(zip(checkpoint, _file_names(len(checkpoint)), strict=True))
+        for name, path in checkpoint.items():
+            link_or_copy(path, output / names[name])
+        return {names[name]: request.inputs[name] for name in checkpoint}
 
 
-def _write(request: dict[str, Any], output: Path) -> dict[str, str]:
-    from furiosa_build.weights.safetensors import SafetensorsSource
+def _write(request: WeightsRequest, inputs: Inputs, output: Path) -> dict[str, str]:
     from furiosa_build.weights.safetensors_writer import SafetensorsWriter, split_into_files
 
-    outline, ranks, stages = Outline.model_validate(request["outline"]), request["ranks"], request["stages"]
-    checkpoint = request["checkpoint"]
-    schemes = request["schemes"] if checkpoint else {}
-    source: TensorSource = (
-        SafetensorsSource([Path(file["path"]) for file in checkpoint.values()]) if checkpoint else open_source(request)
-    )
+    outline, ranks, stages, schemes = request.outline, request.ranks, request.stages, request.schemes
+    source = open_weights(request, inputs.files)
     planned = []
     for stage in range(len(stages)):
         for rank in range(ranks):

@@ -5,11 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from furiosa_build.steps.base import Inputs, Request, Step
+
 OUTPUT = "outline.json"
 
 
-def run(request: dict[str, Any], output: Path) -> None:
-    """request: `hf_config`. Writes outline.json."""
-    from furiosa_build.models.analyze import survey
+class SurveyRequest(Request):
+    """`hf_config`: the fields of the model's config.json."""
 
-    (output / OUTPUT).write_text(survey(request["hf_config"]).model_dump_json())
+    hf_config: dict[str, Any]
+
+
+class Survey(Step[SurveyRequest]):
+    """Writes outline.json."""
+
+    name = "survey"
+    Request = SurveyRequest
+
+    def run(self, request: SurveyRequest, inputs: Inputs, output: Path) -> None:
+        from furiosa_build.models.analyze import survey
+
+        (output / OUTPUT).write_text(survey(request.hf_config).model_dump_json())

@@ -8,18 +8,44 @@ from typing import Any
 from furiosa_build.core.canonical_json import canonical_json
 from furiosa_build.ir.segment import Segment
 from furiosa_build.ir.sharding import Cut
+from furiosa_build.steps.base import Inputs, Request, Step
 
 OUTPUT = "graphs.json"
 
 
-def run(request: dict[str, Any], output: Path) -> None:
-    """request: `hf_config`, `schemes`, `cuts`, `ranks`, `segment` (a `plan.kinds.Segment`), `bucket` (batch, query,
-    context), `last_token_only`, `decompose`. Writes graphs.json: a `models.cut.CutGraph`.
-    """
-    from furiosa_build.models.tracing import BucketShape, Tracer
+class TraceRequest(Request):
+    """A supertask to be traced.
 
-    cuts = {name: Cut.model_validate(cut) for name, cut in request["cuts"].items()}
-    tracer = Tracer(request["hf_config"], request["schemes"], cuts, request["ranks"], request["decompose"])
-    segment = Segment.model_validate(request["segment"])
-    graph = tracer.trace(BucketShape(*request["bucket"]), segment, request["last_token_only"])
-    (output / OUTPUT).write_bytes(canonical_json(graph.model_dump(mode="json")))
+    Attributes:
+        hf_config: The fields of the model's config.json.
+        schemes: The scheme of each quantized parameter, by name.
+        cuts: How parameters are divided among ranks, by name.
+        ranks: Ranks of a stage.
+        segment: What the supertask computes.
+        bucket: Batch size, new tokens of each sequence, tokens of context.
+        last_token_only: Logits are those of each prompt's last token.
+        decompose: The graphs call operators of core ATen only.
+    """
+
+    hf_config: dict[str, Any]
+    schemes: dict[str, str]
+    cuts: dict[str, Cut]
+    ranks: int
+    segment: Segment
+    bucket: tuple[int, int, int]
+    last_token_only: bool
+    decompose: bool
+
+
+class Trace(Step[TraceRequest]):
+    """Writes graphs.json: a `models.partition.CutGraph`."""
+
+    name = "trace"
+    Request = TraceRequest
+
+    def run(self, request: TraceRequest, inputs: Inputs, output: Path) -> None:
+        from furiosa_build.models.tracing import BucketShape, Tracer
+
+        tracer = Tracer(request.hf_config, request.schemes, request.cuts, request.ranks, request.decompose)
+        graph = tracer.trace(BucketShape(*request.bucket), request.segment, request.last_token_only)
+        (output / OUTPUT).write_bytes(canonical_json(graph.model_dump(mode="json")))

@@ -97,11 +97,15 @@ class Store:
 
     def path(self, output: Output) -> Path:
         """The read-only file that holds an output."""
+        return self.blob(output.sha256)
+
+    def blob(self, sha256: str) -> Path:
+        """The read-only file that has this digest."""
         if self._substitute is not None:
-            made = self._substitute.path(output)
+            made = self._substitute.blob(sha256)
             if made.exists():  # what has the same name in this store may be damaged
                 return made
-        return self._blobs.path(output.sha256)
+        return self._blobs.path(sha256)
 
     def read_json(self, record: ActionRecord, path: str) -> Any:
         """An output as JSON."""

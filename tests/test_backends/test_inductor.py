@@ -14,12 +14,14 @@ from furiosa_build.backends.eager import EagerBackend
 from furiosa_build.backends.graph import Graph
 from furiosa_build.backends.inductor import InductorBackend
 from furiosa_build.backends.inductor.compiler import path_free_compiler
-from furiosa_build.build.workers import Pool
+from furiosa_build.build.executors.local import Pool
 from furiosa_build.core.errors import UserError
 from furiosa_build.ir.segment import Segment
 from furiosa_build.models.partition import CutGraph
 from furiosa_build.models.tracing import BucketShape, Tracer
 from furiosa_build.recipe.schema import Scheme
+from furiosa_build.steps.base import Inputs
+from furiosa_build.steps.compile import GRAPHS, Compile, CompileRequest
 
 from .small_graph import Small, inputs, small_graph
 
@@ -45,15 +47,9 @@ def compile_graph() -> Iterator[Callable[..., Path]]:
         output.mkdir(parents=True)
         graphs = CutGraph(parts=[graph.data], collectives=[[]])
         (directory / "graphs.json").write_text(graphs.model_dump_json())
-        request = {
-            "graphs": str(directory / "graphs.json"),
-            "backend": "inductor",
-            "isa": isa,
-            "scratch": str(scratch),
-            "options": options,
-            "constants": None,
-        }
-        pool.run("compile:test", "compile", request, output, directory / "log")
+        request = CompileRequest(backend="inductor", isa=isa, options=options)
+        found = Inputs({GRAPHS: directory / "graphs.json"}, scratch)
+        pool.run("compile:test", Compile(), request, found, output, directory / "log")
         return output / "program-0.so"
 
     yield compile_graph

@@ -357,8 +357,8 @@ def test_an_artifact_that_says_something_else_is_not_accepted(
     old = (user.artifacts / "latest").readlink()
     generate = qualify.generate
 
-    def generate_noise(artifact: Path, output: Path, log: Path) -> Path:
-        file = generate(artifact, output, log)
+    def generate_noise(artifact: Path, output: Path) -> Path:
+        file = generate(artifact, output)
         tensors = load_file(file)
         save_file(
             {name: t + (t.is_floating_point() * torch.arange(t.shape[-1])).to(t) for name, t in tensors.items()}, file

@@ -101,7 +101,7 @@ EDITS = {
     "steps/trace.py": {"trace"},
     "steps/package.py": {"package"},
     "steps/fetch.py": {"fetch"},
-    "weights/listing.py": {"fetch", "package", *WITH_WEIGHTS},
+    "weights/listing.py": {"fetch", "package"},
     "quant/quantization.py": {"quantize", "shard", "qualify"},
     "steps/weights.py": WITH_WEIGHTS,
     "models/attention.py": {*WITH_GRAPHS, "qualify"},

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,12 @@ from safetensors.torch import save_file
 from furiosa_build.core.peak_memory import Watch, give_back
 from furiosa_build.ir.outline import Outline
 from furiosa_build.models.analyze import survey
-from furiosa_build.steps import qualify, quantize, shard
-from furiosa_build.weights.listing import Source
+from furiosa_build.steps import qualify
+from furiosa_build.steps.base import Inputs
+from furiosa_build.steps.quantize import Quantize
+from furiosa_build.steps.registry import find
+from furiosa_build.steps.shard import Shard
+from furiosa_build.steps.weights import WeightsRequest
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -60,53 +63,54 @@ def main(directory: Path) -> None:
 
 
 def measure(step: str, scheme: str, source: str, config: dict[str, Any], outline: Outline, work: Path) -> float:
-    request = make_request(scheme, source, config, outline, work)
+    request, files = make_request(scheme, source, config, outline, work)
     if step != "quantize" and scheme != "none":
-        request["checkpoint"] = make_checkpoint(request, work / "checkpoint")
+        request, files = make_checkpoint(request, files, work / "checkpoint")
     (work / "output").mkdir()
     give_back()
     with Watch() as watch:
         if step == "qualify":
-            compare_with_noise(request, work)
+            compare_with_noise(request, files, work)
         else:
-            import_module(f"furiosa_build.steps.{step}").run(request, work / "output")
+            find(step).run(request, Inputs(files, work), work / "output")
     assert watch.peak is not None
     return watch.peak.private / 2**20
 
 
-def make_request(scheme: str, source: str, config: dict[str, Any], outline: Outline, work: Path) -> dict[str, Any]:
-    request = {
-        "source": Source(seed=0, parameters=outline.parameters).model_dump(),
-        "directory": "",
-        "outline": outline.model_dump(),
-        "hf_config": config,
-        "schemes": {n: scheme for n, p in outline.parameters.items() if p.linear and scheme != "none"},
-        "checkpoint": {},
-        "taken": False,
-        "ranks": 1,
-        "stages": [sorted(layer for block in outline.blocks for layer in block.layers)],
-    }
-    if source == "files":
-        (work / "model").mkdir()
-        shard.run(request, work / "model")
-        next((work / "model").iterdir()).rename(work / "model" / "model.safetensors")
-        request |= {"source": Source().model_dump(), "directory": str(work / "model")}
-    return request
+Made = tuple[WeightsRequest, dict[str, Path]]
 
 
-def make_checkpoint(request: dict[str, Any], directory: Path) -> dict[str, dict[str, str]]:
+def make_request(scheme: str, source: str, config: dict[str, Any], outline: Outline, work: Path) -> Made:
+    request = WeightsRequest(
+        outline=outline,
+        hf_config=config,
+        schemes={n: scheme for n, p in outline.parameters.items() if p.linear and scheme != "none"},
+        seed=0,
+        ranks=1,
+        stages=[sorted(layer for block in outline.blocks for layer in block.layers)],
+    )
+    if source != "files":
+        return request, {}
+    (work / "model").mkdir()
+    made = Shard().run(request.model_copy(update={"schemes": {}}), Inputs({}, work), work / "model")
+    [(name, sha256)] = made.items()
+    inputs = {"model.safetensors": sha256}
+    return request.model_copy(update={"seed": None, "inputs": inputs}), {"model.safetensors": work / "model" / name}
+
+
+def make_checkpoint(request: WeightsRequest, files: dict[str, Path], directory: Path) -> Made:
     """The quantized checkpoint, as it is handed to the steps after `quantize`."""
     directory.mkdir()
-    digests = quantize.run(request, directory)
-    return {name: {"path": str(directory / name), "sha256": sha256} for name, sha256 in digests.items()}
+    digests = Quantize().run(request, Inputs(files, directory), directory)
+    return request.model_copy(update={"seed": None, "inputs": digests}), {name: directory / name for name in digests}
 
 
-def compare_with_noise(request: dict[str, Any], work: Path) -> None:
+def compare_with_noise(request: WeightsRequest, files: dict[str, Path], work: Path) -> None:
     """The reference's part of `qualify`: to find that the logits are not the model's it has to compute all layers."""
     probed = work / "probed.safetensors"
     save_file({"tokens.0": torch.arange(8), "logits.0": torch.full((4, CONFIG["vocab_size"]), 1e6)}, probed)
     try:
-        qualify.compare(probed, request, work / "output")
+        qualify.compare(probed, request, files, work / "output")
     except RuntimeError as error:
         if "logits are not the model's" in str(error):
             return

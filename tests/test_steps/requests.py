@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from furiosa_build.build.build import Build
+from furiosa_build.steps import registry
+from furiosa_build.steps.base import Inputs, Request
 
 
-def weights_request(build: Build, step: str) -> dict[str, Any]:
-    """The request of `quantize`, `partition:weights` or `qualify`. Runs the steps before it."""
-    for name in build.plan.steps:
-        if name == step:
-            break
-        build.run(name)
-    return build._weights_request(build.plan.steps[step])
+@dataclass(frozen=True)
+class Job:
+    """A step that can be run: `request` is what it is to do, `inputs` the files for that."""
+
+    kind: str
+    request: Any
+    inputs: Inputs
+
+    def run(self, output: Path) -> Any:
+        """Runs the step, and returns what it does."""
+        return registry.find(self.kind).run(self.request, self.inputs, output)
+
+    def changed(self, **fields: Any) -> Job:
+        """With other fields in the request."""
+        return replace(self, request=self.request.model_copy(update=fields))
+
+    def with_files(self, files: dict[str, Path]) -> Job:
+        """With other files in place of some."""
+        return replace(self, inputs=replace(self.inputs, files={**self.inputs.files, **files}))
 
 
-def trace_request(build: Build, step: str) -> dict[str, Any]:
-    """The request of a `partition:BUCKET:KIND`."""
-    return build._trace_request(build.plan.steps[step])
+def job(build: Build, step: str) -> Job:
+    """The job of a step, for which those that it needs are run."""
+    planned = build.plan.steps[step]
+    for needed in planned.needs:
+        run_with_needs(build, needed)
+    request: Request = build._request(planned)
+    return Job(planned.action, request, build._inputs(planned, request))
+
+
+def run_with_needs(build: Build, step: str) -> None:
+    """Runs a step after those that it needs."""
+    for needed in build.plan.steps[step].needs:
+        run_with_needs(build, needed)
+    build.run(step)

@@ -18,10 +18,12 @@ from furiosa_build.core.peak_memory import Watch
 from furiosa_build.runtime.probe import probe
 from furiosa_build.steps import qualify
 
-from .requests import weights_request
+from .requests import Job, job
 
 StartBuild = Callable[..., Build]
 
+
+WEIGHTS = "weights/model.safetensors"
 
 SMALL: dict[str, Any] = {
     "prefill_buckets": [[1, 32]],
@@ -40,23 +42,22 @@ def output(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def request_of(output: Path) -> Callable[[Build], dict[str, Any]]:
-    """The step's request for a built artifact, with what the artifact generates (in this process, to save time)."""
+def qualify_of(output: Path) -> Callable[[Build], Job]:
+    """The step for a built artifact, and what the artifact generates (in this process, to save time)."""
 
-    def make(build: Build) -> dict[str, Any]:
-        request = weights_request(build, "qualify")
-        probed = output / qualify.PROBED
-        probe(build.version_directory, probed)
-        return {**request, "probed": str(probed)}
+    def make(build: Build) -> Job:
+        found = job(build, "qualify")
+        probe(build.version_directory, output / qualify.PROBED)
+        return found
 
     return make
 
 
-def compare(request: dict[str, Any], output: Path) -> None:
+def compare(of: Job, output: Path) -> None:
     """Runs the step on what has been generated already."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(qualify, "generate", lambda *_: Path(request["probed"]))
-        qualify.run({**request, "artifact": "", "log": ""}, output)
+        patch.setattr(qualify, "generate", lambda *_: output / qualify.PROBED)
+        of.run(output)
 
 
 def figures(output: Path) -> dict[str, Any]:
@@ -71,12 +72,12 @@ def test_a_sound_artifact_qualifies(
     name: str,
     scheme: str,
     start_build: StartBuild,
-    request_of: Callable[[Build], dict[str, Any]],
+    qualify_of: Callable[[Build], Job],
     output: Path,
     tmp_path: Path,
 ) -> None:
     model = save_random_model(MODELS[name], tmp_path / "model")
-    compare(request_of(start_build(model, scheme=scheme, **SMALL)), output)
+    compare(qualify_of(start_build(model, scheme=scheme, **SMALL)), output)
     found = figures(output)
     assert [path.name for path in output.iterdir()] == [qualify.OUTPUT], "what was generated is not kept"
     assert found["tokens"] == 3 * 16
@@ -88,21 +89,23 @@ def test_a_sound_artifact_qualifies(
 
 
 def test_a_bfloat16_artifact_qualifies(
-    start_build: StartBuild, request_of: Callable[[Build], dict[str, Any]], output: Path, tmp_path: Path
+    start_build: StartBuild, qualify_of: Callable[[Build], Job], output: Path, tmp_path: Path
 ) -> None:
     model = save_random_model({**LLAMA, "dtype": "bfloat16"}, tmp_path / "m", torch.bfloat16)
-    compare(request_of(start_build(model, **SMALL)), output)
+    compare(qualify_of(start_build(model, **SMALL)), output)
     found = figures(output)
     assert found["top1_agreement"] > 0.8
     assert 0 < found["largest_logit_difference"] < found["allowed_logit_difference"]
 
 
-def test_an_artifact_runs_in_a_fresh_process(start_build: StartBuild, output: Path, tmp_path: Path) -> None:
+def test_an_artifact_runs_in_a_fresh_process(start_build: StartBuild, output: Path) -> None:
     build = start_build(LLAMA, **SMALL)
-    request = weights_request(build, "qualify")
-    probed = qualify.generate(build.version_directory, output, tmp_path / "log")
+    of = job(build, "qualify")
+    probed = qualify.generate(build.version_directory, output)
     assert set(load_file(probed)) == {f"{kind}.{i}" for kind in ("tokens", "logits") for i in range(3)}
-    qualify.compare(probed, request, output)
+    probed.unlink()
+    of.run(output)
+    assert [path.name for path in output.iterdir()] == [qualify.OUTPUT]
     assert figures(output)["top1_agreement"] == 1.0
 
 
@@ -112,7 +115,7 @@ def test_no_more_kv_cache_is_taken_than_the_prompts_need(start_build: StartBuild
     peaks = []
     for num_blocks in (12, 40_000):
         build = start_build(LLAMA, paged_attention_num_blocks=num_blocks, **SMALL)
-        weights_request(build, "qualify")
+        job(build, "qualify")
         with Watch() as watch:
             probe(build.version_directory, tmp_path / f"{num_blocks}.safetensors")
         assert watch.peak is not None
@@ -139,23 +142,26 @@ def missing_parameters(artifact: Path) -> None:
 
 @pytest.mark.parametrize("damage", [damaged_program, missing_parameters])
 def test_an_artifact_that_does_not_run_fails_with_its_log(
-    damage: Callable[[Path], None], start_build: StartBuild, output: Path, tmp_path: Path
+    damage: Callable[[Path], None],
+    start_build: StartBuild,
+    output: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     build = start_build(LLAMA, **SMALL)
-    weights_request(build, "qualify")
+    job(build, "qualify")
     copy = tmp_path / "copy"
     shutil.copytree(build.version_directory, copy)
     damage(copy)
-    with pytest.raises(StepError, match="does not run") as error:
-        qualify.generate(copy, output, tmp_path / "log")
-    assert str(tmp_path / "log") in str(error.value)
-    assert "damaged artifact" in (tmp_path / "log").read_text()
+    with pytest.raises(StepError, match="does not run"):
+        qualify.generate(copy, output)
+    assert "damaged artifact" in capfd.readouterr().err
     assert list(output.iterdir()) == []
 
 
-def refused(request: dict[str, Any], output: Path) -> None:
+def refused(of: Job, output: Path) -> None:
     with pytest.raises(RuntimeError, match=r"logits are not"):
-        compare(request, output)
+        compare(of, output)
 
 
 @pytest.mark.parametrize(
@@ -174,64 +180,60 @@ def test_programs_of_another_model_fail(
     hf_config: dict[str, Any],
     changes: dict[str, Any],
     start_build: StartBuild,
-    request_of: Callable[[Build], dict[str, Any]],
+    qualify_of: Callable[[Build], Job],
     output: Path,
 ) -> None:
     """As if tracing had got one thing wrong: the artifact runs, and says what a slightly different model would."""
-    request = request_of(start_build({**hf_config, **changes}, **SMALL))
-    refused({**request, "hf_config": hf_config}, output)
+    of = qualify_of(start_build({**hf_config, **changes}, **SMALL))
+    refused(of.changed(hf_config=hf_config), output)
 
 
 @pytest.mark.parametrize("parameter", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight", "lm_head.weight"])
 def test_one_wrong_parameter_fails(
     parameter: str,
     start_build: StartBuild,
-    request_of: Callable[[Build], dict[str, Any]],
+    qualify_of: Callable[[Build], Job],
     output: Path,
     tmp_path: Path,
 ) -> None:
     """The artifact has the weights of a directory; the reference is given one with one row of one matrix changed."""
     model = save_random_model(LLAMA, tmp_path / "model")
-    request = request_of(start_build(model, **SMALL))
-    other = tmp_path / "other"
-    shutil.copytree(model, other)
+    of = qualify_of(start_build(model, **SMALL))
     weights = load_file(model / "model.safetensors")
     weights[parameter][17:18] *= -1
-    save_file(weights, other / "model.safetensors")
-    refused({**request, "directory": str(other)}, output)
+    save_file(weights, tmp_path / "other.safetensors")
+    refused(of.with_files({WEIGHTS: tmp_path / "other.safetensors"}), output)
 
 
 @pytest.mark.parametrize("scheme", ["fp8", "int8"])
 def test_one_wrong_byte_pattern_of_a_quantized_checkpoint_fails(
-    scheme: str, start_build: StartBuild, request_of: Callable[[Build], dict[str, Any]], output: Path, tmp_path: Path
+    scheme: str, start_build: StartBuild, qualify_of: Callable[[Build], Job], output: Path, tmp_path: Path
 ) -> None:
-    request = request_of(start_build(LLAMA, scheme=scheme, **SMALL))
-    (checkpoint,) = request["checkpoint"].values()
-    weights = load_file(checkpoint["path"])
+    of = qualify_of(start_build(LLAMA, scheme=scheme, **SMALL))
+    weights = load_file(of.inputs.files[WEIGHTS])
     weights["model.layers.2.mlp.up_proj.weight_scale"] *= 1.1
     save_file(weights, tmp_path / "wrong.safetensors")
-    wrong = {"model.safetensors": {**checkpoint, "path": str(tmp_path / "wrong.safetensors")}}
-    refused({**request, "checkpoint": wrong}, output)
+    refused(of.with_files({WEIGHTS: tmp_path / "wrong.safetensors"}), output)
 
 
 @pytest.mark.parametrize("where", ["one logit", "every logit", "reference"])
 def test_what_is_not_a_number_fails(
     where: str,
     start_build: StartBuild,
-    request_of: Callable[[Build], dict[str, Any]],
+    qualify_of: Callable[[Build], Job],
     output: Path,
     tmp_path: Path,
 ) -> None:
     """A comparison with NaN is false whichever way it is put."""
     model = save_random_model(LLAMA, tmp_path / "model")
-    request = request_of(start_build(model, **SMALL))
-    probed, weights = load_file(request["probed"]), load_file(model / "model.safetensors")
+    of, file = qualify_of(start_build(model, **SMALL)), output / qualify.PROBED
+    probed, weights = load_file(file), load_file(model / "model.safetensors")
     if where == "reference":
         weights["model.norm.weight"][3] = float("nan")
     elif where == "one logit":
         probed["logits.0"][5, 100] = float("nan")
     else:
         probed = {name: t * float("nan") if name.startswith("logits") else t for name, t in probed.items()}
-    save_file(probed, request["probed"])
+    save_file(probed, file)
     save_file(weights, model / "model.safetensors")
-    refused(request, output)
+    refused(of, output)

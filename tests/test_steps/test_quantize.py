@@ -20,7 +20,7 @@ from furiosa_build.core.errors import UserError
 from furiosa_build.quant.quantization import quantize
 from furiosa_build.steps import quantize as step
 
-from .requests import weights_request
+from .requests import job
 
 StartBuild = Callable[..., Build]
 OutputsOf = Callable[[Build, str], Path]
@@ -97,7 +97,7 @@ def test_a_checkpoint_of_several_files_is_the_same_checkpoint(
     monkeypatch.setattr(step, "LARGEST_FILE", 50_000)
     several = tmp_path / "several"
     several.mkdir()
-    digests = step.run(weights_request(build, "quantize"), several)
+    digests = job(build, "quantize").run(several)
 
     files = sorted(several.glob("*.safetensors"))
     assert len(files) > 3
@@ -193,8 +193,8 @@ def test_weights_of_another_model_are_refused_before_anything_is_written(
     changed = {**load_file(saved("llama") / "model.safetensors"), **change}
     save_file({name: tensor for name, tensor in changed.items() if tensor is not None}, model / "model.safetensors")
     (model / "config.json").write_bytes((saved("llama") / "config.json").read_bytes())
-    request = weights_request(start_build(model, scheme=scheme), "quantize")
+    quantize_it = job(start_build(model, scheme=scheme), "quantize")
     with pytest.raises(UserError, match=message) as error:
-        step.run(request, output)
+        quantize_it.run(output)
     assert error.value.where == str(model)
     assert list(output.iterdir()) == []

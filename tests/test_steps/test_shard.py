@@ -13,8 +13,9 @@ from test_models.tiny import MODELS, save_random_model
 
 from furiosa_build.build.build import Build
 from furiosa_build.steps import quantize, shard
+from furiosa_build.steps.base import Inputs
 
-from .requests import weights_request
+from .requests import job
 
 StartBuild = Callable[..., Build]
 
@@ -38,7 +39,7 @@ def output(tmp_path: Path) -> Path:
 def test_unquantized_parameters_are_those_of_the_source(
     name: str, saved: Callable[[str], Path], start_build: StartBuild, output: Path
 ) -> None:
-    digests = shard.run(weights_request(start_build(saved(name)), "partition:weights"), output)
+    digests = job(start_build(saved(name)), "partition:weights").run(output)
     assert [path.name for path in output.iterdir()] == [ONE]
     assert digests == {ONE: hashlib.sha256((output / ONE).read_bytes()).hexdigest()}
     found, expected = load_file(output / ONE), load_file(saved(name) / "model.safetensors")
@@ -56,7 +57,7 @@ def test_parameters_take_the_dtype_of_the_model_and_no_more_than_the_model_has(
     save_file({**source, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}, model / "model.safetensors")
     config = json.loads((saved("llama") / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
-    shard.run(weights_request(start_build(model), "partition:weights"), output)
+    job(start_build(model), "partition:weights").run(output)
     found = load_file(output / ONE)
     assert set(found) == set(source)
     for name, tensor in found.items():
@@ -67,7 +68,7 @@ def test_large_parameters_are_spread_over_files(
     saved: Callable[[str], Path], start_build: StartBuild, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard, "LARGEST_FILE", 60_000)
-    digests = shard.run(weights_request(start_build(saved("llama")), "partition:weights"), output)
+    digests = job(start_build(saved("llama")), "partition:weights").run(output)
     assert len(digests) > 3
     assert sorted(digests) == [
         f"stage-0-rank-0-{i + 1:05d}-of-{len(digests):05d}.safetensors" for i in range(len(digests))
@@ -83,12 +84,12 @@ def test_large_parameters_are_spread_over_files(
 def test_random_weights_are_the_same_whatever_the_files(
     start_build: StartBuild, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = weights_request(start_build(MODELS["llama"], seed=3), "partition:weights")
-    shard.run(request, output)
+    draw = job(start_build(MODELS["llama"], seed=3), "partition:weights")
+    draw.run(output)
     monkeypatch.setattr(shard, "LARGEST_FILE", 60_000)
     several = tmp_path / "several"
     several.mkdir()
-    shard.run(request, several)
+    draw.run(several)
     whole = load_file(output / ONE)
     for file in several.iterdir():
         for name, tensor in load_file(file).items():
@@ -108,11 +109,11 @@ def test_a_quantized_checkpoint_is_linked_and_not_copied(
     monkeypatch.setattr(quantize, "LARGEST_FILE", 50_000)
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
-    request = weights_request(start_build(saved("qwen2"), scheme=scheme), "quantize")
-    made = quantize.run(request, checkpoint)
+    quantize_it = job(start_build(saved("qwen2"), scheme=scheme), "quantize")
+    made = quantize_it.run(checkpoint)
     assert len(made) > 2
-    files = {name: {"path": str(checkpoint / name), "sha256": sha256} for name, sha256 in made.items()}
-    digests = shard.run({**request, "checkpoint": files}, output)
+    files = Inputs({name: checkpoint / name for name in made}, tmp_path)
+    digests = shard.Shard().run(quantize_it.request.model_copy(update={"inputs": made}), files, output)
     assert sorted(digests) == [f"stage-0-rank-0-{i + 1:05d}-of-{len(made):05d}.safetensors" for i in range(len(made))]
     for (name, sha256), (original, expected) in zip(sorted(digests.items()), sorted(made.items()), strict=True):
         assert sha256 == expected

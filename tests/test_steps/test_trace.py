@@ -12,10 +12,10 @@ from torch import Tensor
 
 from furiosa_build.backends.graph import Graph
 from furiosa_build.build.build import Build
+from furiosa_build.ir.segment import Segment
 from furiosa_build.models.partition import CutGraph
-from furiosa_build.steps import trace
 
-from .requests import trace_request
+from .requests import job
 
 StartBuild = Callable[..., Build]
 
@@ -25,7 +25,7 @@ def traced(tmp_path: Path) -> Callable[..., Graph]:
     """The graph that the step makes of a request."""
 
     def run(build: Build, step: str, **changes: Any) -> Graph:
-        trace.run({**trace_request(build, step), **changes}, tmp_path)
+        job(build, step).changed(**changes).run(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["graphs.json"]
         return CutGraph.model_validate_json((tmp_path / "graphs.json").read_bytes()).whole
 
@@ -87,7 +87,8 @@ def test_a_last_supertask_gives_all_logits_or_those_of_the_last_token(
 
 def test_layers_of_one_kind_trace_to_the_same_bytes(start_build: StartBuild, traced: Callable[..., Graph]) -> None:
     build = start_build(LLAMA)
-    first, third = (traced(build, "partition:decode-1x64:block", layer=layer).to_json() for layer in (0, 2))
+    segments = (Segment(layers=(layer,)) for layer in (0, 2))
+    first, third = (traced(build, "partition:decode-1x64:block", segment=segment).to_json() for segment in segments)
     assert first == third
 
 

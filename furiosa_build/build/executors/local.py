@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from importlib import import_module
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
@@ -26,6 +25,7 @@ from furiosa_build.core.errors import StepError, UserError
 from furiosa_build.core.failpoints import doing
 from furiosa_build.core.peak_memory import Watch, give_back
 from furiosa_build.core.progress import current, metered
+from furiosa_build.steps.base import Inputs, Request, Step
 from furiosa_build.store import Made
 
 
@@ -38,14 +38,14 @@ class Pool:
         self._starting = threading.Lock()
         self._killed = False
 
-    def run(self, step: str, module: str, request: dict[str, Any], output: Path, log: Path) -> Made:
-        """Runs `furiosa_build.steps.MODULE` in a worker and waits. The log is kept when the step fails.
+    def run(self, name: str, step: Step[Any], request: Request, inputs: Inputs, output: Path, log: Path) -> Made:
+        """Runs a step, which is called `name`, in a worker and waits. The log is kept when the step fails.
 
         Raises UserError as the step raised it, StepError for anything else that goes wrong.
         """
         with self._starting:
             if self._killed:
-                raise StepError(step, "the build was interrupted")
+                raise StepError(name, "the build was interrupted")
             if self._executor is None:
                 _track_quietly()
                 self._executor = ProcessPoolExecutor(self._workers, _Spawn(), initializer=_begin)
@@ -53,19 +53,19 @@ class Pool:
         meter = current()
         counted = None if meter is None else meter.path
         try:
-            outcome, value = executor.submit(_work, step, module, request, output, log, counted).result()
+            outcome, value = executor.submit(_work, name, step, request, inputs, output, log, counted).result()
         except BrokenProcessPool as error:
             with self._starting:
                 if self._executor is executor:  # another step may have begun a new one meanwhile
                     self._executor = None
             cause = "the build was interrupted" if self._killed else "its process was killed (out of memory?)"
-            raise StepError(step, cause, str(log)) from error
+            raise StepError(name, cause, str(log)) from error
         if outcome != "failed":
             log.unlink(missing_ok=True)
         if outcome == "user error":
             raise UserError(**value)
         if outcome == "failed":
-            raise StepError(step, value, str(log))
+            raise StepError(name, value, str(log))
         return value  # type: ignore[no-any-return]
 
     def kill(self) -> None:
@@ -128,20 +128,20 @@ def _track_quietly() -> None:
         sys.warnoptions.pop()
 
 
-def run_here(module: str, request: dict[str, Any], output: Path) -> Made:
+def run_here(step: Step[Any], request: Request, inputs: Inputs, output: Path) -> Made:
     """Runs a step in this process. The memory of what it starts, such as compilers, counts as its own."""
     begin = time.monotonic()
     with Watch(children=True) as watch:
-        digests = import_module(f"furiosa_build.steps.{module}").run(request, output)
+        digests = step.run(request, inputs, output)
     return Made(digests or {}, time.monotonic() - begin, watch.peak)
 
 
 def _work(
-    step: str, module: str, request: dict[str, Any], output: Path, log: Path, counted: Path | None
+    name: str, step: Step[Any], request: Request, inputs: Inputs, output: Path, log: Path, counted: Path | None
 ) -> tuple[str, Any]:
-    with _output_to(log), doing(step), metered(counted):
+    with _output_to(log), doing(name), metered(counted):
         try:
-            return "done", run_here(module, request, output)
+            return "done", run_here(step, request, inputs, output)
         except UserError as error:
             return "user error", {
                 "what": error.what,

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from alone import alone
+
+from furiosa_build.build.executors import local
+from furiosa_build.build.executors.local import run_here
+from furiosa_build.core.errors import StepError
+from furiosa_build.steps.base import Inputs, Request, Step
+
+SIZE = 64 * 2**20
+NOTHING = Inputs({}, Path("scratch"))
+
+
+class SizeRequest(Request):
+    size: int = 1
+
+
+class Write(Step[SizeRequest]):
+    """Writes as many bytes as it is asked for."""
+
+    name = "write"
+    Request = SizeRequest
+
+    def run(self, request: SizeRequest, inputs: Inputs, output: Path) -> None:
+        del inputs
+        (output / "made").write_bytes(bytearray(b"x") * request.size)
+
+
+class Fail(Write):
+    """Fails as a step that knows why."""
+
+    name = "fail"
+
+    def run(self, request: SizeRequest, inputs: Inputs, output: Path) -> None:
+        raise StepError("fail", "the artifact does not run", "LOG")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells private memory from mapped files")
+@alone
+def test_a_step_reports_the_memory_it_took() -> None:
+    with tempfile.TemporaryDirectory() as output:
+        small, large = (run_here(Write(), SizeRequest(size=size), NOTHING, Path(output)).peak for size in (1, SIZE))
+    assert small is not None
+    assert large is not None
+    assert SIZE <= large.private - small.private < 2 * SIZE
+    assert small.mapped > 0
+
+
+def test_a_step_that_fails_by_a_step_error_keeps_its_cause(tmp_path: Path) -> None:
+    outcome = local._work("fail", Fail(), SizeRequest(), NOTHING, tmp_path, tmp_path / "log", None)
+    assert outcome == ("failed", "the artifact does not run"), "the pool names step and log once"
