@@ -164,9 +164,14 @@ def publish(
 
 def _new_directory(beside: Path) -> Path:
     """A hidden directory, named for this process."""
-    path = beside.parent / f".{beside.name}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}"
+    path = _hidden(beside)
     path.mkdir()
     return path
+
+
+def _hidden(beside: Path) -> Path:
+    """A new hidden name, which tells of this process: see `_remove_leftovers`."""
+    return beside.parent / f".{beside.name}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}"
 
 
 def _remove_leftovers(parent: Path) -> None:
@@ -187,11 +192,28 @@ def _is_running(process: int) -> bool:
     return True
 
 
+def qualification_file(directory: Path) -> Path:
+    """Where the figures stand that the artifact in `directory` has qualified with: beside it."""
+    return directory.with_suffix(".qualify.json")
+
+
+def write_qualification(directory: Path, figures: bytes) -> None:
+    """Puts the figures of the artifact in `directory` in their place, whole or not at all."""
+    file = qualification_file(directory)
+    new = _hidden(file)
+    try:
+        _write(new, figures)
+        new.replace(file)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
+
+
 def point_latest_to(directory: Path) -> None:
     """Makes `latest`, beside `directory`, a link to it."""
     _remove_leftovers(directory.parent)
     latest = directory.parent / LATEST
-    link = latest.with_name(f".{LATEST}.{platform.node()}.{os.getpid()}.{secrets.token_hex(4)}")
+    link = _hidden(latest)
     link.symlink_to(directory.name)
     try:
         reach("before-latest")

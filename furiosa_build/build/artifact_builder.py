@@ -17,6 +17,7 @@ from furiosa_build.core.devices import kind_of
 from furiosa_build.core.errors import BuildError, UserError, nearest
 from furiosa_build.recipe.compose import load_target, recipe_roots, validate
 from furiosa_build.recipe.schema import Recipe, SchedulerConfig
+from furiosa_build.store import default_store_root
 
 if TYPE_CHECKING:
     from furiosa_build.models.config_types import KvCacheSharingAcrossBeamsConfig
@@ -172,7 +173,8 @@ class ArtifactBuilder:
             save_dir: Where the artifact goes.
             num_pipeline_builder_workers: Graphs traced at a time.
             num_compile_workers: Programs compiled at a time.
-            cache_dir: The store of finished steps. None: nothing is kept but the artifact.
+            cache_dir: The store of finished steps; by default $FURIOSA_BUILD_CACHE where that is set. None: nothing is
+                kept but the artifact.
             param_file_path: A safetensors file with all parameters; the model gives config and tokenizer only.
             param_saved_format: `safetensors`; `pt` would need unpickling, and is refused.
             _cleanup: Whether the files of a build without a `cache_dir` are removed at the end.
@@ -238,7 +240,9 @@ _ARGUMENTS = [
 @contextmanager
 def _store(cache_dir: str | PathLike[str] | None, save_dir: Path, cleanup: bool) -> Iterator[str]:
     """The store's directory. Without one, a temporary one where the artifact can share its files."""
-    if cache_dir is not None:
+    if cache_dir is DEFAULT_CACHE:
+        yield fspath(default_store_root())
+    elif cache_dir is not None:
         yield fspath(cache_dir)
     else:
         save_dir.mkdir(parents=True, exist_ok=True)

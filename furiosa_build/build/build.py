@@ -48,7 +48,7 @@ from furiosa_build.steps.trace import TraceRequest
 from furiosa_build.steps.weights import WeightsRequest
 from furiosa_build.store import ActionRecord, Made, Store, default_store_root
 from furiosa_build.weights import listing
-from furiosa_build.weights.hub import hub_cache
+from furiosa_build.weights.hub import cached_bytes, hub_cache
 from furiosa_build.weights.locate import cut_config
 from furiosa_build.weights.sources import Sources
 
@@ -267,8 +267,7 @@ class Build:
         downloads, cached = None, 0
         unread = 0 if self.is_done("fetch") else self._sources.unread_bytes()
         if self._sources.directory is None and self._sources.has_weights:
-            cache = hub_cache(self.spec.model)
-            downloads, cached = disk_of(cache), sum(f.lstat().st_size for f in cache.rglob("*") if f.is_file())
+            downloads, cached = disk_of(hub_cache()), cached_bytes(self.spec.model)
         draft = None if self.draft is None else self.draft._places()
         return Places(disk_of(store), disk_of(self.directory), downloads, cached, unread, draft)
 
@@ -532,11 +531,11 @@ class Build:
 
     def _accept(self) -> None:
         figures = self.store.path(self._record("qualify").outputs[qualify.OUTPUT])
-        self._qualification_file().write_bytes(figures.read_bytes())
+        writer.write_qualification(self.version_directory, figures.read_bytes())
         writer.point_latest_to(self.version_directory)
 
     def _qualification_file(self) -> Path:
-        return self.version_directory.with_suffix(".qualify.json")
+        return writer.qualification_file(self.version_directory)
 
     def _record(self, name: str) -> ActionRecord:
         record = self._find(name)

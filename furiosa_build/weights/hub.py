@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from furiosa_build.core.errors import UserError
 from furiosa_build.core.progress import current
 from furiosa_build.recipe.schema import ModelSpec
+from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, WEIGHT_PATTERNS
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
@@ -22,11 +23,11 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def hub_cache(model: ModelSpec) -> Path:
-    """Where the hub's cache on this machine keeps the model, if it does."""
+def hub_cache() -> Path:
+    """The directory of the hub's cache on this machine."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return Path(HF_HUB_CACHE) / f"models--{model.model_id_or_path.replace('/', '--')}"
+    return Path(HF_HUB_CACHE)
 
 
 def resolve_commit(model: ModelSpec) -> str | None:
@@ -34,8 +35,28 @@ def resolve_commit(model: ModelSpec) -> str | None:
     revision = model.revision or "main"
     if _COMMIT.fullmatch(revision):
         return revision
-    reference = hub_cache(model) / "refs" / revision
-    return reference.read_text().strip() if reference.is_file() else None
+    snapshot = cached_snapshot(model)
+    return None if snapshot is None else snapshot.name
+
+
+def cached_snapshot(model: ModelSpec) -> Path | None:
+    """The directory in the hub's cache that has files of the model's revision, if there is one."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("config.json", INDEX_FILE, "model.safetensors"):
+        file = try_to_load_from_cache(model.model_id_or_path, name, revision=model.revision, cache_dir=hub_cache())
+        if isinstance(file, str):
+            return Path(file).parent
+    return None
+
+
+def cached_bytes(model: ModelSpec) -> int:
+    """Bytes of the model's files that need no download any more: of its revision, and of those that are wanted."""
+    snapshot = cached_snapshot(model)
+    if snapshot is None:
+        return 0
+    found = {path for pattern in (*WEIGHT_PATTERNS, *MODEL_FILES) for path in snapshot.glob(pattern)}
+    return sum(path.stat().st_size for path in found if path.is_file())
 
 
 def download(model: ModelSpec, revision: str | None, patterns: Sequence[str]) -> Path:

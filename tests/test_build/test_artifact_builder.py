@@ -254,6 +254,16 @@ def test_parameters_from_a_file(user: UserDirectory, tmp_path: Path) -> None:
     assert open_artifact(tmp_path / "apart").artifact.metadata.artifact_id == expected
 
 
+def test_the_cache_is_by_default_that_of_the_environment(
+    user: UserDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FURIOSA_BUILD_CACHE", str(tmp_path / "store"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    builder(user, name="one").build(tmp_path / "out")
+    assert (tmp_path / "store" / "blobs").is_dir()
+    assert not (tmp_path / "home").exists()
+
+
 def test_without_a_cache_only_the_artifact_is_left(user: UserDirectory, tmp_path: Path) -> None:
     builder(user, name="one").build(tmp_path, cache_dir=None)
     assert [path.name for path in tmp_path.iterdir()] == ["one"]

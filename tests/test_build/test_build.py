@@ -238,6 +238,19 @@ def test_a_deleted_artifact_is_published_again_without_work(user: UserDirectory)
     assert to_json(user.latest()) == before
 
 
+def test_the_figures_of_qualification_are_replaced_whole(user: UserDirectory) -> None:
+    """Who reads them meanwhile sees the old ones or the new ones."""
+    [file] = user.artifacts.glob("*.qualify.json")
+    figures = file.read_bytes()
+    file.write_text("old")
+    opened = file.open()
+    (user.artifacts / "latest").unlink()
+    assert user.build() == []
+    assert file.read_bytes() == figures
+    with opened:
+        assert opened.read() == "old"
+
+
 def test_a_deleted_link_is_made_again_without_work(user: UserDirectory) -> None:
     (user.artifacts / "latest").unlink()
     assert user.build() == []

@@ -295,9 +295,20 @@ def test_llama3_405b_is_planned_without_weights(
     assert not figures.device.fits
     text = plan_text(build, BIG)
     assert "parameters 410 GB, KV cache 33.8 GB) of the 64 GB that this machine has: does not fit" in text
-    # What is there already is not fetched again.
-    blobs = hub / "models--meta-llama--Llama-3.1-405B-Instruct" / "blobs"
-    blobs.mkdir(parents=True)
-    (blobs / "abc").write_bytes(b"x" * 1000)
+    # What is there already is not fetched again: files that are wanted, of the revision that is wanted.
+    cached = hub / "models--meta-llama--Llama-3.1-405B-Instruct"
+    revision = build.spec.model.revision or "0" * 40
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(revision)
+    (cached / "blobs").mkdir()
+    for commit, name, size in (
+        (revision, "model-00001-of-00191.safetensors", 1000),
+        (revision, "config.json", 10),
+        (revision, "consolidated.00.pth", 5_000),
+        ("f" * 40, "model-00001-of-00191.safetensors", 70_000),
+    ):
+        (cached / "blobs" / f"{commit[:2]}-{size}").write_bytes(b"x" * size)
+        (cached / "snapshots" / commit).mkdir(parents=True, exist_ok=True)
+        (cached / "snapshots" / commit / name).symlink_to(f"../../blobs/{commit[:2]}-{size}")
     again = fresh.open(recipe="llama3-405b-fp8").preflight(machine=BIG)
-    assert again.disks[0].parts["download"] == source - 1000
+    assert again.disks[0].parts["download"] == source - 1010

@@ -14,7 +14,11 @@ from furiosa_build.build.reproduce import differing_files
 
 SURROUNDINGS = [
     {"TZ": "UTC", "LANG": "C", "LC_ALL": "C", "PYTHONHASHSEED": "0"},
-    {"TZ": "Pacific/Auckland", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "4711", "COLUMNS": "40"},
+    {
+        **{"TZ": "Pacific/Auckland", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "4711", "COLUMNS": "40"},
+        # These would shape programs; the second finds no header of the C library's.
+        **{"TORCHINDUCTOR_CPP_ENABLE_UNSAFE_MATH_OPT_FLAG": "1", "CPATH": "{root}/include"},
+    },
 ]
 WORKERS = [1, 2]
 
@@ -25,8 +29,9 @@ def test_two_builds_with_inductor_in_other_surroundings_give_the_same_bytes(tmp_
     for place, surroundings, workers in zip(("here", "there is one more"), SURROUNDINGS, WORKERS, strict=True):
         root = tmp_path / place
         user = make_user_directory(root / "user", root / "store", model)
-        for directory in ("home", "tmp"):
+        for directory in ("home", "tmp", "include"):
             (root / directory).mkdir()
+        (root / "include" / "math.h").write_text("#error the header of the user's environment\n")
         subprocess.run(
             [
                 Path(sys.executable).with_name("furiosa-build"),
@@ -37,7 +42,7 @@ def test_two_builds_with_inductor_in_other_surroundings_give_the_same_bytes(tmp_
             cwd=user.root,
             env={
                 **os.environ,
-                **surroundings,
+                **{name: value.format(root=root) for name, value in surroundings.items()},
                 "HOME": str(root / "home"),
                 "TMPDIR": str(root / "tmp"),
                 "FURIOSA_BUILD_CACHE": str(user.store),

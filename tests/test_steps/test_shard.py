@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -33,6 +36,20 @@ def output(tmp_path: Path) -> Path:
     directory = tmp_path / "output"
     directory.mkdir()
     return directory
+
+
+def test_where_no_link_can_be_made_the_checkpoint_is_copied(
+    saved: Callable[[str], Path], start_build: StartBuild, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as from a store that cannot be written and is on another file system."""
+    build = start_build(saved("llama"), scheme="int8")
+    partition = job(build, "partition:weights")
+    monkeypatch.setattr(os, "link", Mock(side_effect=OSError(errno.EXDEV, "Invalid cross-device link")))
+    digests = partition.run(output)
+    assert digests == {ONE: hashlib.sha256((output / ONE).read_bytes()).hexdigest()}
+    [stored] = (path for name, path in partition.inputs.files.items() if name.endswith(".safetensors"))
+    assert (output / ONE).read_bytes() == stored.read_bytes()
+    assert not (output / ONE).samefile(stored)
 
 
 @pytest.mark.parametrize("name", ["llama", "tied", "qwen2", "gemma3"])

@@ -5,7 +5,6 @@ The build's own process never imports torch. What a step prints, and what compil
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -16,11 +15,10 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
-from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
 
+from furiosa_build.build.executors.spawning import Spawn, begin_worker, track_quietly
 from furiosa_build.core.errors import StepError, UserError
 from furiosa_build.core.failpoints import doing
 from furiosa_build.core.peak_memory import Watch, give_back
@@ -47,8 +45,8 @@ class Pool:
             if self._killed:
                 raise StepError(name, "the build was interrupted")
             if self._executor is None:
-                _track_quietly()
-                self._executor = ProcessPoolExecutor(self._workers, _Spawn(), initializer=_begin)
+                track_quietly()
+                self._executor = ProcessPoolExecutor(self._workers, Spawn(), initializer=begin_worker)
             executor = self._executor
         meter = current()
         counted = None if meter is None else meter.path
@@ -84,48 +82,6 @@ class Pool:
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
             self._executor = None
-
-
-class _Process(SpawnProcess):
-    @staticmethod
-    def _Popen(process_obj: Any) -> Any:  # noqa: N802 (multiprocessing calls it so)
-        """As multiprocessing does it, but the worker does not run the program that builds once more.
-
-        That would be the script of somebody who calls `ArtifactBuilder` without `if __name__ == "__main__"`.
-        """
-        main = sys.modules["__main__"]
-        hidden: dict[str, Any] = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
-        main.__spec__ = None
-        try:
-            return SpawnProcess._Popen(process_obj)
-        finally:
-            vars(main).update(hidden)
-
-
-class _Spawn(SpawnContext):
-    Process = _Process
-
-
-def _begin() -> None:
-    """In a new worker: makes a process group of it and its compilers, which ends when the build's process does."""
-    os.setpgid(0, 0)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _track_quietly() -> None:
-    """Starts the process that cleans up semaphores. When workers are killed there are some, and it would say so."""
-    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
-    try:
-        resource_tracker.ensure_running()
-    finally:
-        sys.warnoptions.pop()
 
 
 def run_here(step: Step[Any], request: Request, inputs: Inputs, output: Path) -> Made:

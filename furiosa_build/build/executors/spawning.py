@@ -1,0 +1,65 @@
+"""How worker processes begin and end: spawned, in an environment and a process group of their own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any
+
+from furiosa_build.build.executors.environment import clean_environment
+
+
+class _Process(SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 (multiprocessing calls it so)
+        """As multiprocessing does it, but the worker does not run the program that builds once more.
+
+        That would be the script of somebody who calls `ArtifactBuilder` without `if __name__ == "__main__"`.
+        """
+        main = sys.modules["__main__"]
+        with _changing_main:
+            hidden: dict[str, Any] = {
+                name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)
+            }
+            main.__spec__ = None
+            try:
+                return SpawnProcess._Popen(process_obj)
+            finally:
+                vars(main).update(hidden)
+
+
+_changing_main = threading.Lock()
+
+
+class Spawn(SpawnContext):
+    """The context that workers are started in."""
+
+    Process = _Process
+
+
+def begin_worker() -> None:
+    """In a new worker: makes a process group of it and its compilers, which ends when the build's process does."""
+    clean_environment()
+    os.setpgid(0, 0)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def track_quietly() -> None:
+    """Starts the process that cleans up semaphores. When workers are killed there are some, and it would say so."""
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.pop()

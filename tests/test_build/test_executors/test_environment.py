@@ -1,0 +1,74 @@
+"""What reaches workers of the environment that a build runs in."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from furiosa_build.build.executors.environment import clean_environment
+from furiosa_build.build.executors.local import Pool
+from furiosa_build.steps.base import Inputs, Request, Step
+
+KEPT = {
+    "PATH": "/bin",
+    "HOME": "/home/user",
+    "TMPDIR": "/tmp",
+    "PYTHONPATH": "/project",
+    "LC_ALL": "C",
+    "HF_HOME": "/hub",
+    "OMP_NUM_THREADS": "2",
+    "CXX": "ccache g++",
+    "FURIOSA_BUILD_FAULT": "",
+}
+SHAPING = [
+    *("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH", "CFLAGS", "CXXFLAGS", "LDFLAGS"),
+    *("TORCHINDUCTOR_CPP_ENABLE_UNSAFE_MATH_OPT_FLAG", "TORCH_LOGS", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"),
+    *("PYTHONHASHSEED", "PYTHONOPTIMIZE", "SOURCE_DATE_EPOCH", "GCC_EXEC_PREFIX"),
+]
+
+
+@pytest.fixture
+def _restored() -> Iterator[None]:
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.usefixtures("_restored")
+def test_what_is_listed_is_kept_and_all_else_is_cleared() -> None:
+    os.environ.clear()
+    os.environ.update({**KEPT, **dict.fromkeys(SHAPING, "1"), "UNHEARD_OF": "1"})
+    clean_environment()
+    assert dict(os.environ) == KEPT
+
+
+class TellEnvironment(Step[Request]):
+    """Writes the environment, and the default of a setting that torch takes from it."""
+
+    name = "tell"
+    Request = Request
+
+    def run(self, request: Request, inputs: Inputs, output: Path) -> None:
+        del request, inputs
+        import torch._inductor.config
+
+        unsafe = torch._inductor.config.cpp.enable_unsafe_math_opt_flag
+        (output / "told.json").write_text(json.dumps({"environment": dict(os.environ), "unsafe": unsafe}))
+
+
+def test_a_worker_sees_no_setting_of_the_users_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in SHAPING:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("PYTHONPATH", "/project")
+    with closing(Pool(1)) as pool:
+        pool.run("tell", TellEnvironment(), Request(), Inputs({}, tmp_path), tmp_path, tmp_path / "log")
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert not told["environment"].keys() & set(SHAPING)
+    assert told["environment"]["PYTHONPATH"] == "/project"
+    assert told["unsafe"] is False
