@@ -289,7 +289,7 @@ class LLMEngine:
     def _check_vocabulary(self, tokens: Iterable[int], where: str) -> None:
         for token in tokens:
             if type(token) is not int or not 0 <= token < self._vocab_size:
-                raise UserError(f"{token!r} is no token", where=where, valid=f"0 to {self._vocab_size - 1}")
+                raise UserError(f"{token!r} is not a token id", where=where, valid=f"0 to {self._vocab_size - 1}")
 
     # A batch runs
 

@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 from fastapi.security import HTTPBearer
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 import furiosa_build
 from furiosa_build.server.generation import ClientGoneError
@@ -42,7 +42,8 @@ def create_app(service: Service, api_keys: Sequence[str] = ()) -> FastAPI:
     async def gone(_: Request, __: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)
 
-    app.add_exception_handler(ClientGoneError, gone)
+    for error in (ClientGoneError, ClientDisconnect):
+        app.add_exception_handler(error, gone)
 
     # The last is the outermost.
     app.add_middleware(BodyLimit, max_bytes=service.options.max_body_bytes)

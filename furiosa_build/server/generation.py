@@ -42,6 +42,7 @@ class Generation:
         self, service: Service, request: Request, prompts: Sequence[list[int]], params: Sequence[SamplingParams]
     ) -> None:
         self._service, self._log = service, log_fields(request.scope)
+        self._name: str = request.state.admitted_as
         self._metrics = service.metrics
         self._jobs = [(prompt, each) for prompt in prompts for each in params]
         self._news: dict[int, RequestOutput] = {}
@@ -69,27 +70,28 @@ class Generation:
         Raises:
             ApiError: Instead of the rest: what a text failed of, the time limit, the server's end.
         """
-        with self._service.place(self._log["request_id"]) as name:
-            self._tasks = [asyncio.create_task(self._run(index, f"{name}-{index}")) for index in range(len(self._jobs))]
-            limit = asyncio.create_task(self._end_in_time())
-            try:
-                while self._left or self._news:
-                    await self._changed.wait()
-                    self._changed.clear()
-                    news, self._news = self._news, {}
-                    for index in sorted(news):
-                        yield index, news[index]
-                    if self._error is not None:
-                        raise api_error(self._error) from self._error
-            finally:
-                self._stop()
-                limit.cancel()
-                await asyncio.gather(*self._tasks, limit, return_exceptions=True)
-                self._log |= {
-                    "prompt_tokens": self.prompt_tokens,
-                    "generated_tokens": self.generated_tokens,
-                    "finish_reasons": self._reasons,
-                }
+        self._tasks = [
+            asyncio.create_task(self._run(index, f"{self._name}-{index}")) for index in range(len(self._jobs))
+        ]
+        limit = asyncio.create_task(self._end_in_time())
+        try:
+            while self._left or self._news:
+                await self._changed.wait()
+                self._changed.clear()
+                news, self._news = self._news, {}
+                for index in sorted(news):
+                    yield index, news[index]
+                if self._error is not None:
+                    raise api_error(self._error) from self._error
+        finally:
+            self._stop()
+            limit.cancel()
+            await asyncio.gather(*self._tasks, limit, return_exceptions=True)
+            self._log |= {
+                "prompt_tokens": self.prompt_tokens,
+                "generated_tokens": self.generated_tokens,
+                "finish_reasons": self._reasons,
+            }
 
     async def collect(self, request: Request) -> list[RequestOutput]:
         """The texts when all are finished. Raises as `stream`, and ClientGoneError."""

@@ -100,11 +100,11 @@ class Service:
         return True
 
     @contextmanager
-    def place(self, request_id: str) -> Iterator[str]:
-        """A place among the requests in flight, and an id that no other of them has: if possible, the given one.
+    def admit(self, request_id: str) -> Iterator[str]:
+        """Counts a request as in flight. Gives an id that no other of them has: if possible, the given one.
 
         Raises:
-            ApiError: 429 if there is no place, 503 if the server is not ready.
+            ApiError: 429 if as many are in flight as may be, 503 if the server is not ready.
         """
         if self.phase == "draining":
             raise unavailable("the server is shutting down")

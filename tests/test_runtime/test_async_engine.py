@@ -333,7 +333,7 @@ def test_what_is_refused_is_raised_in_its_own_generator(toy_artifact: Path) -> N
             other = asyncio.create_task(tokens(engine, [1], "a"))
             with pytest.raises(UserError, match="the prompt is empty"):
                 await tokens(engine, [], "b")
-            with pytest.raises(UserError, match="258 is no token"):
+            with pytest.raises(UserError, match="258 is not a token id"):
                 await tokens(engine, [toy.VOCAB], "b")
             assert await other == toy.expected([1], 12)
 

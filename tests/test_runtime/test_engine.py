@@ -372,11 +372,11 @@ def test_random_numbers_do_not_depend_on_hits(for_hits: Path) -> None:
     [
         ([], greedy(), "the prompt is empty"),
         ("", greedy(), "the prompt is empty"),
-        ([1, toy.VOCAB], greedy(), "258 is no token"),
-        ([-1], greedy(), "-1 is no token"),
-        ([1.0], greedy(), "1.0 is no token"),
+        ([1, toy.VOCAB], greedy(), "258 is not a token id"),
+        ([-1], greedy(), "-1 is not a token id"),
+        ([1.0], greedy(), "1.0 is not a token id"),
         ([1] * 17, greedy(), "17 tokens, more than any prefill or append bucket"),
-        ([1], greedy(stop_token_ids=[toy.VOCAB]), "258 is no token"),
+        ([1], greedy(stop_token_ids=[toy.VOCAB]), "258 is not a token id"),
         ([1], None, "NoneType is no SamplingParams"),
     ],
 )

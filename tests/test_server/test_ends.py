@@ -47,7 +47,9 @@ def assert_unavailable(server: Server) -> None:
 
 
 def test_it_listens_while_the_model_is_loaded_and_drains(chat_artifact: Path, pipe: Path) -> None:
-    with server(chat_artifact, environment={"FURIOSA_BUILD_FAULT": f"serve@load={pipe}"}) as started:
+    with server(
+        chat_artifact, "--drain-timeout-s", "300", environment={"FURIOSA_BUILD_FAULT": f"serve@load={pipe}"}
+    ) as started:
         pipe.read_text()
         assert_unavailable(started)
         with started.http as http:

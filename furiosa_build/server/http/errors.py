@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -65,6 +65,13 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return ApiError(400, message, param=param, code=code)
 
 
+def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """400, for the first of pydantic's errors."""
+    first = errors[0]
+    param = ".".join(str(part) for part in first["loc"] if part != "body") or None
+    return bad_request(f"{param}: {first['msg']}" if param else first["msg"], param, first["type"])
+
+
 def timed_out(seconds: float) -> ApiError:
     """408. OpenAI's client would do it all again, unless told not to."""
     message = f"the request took longer than {seconds} s"
@@ -107,11 +114,7 @@ def add_handlers(app: FastAPI) -> None:
     """Has every error of `app` answered in this shape."""
 
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = [str(part) for part in first["loc"] if part != "body"]
-        param = ".".join(where) or None
-        message = f"{param}: {first['msg']}" if param else first["msg"]
-        return bad_request(message, param, first["type"]).response()
+        return invalid_request(error.errors()).response()
 
     async def other(_: Request, error: Exception) -> JSONResponse:
         return api_error(error).response()

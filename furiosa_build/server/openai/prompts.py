@@ -1,4 +1,4 @@
-"""Texts and conversations as token ids. Long texts take long, so another thread encodes them."""
+"""Texts and conversations to token ids and back. Long ones take long, so another thread does it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from furiosa_build.server.openai.protocol import Message
 
 
 async def of_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:
-    """Token ids of a text. Raises ApiError for one that is no Unicode."""
+    """Token ids of a text. Raises ApiError for one that is not valid Unicode."""
     return await asyncio.to_thread(_encode, tokenizer, text, add_special_tokens)
 
 
@@ -40,9 +40,19 @@ async def of_messages(
     return await asyncio.to_thread(render)
 
 
+async def text_of(tokenizer: Tokenizer, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+    """The text of token ids."""
+    return await asyncio.to_thread(tokenizer.decode, ids, skip_special_tokens)
+
+
+async def shown(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> str:
+    """A prompt as text, where an answer repeats it."""
+    return prompt if isinstance(prompt, str) else await text_of(tokenizer, prompt)
+
+
 def _encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise bad_request(f"the prompt is no Unicode text: {error.reason}", "prompt") from error
+        raise bad_request(f"the prompt is not valid Unicode: {error.reason}", "prompt") from error
     return tokenizer.encode(text, add_special_tokens=add_special_tokens)

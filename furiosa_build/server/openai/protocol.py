@@ -105,7 +105,7 @@ class Sampling(Body):
         bias = self.logit_bias or {}
         for token in bias:
             if not (token.isascii() and token.isdecimal() and len(token) < 10):
-                raise bad_request(f"logit_bias: {token!r} is no token id", "logit_bias")
+                raise bad_request(f"logit_bias: {token!r} is not a token id", "logit_bias")
         return {int(token): value for token, value in bias.items()}
 
 

@@ -14,7 +14,7 @@ from furiosa_build.runtime.request import CompletionOutput, Logprob
 from furiosa_build.server.generation import Generation
 from furiosa_build.server.http import event_stream
 from furiosa_build.server.http.errors import ApiError, bad_request
-from furiosa_build.server.http.json_route import JsonRoute
+from furiosa_build.server.http.json_route import json_route
 from furiosa_build.server.http.middleware import log_fields
 from furiosa_build.server.openai import prompts, tools
 from furiosa_build.server.openai.answers import Answer, Json, News, chat_logprobs, usage
@@ -29,7 +29,7 @@ MakeChoice = Callable[[int, News, CompletionOutput], Json]
 
 def make_router(service: Service) -> APIRouter:
     """The routes of a server."""
-    router = APIRouter(prefix="/v1", route_class=JsonRoute)
+    router = APIRouter(prefix="/v1", route_class=json_route(service))
 
     @router.get("/models", responses=answers(Models))
     async def models() -> Json:
@@ -57,8 +57,7 @@ def make_router(service: Service) -> APIRouter:
         _log_prompt(service, request, body.prompts)
         echoes = [""] * len(tokens)
         if body.echo:
-            texts = zip(body.prompts, tokens, strict=True)
-            echoes = [text if isinstance(text, str) else service.tokenizer.decode(ids) for text, ids in texts]
+            echoes = [await prompts.shown(service.tokenizer, prompt) for prompt in body.prompts]
 
         def choice(index: int, news: News, output: CompletionOutput) -> Json:
             begins = news.is_first

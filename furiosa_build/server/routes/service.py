@@ -7,7 +7,7 @@ from fastapi.responses import Response
 
 import furiosa_build
 from furiosa_build.server.http.errors import bad_request
-from furiosa_build.server.http.json_route import JsonRoute
+from furiosa_build.server.http.json_route import json_route
 from furiosa_build.server.metrics import CONTENT_TYPE
 from furiosa_build.server.openai import prompts
 from furiosa_build.server.openai.answers import Json
@@ -18,7 +18,7 @@ from furiosa_build.server.service import Service
 
 def make_router(service: Service) -> APIRouter:
     """The routes of a server."""
-    router = APIRouter(route_class=JsonRoute)
+    router = APIRouter(route_class=json_route(service))
 
     @router.get("/health", responses=HEALTH, response_class=Response)
     async def health() -> Response:
@@ -52,7 +52,7 @@ def make_router(service: Service) -> APIRouter:
         vocabulary = service.engine.artifact.model_metadata.vocab_size
         for token in body.tokens:
             if token >= vocabulary:
-                raise bad_request(f"{token} is no token: there are 0 to {vocabulary - 1}", "tokens")
-        return {"prompt": service.tokenizer.decode(body.tokens, skip_special_tokens=body.skip_special_tokens)}
+                raise bad_request(f"{token} is not a token id: there are 0 to {vocabulary - 1}", "tokens")
+        return {"prompt": await prompts.text_of(service.tokenizer, body.tokens, body.skip_special_tokens)}
 
     return router

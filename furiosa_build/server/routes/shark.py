@@ -19,7 +19,7 @@ from furiosa_build.runtime.request import SamplingParams
 from furiosa_build.server.generation import Generation
 from furiosa_build.server.http import event_stream
 from furiosa_build.server.http.errors import bad_request
-from furiosa_build.server.http.json_route import JsonRoute
+from furiosa_build.server.http.json_route import json_route
 from furiosa_build.server.http.middleware import log_fields
 from furiosa_build.server.openai import prompts
 from furiosa_build.server.openai.answers import News
@@ -79,7 +79,7 @@ class GenerateRequest(Body):
 
 def make_router(service: Service) -> APIRouter:
     """The route of a server."""
-    router = APIRouter(route_class=JsonRoute)
+    router = APIRouter(route_class=json_route(service))
 
     @router.post("/generate", responses=GENERATED | OF_GENERATION)
     async def generate(body: GenerateRequest, request: Request) -> Response:
@@ -95,10 +95,7 @@ def make_router(service: Service) -> APIRouter:
         if body.is_single:
             return PlainTextResponse(texts[0])
         responses = [
-            {
-                "prompt": prompt if isinstance(prompt, str) else service.tokenizer.decode(prompt),
-                "responses": [{"text": text}],
-            }
+            {"prompt": await prompts.shown(service.tokenizer, prompt), "responses": [{"text": text}]}
             for prompt, text in zip(given, texts, strict=True)
         ]
         return JSONResponse({"responses": responses})
