@@ -74,7 +74,7 @@ def open_artifact(path: str | Path, verify: Literal["fast", "full"] = "fast") ->
         UserError: It is no artifact, is damaged, is of another schema version, or cannot run on this machine.
             One message, which names the file.
     """
-    directory = _directory(path)
+    directory = artifact_directory(path)
     try:
         for problem in _problems(directory, verify):
             raise problem
@@ -92,7 +92,7 @@ def find_damage(path: str | Path) -> list[UserError]:
 
     Raises UserError when it is no artifact at all.
     """
-    directory = _directory(path)
+    directory = artifact_directory(path)
     try:
         found = list(_problems(directory, "full"))
         if not found:
@@ -104,7 +104,11 @@ def find_damage(path: str | Path) -> list[UserError]:
     return found
 
 
-def _directory(path: str | Path) -> Path:
+def artifact_directory(path: str | Path) -> Path:
+    """The directory of the artifact at `path`, which may be a link, or the save_dir of one artifact.
+
+    Raises UserError when there is none.
+    """
     directory = Path(os.path.realpath(path))
     if not (directory / ARTIFACT_FILE).exists():
         latest = list(directory.glob("*/latest"))

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from furiosa_build.artifact.reader import find_damage
+from furiosa_build.artifact.reader import OpenArtifact, artifact_directory, find_damage, open_artifact
 from furiosa_build.artifact.schema import SIGNATURE_FILE
 from furiosa_build.core.errors import UserError, VerificationError
 
@@ -60,6 +60,21 @@ def verify_signature(artifact: Path, public_key: Path | None, identity: str = ""
         by = public_key or f"{identity} ({identity_provider})"
         reason = str(error).strip() or type(error).__name__
         raise VerificationError(f"the signature of {artifact} is not valid for {by}: {reason}") from error
+
+
+def open_signed(
+    artifact: str | Path | OpenArtifact, public_key: str | Path | None, verify: Literal["fast", "full"] = "fast"
+) -> OpenArtifact:
+    """Opens an artifact. If a key is given, it must have been signed with that, and not changed since.
+
+    Raises:
+        VerificationError: The artifact is not signed, or not so, or any byte of it has changed.
+        UserError: As of `open_artifact`; the key cannot be read; model-signing is not installed.
+    """
+    if public_key is not None:
+        directory = artifact.directory if isinstance(artifact, OpenArtifact) else artifact_directory(artifact)
+        verify_signature(directory, Path(public_key))
+    return artifact if isinstance(artifact, OpenArtifact) else open_artifact(artifact, verify)
 
 
 def _hashing(signature: Path) -> Any:

@@ -16,6 +16,7 @@ from typing import NamedTuple, Self
 
 import torch
 
+from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.artifact.schema import Artifact
 from furiosa_build.core.errors import BuildError
 from furiosa_build.runtime.engine import LLMEngine, Prompt, StepFailedError
@@ -50,9 +51,12 @@ class AsyncLLMEngine:
         self.tokenizer: Tokenizer | None = self._worker.engine.tokenizer
 
     @classmethod
-    def from_engine_args(cls, args: EngineArgs) -> Self:
-        """The engine of these arguments. Raises UserError, as LLMEngine does."""
-        return cls(lambda: LLMEngine.from_engine_args(args))
+    def from_engine_args(cls, args: EngineArgs, *, opened: OpenArtifact | None = None) -> Self:
+        """The engine of these arguments; `opened` is what `args.open` gives, if that has been called.
+
+        Raises UserError and VerificationError, as LLMEngine does.
+        """
+        return cls(lambda: LLMEngine.from_engine_args(args, opened=opened))
 
     async def generate(
         self, prompt: Prompt, sampling_params: SamplingParams, request_id: str

@@ -12,8 +12,9 @@ from typing import Literal, Self, TypeGuard, cast
 import torch
 from torch import Tensor
 
-from furiosa_build.artifact.reader import OpenArtifact, open_artifact
+from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.artifact.schema import Artifact, KvCacheSharing
+from furiosa_build.artifact.signing import open_signed
 from furiosa_build.core.errors import BuildError, EngineFullError, UserError
 from furiosa_build.runtime.engine_args import EngineArgs
 from furiosa_build.runtime.execution.communicator import DistributedCommunicator
@@ -54,6 +55,7 @@ class LLMEngine:
         paged_attention_num_blocks: KV blocks per layer; the artifact's default if None.
         seed: Of requests without a seed of their own; drawn if None.
         verify: How thoroughly to verify a directory (see `open_artifact`).
+        public_key: PEM file of the key that the artifact must be signed with; None: it need not be signed.
         on_logits: Called with the request id and the float32 logits [vocab] of every position that is sampled
             from; of a beam search, of every beam.
         communicator: When every rank is a process of its own: this one's end. Every process has an engine then, with
@@ -67,6 +69,7 @@ class LLMEngine:
 
     Raises:
         UserError: The artifact cannot be used, or an argument is out of range.
+        VerificationError: The artifact is not signed with `public_key`.
     """
 
     def __init__(
@@ -76,12 +79,13 @@ class LLMEngine:
         paged_attention_num_blocks: int | None = None,
         seed: int | None = None,
         verify: Literal["fast", "full"] = "fast",
+        public_key: str | Path | None = None,
         on_logits: OnLogits | None = None,
         communicator: DistributedCommunicator | None = None,
         tokenizer: str | Path | None = None,
         enable_prefix_caching: bool = True,
     ) -> None:
-        opened = artifact if isinstance(artifact, OpenArtifact) else open_artifact(artifact, verify)
+        opened = open_signed(artifact, public_key, verify)
         self.artifact = opened.artifact
         _refuse_unusable_buckets(self.artifact)
         config = self.artifact.generator_config
@@ -109,11 +113,21 @@ class LLMEngine:
 
     @classmethod
     def from_engine_args(
-        cls, args: EngineArgs, *, verify: Literal["fast", "full"] = "fast", on_logits: OnLogits | None = None
+        cls,
+        args: EngineArgs,
+        *,
+        verify: Literal["fast", "full"] = "fast",
+        on_logits: OnLogits | None = None,
+        opened: OpenArtifact | None = None,
     ) -> Self:
-        """The engine of these arguments. Raises UserError as the constructor does, and `EngineArgs.open`."""
+        """The engine of these arguments; `opened` is what `args.open` gives, if that has been called.
+
+        Raises:
+            UserError: As of the constructor and of `EngineArgs.open`.
+            VerificationError: As of `EngineArgs.open`.
+        """
         return cls(
-            args.open(verify),
+            args.open(verify) if opened is None else opened,
             seed=args.seed,
             on_logits=on_logits,
             tokenizer=args.tokenizer,

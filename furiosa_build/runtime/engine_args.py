@@ -9,8 +9,9 @@ from typing import Any, Literal, Self
 
 from pydantic import ValidationError
 
-from furiosa_build.artifact.reader import OpenArtifact, open_artifact
+from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.artifact.schema import Artifact, GeneratorConfig
+from furiosa_build.artifact.signing import open_signed
 from furiosa_build.artifact.stages import restage
 from furiosa_build.core.devices import DeviceError, elements, kind_of
 from furiosa_build.core.errors import UserError
@@ -38,6 +39,7 @@ class EngineArgs:
     """
 
     model: str = _argument("Directory of the artifact.", MISSING)
+    public_key: str | None = _argument("PEM file of the key that the artifact must be signed with.")
     tokenizer: str | None = _argument("Directory with the files of another tokenizer than the artifact's.")
     tokenizer_mode: str = _argument('Only "auto": tokenizers are fast ones. (default: auto)', "auto")
     seed: int | None = _argument("Seed of the requests that have none of their own; drawn if not given.", None, int)
@@ -89,9 +91,10 @@ class EngineArgs:
 
         Raises:
             UserError: The artifact cannot be used, or an argument is not valid, or not possible with it.
+            VerificationError: The artifact is not signed with `public_key`, if that is given.
         """
         self._refuse_impossible()
-        opened = open_artifact(self.model, verify)
+        opened = open_signed(self.model, self.public_key, verify)
         return OpenArtifact(opened.directory, self._override(opened.artifact), opened.manifest)
 
     def _refuse_impossible(self) -> None:

@@ -19,6 +19,7 @@ class LLM:
 
     Raises:
         UserError: The artifact cannot be used, or an argument is out of range.
+        VerificationError: The artifact is not signed with `public_key`.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class LLM:
         paged_attention_num_blocks: int | None = None,
         seed: int | None = None,
         verify: Literal["fast", "full"] = "fast",
+        public_key: str | Path | None = None,
         enable_prefix_caching: bool = True,
     ) -> None:
         self.engine = LLMEngine(
@@ -35,6 +37,7 @@ class LLM:
             paged_attention_num_blocks=paged_attention_num_blocks,
             seed=seed,
             verify=verify,
+            public_key=public_key,
             enable_prefix_caching=enable_prefix_caching,
         )
         self._num_requests = 0

@@ -32,6 +32,7 @@ class ServerOptions(BaseModel):
     timeout_keep_alive: int = Field(5, ge=0, description="Seconds until an idle connection is closed.")
     served_model_name: str | None = Field(None, description="The model's name in requests. (default: the artifact's)")
 
+    public_key: str | None = Field(None, description="PEM file of the key that the artifact must be signed with.")
     tokenizer: str | None = Field(None, description="Directory with the files of another tokenizer.")
     seed: int | None = Field(None, description="Of requests that have none of their own. (default: drawn)")
     devices: str | None = Field(None, description="What to run on, such as cpu or npu:0:0-3.")

@@ -14,6 +14,7 @@ from types import FrameType
 
 import uvicorn
 
+from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.core import failpoints
 from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.async_engine import AsyncLLMEngine
@@ -36,18 +37,19 @@ def serve(artifact: Callable[[], str | Path], options: ServerOptions) -> None:
 
     Raises:
         UserError: The artifact cannot be used, or an option is not valid.
+        VerificationError: The artifact is not signed with `options.public_key`.
     """
     service = Service(options)
     config = _configuration(service, options)
     _listen(options).close()
     args = options.engine_args(artifact())
-    args.open()  # to refuse before anything listens
+    opened = args.open()  # to refuse before anything listens
     logs.set_up()
     with _listen(options) as listening:
         host, port = listening.getsockname()[:2]
         scheme = "https" if options.ssl_certfile else "http"
         logger.info("listening", extra={"fields": {"url": f"{scheme}://{host}:{port}{options.root_path}"}})
-        failed = asyncio.run(_Server(config, service).run_with(listening, partial(_load, args)))
+        failed = asyncio.run(_Server(config, service).run_with(listening, partial(_load, args, opened)))
     if failed is not None:
         raise failed
 
@@ -133,7 +135,7 @@ class _Server(uvicorn.Server):
         return None
 
 
-def _load(args: AsyncEngineArgs) -> AsyncLLMEngine:
+def _load(args: AsyncEngineArgs, opened: OpenArtifact) -> AsyncLLMEngine:
     with failpoints.doing("serve"):
         failpoints.reach("load")
-    return AsyncLLMEngine.from_engine_args(args)
+    return AsyncLLMEngine.from_engine_args(args, opened=opened)

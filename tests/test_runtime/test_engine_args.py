@@ -40,7 +40,7 @@ ASYNC_REFERENCE = [
     "--speculative-model-paged-attention-num-blocks",
     "--packing-type",
 ]
-OWN = ["--tensor-parallel-size", "--prefill-chunk-size", "--enable-prefix-caching"]
+OWN = ["--public-key", "--tensor-parallel-size", "--prefill-chunk-size", "--enable-prefix-caching"]
 
 
 def engine(artifact: Path, **arguments: Any) -> LLMEngine:
