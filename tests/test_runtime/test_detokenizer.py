@@ -98,6 +98,24 @@ def test_spaces_between_words_and_characters_in_single_bytes(chunks: list[str], 
     check(SENTENCEPIECE, tokens, skip)
 
 
+def test_the_librarys_own_stream_fails_at_bytes_that_are_no_character() -> None:
+    """Why there is a Detokenizer. When this test fails, DecodeStream may do instead."""
+    tokens = [0x58, 0x94, SENTENCEPIECE.token_to_id("\u2581")]
+    assert pieces(SENTENCEPIECE, tokens, True) == ["X", "", "\ufffd ", ""]
+    stream = decoders.DecodeStream(skip_special_tokens=True)
+    assert [stream.step(SENTENCEPIECE, token) for token in tokens[:2]] == ["X", None]
+    with pytest.raises(Exception, match="Invalid prefix"):
+        stream.step(SENTENCEPIECE, tokens[2])
+
+
+def test_the_librarys_own_stream_does_not_end() -> None:
+    """A text that ends within a character: the last piece is never given."""
+    tokens = list("a🦊".encode()[:-1])
+    stream = decoders.DecodeStream(skip_special_tokens=True)
+    assert [stream.step(BYTES, token) for token in tokens] == ["a", None, None, None]
+    assert "".join(pieces(BYTES, tokens, True)) == BYTES.decode(tokens) == "a\ufffd"
+
+
 def test_a_character_comes_with_its_last_byte() -> None:
     assert pieces(BYTES, list("a🦊b".encode()), True) == ["a", "", "", "", "🦊", "b", ""]
 

@@ -126,7 +126,7 @@ def test_with_the_limit_reached_nothing_is_tokenized() -> None:
 
 
 def test_with_the_limit_reached_no_body_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is one decoded in the event loop."""
+    """Nor is a large one decoded in the event loop."""
     threads = []
     decode = json_route.jiter.from_json
 
@@ -138,7 +138,7 @@ def test_with_the_limit_reached_no_body_is_decoded(monkeypatch: pytest.MonkeyPat
     tokenizer = HeldTokenizer()
 
     async def use(http: httpx.AsyncClient) -> None:
-        asked = await begun(tokenizer, http.post("/tokenize", json={"prompt": "x"}))
+        asked = await begun(tokenizer, http.post("/tokenize", json={"prompt": HUGE}))
         for path in BODIES:
             body = "[" * 1_000_000  # which is not even JSON
             answer = await http.post(path, content=body, headers={"Content-Type": "application/json"})

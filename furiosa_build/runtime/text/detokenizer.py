@@ -15,6 +15,8 @@ class Decodes(Protocol):
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 
 
+# Not tokenizers' own DecodeStream: where a tokenizer falls back to single bytes it fails at invalid ones, and it
+# never gives what is left at the end. test_detokenizer.py has the tokens.
 class Detokenizer:
     """Turns tokens into text piece by piece.
 
