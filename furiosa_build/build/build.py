@@ -38,6 +38,8 @@ from furiosa_build.plan.keys import key_factors, key_of, tool_versions
 from furiosa_build.plan.planner import DRAFT, Plan, Step, make_plan
 from furiosa_build.plan.source_code import SourceCode
 from furiosa_build.quant.compressed_tensors import check_quantizes
+from furiosa_build.quant.scheme import modules as scheme_modules
+from furiosa_build.quant.scheme import versions as scheme_versions
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import BuildOptions, Recipe, check_architecture
 from furiosa_build.steps import compile, fetch, package, qualify, survey, trace
@@ -51,6 +53,9 @@ from furiosa_build.weights import listing
 from furiosa_build.weights.hub import cached_bytes, hub_cache
 from furiosa_build.weights.locate import cut_config
 from furiosa_build.weights.sources import Sources
+
+_USES_SCHEMES = {"quantize", "shard", "trace", "compile", "qualify"}
+"""Steps that run the code of the schemes that the model's weights have."""
 
 
 @dataclass(frozen=True)
@@ -340,9 +345,15 @@ class Build:
         backend = type(self.backend).__module__
         if action in ("compile", "qualify") and backend.startswith("furiosa_build."):
             modules.append(backend)
+        if action in _USES_SCHEMES:
+            modules += scheme_modules(self.plan.schemes().values())
         return modules
 
     def _tools(self, action: str) -> Mapping[str, str]:
+        schemes = self.plan.schemes().values() if action in _USES_SCHEMES else ()
+        return {**self._tools_of(action), **scheme_versions(schemes)}
+
+    def _tools_of(self, action: str) -> Mapping[str, str]:
         match action:
             case "survey" | "trace":
                 return tool_versions("torch", "transformers")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from furiosa_build.ir.tensors import Layout
 
 
 class Cut(BaseModel):
@@ -47,3 +50,42 @@ class Cut(BaseModel):
         """The shape that a rank has."""
         _, length = self.share(shape, size)
         return [length if i == self.dim else n for i, n in enumerate(shape)]
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a parameter that a rank has.
+
+    Attributes:
+        whole: The layout of the whole parameter.
+        cut: How it is divided; None: every rank has all of it.
+        ranks: The size of the tensor-parallel group.
+        rank: The rank in the group.
+    """
+
+    whole: Layout
+    cut: Cut | None = None
+    ranks: int = 1
+    rank: int = 0
+
+    @property
+    def local(self) -> Layout:
+        """The layout of the share."""
+        if self.cut is None:
+            return self.whole
+        return Layout(self.whole.dtype, tuple(self.cut.local_shape(list(self.whole.shape), self.ranks)))
+
+    @property
+    def dim(self) -> int | None:
+        """The dimension that is cut; None where there is none."""
+        return None if self.cut is None else self.cut.dim
+
+    @property
+    def begin(self) -> int:
+        """Where the share begins along `dim`."""
+        return 0 if self.cut is None else self.cut.share(list(self.whole.shape), self.ranks, self.rank)[0]
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether another rank has the numbers, and this one zeros."""
+        return self.cut is not None and self.cut.how == "once" and self.rank > 0

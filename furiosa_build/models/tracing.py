@@ -31,6 +31,7 @@ from furiosa_build.models.partition import CutGraph, cut
 from furiosa_build.models.skeleton import LayerCall, Skeleton, TensorName, functional
 from furiosa_build.models.tensor_parallel import Rank
 from furiosa_build.quant.linear import QuantizedLinear
+from furiosa_build.quant.scheme import scheme
 
 HIDDEN_STATES = "hidden_states"
 LOGITS = "logits"
@@ -60,7 +61,7 @@ class Tracer:
 
     Args:
         hf_config: The fields of the model's config.json.
-        schemes: Full parameter name -> form (`plan.forms`), of the quantized weights of linear layers.
+        schemes: Full parameter name -> scheme (`quant.scheme`), of the quantized weights of linear layers.
         cuts: Full parameter name -> how ranks share it.
         ranks: Of a tensor-parallel group.
         decomposes: Whether graphs call operators of core ATen only.
@@ -335,11 +336,10 @@ def _fill(kwargs: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, An
 
 def _quantize_modules(model: nn.Module, schemes: Mapping[str, str], decomposes: bool) -> None:
     for name, module in list(model.named_modules()):
-        scheme = schemes.get(f"{name}.weight", "none")
-        if scheme != "none":
+        if (text := schemes.get(f"{name}.weight")) is not None:
             if not isinstance(module, nn.Linear):
-                raise TypeError(f"{name} is no linear layer")
-            model.set_submodule(name, QuantizedLinear(module, scheme, decomposes))
+                raise TypeError(f"{name} is not a linear layer")
+            model.set_submodule(name, QuantizedLinear(module, scheme(text), decomposes))
 
 
 def _at(tensor: Tensor, size: Sequence[int], at: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from furiosa_build.ir.stages import split_layers
 from furiosa_build.plan.kinds import Kind, find_kinds, outer_parameters
 from furiosa_build.plan.kv_blocks import KvBlocks, Loaded, find_kv_blocks
 from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
+from furiosa_build.quant.scheme import summary
 from furiosa_build.recipe.schema import BuildSpec, ModelSpec, ParallelSpec, Phase, bucket_name
 
 # What steps consume of others. What else these make, such as a tokenizer's files, does not make them run again.
@@ -100,7 +101,7 @@ class Plan:
         return _stages(self.spec, self.outline)
 
     def schemes(self) -> dict[str, str]:
-        """The form (`plan.forms`) of every quantized parameter, by full name."""
+        """The scheme (`quant.scheme`) of every quantized parameter, by full name."""
         return quantized_parameters(self.spec, self.outline, self.checkpoint)
 
     @property
@@ -110,8 +111,8 @@ class Plan:
 
     @property
     def quantization(self) -> str:
-        """The form that quantized parameters have, or `none`."""
-        return next(iter(self.schemes().values()), "none")
+        """The schemes that quantized parameters have, such as `fp8` or `fp8+int8`, or `none`."""
+        return summary(self.schemes().values())
 
     @property
     def writes_checkpoint(self) -> bool:
@@ -155,9 +156,9 @@ def make_plan(
 
 
 def quantized_parameters(spec: BuildSpec, outline: Outline, checkpoint: QuantizedCheckpoint | None) -> dict[str, str]:
-    """Full name -> form, of the weights of linear layers that are quantized."""
-    form_of = spec.quantization.scheme_of if checkpoint is None else checkpoint.form_of
-    schemes = {name: form_of(name) for name, p in outline.parameters.items() if p.linear}
+    """Full name -> scheme, of the weights of linear layers that are quantized."""
+    scheme_of = spec.quantization.scheme_of if checkpoint is None else checkpoint.scheme_of
+    schemes = {name: scheme_of(name) for name, p in outline.parameters.items() if p.linear}
     return {name: scheme for name, scheme in schemes.items() if scheme != "none"}
 
 
@@ -236,7 +237,7 @@ def _weight_steps(
             **({"seed": seed, "parameters": parameters} if seed is not None else {}),
         },
     )
-    scheme = next(iter(schemes.values()), "none")
+    scheme = summary(schemes.values())
     own = f"quantize {len(schemes)} weights to {scheme}" if schemes else "no quantization: check the weights"
     yield Step(
         "quantize",

@@ -1,53 +1,83 @@
-"""What a compressed-tensors checkpoint is, by its config.json alone: which weights have which form.
+"""What a compressed-tensors checkpoint is, by its config.json alone: which weights have which scheme.
 
 https://github.com/vllm-project/compressed-tensors defines the format. What this version cannot compute is refused here.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from furiosa_build.core.errors import UserError
 from furiosa_build.ir.outline import Outline
-from furiosa_build.quant.forms import Form
+from furiosa_build.quant.config_group import ConfigGroup, Refuser
+from furiosa_build.quant.patterns import PREFIX, matches, problem
+from furiosa_build.quant.scheme import QuantScheme, families, scheme
 
 KEY = "quantization.quantize_artifact_path"
-
-_FORMATS: Mapping[str, tuple[str, bool]] = {
-    "float-quantized": ("float", False),
-    "int-quantized": ("int", True),
-    "pack-quantized": ("int", False),
-}
-"""Format -> the type of the weights' numbers, and whether they are stored as plain int8."""
 
 _FREE = re.compile(
     r"_.*|architectures|dtype|torch_dtype|use_cache|.*_token_id|transformers_version|quantization_config|pad_.*"
 )
 """Fields of a config.json that shape no number of the model, or are compared apart."""
+_LINEAR = "Linear"
+"""The target that stands for all linear layers."""
 
 
 class QuantizedCheckpoint(NamedTuple):
     """Which linear layers of a checkpoint are quantized, and how.
 
     Attributes:
-        form: Of every quantized weight, as text.
-        targets: What is quantized: `Linear` (all linear layers), a module's name, or `re:` and a pattern for the
-            beginning of names.
-        ignore: The same, for what is not.
+        targets: What is quantized -> its scheme, as text: `Linear` (all linear layers), a module's name, or `re:` and a
+            pattern for the beginning of names.
+        ignore: The same, for what is not quantized.
     """
 
-    form: str
-    targets: tuple[str, ...]
+    targets: Mapping[str, str]
     ignore: tuple[str, ...]
 
-    def form_of(self, parameter: str) -> str:
-        """The form of the weight of the linear layer called `parameter`, or `none`."""
+    def scheme_of(self, parameter: str) -> str:
+        """The scheme of the weight of the linear layer called `parameter`, or `none`.
+
+        As compressed-tensors decides: a module's name goes before a pattern, a pattern before `Linear`.
+        """
         module = parameter.removesuffix(".weight")
-        return self.form if _names(self.targets, module) and not _names(self.ignore, module) else "none"
+        if any(name == _LINEAR or matches(name, module) for name in self.ignore):
+            return "none"
+        for target in sorted(self.targets, key=lambda target: (target == _LINEAR, target.startswith(PREFIX), target)):
+            if target == _LINEAR or matches(target, module):
+                return self.targets[target]
+        return "none"
+
+    @property
+    def described(self) -> str:
+        """The schemes, for a person."""
+        return "; ".join(scheme(text).described for text in dict.fromkeys(self.targets.values()))
+
+
+def quantization_config(schemes: Mapping[str, str], ignore: Sequence[str]) -> dict[str, Any]:
+    """`quantization_config` for config.json, as compressed-tensors 0.1x and 0.2x read it.
+
+    Args:
+        schemes: Name of a quantized linear layer -> its scheme. One for all is written as a group for `Linear`, several
+            as a group each that names its layers.
+        ignore: The linear layers that are not quantized.
+    """
+    found = sorted(set(schemes.values()))
+    groups = {}
+    for number, text in enumerate(found):
+        targets = [_LINEAR] if len(found) == 1 else sorted(name for name, own in schemes.items() if own == text)
+        groups[f"group_{number}"] = {"targets": targets, **scheme(text).config_group()}
+    formats = {group["format"] for group in groups.values()}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": list(ignore),
+    }
 
 
 def parse_checkpoint(
@@ -72,12 +102,12 @@ def parse_checkpoint(
             hint="weights that are not quantized are named by model.model_id_or_path",
         )
     _check_model(path, config, model, layers)
-    return _Reader(path).read(described)
+    return _read(path, described)
 
 
 def check_quantizes(checkpoint: QuantizedCheckpoint, outline: Outline) -> None:
     """Raises UserError when the checkpoint quantizes nothing of the model."""
-    if all(checkpoint.form_of(name) == "none" for name, p in outline.parameters.items() if p.linear):
+    if all(checkpoint.scheme_of(name) == "none" for name, p in outline.parameters.items() if p.linear):
         raise UserError(
             f"the quantized checkpoint quantizes no linear layer of {outline.architecture}",
             where=f"{KEY}: targets {list(checkpoint.targets)}, ignore {list(checkpoint.ignore)}",
@@ -108,106 +138,52 @@ def _of_another_model(path: Path, key: str, found: Any, expected: Any) -> UserEr
     )
 
 
-class _Reader:
-    """Reads the `quantization_config` of one file; `at` is a key's place in it, for messages."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def read(self, config: Mapping[str, Any]) -> QuantizedCheckpoint:
-        """Raises UserError for the first thing that cannot be taken."""
-        self._only("quant_method", config.get("quant_method"), "compressed-tensors")
-        self._only("quantization_status", config.get("quantization_status"), "compressed")
-        self._only("kv_cache_scheme", config.get("kv_cache_scheme"), None)
-        for key in ("transform_config", "sparsity_config"):
-            if (given := config.get(key)) and given != {"format": "dense"}:
-                raise self._refusal(key, given, "nothing")
-        groups = config.get("config_groups")
-        if not (isinstance(groups, dict) and groups):
-            raise self._refusal("config_groups", groups, "a mapping with one group")
-        forms: dict[str, str] = {}
-        targets: list[str] = []
-        for name, group in groups.items():
-            at = f"config_groups.{name}"
-            forms[at] = str(self._form(at, self._mapping(at, group), config.get("format")))
-            targets += self._patterns(f"{at}.targets", group.get("targets"))
-        first = next(iter(forms.values()))
-        for at, form in forms.items():
-            if form != first:
-                what = f"{at} has {Form.parse(form).described}; the group before it {Form.parse(first).described}"
-                raise UserError(what, where=self._where(at), valid="one scheme for all groups")
-        ignore = self._patterns("ignore", config.get("ignore") or [])
-        return QuantizedCheckpoint(first, tuple(targets), tuple(ignore))
-
-    def _form(self, at: str, group: Mapping[str, Any], of_all: Any) -> Form:
-        name, at_format = (of_all, "format") if group.get("format") is None else (group["format"], f"{at}.format")
-        self._only(at_format, name, *_FORMATS)
-        kind, plain = _FORMATS[name]
-        weights, at_weights = self._mapping(f"{at}.weights", group.get("weights")), f"{at}.weights"
-        self._only(f"{at_weights}.num_bits", weights.get("num_bits", 8), 8)
-        self._only(f"{at_weights}.type", weights.get("type", "int"), kind)
-        self._only(f"{at_weights}.strategy", weights.get("strategy"), "channel", "tensor")
-        self._only(f"{at_weights}.group_size", weights.get("group_size"), None, -1)
-        self._only(f"{at_weights}.symmetric", weights.get("symmetric", True), True)
-        self._only(f"{at_weights}.dynamic", weights.get("dynamic", False), False)
-        self._only(f"{at}.output_activations", group.get("output_activations"), None)
-        if (given := group.get("input_activations")) is not None:
-            self._check_activations(f"{at}.input_activations", self._mapping(f"{at}.input_activations", given), kind)
-        return Form(
-            "fp8" if kind == "float" else "int8",
-            plain=plain,
-            tensor=weights["strategy"] == "tensor",
-            dynamic=given is not None,
-        )
-
-    def _check_activations(self, at: str, given: Mapping[str, Any], kind: str) -> None:
-        self._only(f"{at}.num_bits", given.get("num_bits", 8), 8)
-        self._only(f"{at}.type", given.get("type", "int"), kind)
-        self._only(f"{at}.dynamic", given.get("dynamic", False), True)
-        self._only(f"{at}.symmetric", given.get("symmetric", True), True)
-        self._only(f"{at}.scale_dtype", given.get("scale_dtype"), None)
-        hint = "with one scale for all tokens, what a request gets would depend on the others in its batch"
-        self._only(f"{at}.strategy", given.get("strategy"), "token", hint=hint)
-
-    def _patterns(self, at: str, given: Any) -> list[str]:
-        if not (isinstance(given, list) and all(isinstance(item, str) for item in given)):
-            raise self._refusal(at, given, "a list of texts")
-        for item in given:
-            if item.startswith("re:"):
-                try:
-                    re.compile(item.removeprefix("re:"))
-                except re.error as error:
-                    raise self._refusal(at, item, f"a regular expression; {error}") from error
-            elif item[:1].isupper() and item != "Linear" and at != "ignore":  # a class
-                raise self._refusal(at, item, "Linear, the name of a module, or re: and a pattern for names")
-        return given
-
-    def _mapping(self, at: str, value: Any) -> Mapping[str, Any]:
-        if not isinstance(value, dict):
-            raise self._refusal(at, value, "a mapping")
-        return value
-
-    def _only(self, at: str, value: Any, *valid: Any, hint: str = "") -> None:
-        if not any(value == one and type(value) is type(one) for one in valid):
-            raise self._refusal(at, value, " or ".join(_shown(one) for one in valid), hint)
-
-    def _refusal(self, at: str, value: Any, valid: str, hint: str = "") -> UserError:
-        shown = _shown(value)
-        what = f"this version does not take a checkpoint with {at}={shown if len(shown) < 80 else shown[:80] + ' ...'}"
-        return UserError(what, where=self._where(at), valid=valid, hint=hint)
-
-    def _where(self, at: str) -> str:
-        return f"{self._path}, quantization_config.{at}"
+def _read(path: Path, config: Mapping[str, Any]) -> QuantizedCheckpoint:
+    """Raises UserError for the first thing that cannot be taken."""
+    refuser = Refuser(path)
+    refuser.only("quant_method", config.get("quant_method"), "compressed-tensors")
+    refuser.only("quantization_status", config.get("quantization_status"), "compressed")
+    refuser.only("kv_cache_scheme", config.get("kv_cache_scheme"), None)
+    for key in ("transform_config", "sparsity_config"):
+        if (given := config.get(key)) and given != {"format": "dense"}:
+            raise refuser.refusal(key, given, "nothing")
+    groups = config.get("config_groups")
+    if not (isinstance(groups, dict) and groups):
+        raise refuser.refusal("config_groups", groups, "a mapping with a group for each scheme")
+    targets: dict[str, str] = {}
+    for name, group in groups.items():
+        at = f"config_groups.{name}"
+        if not isinstance(group, dict):
+            raise refuser.refusal(at, group, "a mapping")
+        found = _group_scheme(refuser, path, name, group, config.get("format")).text
+        targets.update(dict.fromkeys(_names(refuser, f"{at}.targets", group.get("targets")), found))
+    ignore = _names(refuser, "ignore", config.get("ignore") or [])
+    return QuantizedCheckpoint(targets, tuple(ignore))
 
 
-def _shown(value: Any) -> str:
-    """As JSON has it; a text without its quotes."""
-    return value if isinstance(value, str) else json.dumps(value)
+def _group_scheme(refuser: Refuser, path: Path, name: str, group: Mapping[str, Any], format_of_all: Any) -> QuantScheme:
+    """The scheme of a group, by the first family that takes it."""
+    own = group.get("format")
+    at, format_ = ("format", format_of_all) if own is None else (f"config_groups.{name}.format", own)
+    known = families()
+    refuser.only(at, format_, *dict.fromkeys(form for family in known for form in family.formats))
+    refused: list[UserError] = []
+    for family in known:
+        if format_ in family.formats:
+            try:
+                return family.read(ConfigGroup(path, name, group, format_))
+            except UserError as error:
+                refused.append(error)
+    raise refused[0]
 
 
-def _names(patterns: Iterable[str], module: str) -> bool:
-    """Whether one of the patterns is for the linear layer called `module`."""
-    return any(
-        re.match(pattern.removeprefix("re:"), module) if pattern.startswith("re:") else pattern in ("Linear", module)
-        for pattern in patterns
-    )
+def _names(refuser: Refuser, at: str, given: Any) -> list[str]:
+    if not (isinstance(given, list) and all(isinstance(item, str) for item in given)):
+        raise refuser.refusal(at, given, "a list of texts")
+    for item in given:
+        if item.startswith(PREFIX):
+            if valid := problem(item):
+                raise refuser.refusal(at, item, valid)
+        elif item[:1].isupper() and item != _LINEAR and at != "ignore":  # a class
+            raise refuser.refusal(at, item, "Linear, the name of a module, or re: and a pattern for names")
+    return given

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from furiosa_build.quant.forms import Form
+from furiosa_build.ir.tensors import Layout
+from furiosa_build.quant.eight_bit import EightBit
+from furiosa_build.quant.int8 import Int8
+from furiosa_build.quant.scheme import QuantScheme
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max
@@ -32,22 +35,20 @@ _INT8_KERNEL_COLUMNS = 16
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer whose weight has the form `scheme`. `decomposes`: its product is one of operators of core ATen.
+    """A linear layer whose weight is stored by a scheme. `decomposes`: its product is one of operators of core ATen.
 
-    Parameters: `weight` (float8_e4m3fn or int8 [out, in]) or `weight_packed` (uint8 = int8 + 128, [out, in rounded up
-    to 4]), `weight_scale` of the model's dtype, [out, 1] or [1], and `bias` [out] if the original has one.
+    Its parameters are the scheme's operands, and `bias` [out] if the original has one. They have no memory.
     """
 
-    def __init__(self, original: nn.Linear, scheme: str, decomposes: bool = False) -> None:
+    def __init__(self, original: nn.Linear, scheme: QuantScheme, decomposes: bool = False) -> None:
         super().__init__()
-        self._form = form = Form.parse(scheme)
-        rows, self.in_features = original.weight.shape
-        columns = packed_columns(self.in_features) if form.is_packed else self.in_features
-        stored = torch.empty((rows, columns), dtype=torch.uint8 if form.is_packed else number_type(form), device="meta")
-        self.weight_name = weight_name(scheme)
-        self.register_parameter(self.weight_name, nn.Parameter(stored, requires_grad=False))
-        scale = torch.empty(scale_shape(form, rows), dtype=original.weight.dtype, device="meta")
-        self.weight_scale = nn.Parameter(scale, requires_grad=False)
+        assert isinstance(scheme, EightBit)
+        self._form, self.in_features = scheme, original.in_features
+        operands = scheme.operands(Layout.of(original.weight))
+        for name, layout in operands.items():
+            empty = torch.empty(layout.shape, dtype=getattr(torch, layout.dtype), device="meta")
+            self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
+        self._operands = tuple(operands)
         self.bias = original.bias
         self._decomposes = decomposes
         self.largest_of_all: Callable[[Tensor], Tensor] | None = None
@@ -56,11 +57,12 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in] -> [..., out], in the dtype of x."""
         form = self._form
-        x = self._rounded(x) if form.dynamic else x
-        weight = getattr(self, self.weight_name)[:, : self.in_features]
+        x = self._rounded(x) if form.rounds_activations else x
+        weight, scale = (getattr(self, name) for name in self._operands)
+        weight = weight[:, : self.in_features]
         rows = x.numel() // x.shape[-1]
-        scale = self.weight_scale.reshape(-1)
-        if rows <= _VECTOR_ROWS[form.kind] and not self._decomposes:
+        scale = scale.reshape(-1)
+        if rows <= _VECTOR_ROWS[form.family] and not self._decomposes:
             y = _convert_inside(x, weight, scale, form)
         elif rows <= _INT8_KERNEL_ROWS and self._has_kernel and not self._decomposes:
             y = _int8_kernel(x, weight, scale, form)
@@ -73,7 +75,7 @@ class QuantizedLinear(nn.Module):
 
         Its int8 steps are 255 / 2 to the largest number, not 127: that one is clamped.
         """
-        is_int8 = self._form.kind == "int8"
+        is_int8 = self._form.family == "int8"
         largest = x.abs().amax(-1, keepdim=True)
         if self.largest_of_all is not None:
             largest = self.largest_of_all(largest)
@@ -88,34 +90,14 @@ class QuantizedLinear(nn.Module):
     def _has_kernel(self) -> bool:
         """Whether torch's kernel for int8 weights takes this one: it wants a scale for each row."""
         form = self._form
-        return form.kind == "int8" and not form.tensor and self.in_features % _INT8_KERNEL_COLUMNS == 0
+        return form.family == "int8" and not form.tensor and self.in_features % _INT8_KERNEL_COLUMNS == 0
 
 
-def weight_name(scheme: str) -> str:
-    """The name a linear layer's weight has in a checkpoint of that form."""
-    return "weight_packed" if Form.parse(scheme).is_packed else "weight"
-
-
-def number_type(form: Form) -> torch.dtype:
-    """What a weight's numbers are, unpacked."""
-    return FP8 if form.kind == "fp8" else torch.int8
-
-
-def scale_shape(form: Form, rows: int) -> tuple[int, ...]:
-    """Of the scales of a weight with so many rows."""
-    return (1,) if form.tensor else (rows, 1)
-
-
-def packed_columns(columns: int) -> int:
-    """compressed-tensors packs int8 by four into an int32: rows are padded to whole ones."""
-    return -(-columns // 4) * 4
-
-
-def to_float(weight: Tensor, form: Form, decomposes: bool = False) -> Tensor:
+def to_float(weight: Tensor, form: EightBit, decomposes: bool = False) -> Tensor:
     """Stored weight -> float32, before scaling: exact for every form. `decomposes`: in operators of core ATen."""
-    if form.kind == "fp8":
-        return weight.float() if decomposes else fp8_to_float(weight)
-    return weight.float() - INT8_ZERO if form.is_packed else weight.float()
+    if form.family == "fp8" and not decomposes:
+        return fp8_to_float(weight)
+    return form.to_float(weight)
 
 
 def fp8_to_float(weight: Tensor) -> Tensor:
@@ -128,13 +110,13 @@ def fp8_to_float(weight: Tensor) -> Tensor:
     return moved.view(torch.float32) * 2.0**120
 
 
-def _convert_inside(x: Tensor, weight: Tensor, scale: Tensor, form: Form) -> Tensor:
+def _convert_inside(x: Tensor, weight: Tensor, scale: Tensor, form: EightBit) -> Tensor:
     product = (_materialize(x.float()).unsqueeze(-2) * to_float(weight, form)).sum(-1)
     return (product * scale.float()).to(x.dtype)
 
 
-def _int8_kernel(x: Tensor, weight: Tensor, scale: Tensor, form: Form) -> Tensor:
-    signed = (weight ^ INT8_ZERO).view(torch.int8) if form.is_packed else weight
+def _int8_kernel(x: Tensor, weight: Tensor, scale: Tensor, form: EightBit) -> Tensor:
+    signed = weight if isinstance(form, Int8) and form.plain else (weight ^ INT8_ZERO).view(torch.int8)
     y: Tensor = torch.ops.aten._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), signed, scale)
     return y.reshape(*x.shape[:-1], -1)
 

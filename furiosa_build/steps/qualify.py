@@ -19,14 +19,13 @@ from furiosa_build.core.errors import StepError
 from furiosa_build.core.files import link_or_copy
 from furiosa_build.core.progress import advance, expect
 from furiosa_build.ir.outline import Outline
-from furiosa_build.quant.forms import Form
+from furiosa_build.quant.scheme import QuantScheme, scheme
 from furiosa_build.steps.base import Inputs, Step
 from furiosa_build.steps.weights import WeightsRequest, open_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from furiosa_build.ir.tensors import Layout
     from furiosa_build.weights.source import TensorSource
 
 OUTPUT = "qualification.json"
@@ -133,9 +132,9 @@ class _Reference:
         self.dtype = outline.dtype
         self._rounds = False
         for name, module in self._skeleton.model.named_modules():
-            form = Form.parse(schemes.get(f"{name}.weight", "none"))
-            if form.dynamic:
-                module.register_forward_pre_hook(_round_half_of_input(form.kind))
+            own = scheme(schemes.get(f"{name}.weight", "none"))
+            if own.rounds_activations:
+                module.register_forward_pre_hook(_round_half_of_input(own))
                 self._rounds = True
 
     def logits(self, sequences: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -149,7 +148,12 @@ class _Reference:
         from furiosa_build.models.skeleton import functional
 
         skeleton = self._skeleton
-        expect(sum(layout.nbytes for name in self._outline.parameters for layout in self._stored(name).values()))
+        expect(
+            sum(
+                scheme(self._schemes.get(name, "none")).nbytes(parameter.layout)
+                for name, parameter in self._outline.parameters.items()
+            )
+        )
         ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True).repeat(2 if self._rounds else 1, 1)
         outer = {name: self._read(name) for name in skeleton.outer_parameters()}
         layers = [self._streamed(layer) for layer in range(len(skeleton.layers))]
@@ -183,35 +187,19 @@ class _Reference:
     def _read(self, name: str) -> Tensor:
         import torch
 
-        from furiosa_build.quant.quantization import dequantize
-
-        stored, scheme = self._stored(name), self._schemes.get(name, "none")
-        advance(sum(layout.nbytes for layout in stored.values()))
-        if scheme == "none":
-            return self._source.read(name).to(getattr(torch, self._outline.parameters[name].dtype))
-        module, dtype = name.removesuffix("weight"), getattr(torch, self._outline.parameters[name].dtype)
-        parts = {part.removeprefix(module): self._source.read(part) for part in stored}
-        return dequantize({**parts, "weight_scale": parts["weight_scale"].to(dtype)}, scheme)
-
-    def _stored(self, name: str) -> dict[str, Layout]:
-        from furiosa_build.quant.quantization import stored_layouts
-
-        return stored_layouts(name, self._outline.parameters[name].layout, self._schemes.get(name, "none"))
+        own, layout = scheme(self._schemes.get(name, "none")), self._outline.parameters[name].layout
+        advance(own.nbytes(layout))
+        stored = {part: self._source.read(own.stored_name(name, part)) for part in own.parts(layout)}
+        return own.dequantize(stored, getattr(torch, layout.dtype))
 
 
-def _round_half_of_input(kind: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    """A hook that rounds the first half of a layer's input, token by token, as compressed-tensors defines it."""
+def _round_half_of_input(own: QuantScheme) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    """A hook that rounds the first half of a layer's input, token by token."""
     import torch
-
-    low, high = (-128.0, 127.0) if kind == "int8" else (-448.0, 448.0)
 
     def round_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         del module
         x, unrounded = inputs[0].chunk(2)
-        scale = x.abs().amax(dim=-1, keepdim=True) / ((high - low) / 2)
-        scale[scale == 0] = torch.finfo(x.dtype).eps
-        steps = (x / scale).clamp(low, high)
-        rounded = (steps.round() if kind == "int8" else steps.to(torch.float8_e4m3fn).to(x.dtype)) * scale
-        return (torch.cat([rounded, unrounded]),)
+        return (torch.cat([own.round(x, x.abs().amax(dim=-1, keepdim=True)), unrounded]),)
 
     return round_input

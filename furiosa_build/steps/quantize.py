@@ -12,6 +12,8 @@ from typing import Any
 from furiosa_build.core.canonical_json import canonical_json
 from furiosa_build.core.progress import expect
 from furiosa_build.ir.outline import Outline
+from furiosa_build.quant.compressed_tensors import quantization_config
+from furiosa_build.quant.scheme import scheme
 from furiosa_build.steps.base import Inputs, Step
 from furiosa_build.steps.weights import LARGEST_FILE, WeightsRequest, described, open_weights
 from furiosa_build.weights.hf_layout import INDEX_FILE
@@ -35,7 +37,6 @@ class Quantize(Step[WeightsRequest]):
 def _write(request: WeightsRequest, inputs: Inputs, output: Path) -> dict[str, str]:
     import torch
 
-    from furiosa_build.quant.quantization import compressed_tensors_config, quantize, stored_layouts
     from furiosa_build.weights.checkpoint import check_parameters, check_stored
     from furiosa_build.weights.safetensors_writer import SafetensorsWriter, file_names, split_into_files
 
@@ -46,34 +47,35 @@ def _write(request: WeightsRequest, inputs: Inputs, output: Path) -> dict[str, s
         (output / CONFIG).write_bytes(canonical_json(config))
         return {}
     check_parameters(source, outline.parameters, described(inputs.files))
-    quantized = {scheme for scheme in schemes.values() if scheme != "none"}
-    if not quantized:
+    if not schemes:
         (output / CONFIG).write_bytes(canonical_json(config))
         return {}
 
-    layouts = {}
-    for name, parameter in outline.parameters.items():
-        layouts[name] = stored_layouts(name, parameter.layout, schemes.get(name, "none"))
-    files = split_into_files(layouts.values(), LARGEST_FILE)
-    origin = {stored: name for name, group in layouts.items() for stored in group}
+    found = {name: scheme(schemes.get(name, "none")) for name in outline.parameters}
+    groups = [found[name].layouts(name, parameter.layout) for name, parameter in outline.parameters.items()]
+    files = split_into_files(groups, LARGEST_FILE)
+    origin = {
+        found[name].stored_name(name, part): (name, part)
+        for name, parameter in outline.parameters.items()
+        for part in found[name].parts(parameter.layout)
+    }
     names, digests = file_names(len(files)), {}
     expect(sum(layout.nbytes for stored in files for layout in stored.values()))
     for file, stored in zip(names, files, strict=True):
         with SafetensorsWriter(output / file, stored) as writer:
-            parts: dict[str, Any] = {}
+            at_hand, parts = "", dict[str, Any]()
             for tensor in writer.order:
-                name = origin[tensor]
+                name, part = origin[tensor]
                 parameter = outline.parameters[name]
-                # Only the parts of the matrix at hand are kept. They stand side by side but for the shape, which is
-                # small and comes last: kept from every matrix it would scatter the heap, and memory grow with depth.
-                if tensor.endswith(".weight_shape"):
-                    writer.write(tensor, torch.tensor(parameter.shape))
+                # Only the parts of the matrix at hand are kept. They stand side by side but for those that follow from
+                # its shape: small, they come last, and kept from every matrix they would scatter the heap.
+                if (derived := found[name].derived(part, parameter.layout)) is not None:
+                    writer.write(tensor, derived)
                     continue
-                if tensor not in parts:
-                    parts = {}
-                    weight = source.read(name).to(getattr(torch, parameter.dtype))
-                    parts = quantize(name, weight, schemes.get(name, "none"))
-                writer.write(tensor, parts[tensor])
+                if name != at_hand:
+                    at_hand, parts = name, {}
+                    parts = found[name].quantize(source.read(name).to(getattr(torch, parameter.dtype)))
+                writer.write(tensor, parts[part])
         digests[file] = writer.sha256
     if len(files) > 1:
         index = {
@@ -81,12 +83,9 @@ def _write(request: WeightsRequest, inputs: Inputs, output: Path) -> dict[str, s
             "weight_map": {t: f for f, group in zip(names, files, strict=True) for t in group},
         }
         (output / INDEX_FILE).write_text(json.dumps(index, indent=1, sort_keys=True))
-    ignored = sorted(
-        n.removesuffix(".weight")
-        for n, p in outline.parameters.items()
-        if p.linear and schemes.get(n, "none") == "none"
-    )
-    config["quantization_config"] = compressed_tensors_config(quantized.pop(), [*ignored, *_tied_head(outline)])
+    ignored = sorted(n.removesuffix(".weight") for n, p in outline.parameters.items() if p.linear and n not in schemes)
+    quantized = {name.removesuffix(".weight"): text for name, text in schemes.items()}
+    config["quantization_config"] = quantization_config(quantized, [*ignored, *_tied_head(outline)])
     (output / CONFIG).write_text(
         json.dumps({"architectures": [outline.architecture], **config}, indent=2, sort_keys=True)
     )

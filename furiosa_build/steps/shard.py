@@ -7,18 +7,18 @@ someone else's checkpoint are copied: they may change, and their scales may have
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from furiosa_build.core.files import link_or_copy
 from furiosa_build.core.progress import expect
-from furiosa_build.ir.outline import ParameterOutline
+from furiosa_build.ir.sharding import Share
+from furiosa_build.quant.scheme import QuantScheme, scheme
 from furiosa_build.steps.base import Inputs, Step
 from furiosa_build.steps.weights import LARGEST_FILE, WeightsRequest, open_weights, weight_files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from furiosa_build.ir.tensors import Layout
     from furiosa_build.weights.source import TensorSource
 
 
@@ -46,74 +46,47 @@ def _write(request: WeightsRequest, inputs: Inputs, output: Path) -> dict[str, s
     planned = []
     for stage in range(len(stages)):
         for rank in range(ranks):
-            shares = [
-                _Share(name, outline.parameters[name], schemes.get(name, "none"), ranks, rank)
-                for name in outline.stage_parameters(stages, stage)
-            ]
-            owner = {stored: share for share in shares for stored in share.layouts}
-            files = split_into_files((share.layouts for share in shares), LARGEST_FILE)
+            parameters = []
+            for name in outline.stage_parameters(stages, stage):
+                parameter = outline.parameters[name]
+                share = Share(parameter.layout, parameter.cut if ranks > 1 else None, ranks, rank)
+                parameters.append((name, scheme(schemes.get(name, "none")), share))
+            stored = {
+                own.stored_name(name, part): _Stored(own, part, share)
+                for name, own, share in parameters
+                for part in own.parts(share.local)
+            }
+            files = split_into_files((own.layouts(name, share.local) for name, own, share in parameters), LARGEST_FILE)
             planned += [
-                (name, layouts, owner)
+                (name, layouts, stored)
                 for name, layouts in zip(_file_names(len(files), stage, rank), files, strict=True)
             ]
     expect(sum(layout.nbytes for _, layouts, _ in planned for layout in layouts.values()))
     digests = {}
-    for name, layouts, owner in planned:
+    for name, layouts, stored in planned:
         with SafetensorsWriter(output / name, layouts) as writer:
             for tensor in writer.order:
-                writer.write(tensor, owner[tensor].of(tensor, source))
+                writer.write(tensor, stored[tensor].read(tensor, source))
         digests[name] = writer.sha256
     return digests
 
 
-class _Share:
-    """A rank's share of a parameter, as the tensors that are stored for it."""
+class _Stored(NamedTuple):
+    """A tensor of a rank's files: a part of a parameter."""
 
-    def __init__(self, name: str, parameter: ParameterOutline, scheme: str, ranks: int, rank: int) -> None:
-        from furiosa_build.ir.tensors import Layout
-        from furiosa_build.quant.quantization import stored_layouts
+    scheme: QuantScheme
+    part: str
+    share: Share
 
-        whole = parameter.layout
-        self._cut = parameter.cut if ranks > 1 else None
-        self._rank = rank
-        self._shape = list(whole.shape) if self._cut is None else self._cut.local_shape(parameter.shape, ranks)
-        if self._cut is not None:
-            self._begin, self._length = self._cut.share(parameter.shape, ranks, rank)
-        self.layouts: dict[str, Layout] = stored_layouts(name, Layout(whole.dtype, tuple(self._shape)), scheme)
-
-    def of(self, stored: str, source: TensorSource) -> Tensor:
-        """The share of one stored tensor."""
+    def read(self, name: str, source: TensorSource) -> Tensor:
+        """The rank's share of the tensor that `source` has under this name."""
         import torch
 
-        if stored.endswith(".weight_shape"):
-            return torch.tensor(self._shape)
-        tensor, layout = source.read(stored), self.layouts[stored]
-        if stored.endswith(".weight_scale"):
-            tensor = tensor.reshape(-1, *layout.shape[1:])
-        if self._cut is None:
-            pass
-        elif self._cut.how == "once":
-            tensor = tensor if self._rank == 0 else torch.zeros_like(tensor)
-        elif self._cut.dim == 1 and stored.endswith(".weight_packed"):
-            tensor = _repack(tensor, self._begin, self._length)
-        elif tensor.shape == layout.shape:
-            pass  # all ranks have it: such as one scale for the weight, or one for each of its whole rows
-        elif self._cut.dim == 0:
-            tensor = tensor[self._begin : self._begin + self._length]
-        else:
-            tensor = tensor[:, self._begin : self._begin + self._length]
-        return tensor.to(getattr(torch, layout.dtype))
-
-
-def _repack(packed: Tensor, begin: int, length: int) -> Tensor:
-    """Columns of int8 weights, packed by four into int32, as a matrix of their own."""
-    import torch
-
-    from furiosa_build.quant.linear import packed_columns
-
-    own = torch.zeros((packed.shape[0], packed_columns(length)), dtype=torch.uint8)
-    own[:, :length] = packed.view(torch.uint8)[:, begin : begin + length]
-    return own.view(torch.int32)
+        derived = self.scheme.derived(self.part, self.share.local)
+        if derived is not None:
+            return derived
+        dtype = self.scheme.parts(self.share.local)[self.part].dtype
+        return self.scheme.shard(self.part, source.read(name), self.share).to(getattr(torch, dtype))
 
 
 def _file_names(count: int, stage: int = 0, rank: int = 0) -> list[str]:

@@ -17,7 +17,6 @@ from furiosa_build.plan.budget.placement import EMULATED, Element, element_name,
 from furiosa_build.plan.budget.sizes import SCRATCH_BLOCKS
 from furiosa_build.plan.explain import lines as change_lines
 from furiosa_build.plan.planner import DRAFT
-from furiosa_build.quant.forms import Form
 
 if TYPE_CHECKING:
     from furiosa_build.build.build import Build
@@ -307,8 +306,8 @@ def _random_note(seed: int | None) -> list[str]:
 def _checkpoint_note(build: Build) -> list[str]:
     if build.checkpoint is None:
         return []
-    described = Form.parse(build.checkpoint.form).described
-    return [f"quantized checkpoint {build.spec.quantization.quantize_artifact_path}: {described}"]
+    path = build.spec.quantization.quantize_artifact_path
+    return [f"quantized checkpoint {path}: {build.checkpoint.described}"]
 
 
 def _kv_bytes(artifact: Artifact) -> int:

@@ -1,28 +1,27 @@
-"""Where weights come from: safetensors files, mapped, or numbers drawn from a seed. One tensor at a time."""
+"""Checks that weights are those of the model: every parameter, in its shape, stored as its scheme stores it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from functools import partial
 
 from furiosa_build.core.errors import UserError
 from furiosa_build.ir.dtypes import FLOATS
 from furiosa_build.ir.outline import Outline, ParameterOutline
-from furiosa_build.ir.tensors import Layout
-from furiosa_build.quant.quantization import stored_layouts
+from furiosa_build.quant.scheme import scheme
 from furiosa_build.weights.source import TensorSource
 
 
 def check_stored(source: TensorSource, outline: Outline, schemes: Mapping[str, str], where: str) -> None:
-    """Raises UserError unless `source` has every parameter in the form that `schemes` says, and no more.
+    """Raises UserError unless `source` has every parameter as its scheme stores it, and no more.
 
-    It may have more layers. A scale may have any floating dtype, and any shape with as many numbers.
+    It may have more layers.
     """
     expected = {
-        stored: (layout, scheme)
+        own.stored_name(name, part): (own, part, parameter.layout)
         for name, parameter in outline.parameters.items()
-        for scheme in [schemes.get(name, "none")]
-        for stored, layout in stored_layouts(name, parameter.layout, scheme).items()
+        for own in [scheme(schemes.get(name, "none"))]
+        for part in own.parts(parameter.layout)
     }
     names = source.names()
     if missing := sorted(expected.keys() - names):
@@ -37,28 +36,11 @@ def check_stored(source: TensorSource, outline: Outline, schemes: Mapping[str, s
             where=where,
             hint="is a layer quantized that config.json does not target, or by static scales or zero points?",
         )
-    for name, (layout, scheme) in expected.items():
-        _check_tensor(name, source.layout(name), layout, scheme, where)
-        if name.endswith(".weight_shape"):
-            whole = outline.parameters[name.removesuffix("_shape")].shape
-            if source.read(name).tolist() != whole:
-                raise _wrong(name, f"says {source.read(name).tolist()}", where, str(whole))
-
-
-def _check_tensor(name: str, found: Layout, expected: Layout, scheme: str, where: str) -> None:
-    if name.endswith(".weight_scale"):
-        fits = math.prod(found.shape) == math.prod(expected.shape)
-    else:
-        fits = found.shape == expected.shape
-    dtypes = FLOATS if scheme == "none" or name.endswith(".weight_scale") else (expected.dtype,)
-    if found.dtype not in dtypes:
-        raise _wrong(name, f"has dtype {found.dtype}", where, " or ".join(dtypes))
-    if not fits:
-        raise _wrong(name, f"has shape {list(found.shape)}", where, str(list(expected.shape)))
-
-
-def _wrong(name: str, what: str, where: str, valid: str) -> UserError:
-    return UserError(f"{name} of the quantized checkpoint {what}", where=where, valid=valid)
+    for name, (own, part, layout) in expected.items():
+        mismatch = own.mismatch(part, layout, source.layout(name), partial(source.read, name))
+        if mismatch is not None:
+            what = f"{name} of the quantized checkpoint {mismatch.what}"
+            raise UserError(what, where=where, valid=mismatch.valid)
 
 
 def _some(names: list[str]) -> str:

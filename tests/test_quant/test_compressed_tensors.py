@@ -260,12 +260,6 @@ def of_all(**changes: Any) -> Edit:
     return lambda config: config.update(changes)
 
 
-def second_group(config: dict[str, Any]) -> None:
-    group = json.loads(json.dumps(config["config_groups"]["group_0"]))
-    group["weights"]["strategy"] = "channel"
-    config["config_groups"]["group_1"] = group
-
-
 REFUSED: dict[str, tuple[Edit, str]] = {
     "gptq": (of_all(quant_method="gptq"), "quant_method=gptq"),
     "fp8 of another kind": (of_all(quant_method="fp8"), "quant_method=fp8"),
@@ -277,7 +271,6 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "no groups": (of_all(config_groups={}), "config_groups={}"),
     "groups are a list": (of_all(config_groups=[1]), "config_groups=[1]"),
     "a preset": (of_all(config_groups={"FP8": ["Linear"]}), 'config_groups.FP8=["Linear"]'),
-    "two schemes": (second_group, "config_groups.group_1 has fp8 weights with a scale per channel"),
     "format": (of_group(format="nvfp4-pack-quantized"), "config_groups.group_0.format=nvfp4-pack-quantized"),
     "format of all": (lambda config: (of_group(format=None)(config), of_all(format="dense")(config)), "format=dense"),
     "format is a list": (of_group(format=[]), "config_groups.group_0.format=[]"),
@@ -347,8 +340,8 @@ def test_targets_mean_what_compressed_tensors_says(targets: list[str], ignore: l
         {"a": torch.nn.ModuleDict({"b": torch.nn.Linear(1, 1)}), "lm_head": torch.nn.Linear(1, 1)}
     )
     theirs = [name for name, _ in match_named_modules(model, targets, ignore)]
-    checkpoint = QuantizedCheckpoint("fp8", tuple(targets), tuple(ignore))
-    assert [name for name in ("a.b", "lm_head") if checkpoint.form_of(f"{name}.weight") == "fp8"] == quantized
+    checkpoint = QuantizedCheckpoint(dict.fromkeys(targets, "fp8"), tuple(ignore))
+    assert [name for name in ("a.b", "lm_head") if checkpoint.scheme_of(f"{name}.weight") == "fp8"] == quantized
     assert sorted(theirs) == quantized
 
 

@@ -9,19 +9,19 @@ from compressed_tensors.compressors.base import compress_module, decompress_modu
 from compressed_tensors.quantization import (
     QuantizationArgs,
     QuantizationConfig,
-    QuantizationScheme,
     apply_quantization_config,
 )
 from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 from compressed_tensors.quantization.utils import calculate_qparams, compute_dynamic_scales_and_zp
-from quantized import FORMS
+from quantized import FORMS, library_scheme
 from torch import Tensor, nn
 
-from furiosa_build.quant.forms import Form
-from furiosa_build.quant.linear import FP8, QuantizedLinear, packed_columns, to_float, weight_name
-from furiosa_build.quant.quantization import dequantize, quantize
-from furiosa_build.recipe.schema import Scheme
+from furiosa_build.quant.fp8 import Fp8
+from furiosa_build.quant.int8 import Int8, packed_columns
+from furiosa_build.quant.linear import QuantizedLinear, to_float
+from furiosa_build.quant.scheme import scheme as find_scheme
 
+FP8 = torch.float8_e4m3fn
 FLOATS = [torch.float32, torch.bfloat16]
 
 
@@ -30,7 +30,7 @@ def test_every_float8_becomes_the_number_that_torch_says_it_is() -> None:
     expected = every_byte.float()
     is_number = ~expected.isnan()
     assert is_number.sum() == 254, "0x7f and 0xff are not numbers, and quantize never writes them"
-    found = to_float(every_byte, Form("fp8"))
+    found = to_float(every_byte, Fp8())
     assert found.dtype == torch.float32
     assert found[is_number].equal(expected[is_number])
     assert found.signbit()[is_number].equal(expected.signbit()[is_number]), "minus zero"
@@ -39,7 +39,7 @@ def test_every_float8_becomes_the_number_that_torch_says_it_is() -> None:
 
 
 def test_every_packed_byte_becomes_its_integer() -> None:
-    found = to_float(torch.arange(256, dtype=torch.uint8), Form("int8"))
+    found = to_float(torch.arange(256, dtype=torch.uint8), Int8())
     assert found.dtype == torch.float32
     assert found.tolist() == list(range(-128, 128))
 
@@ -48,20 +48,16 @@ def test_packed_rows_are_whole_words() -> None:
     assert [packed_columns(n) for n in (1, 4, 5, 8)] == [4, 4, 8, 8]
 
 
-def test_names_are_those_of_a_compressed_tensors_checkpoint() -> None:
-    assert (weight_name("fp8"), weight_name("int8")) == ("weight", "weight_packed")
-
-
-def make(scheme: Scheme, columns: int, *, bias: bool, dtype: torch.dtype) -> tuple[QuantizedLinear, dict[str, Tensor]]:
+def make(scheme: str, columns: int, *, bias: bool, dtype: torch.dtype) -> tuple[QuantizedLinear, dict[str, Tensor]]:
     """A layer with 10 outputs, and its parameters as a checkpoint has them."""
     generator = torch.Generator().manual_seed(columns)
     with torch.device("meta"):
         original = nn.Linear(columns, 10, bias=bias, dtype=dtype)
     weight = torch.randn((10, columns), generator=generator).to(dtype)
-    stored = {name.removeprefix("m."): tensor for name, tensor in quantize("m.weight", weight, scheme).items()}
+    stored = find_scheme(scheme).quantize(weight)
     if bias:
         stored["bias"] = torch.randn(10, generator=generator).to(dtype)
-    return QuantizedLinear(original, scheme), stored
+    return QuantizedLinear(original, find_scheme(scheme)), stored
 
 
 def call(layer: QuantizedLinear, stored: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -85,7 +81,7 @@ LEADING = [(), (1,), (2,), (1, 2), (3,), (8,), (3, 3), (32,), (33,), (2, 20)]
 @pytest.mark.parametrize(("columns", "bias"), [(32, False), (37, True)], ids=["32", "37-bias"])
 @pytest.mark.parametrize("scheme", ["fp8", "int8"])
 def test_a_product_is_that_of_the_dequantized_weight(
-    scheme: Scheme, columns: int, bias: bool, dtype: torch.dtype, leading: tuple[int, ...]
+    scheme: str, columns: int, bias: bool, dtype: torch.dtype, leading: tuple[int, ...]
 ) -> None:
     layer, stored = make(scheme, columns, bias=bias, dtype=dtype)
     x = torch.randn((*leading, columns), generator=torch.Generator().manual_seed(1)).to(dtype)
@@ -111,7 +107,7 @@ def test_a_product_is_that_of_the_dequantized_weight(
 
 
 @pytest.mark.parametrize("scheme", ["fp8", "int8"])
-def test_all_formulations_agree(scheme: Scheme) -> None:
+def test_all_formulations_agree(scheme: str) -> None:
     """A sequence's numbers do not jump when it moves from a bucket of few rows to one of many."""
     layer, stored = make(scheme, 64, bias=True, dtype=torch.float32)
     x = torch.randn((64, 64), generator=torch.Generator().manual_seed(2))
@@ -122,18 +118,24 @@ def test_all_formulations_agree(scheme: Scheme) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["fp8", "int8"])
-def test_a_product_is_close_to_the_one_that_was_quantized(scheme: Scheme) -> None:
+def test_a_product_is_close_to_the_one_that_was_quantized(scheme: str) -> None:
     """The end of the chain: layer(x) against x @ dequantized weight, through this project's own dequantize."""
     layer, stored = make(scheme, 37, bias=False, dtype=torch.float32)
     x = torch.randn((4, 37), generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(call(layer, stored, x), x @ dequantize(stored, scheme).T, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        call(layer, stored, x), x @ find_scheme(scheme).dequantize(stored, torch.float32).T, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("scheme", ["fp8", "int8"])
-def test_the_layer_declares_what_the_checkpoint_holds_and_no_memory(scheme: Scheme) -> None:
+def test_the_layer_declares_what_the_checkpoint_holds_and_no_memory(scheme: str) -> None:
     layer, _ = make(scheme, 37, bias=True, dtype=torch.bfloat16)
     assert all(parameter.is_meta for parameter in layer.parameters())
-    assert [name for name, _ in layer.named_parameters()] == [weight_name(scheme), "weight_scale", "bias"]
+    assert [name for name, _ in layer.named_parameters()] == [
+        {"fp8": "weight", "int8": "weight_packed"}[scheme],
+        "weight_scale",
+        "bias",
+    ]
     assert layer.weight_scale.dtype == torch.bfloat16
 
 
@@ -147,18 +149,13 @@ class FromCompressedTensors(NamedTuple):
 
 def by_compressed_tensors(form: str, weight: Tensor) -> FromCompressedTensors:
     """By that library's own code, from the weight to the product."""
-    kind, plain, tensor, dynamic = Form.parse(form)
-    numbers = "float" if kind == "fp8" else "int"
-    name = "float-quantized" if kind == "fp8" else "int-quantized" if plain else "pack-quantized"
-    weights = QuantizationArgs(num_bits=8, type=numbers, strategy="tensor" if tensor else "channel")
-    activations = QuantizationArgs(num_bits=8, type=numbers, strategy="token", dynamic=True) if dynamic else None
+    scheme = library_scheme(form)
     module = nn.Sequential(nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype))
     module[0].weight.data = weight.clone()
-    scheme = QuantizationScheme(targets=["Linear"], weights=weights, input_activations=activations, format=name)
     config = QuantizationConfig(config_groups={"group_0": scheme}, quantization_status="frozen")
     apply_quantization_config(module, config, show_progress=False)
-    low, high = (weight.amin(), weight.amax()) if tensor else weight.aminmax(dim=1, keepdim=True)
-    module[0].weight_scale.data, _ = calculate_qparams(low, high, weights)
+    low, high = (weight.amin(), weight.amax()) if "tensor" in form else weight.aminmax(dim=1, keepdim=True)
+    module[0].weight_scale.data, _ = calculate_qparams(low, high, scheme.weights)
     compress_module(module[0])
     stored = {key: value.detach().clone() for key, value in module[0].state_dict().items()}
     decompress_module(module[0])
@@ -175,7 +172,7 @@ def test_every_form_computes_what_compressed_tensors_computes(form: str, dtype: 
     x[0, 0, 0] = -9  # the largest of its token: -127.5 steps of int8
     x[0, rows // 2, :] = 0 if rows > 2 else 1
     with torch.device("meta"):
-        layer = QuantizedLinear(nn.Linear(48, 10, bias=False, dtype=dtype), form)
+        layer = QuantizedLinear(nn.Linear(48, 10, bias=False, dtype=dtype), find_scheme(form))
     found, expected = call(layer, reference.stored, x), reference.forward(x)
     # From the same input every number falls to the same step: what differs is the order in which sums are rounded, and
     # in bfloat16 that theirs multiplies weight and scale first, and rounds that. One number on another step would be
@@ -194,7 +191,7 @@ def test_a_token_is_rounded_as_compressed_tensors_rounds_it_to_the_last_bit(
     x = (torch.randn((1, 100, 16), generator=generator) * sizes).to(dtype)
     x[0, 50] = 0
     with torch.device("meta"):
-        layer = QuantizedLinear(nn.Linear(16, 16, dtype=dtype), form)
+        layer = QuantizedLinear(nn.Linear(16, 16, dtype=dtype), find_scheme(form))
     args = QuantizationArgs(num_bits=8, type=numbers, strategy="token", dynamic=True)
     scale, zero = compute_dynamic_scales_and_zp(x, args, nn.Module())
     assert layer._rounded(x).equal(fake_quantize(x, scale, zero, args))

@@ -162,10 +162,8 @@ VALUES = {
     "GPU": command_line("devices=cuda:0", "does not compile for devices='cuda:0'", "cpu, or npu:X"),
     "device twice": command_line("devices='cpu,cpu:0'", "names cpu:0 twice", "every element once"),
     "devices of two kinds": command_line("devices='cpu,npu:0:0'", "mixes cpu and npu", "one kind"),
-    "rule of another scheme": command_line(
-        "quantization.rules=[{match: a, scheme: fp8}]",
-        "the rule's scheme 'fp8' mixes with scheme='none'",
-        "'none'",
+    "scheme of a rule": command_line(
+        "quantization.rules=[{match: a, scheme: int4}]", "'int4' is not valid", "'none', 'fp8' or 'int8'", "'int8'"
     ),
     "item of a list": command_line("quantization.rules.0.scheme=fp8", "quantization.rules.0.scheme=fp8"),
     "bucket order": command_line(

@@ -11,7 +11,7 @@ from furiosa_build.core.system import Disk
 from furiosa_build.plan.budget.sizes import nbytes, parameter_bytes, stored_bytes
 from furiosa_build.plan.kinds import outer_parameters
 from furiosa_build.plan.planner import Plan, Step
-from furiosa_build.quant.forms import Form
+from furiosa_build.quant.scheme import scheme
 
 # Private memory at the peak, measured with torch 2.13 on x86-64. It hardly depends on the model.
 _WORKER = 300_000_000
@@ -120,7 +120,7 @@ class Costs:
             case "trace":
                 return Work(0, _GRAPH)
             case "compile":
-                rounded = Form.parse(self._plan.quantization).dynamic
+                rounded = any(scheme(text).rounds_activations for text in set(self._schemes.values()))
                 divided = _PARTS_OF_ROUNDED if rounded else _PARTS
                 parts = divided if self._plan.spec.parallel.tensor_parallel_size > 1 else 1
                 constants = self._constants(step)

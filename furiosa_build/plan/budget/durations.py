@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from furiosa_build.ir.outline import ParameterOutline
 from furiosa_build.plan.budget.sizes import nbytes
 from furiosa_build.plan.planner import Plan, Step
+from furiosa_build.quant.scheme import summary
 
 _FURTHEST = 10
 """A step that reads weights is compared with one that read up to so many times as much, or as little. Further away,
@@ -94,7 +95,7 @@ def _kind(
     package: Mapping[str, Any],
 ) -> _Kind | None:
     """None for a step that is like no other. `seeded`: weights are drawn; `package`: what that step reads."""
-    scheme: str = next(iter(reads.get("schemes", {}).values()), "none")
+    scheme = summary(reads.get("schemes", {}).values())
     role = name.rpartition(":")[2].rstrip("0123456789")
     match action:
         case "fetch":  # files that are hashed, or come through a network: nobody knows how fast

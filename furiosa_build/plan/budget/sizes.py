@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from furiosa_build.ir.dtypes import ITEMSIZE
 from furiosa_build.ir.outline import Outline, ParameterOutline
-from furiosa_build.quant.forms import Form
+from furiosa_build.quant.scheme import scheme as find_scheme
 
 if TYPE_CHECKING:
     from furiosa_build.plan.planner import Plan
 
 SCRATCH_BLOCKS = 1
 """KV blocks that the runtime has for padding, beside those that sequences use."""
-_INT8_SHAPE = 16
-"""The shape that stands beside an int8 weight: two int64."""
 
 
 def nbytes(parameter: ParameterOutline) -> int:
-    """Of a parameter as the model has it."""
-    return math.prod(parameter.shape) * ITEMSIZE[parameter.dtype]
+    """Bytes of a parameter as the model has it, before quantization."""
+    return parameter.layout.nbytes
 
 
 def stored_bytes(parameter: ParameterOutline, scheme: str = "none") -> int:
-    """Of all tensors that a parameter becomes in the artifact."""
-    if scheme == "none":
-        return nbytes(parameter)
-    form, (rows, columns) = Form.parse(scheme), parameter.shape
-    scales = (1 if form.tensor else rows) * ITEMSIZE[parameter.dtype]
-    if not form.is_packed:
-        return rows * columns + scales
-    return rows * -(-columns // 4) * 4 + scales + _INT8_SHAPE
+    """Bytes of all tensors that a parameter becomes in the artifact."""
+    return find_scheme(scheme).nbytes(parameter.layout)
 
 
 def parameter_bytes(plan: Plan) -> int:
-    """Of all parameters in the artifact. Its files also have headers, some hundred bytes a parameter."""
+    """Bytes of all parameters in the artifact. Its files also have headers, some hundred bytes a parameter."""
     schemes = plan.schemes()
     return sum(
         stored_bytes(parameter, schemes.get(name, "none")) for name, parameter in plan.outline.parameters.items()
@@ -46,7 +37,7 @@ def parameter_bytes(plan: Plan) -> int:
 def rank_parameter_bytes(
     outline: Outline, stages: Sequence[Sequence[int]], stage: int, ranks: int, schemes: Mapping[str, str]
 ) -> int:
-    """Of the parameters of one rank of a stage; every rank has as much. `stages` has the layers of each."""
+    """Bytes of the parameters of one rank of a stage; every rank has as much. `stages` has the layers of each."""
     found = 0
     for name in outline.stage_parameters(stages, stage):
         parameter = outline.parameters[name]
@@ -57,7 +48,7 @@ def rank_parameter_bytes(
 
 
 def kv_slot_bytes(outline: Outline, layers: Collection[int], ranks: int) -> int:
-    """Of the keys and values of one token in these layers, of one rank among `ranks`."""
+    """Bytes of the keys and values of one token in these layers, of one rank among `ranks`."""
     numbers = 0
     for kind in outline.blocks:
         heads, size = kind.cache_shape
@@ -66,12 +57,12 @@ def kv_slot_bytes(outline: Outline, layers: Collection[int], ranks: int) -> int:
 
 
 def kv_cache_bytes_of(plan: Plan, layers: Collection[int], ranks: int) -> int:
-    """Of the whole KV cache of these layers, of one rank among `ranks`, with the block for padding."""
+    """Bytes of the whole KV cache of these layers, of one rank among `ranks`, with the block for padding."""
     slots = (plan.kv_blocks.count + SCRATCH_BLOCKS) * plan.spec.buckets.paged_attention_block_size
     return slots * kv_slot_bytes(plan.outline, layers, ranks)
 
 
 def kv_cache_bytes(plan: Plan) -> int:
-    """Of the whole KV cache, of all ranks together."""
+    """Bytes of the whole KV cache, of all ranks together."""
     ranks = plan.spec.parallel.tensor_parallel_size
     return kv_cache_bytes_of(plan, [layer for stage in plan.stages for layer in stage], ranks) * ranks

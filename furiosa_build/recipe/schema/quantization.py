@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic_core import PydanticKnownError
 
+from furiosa_build.quant.scheme import names
 from furiosa_build.recipe.schema.section import Section, as_tuple, invalid
 
-Scheme = Literal["none", "fp8", "int8"]
+
+def _known(scheme: str) -> str:
+    *others, last = map(repr, known := names())
+    if scheme not in known:
+        raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+    return scheme
+
+
+Scheme = Annotated[str, AfterValidator(_known)]
+"""The name of a scheme of the registry (`furiosa_build.quant.scheme`)."""
 
 
 class QuantizationRule(Section):
@@ -20,7 +31,7 @@ class QuantizationRule(Section):
 
 
 class QuantizationSpec(Section):
-    """Weight-only quantization of linear layers: the first rule that matches wins, else `scheme`.
+    """Quantization of linear layers, each by itself: the first rule that matches its weight wins, else `scheme`.
 
     Or a compressed-tensors checkpoint, of which the weights are taken as they are: `quantize_artifact_path`.
     """
@@ -38,19 +49,7 @@ class QuantizationSpec(Section):
             raise invalid(what, key=("quantize_artifact_path",), valid=valid)
         return self
 
-    @model_validator(mode="after")
-    def _one_scheme(self) -> QuantizationSpec:
-        for index, rule in enumerate(self.rules):
-            if rule.scheme not in ("none", self.scheme):
-                raise invalid(
-                    f"the rule's scheme {rule.scheme!r} mixes with scheme={self.scheme!r}: "
-                    "a checkpoint has one quantized format",
-                    key=("rules", index, "scheme"),
-                    valid=" or ".join(sorted({"'none'", repr(self.scheme)})),
-                )
-        return self
-
-    def scheme_of(self, parameter: str) -> Scheme:
+    def scheme_of(self, parameter: str) -> str:
         """The scheme for the weight of the linear layer called `parameter`."""
         for rule in self.rules:
             if fnmatch.fnmatchcase(parameter, rule.match):

@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from furiosa_build.ir.tensors import Layout
-from furiosa_build.quant import quantization
-from furiosa_build.quant.linear import FP8, FP8_MAX
-from furiosa_build.quant.quantization import compressed_tensors_config, dequantize, quantize, stored_layouts
-from furiosa_build.recipe.schema import Scheme
+from furiosa_build.quant import eight_bit
+from furiosa_build.quant.compressed_tensors import quantization_config
+from furiosa_build.quant.scheme import scheme as find_scheme
 
-QUANTIZED: list[Scheme] = ["fp8", "int8"]
+QUANTIZED = ["fp8", "int8"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -25,14 +24,19 @@ def random_weight(rows: int, columns: int, dtype: torch.dtype = torch.float32) -
     return (torch.randn((rows, columns), generator=generator) * spread).to(dtype)
 
 
-def quantized(weight: Tensor, scheme: Scheme) -> dict[str, Tensor]:
-    """With the names that the tensors have relative to their module."""
-    return {name.removeprefix("m."): tensor for name, tensor in quantize("m.weight", weight, scheme).items()}
+def quantized(weight: Tensor, scheme: str) -> dict[str, Tensor]:
+    """The parts of a weight."""
+    return find_scheme(scheme).quantize(weight)
 
 
-def library_scheme(scheme: Scheme) -> tuple[QuantizationScheme, type[BaseCompressor]]:
+def dequantize(stored: dict[str, Tensor], scheme: str) -> Tensor:
+    """The weight that parts stand for, in the dtype of its scales."""
+    return find_scheme(scheme).dequantize(stored, stored["weight_scale"].dtype)
+
+
+def library_scheme(scheme: str) -> tuple[QuantizationScheme, type[BaseCompressor]]:
     """What compressed-tensors reads in the configuration that a checkpoint of `scheme` says."""
-    config = QuantizationConfig.model_validate(compressed_tensors_config(scheme, ["lm_head"]))
+    config = QuantizationConfig.model_validate(quantization_config({"m": scheme}, ["lm_head"]))
     group = config.config_groups["group_0"]
     return group, BaseCompressor.get_value_from_registry(str(group.format or config.format))
 
@@ -66,7 +70,7 @@ def test_int8_scales_reach_the_largest_weight_exactly(dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [64, 37])
 @pytest.mark.parametrize("scheme", QUANTIZED)
-def test_stored_bytes_are_those_the_library_writes(scheme: Scheme, columns: int, dtype: torch.dtype) -> None:
+def test_stored_bytes_are_those_the_library_writes(scheme: str, columns: int, dtype: torch.dtype) -> None:
     """Given the same scales, and arithmetic in float32."""
     weight = random_weight(9, columns, dtype)
     found = quantized(weight, scheme)
@@ -86,7 +90,7 @@ def test_stored_bytes_are_those_the_library_writes(scheme: Scheme, columns: int,
 
 @pytest.mark.parametrize("columns", [64, 37])
 @pytest.mark.parametrize("scheme", QUANTIZED)
-def test_the_library_reads_back_what_dequantize_says(scheme: Scheme, columns: int) -> None:
+def test_the_library_reads_back_what_dequantize_says(scheme: str, columns: int) -> None:
     found = quantized(random_weight(9, columns), scheme)
     group, compressor = library_scheme(scheme)
     expected = compressor.decompress(dict(found), group)["weight"]
@@ -94,19 +98,19 @@ def test_the_library_reads_back_what_dequantize_says(scheme: Scheme, columns: in
 
 
 @pytest.mark.parametrize("scheme", QUANTIZED)
-def test_the_library_takes_the_configuration_for_weights_only(scheme: Scheme) -> None:
+def test_the_library_takes_the_configuration_for_weights_only(scheme: str) -> None:
     group, _ = library_scheme(scheme)
     assert group.targets == ["Linear"]
     assert group.input_activations is None
     assert group.weights.symmetric
     assert group.weights.strategy == "channel"
-    assert group.weights.pytorch_dtype() == (FP8 if scheme == "fp8" else torch.int8)
+    assert group.weights.pytorch_dtype() == (torch.float8_e4m3fn if scheme == "fp8" else torch.int8)
 
 
 # Against the definition.
 
 
-def half_a_step(weight: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
+def half_a_step(weight: Tensor, scale: Tensor, scheme: str) -> Tensor:
     """The largest error that rounding to nearest may make, in float64."""
     units = weight.double().abs() / scale.double()
     if scheme == "int8":
@@ -128,7 +132,7 @@ def weights(draw: st.DrawFn) -> Tensor:
 
 
 @given(weights(), st.sampled_from(QUANTIZED))
-def test_no_weight_moves_by_more_than_half_a_step(weight: Tensor, scheme: Scheme) -> None:
+def test_no_weight_moves_by_more_than_half_a_step(weight: Tensor, scheme: str) -> None:
     stored = quantized(weight, scheme)
     scale = stored["weight_scale"]
     assert scale.isfinite().all()
@@ -140,7 +144,7 @@ def test_no_weight_moves_by_more_than_half_a_step(weight: Tensor, scheme: Scheme
     # clamps the largest weight, which is then off by at most the scale's own rounding.
     eps = torch.finfo(weight.dtype).eps
     slack = weight.double().abs() * (eps + 2.0**-23) + scale.double() * 2.0**-20
-    limit = FP8_MAX if scheme == "fp8" else 127
+    limit = 448 if scheme == "fp8" else 127
     clamped = (weight.double().abs() / scale.double() - limit).clamp(min=0) * scale.double()
     assert (clamped <= weight.double().abs() * eps).all()
     error = (found.double() - weight.double()).abs()
@@ -148,7 +152,7 @@ def test_no_weight_moves_by_more_than_half_a_step(weight: Tensor, scheme: Scheme
 
 
 @pytest.mark.parametrize("scheme", QUANTIZED)
-def test_a_row_of_zeros_stays_one(scheme: Scheme) -> None:
+def test_a_row_of_zeros_stays_one(scheme: str) -> None:
     weight = random_weight(3, 8)
     weight[1] = 0
     stored = quantized(weight, scheme)
@@ -158,10 +162,10 @@ def test_a_row_of_zeros_stays_one(scheme: Scheme) -> None:
 
 
 @pytest.mark.parametrize("scheme", QUANTIZED)
-def test_a_row_is_quantized_alike_whatever_the_other_rows_are(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_is_quantized_alike_whatever_the_other_rows_are(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = random_weight(40, 12)
     whole = quantized(weight, scheme)
-    monkeypatch.setattr(quantization, "_ELEMENTS_AT_A_TIME", 12 * 7)
+    monkeypatch.setattr(eight_bit, "_ELEMENTS_AT_A_TIME", 12 * 7)
     for name, tensor in quantized(weight, scheme).items():
         assert tensor.equal(whole[name]), name
     alone = quantized(weight[17:18].clone(), scheme)
@@ -175,14 +179,30 @@ def test_ties_go_to_even() -> None:
 
 def test_no_quantization_leaves_the_weight_alone() -> None:
     weight = random_weight(2, 3)
-    assert quantize("m.weight", weight, "none") == {"m.weight": weight}
+    assert find_scheme("none").quantize(weight) == {"weight": weight}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("columns", [64, 37, 1])
 @pytest.mark.parametrize("scheme", ["none", *QUANTIZED])
-def test_layouts_are_known_before_quantizing(scheme: Scheme, columns: int, dtype: torch.dtype) -> None:
-    name = "model.layers.0.mlp.up_proj.weight"
+def test_layouts_are_known_before_quantizing(scheme: str, columns: int, dtype: torch.dtype) -> None:
     weight = random_weight(5, columns, dtype)
-    found = {key: Layout.of(tensor) for key, tensor in quantize(name, weight, scheme).items()}
-    assert found == stored_layouts(name, Layout.of(weight), scheme)
+    found = {part: Layout.of(tensor) for part, tensor in find_scheme(scheme).quantize(weight).items()}
+    assert found == find_scheme(scheme).parts(Layout.of(weight))
+    assert sum(layout.nbytes for layout in found.values()) == find_scheme(scheme).nbytes(Layout.of(weight))
+
+
+def test_parts_are_named_as_a_compressed_tensors_checkpoint_names_them() -> None:
+    weight = Layout("bfloat16", (5, 6))
+
+    def names(scheme: str, parameter: str = "a.b.weight") -> list[str]:
+        return sorted(find_scheme(scheme).layouts(parameter, weight))
+
+    assert names("fp8") == names("int8-plain-tensor") == ["a.b.weight", "a.b.weight_scale"]
+    assert names("int8") == ["a.b.weight_packed", "a.b.weight_scale", "a.b.weight_shape"]
+    assert names("none", "a.b.bias") == ["a.b.bias"]
+
+
+def test_forms_that_only_checkpoints_have_are_not_made() -> None:
+    with pytest.raises(ValueError, match="int8-plain weights are taken from checkpoints"):
+        find_scheme("int8-plain").quantize(random_weight(2, 3))

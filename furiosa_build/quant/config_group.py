@@ -1,0 +1,60 @@
+"""A place in a checkpoint's `quantization_config`: reads values, and refuses what is not supported by its name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from furiosa_build.core.errors import UserError
+
+
+class Refuser:
+    """Makes the messages about one file. Keys are relative to `prefix`, a dotted place in its quantization_config."""
+
+    def __init__(self, path: Path, prefix: str = "") -> None:
+        self.path, self._prefix = path, prefix
+
+    def only(self, key: str, value: Any, *valid: Any, hint: str = "") -> None:
+        """Raises UserError unless `value` is one of `valid`, of the same type."""
+        if not any(value == one and type(value) is type(one) for one in valid):
+            raise self.refusal(key, value, " or ".join(_shown(one) for one in valid), hint)
+
+    def refusal(self, key: str, value: Any, valid: str, hint: str = "") -> UserError:
+        """The error for a value that is not supported."""
+        shown, at = _shown(value), self.at(key)
+        what = f"this version does not take a checkpoint with {at}={shown if len(shown) < 80 else shown[:80] + ' ...'}"
+        return UserError(what, where=f"{self.path}, quantization_config.{at}", valid=valid, hint=hint)
+
+    def at(self, key: str) -> str:
+        """The dotted place of a key in the quantization_config."""
+        return f"{self._prefix}.{key}" if self._prefix else key
+
+
+class ConfigGroup(Refuser):
+    """One of the `config_groups`: layers that are quantized alike.
+
+    Attributes:
+        format: The format that its tensors have.
+    """
+
+    def __init__(self, path: Path, name: str, group: Mapping[str, Any], format_: str) -> None:
+        super().__init__(path, f"config_groups.{name}")
+        self._group, self.format = group, format_
+
+    def get(self, key: str) -> Any:
+        """A value of the group; None where it has none."""
+        return self._group.get(key)
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        """A mapping of the group. Raises UserError where it is something else."""
+        value = self._group.get(key)
+        if not isinstance(value, dict):
+            raise self.refusal(key, value, "a mapping")
+        return value
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON has it; a string without its quotes."""
+    return value if isinstance(value, str) else json.dumps(value)
