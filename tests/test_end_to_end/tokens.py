@@ -10,7 +10,7 @@ from reference import greedy
 from test_models.tiny import load, save_random_model
 from user_directory import UserDirectory, make_user_directory
 
-from furiosa_build.quant.quantization import dequantize, quantize
+from furiosa_build.quant.scheme import scheme as find_scheme
 from furiosa_build.recipe.schema import Scheme
 from furiosa_build.runtime import LLMEngine, SamplingParams
 
@@ -30,9 +30,8 @@ def expected_tokens(user: UserDirectory, prompts: Prompts, new: int, scheme: Sch
     model = load(user.root / "tiny")
     for path, parameter in model.named_parameters() if scheme != "none" else ():
         if path.endswith("_proj.weight"):
-            stored = quantize(path, parameter.data, scheme)
-            relative = {part.rpartition(".")[2]: tensor for part, tensor in stored.items()}
-            parameter.data = dequantize(relative, scheme)
+            own = find_scheme(scheme)
+            parameter.data = own.dequantize(own.quantize(parameter.data), parameter.dtype)
     return [greedy(model, prompt, new) for prompt in prompts]
 
 
