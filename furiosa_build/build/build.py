@@ -21,6 +21,7 @@ from furiosa_build.artifact.schema import MANIFEST_FILE, FileRecord, Manifest
 from furiosa_build.backends.base import check_options
 from furiosa_build.backends.registry import get_backend
 from furiosa_build.build.executors.local import Pool
+from furiosa_build.core.cancellation import CancellationToken, Cancelled, cancelled_by
 from furiosa_build.core.errors import PreflightError, StepError, UserError
 from furiosa_build.core.failpoints import doing
 from furiosa_build.core.peak_memory import Watch
@@ -91,6 +92,7 @@ class Build:
         check_options(self.backend, self.spec.backend.compiler_config_overrides)
         # By the name that a step has in the whole build.
         self.done: dict[str, Done] = model.done if model else {}
+        self._cancellation: CancellationToken = model._cancellation if model else CancellationToken()
         self._pools: _Pools = model._pools if model else _Pools(self.options)
         self._sources = Sources(self.spec, recipe.roots, self.store.hashes)
         where = "model.architecture" if self.spec.model.architecture else "config.json"
@@ -148,7 +150,7 @@ class Build:
             with _of_draft(build.spec.name):
                 return build.run(own)
         step, full = self.plan.steps[name], self._full(name)
-        with _failing(full), doing(full), metered(self.store.meter_path(full)):
+        with _failing(full), cancelled_by(self._cancellation), doing(full), metered(self.store.meter_path(full)):
             if full not in self.done:
                 factors = self._factors(step) or self._late_factors(step)
                 record, ran = self.store.obtain(key_of(factors), name, factors, self._work_of(step))
@@ -219,6 +221,7 @@ class Build:
         self._pools.builders.kill()
         self._pools.compilers.kill()
         self.store.interrupt()
+        self._cancellation.cancel()
 
     def close(self) -> None:
         """Ends the worker processes, and this process's work with the store."""
@@ -621,9 +624,11 @@ def _watched(work: Callable[[Path], None]) -> Callable[[Path], Made]:
 
 @contextmanager
 def _failing(step: str) -> Iterator[None]:
-    """A disk that is full or cannot be written makes a step fail."""
+    """A disk that is full or cannot be written makes a step fail, and so does an interruption."""
     try:
         yield
+    except Cancelled as error:
+        raise StepError(step, "the build was interrupted") from error
     except OSError as error:
         raise StepError(step, f"{type(error).__name__}: {error}") from error
 

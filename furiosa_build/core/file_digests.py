@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
+from furiosa_build.core.cancellation import check_cancelled
 from furiosa_build.core.progress import advance
 
 _CHUNK = 1 << 22
 
 
 def hash_file(path: Path) -> str:
-    """sha256 (hex) of a file's bytes."""
+    """sha256 (hex) of a file's bytes. Can be cancelled."""
     state = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
+            check_cancelled()
             state.update(chunk)
             advance(len(chunk))
     return state.hexdigest()

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
+
+from furiosa_build.core.cancellation import check_cancelled
+
+_CHUNK = 1 << 24
+"""Bytes that are copied at a time."""
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Makes `target` a hard link of `source`, or a copy where the file systems do not allow a link."""
+    """Makes `target` a hard link of `source`, or a read-only copy where the file systems do not allow a link."""
+    check_cancelled()
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
     except OSError:
-        shutil.copyfile(source, target)
+        copy(source, target)
         target.chmod(0o444)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a file's content. Can be cancelled; what has been written then stays."""
+    with source.open("rb") as read, target.open("wb") as written:
+        while chunk := read.read(_CHUNK):
+            check_cancelled()
+            written.write(chunk)
 
 
 def sync(path: Path) -> None:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from furiosa_build.core.cancellation import check_cancelled
 from furiosa_build.core.errors import UserError
 from furiosa_build.core.progress import current
 from furiosa_build.recipe.schema import ModelSpec
 from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, WEIGHT_PATTERNS
 
-if TYPE_CHECKING:
-    from tqdm.auto import tqdm
-
-
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+_MODULE = "furiosa_build.weights.download"
+_POLL = 0.1
+"""Seconds between two looks at whether a download has been cancelled."""
 
 
 def hub_cache() -> Path:
@@ -60,44 +66,51 @@ def cached_bytes(model: ModelSpec) -> int:
 
 
 def download(model: ModelSpec, revision: str | None, patterns: Sequence[str]) -> Path:
-    """Takes what is in the hub's cache, and fetches what is not. The result's name is the commit."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    """Takes what is in the hub's cache, and fetches what is not. The result's name is the commit.
 
-    try:
-        return Path(
-            snapshot_download(
-                model.model_id_or_path,
-                revision=revision or model.revision or "main",
-                allow_patterns=list(patterns),
-                tqdm_class=_download_meter(),
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    Raises UserError where the files cannot be fetched, Cancelled within a second after the work is cancelled: whatever
+    the network does, for another process waits for it.
+    """
+    wanted, meter = revision or model.revision or "main", current()
+    found = _in_process(
+        {
+            "repository": model.model_id_or_path,
+            "revision": wanted,
+            "patterns": list(patterns),
+            "meter": None if meter is None else str(meter.path),
+        }
+    )
+    if "error" in found:
         token = "set" if os.environ.get("HF_TOKEN") else "not set"
         raise UserError(
-            f"model {model.model_id_or_path!r} (revision {revision or model.revision or 'main'}) could not be fetched: "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            f"model {model.model_id_or_path!r} (revision {wanted}) could not be fetched: {found['error']}",
             where="model.model_id_or_path",
             hint=f"is the network there, and does HF_TOKEN ({token}) give access? A local copy works as well: "
             "model.model_id_or_path=DIRECTORY. For random weights: model.seed_for_random_weight=0",
-        ) from error
+        )
+    return Path(found["directory"])
 
 
-def _download_meter() -> type[tqdm[Any]]:
-    """What the hub's library tells of its progress, which it would draw itself, goes to this step's meter."""
-    from tqdm.auto import tqdm
-
-    meter = current()
-
-    class DownloadMeter(tqdm):  # type: ignore[misc]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self.counts = kwargs.get("unit") == "B" and not kwargs.get("desc", "").startswith("Downloading")
-            super().__init__(*args, **{**kwargs, "disable": True})
-
-        def update(self, n: float | None = 1) -> None:
-            if self.counts and meter is not None:
-                self.n += int(n or 0)
-                meter.note(int(self.n), int(self.total or 0))
-
-    return DownloadMeter
+def _in_process(request: dict[str, Any]) -> dict[str, str]:
+    """What `weights.download` answers. Its process ends with this one."""
+    with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+") as complaints:
+        process = subprocess.Popen(
+            [sys.executable, "-m", _MODULE, json.dumps(request)],
+            stdin=subprocess.PIPE,
+            stdout=told,
+            stderr=complaints,
+            start_new_session=True,  # an interruption reaches this process, which then ends that one
+        )
+        with process:
+            try:
+                while process.poll() is None:
+                    check_cancelled()
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(_POLL)
+            finally:
+                process.kill()
+        told.seek(0)
+        complaints.seek(0)
+        if process.returncode:
+            raise RuntimeError(f"the download ended with status {process.returncode}: {complaints.read()}")
+        return json.loads(told.read())  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -20,6 +21,8 @@ from user_directory import CONFIG, RANDOM, UserDirectory, make_model, make_user_
 
 import furiosa_build.artifact.writer
 import furiosa_build.backends
+import furiosa_build.core.file_digests
+import furiosa_build.core.files
 from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.artifact.schema import Artifact, to_json
 from furiosa_build.backends.eager import EagerBackend
@@ -413,6 +416,35 @@ def test_a_step_that_fails_is_not_recorded_and_what_is_finished_stays(
 
 
 @pytest.mark.parametrize(
+    ("step", "module"),
+    [("fetch", furiosa_build.core.file_digests), ("package", furiosa_build.core.files)],
+    ids=["while files are read", "while files are copied"],
+)
+def test_an_interruption_ends_a_step_of_this_process_at_once(
+    new: UserDirectory, monkeypatch: pytest.MonkeyPatch, step: str, module: ModuleType
+) -> None:
+    monkeypatch.setattr(os, "link", Mock(side_effect=OSError(errno.EXDEV, "Invalid cross-device link")))
+    build = new.open()
+    for name in list(build.plan.steps)[: list(build.plan.steps).index(step)]:
+        build.run(name)
+    check, pieces = module.check_cancelled, []
+
+    def interrupt() -> None:
+        pieces.append(step)
+        build.interrupt()
+        check()
+
+    monkeypatch.setattr(module, "check_cancelled", interrupt)
+    with pytest.raises(StepError, match=f"step {step} failed: the build was interrupted"):
+        build.run(step)
+    assert pieces == [step]
+    build.close()
+    assert [path.name for path in new.artifacts.glob("*") if path.name != "latest"] == []
+    kept = {record.step for record, _, _ in Store(new.store).records()}
+    assert (step in kept) == (step == "package"), "what is copied is in the store"
+
+
+@pytest.mark.parametrize(
     "place",
     [(Store, "_commit"), (furiosa_build.artifact.writer, "link_or_copy")],
     ids=["the store's", "the artifact's"],
@@ -457,7 +489,8 @@ def test_a_model_in_the_hubs_cache_needs_no_network(
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for revision in ("null", commit):
         overrides = ("model.model_id_or_path=org/tiny", f"model.revision={revision}", "name=tiny")
         assert bool(new.build(*overrides)) == (revision == "null"), "a branch is the commit that it stands for"

@@ -280,6 +280,7 @@ def test_the_links_of_the_hubs_cache_are_followed(
         path.rename(cached / "blobs" / str(number))
         path.symlink_to(f"../../blobs/{number}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     ran = furiosa_build(user, "build", "tiny", "model.model_id_or_path=org/tiny")
     assert ran.status == 0, ran.err
 

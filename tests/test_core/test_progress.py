@@ -9,7 +9,7 @@ from huggingface_hub.utils.tqdm import _create_progress_bar
 from furiosa_build.core import progress
 from furiosa_build.core.file_digests import hash_file
 from furiosa_build.ir.tensors import Layout
-from furiosa_build.weights.hub import _download_meter
+from furiosa_build.weights.download import download_meter
 from furiosa_build.weights.safetensors_writer import SafetensorsWriter
 
 
@@ -71,7 +71,7 @@ def test_writing_counts_the_tensors(tmp_path: Path) -> None:
 def test_downloads_are_counted_as_the_hubs_library_tells_of_them(tmp_path: Path) -> None:
     """It makes its bars by this function, one for the network and one for the disk, and updates them in threads."""
     with progress.metered(tmp_path / "meter"):
-        kind = _download_meter()
+        kind = download_meter()
         network, disk = (
             _create_progress_bar(cls=kind, log_level=0, desc=desc, total=0, initial=0, unit="B", unit_scale=True)
             for desc in ("Downloading bytes", "Reconstructing (incomplete total...)")

@@ -135,12 +135,11 @@ def test_of_a_model_on_the_hub_no_weights_are_fetched(
     shutil.copytree(user.root / "tiny", commit)
     asked: set[str] = set()
 
-    def snapshot_download(repo: str, *, allow_patterns: list[str], **others: Any) -> str:
-        del repo, others
-        asked.update(allow_patterns)
-        return str(commit)
+    def download(request: dict[str, Any]) -> dict[str, str]:
+        asked.update(request["patterns"])
+        return {"directory": str(commit)}
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("furiosa_build.weights.hub._in_process", download)
     monkeypatch.setattr("furiosa_build.weights.sources.resolve_commit", lambda _: commit.name)
     assert user.build(TAKEN, "model.model_id_or_path=org/model") == ["fetch", "package", "qualify"]
     assert "config.json" in asked

@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,6 +23,7 @@ from user_directory import (
 from furiosa_build.core.errors import UserError
 from furiosa_build.recipe.schema import ModelSpec
 from furiosa_build.steps import fetch
+from furiosa_build.weights import hub
 
 UP = "model.layers.0.mlp.up_proj.weight"
 GIVEN = "model.param_file_path=weights/tuned.safetensors"
@@ -160,11 +161,11 @@ def test_of_a_hub_model_no_weights_are_downloaded(
 ) -> None:
     asked = []
 
-    def snapshot_download(_: str, *, allow_patterns: list[str], **__: object) -> str:
-        asked.append(allow_patterns)
-        return str(tmp_path)
+    def download(request: dict[str, Any]) -> dict[str, str]:
+        asked.append(request["patterns"])
+        return {"directory": str(tmp_path)}
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(hub, "_in_process", download)
     model = ModelSpec(model_id_or_path="org/model", param_file_path=str(weights(user)))
     fetch.run(model, (tmp_path,), {}, lambda _: "0" * 64, tmp_path)
     assert not any("safetensors" in pattern for patterns in asked for pattern in patterns)
