@@ -1,12 +1,12 @@
-# Everything runs in .venv, made by the first target that needs it.
+# Everything runs in .venv, made by the first target that needs it. `make` alone does that and no more.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install quickstart check test clean
+.PHONY: install quickstart check test test-all clean help
 
-install: $(STAMP)
+install: $(STAMP)  ## make .venv with the pinned versions of constraints.txt
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -15,19 +15,24 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# Builds recipe `quickstart` (nothing, if it is built) and lets the artifact speak.
-quickstart: install
+quickstart: install  ## build recipe `quickstart` (nothing, if it is built) and generate text from the artifact
 	$(BIN)/doit build recipe=quickstart
 	$(BIN)/furiosa-build generate artifacts/quickstart/latest --prompt "It is a truth universally acknowledged, that" --seed 4 --max-tokens 96
 
-check: install
+check: install  ## format, lint, types and the floors that packages import from
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: install
-	$(BIN)/pytest -n auto
+test: install  ## every test but the grids, on all cores: some 8 minutes on two
+	$(BIN)/pytest -n auto -m "not grid"
 
-clean:
+test-all: test  ## the tests, then the grids: checks repeated over many models and settings
+	$(BIN)/pytest -n auto -m grid
+
+clean:  ## remove .venv and artifacts
 	rm -rf $(VENV) artifacts
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*  ## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from grid import grid
 from user_directory import UserDirectory, furiosa_build, run
 
 from furiosa_build.store import ActionRecord, Store, gc
@@ -60,8 +62,13 @@ def blob_of(user: UserDirectory, step: str) -> Path:
     return Store(user.store).path(next(iter(record_of(user, step).outputs.values())))
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("step", ["fetch", "partition:weights", STEP, "package"])
+@pytest.mark.parametrize(
+    ("damage", "step"),
+    grid(
+        itertools.product(DAMAGES, ["fetch", "partition:weights", STEP, "package"]),
+        [("missing", "fetch"), ("cut short", "partition:weights"), ("a byte flipped", STEP), ("emptied", "package")],
+    ),
+)
 def test_a_damaged_blob_is_named_and_made_again(user: UserDirectory, artifact_id: str, damage: str, step: str) -> None:
     path = blob_of(user, step)
     DAMAGES[damage](path)

@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from grid import grid
 from user_directory import UserDirectory, furiosa_build, make_user_directory
 
 from furiosa_build.core import failpoints
@@ -23,7 +24,10 @@ from .test_killed import BEFORE, PUBLISHING, STEPS
 # Each step writes in its own way; what comes after that is the same for all.
 @pytest.mark.parametrize(
     ("step", "point"),
-    [*((step, "mid-write") for step in STEPS), *(("quantize", point) for point in BEFORE if point != "mid-write")],
+    grid(
+        [*((step, "mid-write") for step in STEPS), *(("quantize", point) for point in BEFORE if point != "mid-write")],
+        [("fetch", "mid-write"), ("quantize", "after-fsync"), ("package", "mid-write"), ("qualify", "mid-write")],
+    ),
 )
 def test_a_full_disk_makes_the_step_fail_and_the_next_build_repeats_it(
     user: UserDirectory, artifact_id: str, monkeypatch: pytest.MonkeyPatch, step: str, point: str
@@ -78,7 +82,7 @@ def _build_limited(user: UserDirectory, limit: int) -> None:
         os._exit(status)
 
 
-@pytest.mark.parametrize("limit", [0, 300, 4096, 20_000])
+@pytest.mark.parametrize("limit", grid([0, 300, 4096, 20_000], [300]))
 def test_files_that_may_not_grow(fresh: UserDirectory, artifact_id: str, limit: int) -> None:
     """A real limit, wherever it strikes: in a staged file, in the memory of hashes, in a manifest."""
     pid = os.fork()

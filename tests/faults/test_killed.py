@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+from grid import grid
 from user_directory import UserDirectory
 
 from furiosa_build.store import Store
@@ -22,6 +24,7 @@ STEPS = [
     "qualify",
 ]
 BEFORE = ["before-staging", "mid-write", "after-fsync", "before-rename"]
+EVERY_POINT = [("compile:decode-2x64:block", point) for point in [*BEFORE, "after-rename"]]
 PUBLISHING = ["mid-publish", "before-publish", "after-publish"]
 
 
@@ -36,8 +39,10 @@ def steps_kept(user: UserDirectory) -> set[str]:
     return {record.step for record, _, _ in Store(user.store).records()}
 
 
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("point", [*BEFORE, "after-rename"])
+@pytest.mark.parametrize(
+    ("step", "point"),
+    grid(itertools.product(STEPS, [*BEFORE, "after-rename"]), [*itertools.product(STEPS, ["mid-write"]), *EVERY_POINT]),
+)
 def test_a_step_that_is_killed_is_repeated_alone(
     user: UserDirectory, artifact_id: str, start_child: StartChild, tmp_path: Path, step: str, point: str
 ) -> None:
@@ -47,7 +52,7 @@ def test_a_step_that_is_killed_is_repeated_alone(
     assert_sound(user, artifact_id)
 
 
-@pytest.mark.parametrize("point", [*BEFORE, "after-rename"])
+@pytest.mark.parametrize("point", grid([*BEFORE, "after-rename"], ["before-rename", "after-rename"]))
 def test_a_survey_that_is_killed_is_made_again(
     user: UserDirectory, artifact_id: str, start_child: StartChild, tmp_path: Path, point: str
 ) -> None:

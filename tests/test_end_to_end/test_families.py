@@ -42,7 +42,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[tuple[int, ...]]]] = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", grid(FAMILIES, ["mixture of experts after a dense layer", "fused projections"]))
 def test_a_family_is_built_and_qualifies(family: str, start_build: Callable[..., Build]) -> None:
     config, layers = FAMILIES[family]
     build = start_build({**SIZES, **config}, scheme="int8", rules=({"match": "lm_head.weight", "scheme": "none"},))

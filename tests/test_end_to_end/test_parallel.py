@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from grid import grid
 from test_models.tiny import LLAMA, QWEN3
 from user_directory import UserDirectory, furiosa_build, steps_in_this_process
 
@@ -56,6 +57,15 @@ CASES = [
 ]
 """A fourth of all combinations, in which any three values of three settings meet: what fails in no other way than by
 four certain values at once is found with FURIOSA_TEST_FULL_GRID=1 only."""
+EVERYDAY = [
+    (2, 1, 1, "qwen3", "int8", 2),
+    (2, 3, 1, "llama", "int8", 1),
+    (4, 2, 2, "llama", "none", 1),
+    (8, 1, 2, "llama", "none", 1),
+    (1, 3, 1, "tied", "none", 1),
+    (8, 2, 2, "tied", "int8", 1),
+]
+"""Cases with every value of every setting."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -88,7 +98,7 @@ def overrides(tp: int, pp: int, dp: int, *more: str) -> tuple[str, ...]:
     )
 
 
-@pytest.mark.parametrize(("tp", "pp", "dp", "model", "scheme", "blocks"), CASES)
+@pytest.mark.parametrize(("tp", "pp", "dp", "model", "scheme", "blocks"), grid(CASES, EVERYDAY))
 def test_the_same_tokens_as_transformers(
     users: dict[str, UserDirectory],
     expected: dict[tuple[str, str], list[list[int]]],
@@ -110,6 +120,8 @@ def test_any_three_values_of_three_settings_meet() -> None:
     for three in itertools.combinations(range(len(SETTINGS)), 3):
         met = {tuple(case[i] for i in three) for case in CASES}
         assert met == set(itertools.product(*(SETTINGS[i] for i in three)))
+    assert set(EVERYDAY) <= set(CASES)
+    assert [set(values) for values in zip(*EVERYDAY, strict=True)] == [set(values) for values in SETTINGS]
 
 
 def test_a_cut_layer_adds_the_programs_between_its_collectives_and_no_more(users: dict[str, UserDirectory]) -> None:
