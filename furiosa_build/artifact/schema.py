@@ -21,24 +21,24 @@ PROVENANCE_FILE = "provenance.json"
 TIMESTAMP_FILE = "timestamp.json"
 SIGNATURE_FILE = "model.sig"
 DRAFT_DIRECTORY = "draft/"
-"""What the names of the draft model's files begin with."""
+"""Prefix of the names of the draft model's files."""
 
 
 class Record(BaseModel):
-    """Base of every part of the artifact's JSON: frozen; a key it does not know is an error."""
+    """Base class of every part of the artifact's JSON: frozen, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class ArtifactVersion(Record):
-    """What made the artifact. `furiosa_compiler` is `BACKEND VERSION`, such as `inductor 2.13.0`."""
+    """Versions of the tools that made the artifact. `furiosa_compiler` is such as `inductor 2.13.0`."""
 
     furiosa_llm: str
     furiosa_compiler: str
 
 
 class ArtifactMetadata(Record):
-    """`artifact_id` derives from the content (see `artifact_id`).
+    """Identity of an artifact. `artifact_id` derives from the content (see the function `artifact_id`).
 
     `timestamp` (Unix seconds) is not in artifact.json: timestamp.json has it, and opening an artifact fills it in.
     """
@@ -125,7 +125,7 @@ class ParallelConfig(Record):
 
 
 class Target(Record):
-    """What is needed to load the programs: an instruction set (`any` for portable ones) and a version of torch.
+    """Requirements for loading the programs: an instruction set (`any` for portable ones) and a version of torch.
 
     `num_elements` are the processing elements of one device.
     """
@@ -149,12 +149,12 @@ class Supertask(Record):
     """One step of a pipeline, on `stage`, by every one of `ranks`: run `program`, or (`comm`) join or pass on tensors.
 
     Attributes:
-        program: Of a `comp` supertask.
-        op: Of a `comm` supertask: `all_reduce` gives every rank the sum of the ranks' tensors, `all_gather` the tensors
-            side by side along the last dimension, in order of ranks; `send` gives them to the same rank of the next
-            stage.
+        program: The program of a `comp` supertask.
+        op: What a `comm` supertask does: `all_reduce` gives every rank the sum of the ranks' tensors, `all_gather` the
+            tensors side by side along the last dimension, in order of ranks; `send` gives them to the same rank of the
+            next stage.
         inputs: Program input -> tensor of the pipeline, for every activation; for `comm` tensor -> tensor.
-        outputs: Tensors of the pipeline that the program's outputs become, in order; that of the joined one.
+        outputs: Names of the program's outputs in the pipeline, in order; or of the joined tensor.
         layers: The decoder layers that the program is run for.
     """
 
@@ -197,10 +197,10 @@ class KvCacheSpec(Record):
 
 
 class Artifact(Record):
-    """artifact.json.
+    """The content of artifact.json.
 
-    `draft` is the model that proposes tokens for speculative decoding, an artifact within this one: with its own
-    programs and parameters, whose files are below draft/, and an `artifact_id` of its own. It has no draft.
+    `draft` is the model that proposes tokens for speculative decoding: an artifact within this one, with programs and
+    parameters of its own below draft/ and an `artifact_id` of its own. It has no draft itself.
     """
 
     schema_version: Literal[4] = SCHEMA_VERSION
@@ -245,20 +245,20 @@ class Timestamp(Record):
 
     @classmethod
     def of(cls, artifact_id: str, timestamp: int) -> Timestamp:
-        """The record of that time."""
+        """The record of a publication at `timestamp` (Unix seconds)."""
         return cls(artifact_id=artifact_id, timestamp=timestamp, sha256=digest([artifact_id, timestamp]))
 
 
 def to_json(value: Record | dict[str, Any]) -> bytes:
-    """The one form in which the artifact's own files are written: sorted, indented, UTF-8."""
+    """The canonical bytes of one of the artifact's own files: JSON, sorted, indented, UTF-8."""
     data = value.model_dump(mode="json") if isinstance(value, Record) else value
     return (json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def artifact_id(artifact: Artifact, files: dict[str, FileRecord]) -> str:
-    """sha256 of the artifact's content: artifact.json without the id, and the digests of what it describes.
+    """sha256 of the artifact's content: artifact.json without the id, and the digests of the files it describes.
 
-    That of a draft model: its part of artifact.json, and its files.
+    The content of a draft model is its part of artifact.json and its files.
     """
     data = artifact.model_dump(mode="json")
     data["metadata"]["artifact_id"] = ""

@@ -17,9 +17,10 @@ from furiosa_build.core.errors import UserError, VerificationError
 
 
 def verify(artifact: Path) -> Path:
-    """The artifact's directory, of which every byte has been read.
+    """Verify an artifact by reading every byte; returns its directory.
 
-    Raises VerificationError that names every file that is not as it was published, UserError when it is no artifact.
+    Raises VerificationError, which names every file that is not as it was published, or UserError when it is not an
+    artifact.
     """
     directory = artifact.resolve()
     findings = find_damage(directory)
@@ -43,7 +44,7 @@ def sign(artifact: Path, private_key: Path) -> Path:
 def verify_signature(artifact: Path, public_key: Path | None, identity: str = "", identity_provider: str = "") -> None:
     """Verifies by a public key in PEM, or by a Sigstore identity: who signed, and the issuer who vouches for it.
 
-    Raises VerificationError when the artifact is not signed, or not so, or was changed since.
+    Raises VerificationError when the artifact is not signed, was signed by somebody else, or has changed since.
     """
     verifying = _library("verifying")
     signature = artifact.resolve() / SIGNATURE_FILE
@@ -92,12 +93,12 @@ def _library(module: str) -> Any:
 
 @contextmanager
 def _key(path: Path, option: str) -> Iterator[None]:
-    """Reading a key: whatever goes wrong is the key's fault."""
+    """Reports any error in the block as one of the key file."""
     try:
         yield
     except Exception as error:
         raise UserError(
-            f"{path} is no elliptic key: {error}",
+            f"{path} is not an elliptic key: {error}",
             where=option,
             valid="a PEM file, such as `openssl ecparam -name prime256v1 -genkey` makes",
         ) from error

@@ -10,11 +10,11 @@ from furiosa_build.ir.stages import split_layers
 
 
 def with_sends(tasks: Sequence[Supertask]) -> Iterator[Supertask]:
-    """`tasks`, and where a stage ends a `send` of what was made so far and is read later."""
-    made: set[str] = set()
+    """`tasks`, with a `send` at the end of each stage of the tensors that were written so far and are read later."""
+    written: set[str] = set()
     for number, task in enumerate(tasks):
         if number and task.stage != tasks[number - 1].stage:
-            passed = sorted(made & _read_before_made(tasks[number:]))
+            passed = sorted(written & _read_before_written(tasks[number:]))
             yield Supertask(
                 kind="comm",
                 op="send",
@@ -23,25 +23,25 @@ def with_sends(tasks: Sequence[Supertask]) -> Iterator[Supertask]:
                 inputs={name: name for name in passed},
                 outputs=passed,
             )
-            made = set(passed)
+            written = set(passed)
         yield task
-        made.update(task.outputs)
+        written.update(task.outputs)
 
 
-def _read_before_made(tasks: Sequence[Supertask]) -> set[str]:
+def _read_before_written(tasks: Sequence[Supertask]) -> set[str]:
     read: set[str] = set()
-    made: set[str] = set()
+    written: set[str] = set()
     for task in tasks:
-        read.update(set(task.inputs.values()) - made)
-        made.update(task.outputs)
+        read.update(set(task.inputs.values()) - written)
+        written.update(task.outputs)
     return read
 
 
 def restage(artifact: Artifact, stages: int) -> Artifact:
-    """The artifact as if it were divided into so many stages. Its files stay as they are.
+    """The artifact divided into `stages` pipeline stages instead. Its files stay as they are.
 
     Raises:
-        UserError: There are fewer layers, or a program has layers of two stages.
+        UserError: There are fewer layers than stages, or a program has layers of two stages.
     """
     if stages == artifact.parallel_config.pipeline_parallel_size:
         return artifact
@@ -86,7 +86,7 @@ def _restage(pipeline: Pipeline, stage_of: dict[int, int]) -> Pipeline:
                 hint="build the artifact with that pipeline_parallel_size, or with use_blockwise_compile and "
                 "a num_blocks_per_supertask that fits",
             )
-        # What is of no layer belongs to those before it: collectives, and what follows the last layer.
+        # Tasks without a layer (collectives, and what follows the last layer) belong to the stage before them.
         stage = max(stage, *wanted) if wanted else stage
         tasks.append(task.model_copy(update={"stage": stage}))
     return pipeline.model_copy(update={"supertasks": list(with_sends(tasks))})

@@ -47,18 +47,9 @@ class Backend(Protocol):
         ...
 
     def compile(
-        self,
-        graph: Graph,
-        output: Path,
-        isa: str,
-        scratch: Path,
-        options: Mapping[str, Option] | None = None,
-        core_aten: bool = False,
+        self, graph: Graph, output: Path, isa: str, scratch: Path, options: Mapping[str, Option] | None = None
     ) -> None:
-        """Writes the program for `graph` to `output`; `scratch` is a directory that may be kept between programs.
-
-        `core_aten`: the program is made of operators of core ATen only.
-        """
+        """Writes the program for `graph` to `output`; `scratch` is a directory that may be kept between programs."""
         ...
 
     def load(self, program: Path, concurrency: int = 1) -> LoadedProgram:

@@ -1,4 +1,4 @@
-"""From a recipe's name to a validated Recipe: find it, compose it with Hydra, validate it with pydantic.
+"""Composing a recipe: find it by its name, compose it with Hydra, validate it with pydantic.
 
 A recipe is a function of its files and the overrides: nothing is read from the environment, nothing executed.
 """
@@ -16,16 +16,16 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from furiosa_build.core.errors import UserError, nearest
-from furiosa_build.recipe.defaults import groups, walk
+from furiosa_build.recipe.config_files import Key, YamlError, dotted, parse_key
+from furiosa_build.recipe.defaults import groups, included_files
 from furiosa_build.recipe.draft import draft_spec
 from furiosa_build.recipe.explain_mistakes import Locator, combine, user_errors
 from furiosa_build.recipe.overrides import choices, parse_overrides
 from furiosa_build.recipe.schema import BuildOptions, BuildSpec, Recipe
-from furiosa_build.recipe.search_path import Key, YamlError, dotted, parse_key
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_RESOLVER = re.compile(r"\$\{(?:[^{}]|\$\{[^{}]*\})*?:")  # `${name:`, the name perhaps an interpolation itself.
+_RESOLVER = re.compile(r"\$\{(?:[^{}]|\$\{[^{}]*\})*?:")  # `${name:`; the name may be an interpolation itself.
 _hydra_lock = threading.Lock()  # Hydra's state is global to the process.
 
 
@@ -39,7 +39,7 @@ class RecipeFile:
 
 
 def list_recipes(cwd: Path | None = None) -> list[RecipeFile]:
-    """The recipes there are, by name. One in the current directory hides a shipped one of the same name."""
+    """The available recipes, by name. One in the current directory hides a shipped one of the same name."""
     files = _recipe_files(recipe_roots(cwd))
     return [RecipeFile(name, path, _description(path)) for name, path in sorted(files.items())]
 
@@ -60,7 +60,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, cwd: Path | None = 
         cwd: Looked up first; the current directory by default.
 
     Raises:
-        UserError: For every mistake in the name, a file or an override. One error tells all that is wrong.
+        UserError: A mistake in the name, a file or an override. One error lists all of them.
     """
     try:
         return _load(name, overrides, recipe_roots(cwd))
@@ -80,9 +80,9 @@ def load_target(name: str, roots: Sequence[Path]) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(files[name])))
 
 
-def validate(face: str, spec: Mapping[str, Any], options: Mapping[str, Any], roots: tuple[Path, ...]) -> Recipe:
-    """A recipe made without a file, by the `face` that messages name. Raises UserError."""
-    locate = Locator(Path(face), [], [])
+def validate(interface: str, spec: Mapping[str, Any], options: Mapping[str, Any], roots: tuple[Path, ...]) -> Recipe:
+    """A recipe made without a file. `interface` is what messages call the caller. Raises UserError."""
+    locate = Locator(Path(interface), [], [])
     return _validate(str(spec["name"]), {**spec, **options}, locate, roots)
 
 
@@ -94,15 +94,15 @@ def _load(name: str, overrides: Sequence[str], roots: tuple[Path, ...]) -> Recip
 def _composed(path: Path, overrides: Sequence[str], roots: tuple[Path, ...]) -> tuple[dict[str, Any], Locator]:
     search = [root / part for part in ("conf", "recipes") for root in roots if (root / part).is_dir()]
     parsed = parse_overrides(overrides, groups(search))
-    sources = walk(path, [path.parent, *search], choices(parsed))
-    locate = Locator(path, sources, parsed)
+    files = included_files(path, [path.parent, *search], choices(parsed))
+    locate = Locator(path, files, parsed)
     return _compose(search, locate), locate
 
 
 def _recipe_files(roots: tuple[Path, ...]) -> dict[str, Path]:
     files = {
         path.stem: path
-        for root in reversed(roots)  # So that the first root has the last word.
+        for root in reversed(roots)  # The first root wins.
         for path in (root / "recipes").glob("*.yaml")
     }
     return {name: path for name, path in files.items() if _NAME.fullmatch(name) and path.is_file()}
@@ -118,7 +118,7 @@ def _description(path: Path) -> str:
 
 
 def _find_recipe(name: str, roots: tuple[Path, ...], where: str = "") -> Path:
-    """`where`: what names it; by default the places where it is looked up."""
+    """The file of the recipe `name`. `where`: what names it; by default the directories that are searched."""
     files = _recipe_files(roots)
     if name in files:
         return files[name]
@@ -126,7 +126,7 @@ def _find_recipe(name: str, roots: tuple[Path, ...], where: str = "") -> Path:
     if not _NAME.fullmatch(name) or name.endswith((".yaml", ".yml")):
         valid = "the name of a file in recipes/, without its directory and without .yaml"
         hint = nearest(Path(name).stem, files)
-        raise UserError(f"{name!r} is no recipe's name", where=where, valid=valid, hint=hint)
+        raise UserError(f"{name!r} is not a recipe's name", where=where, valid=valid, hint=hint)
     hint = nearest(name, files) or "a recipe is a file recipes/NAME.yaml in the current directory"
     raise UserError(f"there is no recipe {name!r}", where=where, valid=", ".join(sorted(files)), hint=hint)
 
@@ -139,9 +139,9 @@ def _compose(search: list[Path], locate: Locator) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if any(source.find(("hydra",)) for source in locate.sources):
+    if any(file.find(("hydra",)) for file in locate.files):
         where = locate(("hydra",)).where
-        raise UserError("a recipe cannot set Hydra up", where=where, hint="remove the key `hydra`")
+        raise UserError("a recipe cannot configure Hydra", where=where, hint="remove the key `hydra`")
     paths = ",".join("'file://" + str(directory).replace("'", "\\'") + "'" for directory in search)
     arguments = [f"hydra.searchpath=[{paths}]", *(override.for_hydra for override in locate.overrides)]
     with _hydra_lock, warnings.catch_warnings():
@@ -175,7 +175,7 @@ def _strings(value: object, key: Key = ()) -> Iterator[tuple[Key, str]]:
 def _refuse_resolver(key: Key, text: str, locate: Locator) -> None:
     if _RESOLVER.search(text):
         raise UserError(
-            f"{dotted(key)}: {text!r} asks for a value from outside of the recipe",
+            f"{dotted(key)}: {text!r} refers to a value outside the recipe",
             where=locate(key).where,
             valid="${key}, the value of another key",
             hint="a recipe builds the same artifact anywhere: give such a value as an override, key=value",
@@ -183,7 +183,7 @@ def _refuse_resolver(key: Key, text: str, locate: Locator) -> None:
 
 
 def _composition_error(error: BaseException, locate: Locator) -> UserError:
-    """What Hydra or OmegaConf refused. Its first line says what, the rest is advice."""
+    """An error of Hydra or OmegaConf as a UserError. Its first line says what is wrong, the rest is advice."""
     error = error.__cause__ if error.__cause__ and not str(error) else error
     what, _, rest = str(error).strip().partition("\n")
     advice = " ".join(rest.split("full_key:")[0].split())
@@ -205,10 +205,10 @@ def _validate(name: str, config: dict[str, Any], locate: Locator, roots: tuple[P
     return recipe.model_copy(update={"draft": _draft(draft, recipe, locate(("speculative", "recipe")).where)})
 
 
-def _draft(name: str, of: Recipe, where: str) -> Recipe:
-    """The recipe of the draft model, as it is built for `of`. `where`: what names it."""
-    draft, _ = _parts(name, *_composed(_find_recipe(name, of.roots, where), (), of.roots))
-    return of.model_copy(update={"spec": draft_spec(draft, of.spec, where)})
+def _draft(name: str, recipe: Recipe, where: str) -> Recipe:
+    """The recipe of the draft model, as it is built for `recipe`. `where`: what names it."""
+    draft, _ = _parts(name, *_composed(_find_recipe(name, recipe.roots, where), (), recipe.roots))
+    return recipe.model_copy(update={"spec": draft_spec(draft, recipe.spec, where)})
 
 
 def _parts(name: str, config: dict[str, Any], locate: Locator) -> tuple[BuildSpec, BuildOptions]:

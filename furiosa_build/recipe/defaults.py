@@ -1,7 +1,7 @@
-"""The defaults lists: which files a recipe takes in, in the order in which their values win.
+"""The defaults lists: which files a recipe includes, in the order in which their values win.
 
-Hydra follows these lists itself when it composes. They are followed here first, so that a choice that is not
-there is told with the file and line that made it, and so that every value can be traced to a file afterwards.
+Hydra follows these lists itself when it composes. They are followed here first, so that a choice that does
+not exist is reported with the file and line that made it, and every value can be traced to a file afterwards.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 import yaml
 
 from furiosa_build.core.errors import UserError, nearest
-from furiosa_build.recipe.search_path import Source, child, read_source
+from furiosa_build.recipe.config_files import ConfigFile, child, read_config_file
 
 _FORMS = "`- NAME`, `- GROUP: CHOICE` or `- override GROUP: CHOICE`"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A config chosen for a group, and the place that chose it."""
+    """A config chosen for a group, and where it was chosen."""
 
     name: str
     where: str
@@ -28,7 +28,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One entry of a defaults list. The empty group: a config by its own name."""
+    """An entry of a defaults list. The empty group: a config by its own name."""
 
     group: str
     choice: Choice
@@ -36,8 +36,8 @@ class _Entry:
     optional: bool = False
 
 
-def walk(recipe: Path, search: Sequence[Path], choices: Mapping[str, Choice]) -> list[Source]:
-    """Every file that a recipe takes in, the one whose values win first.
+def included_files(recipe: Path, search: Sequence[Path], choices: Mapping[str, Choice]) -> list[ConfigFile]:
+    """Every file that a recipe includes, in order of precedence: the first one wins.
 
     Args:
         recipe: The recipe's file.
@@ -46,19 +46,19 @@ def walk(recipe: Path, search: Sequence[Path], choices: Mapping[str, Choice]) ->
     """
     chosen = dict(choices)
 
-    def visit(path: Path, group: str, above: tuple[Path, ...]) -> Iterator[Source]:
-        source = read_source(path, group)
-        entries = list(_entries(source))
+    def visit(path: Path, group: str, above: tuple[Path, ...]) -> Iterator[ConfigFile]:
+        file = read_config_file(path, group)
+        entries = list(_entries(file))
         if path in above:
-            raise UserError(f"{path.name} takes in itself", where=f"{path}: defaults")
+            raise UserError(f"{path.name} includes itself", where=f"{path}: defaults")
         for entry in entries:
             if entry.overrides:  # An outer file's override wins, and outer files come first here.
                 chosen.setdefault(entry.group, entry.choice)
         if not any(entry.choice.name == "_self_" for entry in entries):
-            yield source
+            yield file
         for entry in reversed(entries):
             if entry.choice.name == "_self_":
-                yield source
+                yield file
             elif not entry.overrides:
                 includes = entry.group == group  # Another config of its own group, whatever was chosen.
                 choice = entry.choice if includes else chosen.get(entry.group, entry.choice)
@@ -71,24 +71,24 @@ def walk(recipe: Path, search: Sequence[Path], choices: Mapping[str, Choice]) ->
 
 
 def groups(search: Sequence[Path]) -> list[str]:
-    """The config groups there are."""
+    """The names of all config groups."""
     return sorted({path.name for directory in search for path in directory.glob("*/")})
 
 
-def _entries(source: Source) -> Iterator[_Entry]:
-    """The entries of a file's defaults list, but for those that only Hydra can judge."""
-    node = child(source.root, "defaults")
+def _entries(file: ConfigFile) -> Iterator[_Entry]:
+    """The entries of a file's defaults list, except those that only Hydra can resolve."""
+    node = child(file.root, "defaults")
     if node is None:
         return
     if not isinstance(node, yaml.SequenceNode):
-        raise UserError("defaults is not a list", where=source.where(node), valid=f"lines of the form {_FORMS}")
+        raise UserError("defaults is not a list", where=file.where(node), valid=f"lines of the form {_FORMS}")
     for item in node.value:
-        where = source.where(item, ("defaults",))
+        where = file.where(item, ("defaults",))
         for words, option in _options(item, where):
             group, _, name = (f"{words[-1]}/{option}" if words[-1] else option).rpartition("/")
             if ".." in f"{group}/{name}".split("/"):
                 raise UserError(f"{option!r} leads out of the conf directory", where=where, valid=_FORMS)
-            group = group.strip("/") if group.startswith("/") else f"{source.group}/{group}".strip("/")
+            group = group.strip("/") if group.startswith("/") else f"{file.group}/{group}".strip("/")
             if not set("@$") & set(group + name):  # A package, an interpolation.
                 yield _Entry(group, Choice(name, where), "override" in words, "optional" in words)
 
@@ -103,11 +103,11 @@ def _options(item: yaml.Node, where: str) -> list[tuple[list[str], str]]:
         if all(isinstance(option, yaml.ScalarNode) for option in options):
             words = name.value.split()
             return [(words, option.value) for option in options if words and not option.tag.endswith(":null")]
-    raise UserError("this is no entry of a defaults list", where=where, valid=_FORMS)
+    raise UserError("this is not an entry of a defaults list", where=where, valid=_FORMS)
 
 
 def _look_up(entry: _Entry, choice: Choice, search: Sequence[Path]) -> Path | None:
-    """The file of a choice; the user's come first. None: it may be absent, and is."""
+    """The file of a choice; the user's directory comes first. None: an optional entry that does not exist."""
     name = choice.name.removesuffix(".yaml")
     for directory in search:
         if (path := directory / entry.group / f"{name}.yaml").is_file():

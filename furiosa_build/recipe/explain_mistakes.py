@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in words for the person who wrote the recipe."""
+"""Messages about what pydantic found wrong, for the person who wrote the recipe."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from furiosa_build.core.errors import UserError, nearest
+from furiosa_build.recipe.config_files import ConfigFile, Key, dotted, plain_text
 from furiosa_build.recipe.overrides import Override
 from furiosa_build.recipe.schema import BuildOptions, BuildSpec
-from furiosa_build.recipe.search_path import Key, Source, dotted, plain_text
 
 _MAPPING = "a mapping: lines of the form `key: value`"
 _WANTED = {
@@ -39,8 +39,8 @@ _SECTIONS = [name for name, field in BuildSpec.model_fields.items() if isinstanc
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a value was set, and how it was spelled, if that is known and it was not quoted."""
+class Location:
+    """Where a value was set, and how it was spelled there; no text if that is unknown or it was quoted."""
 
     where: str
     text: str = ""
@@ -49,30 +49,30 @@ class Place:
 
 @dataclass(frozen=True)
 class Locator:
-    """Finds what set a key: the command line, or else the file whose value won."""
+    """Finds where a key was set: on the command line, or else in the file whose value won."""
 
     recipe: Path
-    sources: Sequence[Source]
+    files: Sequence[ConfigFile]
     overrides: Sequence[Override]
 
-    def __call__(self, key: Key) -> Place:
+    def __call__(self, key: Key) -> Location:
         for override in reversed(self.overrides):
             if override.choice is None and key[: len(override.key)] == override.key:
                 text = override.text.partition("=")[2] if key == override.key else ""
-                return Place(override.where, text, on_command_line=True)
-        for length in range(len(key), 0, -1):  # For a key that is missing: the section that lacks it.
-            for source in self.sources:
-                if (node := source.find(key[:length])) is not None:
-                    return Place(source.where(node, key), plain_text(node) if length == len(key) else "")
-        return Place(str(self.recipe))
+                return Location(override.where, text, on_command_line=True)
+        for length in range(len(key), 0, -1):  # A missing key is located by the section that lacks it.
+            for file in self.files:
+                if (node := file.find(key[:length])) is not None:
+                    return Location(file.where(node, key), plain_text(node) if length == len(key) else "")
+        return Location(str(self.recipe))
 
 
-def user_errors(error: ValidationError, locate: Callable[[Key], Place]) -> list[UserError]:
+def user_errors(error: ValidationError, locate: Callable[[Key], Location]) -> list[UserError]:
     """One message for each mistake that pydantic found.
 
     Args:
         error: Raised by BuildSpec or BuildOptions.
-        locate: Finds the place that set a key.
+        locate: Finds where a key was set.
     """
     return [_explain(details, locate) for details in error.errors(include_url=False)]
 
@@ -85,26 +85,26 @@ def combine(mistakes: list[UserError], recipe: str, where: str) -> UserError:
     return UserError(f"{len(mistakes)} mistakes in recipe {recipe!r}:\n{listed}", where=where)
 
 
-def _explain(details: ErrorDetails, locate: Callable[[Key], Place]) -> UserError:
+def _explain(details: ErrorDetails, locate: Callable[[Key], Location]) -> UserError:
     context = details.get("ctx", {})
     key: Key = (*details["loc"], *context.get("key", ()))
-    value, kind, name, place = details["input"], details["type"], dotted(key), locate(key)
+    value, kind, name, location = details["input"], details["type"], dotted(key), locate(key)
     if kind == "recipe":
-        return UserError(context["what"], where=place.where, valid=context["valid"])
+        return UserError(context["what"], where=location.where, valid=context["valid"])
     if kind == "missing":
         hint = f"write it in the recipe, or give {name}=VALUE"
         if name in _SECTIONS:
             hint = f"add `- {name}: CHOICE` to the defaults list"
-        return UserError(f"{name} is missing", where=place.where, hint=hint)
+        return UserError(f"{name} is missing", where=location.where, hint=hint)
     if kind == "extra_forbidden":
         what, valid = f"unknown key {name}={_show(value)}", ", ".join(_fields(key[:-1]))
-        return UserError(what, where=place.where, valid=valid, hint=_nearest_key(key))
+        return UserError(what, where=location.where, valid=valid, hint=_nearest_key(key))
     valid = _WANTED.get(kind, details["msg"].removeprefix("Input should be ")).format(**context)
-    if kind == "string_type" and place.text and isinstance(value, int | float):
-        what = f"{name}: {place.text} is read as {_read_as(value)}"
-        return UserError(what, where=place.where, valid=valid, hint=_quote(key, place))
+    if kind == "string_type" and location.text and isinstance(value, int | float):
+        what = f"{name}: {location.text} is read as {_read_as(value)}"
+        return UserError(what, where=location.where, valid=valid, hint=_quote(key, location))
     what, hint = f"{name}: {_show(value)} is not valid", _hint(kind, name, value, valid)
-    return UserError(what, where=place.where, valid=valid, hint=hint)
+    return UserError(what, where=location.where, valid=valid, hint=hint)
 
 
 def _hint(kind: str, name: str, value: object, valid: str) -> str:
@@ -126,10 +126,10 @@ def _read_as(value: object) -> str:
     return f"the boolean {str(value).lower()}" if isinstance(value, bool) else f"the number {value}"
 
 
-def _quote(key: Key, place: Place) -> str:
-    if place.on_command_line:
-        return f"quote it, for the shell and for Hydra: '{dotted(key)}=\"{place.text}\"'"
-    return f'quote it: {key[-1]}: "{place.text}"'
+def _quote(key: Key, location: Location) -> str:
+    if location.on_command_line:
+        return f"quote it, for the shell and for Hydra: '{dotted(key)}=\"{location.text}\"'"
+    return f'quote it: {key[-1]}: "{location.text}"'
 
 
 def _nearest_key(key: Key) -> str:
@@ -139,7 +139,7 @@ def _nearest_key(key: Key) -> str:
 
 
 def _fields(section: Key) -> list[str]:
-    """The keys that the schema knows in a section."""
+    """The keys of a section."""
     if not section:
         return [*BuildSpec.model_fields, *BuildOptions.model_fields]
     model: Any = BuildSpec

@@ -21,7 +21,7 @@ class Blobs:
         return self.root / sha256[:2] / sha256
 
     def holds(self, sha256: str, size: int) -> bool:
-        """Whether the blob is there and whole. It is read only if it looks changed since it was last read."""
+        """Whether the blob exists undamaged. It is read only if it looks changed since it was last read."""
         path = self.path(sha256)
         try:
             return path.stat().st_size == size and self._hashes.hash(path) == sha256
@@ -29,7 +29,7 @@ class Blobs:
             return False
 
     def adopt(self, file: Path, sha256: str | None = None) -> tuple[str, int]:
-        """Moves `file` in; returns its sha256 and size. Its content is on disk before it has its name."""
+        """Moves `file` in; returns its sha256 and size in bytes. Its content is on disk before it gets its name."""
         sha256 = sha256 or hash_file(file)
         size = file.stat().st_size
         target = self.path(sha256)

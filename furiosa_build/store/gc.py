@@ -1,4 +1,4 @@
-"""What a store holds, whether it is whole, and how it is made smaller."""
+"""Listing, verifying and shrinking a store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from furiosa_build.store.sessions import all_sessions, is_alive, pins
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished action, when it was last used (Unix seconds), and whether a build that runs uses it."""
+    """A finished action, when it was last used (Unix seconds), and whether a running build uses it."""
 
     record: ActionRecord
     last_used: float
@@ -26,19 +26,19 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes of its outputs, some of which other actions may have as well."""
+        """Bytes of its outputs, which it may share with other actions."""
         return sum(output.size for output in self.record.outputs.values())
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What gc has removed, or would remove.
+    """The result of gc: what it removed, or would remove.
 
     Attributes:
-        actions: They are found no more.
-        leftovers: Files and directories: of removed actions and of builds that were killed.
-        freed: Bytes of the leftovers. What an artifact links to stays on disk as long as the artifact does.
-        kept: Bytes of the actions that stay.
+        actions: Removed actions.
+        leftovers: Removed files and directories, of these actions and of builds that were killed.
+        freed: Bytes of the leftovers. A file that an artifact links to stays on disk as long as the artifact does.
+        kept: Bytes of the remaining actions.
     """
 
     actions: list[Entry]
@@ -48,19 +48,19 @@ class Collected:
 
 
 def entries(store: Store) -> list[Entry]:
-    """All actions, the one that was used last comes first."""
+    """All actions, most recently used first."""
     pinned = _pinned(store.root)
     found = [Entry(record, used, record.key in pinned) for record, _, used in store.records()]
     return sorted(found, key=lambda entry: (-entry.last_used, entry.record.key))
 
 
 def total_size(entries: Iterable[Entry]) -> int:
-    """Bytes of what the actions hold together; what several of them hold counts once."""
+    """Bytes of all outputs of the actions; an output that several of them share counts once."""
     return sum({output.sha256: output.size for e in entries for output in e.record.outputs.values()}.values())
 
 
 def verify(store: Store) -> Iterator[str]:
-    """Reads every file; yields a line for each that is not as it should be."""
+    """Reads every file; yields a line for each that is damaged or missing."""
     with shared(store.root):
         users: dict[str, str] = {}
         for directory in _finished(store.root):
@@ -85,10 +85,10 @@ def verify(store: Store) -> Iterator[str]:
 def collect(
     store: Store, max_size: int | None = None, older_than: float | None = None, dry_run: bool = False
 ) -> Collected:
-    """Removes what killed builds have left and what is damaged; actions not used for `older_than` seconds; then the
-    longest unused ones until the store holds at most `max_size` bytes. What a running build uses stays.
+    """Removes leftovers of killed builds and damaged actions, then actions not used for `older_than` seconds, then the
+    least recently used ones until the store holds at most `max_size` bytes. What a running build uses stays.
 
-    Raises UserError where locks do nothing: there it cannot be known whether a build runs.
+    Raises UserError where locks do nothing, since running builds cannot be detected there.
     """
     if not store.root.is_dir():
         return Collected([], [], 0, 0)
@@ -102,9 +102,9 @@ def collect(
         )
     with exclusive(store.root):
         found = entries(store)
-        doomed = _doomed(found, max_size, older_than)
-        removed = [entry for entry in found if entry.record.key in doomed]
-        kept = [entry for entry in found if entry.record.key not in doomed]
+        expired = _to_remove(found, max_size, older_than)
+        removed = [entry for entry in found if entry.record.key in expired]
+        kept = [entry for entry in found if entry.record.key not in expired]
         leftovers = _leftovers(store.root, found, kept, older_than)
         freed = sum(_size(path) for path in leftovers)
         if not dry_run:
@@ -116,35 +116,37 @@ def collect(
         return Collected(removed, leftovers, freed, total_size(kept))
 
 
-def _doomed(found: list[Entry], max_size: int | None, older_than: float | None) -> set[str]:
+def _to_remove(found: list[Entry], max_size: int | None, older_than: float | None) -> set[str]:
     """Keys of the actions to be removed."""
     now = time.time()
-    doomed = {e.record.key for e in found if older_than is not None and not e.pinned and now - e.last_used > older_than}
+    expired = {
+        e.record.key for e in found if older_than is not None and not e.pinned and now - e.last_used > older_than
+    }
     if max_size is None:
-        return doomed
-    kept = [entry for entry in found if entry.record.key not in doomed]
+        return expired
+    kept = [entry for entry in found if entry.record.key not in expired]
     users = Counter(output.sha256 for entry in kept for output in set(entry.record.outputs.values()))
     size = total_size(kept)
     for entry in reversed(kept):
         if size <= max_size:
             break
         if not entry.pinned:
-            doomed.add(entry.record.key)
+            expired.add(entry.record.key)
             for output in set(entry.record.outputs.values()):
                 users[output.sha256] -= 1
                 size -= output.size if users[output.sha256] == 0 else 0
-    return doomed
+    return expired
 
 
 def _leftovers(root: Path, found: list[Entry], kept: list[Entry], older_than: float | None) -> list[Path]:
-    """Files and directories that nothing needs, besides the actions that are removed."""
+    """Files and directories that are no longer needed, besides the directories of removed actions."""
     sessions = all_sessions(root)
     ended = [directory for directory in sessions if not is_alive(directory)]
     pinned, whole = _pinned(root), {entry.record.key for entry in found}
     leftovers = [*ended, *(path for path in root.glob("actions/*/*") if path.name not in whole | pinned)]
-    staying = {entry.record.key for entry in kept}
-    leftovers += [path for path in root.glob("actions/*/*/.*") if path.parent.name in staying]
-    if pinned <= whole:  # what an action uses that a build has found, and that was damaged since, nobody can tell
+    remaining = {entry.record.key for entry in kept}
+    leftovers += [path for path in root.glob("actions/*/*/.*") if path.parent.name in remaining]
+    if pinned <= whole:  # otherwise a build uses an action that was damaged since: which blobs, is unknown
         used = {output.sha256 for entry in kept for output in entry.record.outputs.values()}
         leftovers += [path for path in _blob_files(root) if path.name not in used]
     if len(ended) == len(sessions):  # no build holds a lock, or compiles

@@ -17,37 +17,37 @@ _NAME = "gc.lock"
 
 @contextmanager
 def shared(root: Path) -> Iterator[None]:
-    """While this is held, by as many as like, nothing is deleted."""
+    """A guard for looking up and committing: nothing is deleted while anyone holds it."""
     with _guarded(root, fcntl.LOCK_SH):
         yield
 
 
 @contextmanager
 def exclusive(root: Path) -> Iterator[None]:
-    """While this is held nobody else looks up or commits."""
+    """A guard for deleting: nobody else looks up or commits while it is held."""
     with _guarded(root, fcntl.LOCK_EX):
         yield
 
 
 def open_lock(path: Path) -> int:
-    """A descriptor for `take_lock` and `try_lock`. Closing it gives the lock back."""
+    """A descriptor for `take_lock` and `try_lock`. Closing it releases the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
 
 def take_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> None:
-    """Waits for the lock."""
+    """Acquires the lock; waits while another process holds it."""
     with suppress(OSError):  # no locks here
         fcntl.flock(descriptor, kind)
 
 
 def try_lock(descriptor: int) -> bool:
-    """Takes the lock unless another has it. Where locks do nothing, everyone takes it."""
+    """Acquires the lock unless another process holds it; returns whether it did. Always, where locks do nothing."""
     return _try(descriptor, fcntl.LOCK_EX)
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody holds the lock of this file. Only where locks work."""
+    """Whether any process holds the lock of this file. Meaningful only where locks work."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

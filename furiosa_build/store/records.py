@@ -1,4 +1,4 @@
-"""What is written down of a finished action: its outputs and what they cost, beside the factors of its key."""
+"""The files that record a finished action: its outputs and what they cost, and the factors of its key."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Output(BaseModel):
 class ActionRecord(BaseModel):
     """A finished action: its outputs by relative path, and what they cost (not part of any digest).
 
-    `seconds`: how long it took. `peak_memory` and `peak_mapped`: most bytes of private memory, and of mapped pages of
-    files, that it used at a time; None where that is unknown.
+    `seconds`: how long it took. `peak_memory` and `peak_mapped`: its peak use of private memory and of mapped file
+    pages, in bytes; None where unknown.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,15 +45,15 @@ class ActionRecord(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Of the outputs' names and contents: what the steps that follow depend on."""
+        """Digest of the outputs' names and contents: what later steps depend on."""
         return digest({path: output.sha256 for path, output in self.outputs.items()})
 
 
 def read_action(directory: Path) -> tuple[ActionRecord, dict[str, Any]]:
     """The action in `directory`, which is named by its key, and the factors of the key.
 
-    Raises OSError, or ValueError that names the file, when it is not whole: the key is the digest of the factors, and
-    the manifest has one of its own.
+    Raises OSError, or ValueError that names the file, when it is damaged: the key is the digest of the factors, and the
+    manifest holds its own digest.
     """
     return _read(directory / MANIFEST, _record), _read(directory / FACTORS, _factors)
 
@@ -76,22 +76,22 @@ def _read(path: Path, parse: Callable[[bytes, str], _T]) -> _T:
 def _record(data: bytes, key: str) -> ActionRecord:
     manifest = _OBJECT.validate_json(data)
     if manifest.pop("sha256", None) != digest(manifest):
-        raise ValueError("its digest is another")
+        raise ValueError("its digest does not match")
     record = ActionRecord.model_validate(manifest)
     if record.key != key:
-        raise ValueError("it is that of another action")
+        raise ValueError("it belongs to another action")
     return record
 
 
 def _factors(data: bytes, key: str) -> dict[str, Any]:
     factors = _OBJECT.validate_json(data)
     if digest(factors) != key:
-        raise ValueError("they are those of another key")
+        raise ValueError("they belong to another key")
     return factors
 
 
 def _write(path: Path, data: bytes, announced: bool = False) -> None:
-    """Writes a file that is there whole or not at all."""
+    """Writes a file atomically. `announced`: with the fail points of a manifest."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

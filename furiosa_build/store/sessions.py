@@ -22,7 +22,7 @@ _PINS = "pins"
 
 
 class Session:
-    """This process's session in the store at `root`; its directory is made when it is first needed."""
+    """The session of this process in the store at `root`; its directory is created when it is first needed."""
 
     def __init__(self, root: Path) -> None:
         self._store = root
@@ -33,7 +33,7 @@ class Session:
 
     def pin(self, key: str) -> None:
         """Keeps gc from removing an action while the session lasts."""
-        directory = self._begun()
+        directory = self._started()
         with self._changing:
             if key not in self._pinned:
                 with (directory / _PINS).open("a") as file:
@@ -41,13 +41,13 @@ class Session:
                 self._pinned.add(key)
 
     def path(self, name: str) -> Path:
-        """A place for a file that is gone with the session."""
-        return self._begun() / name
+        """A path for a file that is removed with the session."""
+        return self._started() / name
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
-        """An empty directory on the store's file system; gone afterwards."""
-        directory = Path(tempfile.mkdtemp(dir=self._begun()))
+        """An empty directory on the store's file system; removed afterwards."""
+        directory = Path(tempfile.mkdtemp(dir=self._started()))
         try:
             yield directory
         finally:
@@ -63,7 +63,7 @@ class Session:
             self._directory = None
             self._pinned.clear()
 
-    def _begun(self) -> Path:
+    def _started(self) -> Path:
         with self._changing:
             if self._directory is None:
                 parent = self._store / "sessions"
@@ -84,7 +84,7 @@ def all_sessions(root: Path) -> list[Path]:
 
 
 def is_alive(directory: Path) -> bool:
-    """Whether the session's process still holds its lock. Only where locks work."""
+    """Whether the session's process still holds its lock. Meaningful only where locks work."""
     return is_locked(directory / _LOCK)
 
 

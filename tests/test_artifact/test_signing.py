@@ -142,7 +142,7 @@ def test_a_bad_key_is_bad_input(user: UserDirectory, tmp_path: Path, content: st
         key.write_text(content)
     ran = furiosa_build(user, "sign", LATEST, "--private-key", str(key))
     assert ran.status == 2
-    assert "is no elliptic key" in ran.err
+    assert "is not an elliptic key" in ran.err
 
 
 def test_half_an_identity_is_bad_input(built: UserDirectory) -> None:

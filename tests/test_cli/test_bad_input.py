@@ -222,7 +222,7 @@ RECIPES = {
         ("unknown backend 'inducter'", "where: backend.name", "did you mean 'inductor'?"),
     ),
     "unknown device": Case(build("devices=gpu"), ("the device 'gpu' is not well formed", "valid: cpu, cpu:N, cuda:N")),
-    "device that the target has not": Case(build("devices=npu:0:*"), ("target 'cpu' is no NPU", "target=rngd")),
+    "device that the target has not": Case(build("devices=npu:0:*"), ("target 'cpu' is not an NPU", "target=rngd")),
     "more ranks than divide the heads": Case(
         build("parallel.tensor_parallel_size=3"), ("tensor_parallel_size=3 does not divide the 4 attention heads",)
     ),

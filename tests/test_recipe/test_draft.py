@@ -100,7 +100,11 @@ ARCHITECTURE: dict[str, Any] = {
     ("draft", "what", "valid"),
     [
         (f"model: {{architecture: {ARCHITECTURE}}}\nbuckets: {{}}\n", "max_position_embeddings=128", "1 to 128"),
-        ("parallel: {tensor_parallel_size: 2}\n", "takes 2 ranks x 1 stages, and the model 1 elements", "at most 1"),
+        (
+            "parallel: {tensor_parallel_size: 2}\n",
+            "takes 2 ranks x 1 stages, but the model has 1 elements",
+            "at most 1",
+        ),
         ("quantization: {scheme: fp9}\n", "'fp9' is not valid", "fp8"),
     ],
 )

@@ -45,15 +45,15 @@ RECIPE_NAMES = {
     ),
     "nothing near": Case("there is no recipe 'zzz'", "recipes", "quickstart", "recipes/NAME.yaml", name="zzz"),
     "path": Case(
-        "'recipes/mine.yaml' is no recipe's name",
+        "'recipes/mine.yaml' is not a recipe's name",
         "recipes",
         "without .yaml",
         "'mine'",
         name="recipes/mine.yaml",
     ),
-    "parent": Case("'../mine' is no recipe's name", "recipes", "the name of a file", "'mine'", name="../mine"),
-    "suffix": Case("'mine.yaml' is no recipe's name", "recipes", "without .yaml", "'mine'", name="mine.yaml"),
-    "empty": Case("'' is no recipe's name", "recipes", name=""),
+    "parent": Case("'../mine' is not a recipe's name", "recipes", "the name of a file", "'mine'", name="../mine"),
+    "suffix": Case("'mine.yaml' is not a recipe's name", "recipes", "without .yaml", "'mine'", name="mine.yaml"),
+    "empty": Case("'' is not a recipe's name", "recipes", name=""),
 }
 
 KEYS_AND_CHOICES = {
@@ -113,7 +113,7 @@ KEYS_AND_CHOICES = {
     ),
     "defaults is no list": whole_file("defaults: base\n", "defaults is not a list", "mine.yaml:1", "`- GROUP: CHOICE`"),
     "no entry of a defaults list": whole_file(
-        "defaults:\n  - [base]\n", "no entry", "mine.yaml:2", "`- GROUP: CHOICE`"
+        "defaults:\n  - [base]\n", "not an entry of a defaults list", "mine.yaml:2", "`- GROUP: CHOICE`"
     ),
     "group chosen twice": whole_file(
         "defaults:\n  - quickstart\n  - target: cpu\n",
@@ -133,7 +133,7 @@ KEYS_AND_CHOICES = {
         recipe="defaults:\n  - base\n  - model: quickstart\n",
         overrides=("quantization=int8",),
     ),
-    "recipe that takes in itself": whole_file("defaults: [mine]\n", "mine.yaml takes in itself", "mine.yaml: defaults"),
+    "recipe that includes itself": whole_file("defaults: [mine]\n", "mine.yaml includes itself", "mine.yaml: defaults"),
 }
 
 VALUES = {
@@ -158,7 +158,7 @@ VALUES = {
     "scheme": command_line("quantization.scheme=fp9", "'fp9' is not valid", "'none', 'fp8' or 'int8'", "'fp8'"),
     "instruction set": command_line("target.isa=x86-64-v5", "'x86-64-v5'", "'x86-64-v3' or 'x86-64-v4'", "x86-64-v"),
     "device": command_line("devices=npx:0", "the device 'npx:0' is not well formed", "npu:X:A-B"),
-    "device of no target": command_line("devices=npu:0", "target 'cpu' is no NPU", "target=rngd"),
+    "device of no target": command_line("devices=npu:0", "target 'cpu' is not an NPU", "target=rngd"),
     "GPU": command_line("devices=cuda:0", "does not compile for devices='cuda:0'", "cpu, or npu:X"),
     "device twice": command_line("devices='cpu,cpu:0'", "names cpu:0 twice", "every element once"),
     "devices of two kinds": command_line("devices='cpu,npu:0:0'", "mixes cpu and npu", "one kind"),
@@ -269,7 +269,7 @@ FILES = {
     "empty": whole_file("", "mine.yaml is empty", "recipes/mine.yaml", "`key: value`"),
     "list": whole_file("- a\n", "mine.yaml is a list", "recipes/mine.yaml", "`key: value`"),
     "text": whole_file("hello\n", "mine.yaml is a single value", "recipes/mine.yaml", "`key: value`"),
-    "hydra": in_file("hydra: {run: {dir: x}}\n", "cannot set Hydra up", "7: hydra", hint="remove"),
+    "hydra": in_file("hydra: {run: {dir: x}}\n", "cannot configure Hydra", "7: hydra", hint="remove"),
 }
 
 OVERRIDES = {
@@ -280,18 +280,16 @@ OVERRIDES = {
     "empty": command_line("", "'' is not an override", "key=value", "KEY=VALUE"),
     "sweep": command_line("quantization=fp8,int8", "gives several values", hint="one value at a time"),
     "range": command_line("model.num_hidden_layers=range(1,4)", "gives several values", hint="one value at a time"),
-    "hydra": command_line("hydra.run.dir=x", "would set Hydra up", "key=value"),
+    "hydra": command_line("hydra.run.dir=x", "would configure Hydra", "key=value"),
     "nothing to remove": command_line("~model.nope", "'model.nope' does not exist"),
 }
 
 INTERPOLATIONS = {
     "missing key": in_file("name: ${modle.x}\n", "'modle.x' not found", "7: name"),
     "circle": in_file("name: ${save_dir}\nsave_dir: ${name}\n", "Recursive interpolation", ""),
-    "environment": in_file(
-        "name: ${oc.env:HOME}\n", "'${oc.env:HOME}' asks for a value from outside", "7: name", "${key}"
-    ),
-    "hidden resolver": in_file("name: ${${target.name}:HOME}\n", "asks for a value from outside", "7: name", "${key}"),
-    "time": command_line("name=${now:%Y}", "asks for a value from outside", "${key}", "the same artifact"),
+    "environment": in_file("name: ${oc.env:HOME}\n", "'${oc.env:HOME}' refers to a value outside", "7: name", "${key}"),
+    "hidden resolver": in_file("name: ${${target.name}:HOME}\n", "refers to a value outside", "7: name", "${key}"),
+    "time": command_line("name=${now:%Y}", "refers to a value outside", "${key}", "the same artifact"),
     "no value yet": in_file("name: ???\n", "Missing mandatory value: name", "7: name"),
 }
 

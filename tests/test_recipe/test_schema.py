@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from furiosa_build.core.errors import UserError
 from furiosa_build.recipe.compose import load_recipe
+from furiosa_build.recipe.config_files import dotted, parse_key
 from furiosa_build.recipe.schema import (
     BucketSpec,
     BuildOptions,
@@ -21,7 +22,6 @@ from furiosa_build.recipe.schema import (
     check_architecture,
     derive_append_buckets,
 )
-from furiosa_build.recipe.search_path import dotted, parse_key
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ARCHITECTURE = {

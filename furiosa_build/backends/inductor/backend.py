@@ -72,13 +72,7 @@ class InductorBackend:
         return {"torch": version("torch"), "c++": compiler_version()}
 
     def compile(
-        self,
-        graph: Graph,
-        output: Path,
-        isa: str,
-        scratch: Path,
-        options: Mapping[str, Option] | None = None,
-        core_aten: bool = False,
+        self, graph: Graph, output: Path, isa: str, scratch: Path, options: Mapping[str, Option] | None = None
     ) -> None:
         """Compiles to a shared library. `scratch` keeps what torch has found out about the compiler."""
         self.check_toolchain()
@@ -88,12 +82,7 @@ class InductorBackend:
         import torch
         from torch._inductor import aot_compile
 
-        from furiosa_build.backends.inductor.lowerings import LOWERINGS
-        from furiosa_build.backends.lowering import export, lower_to_core_aten
-
-        if core_aten:
-            graph = lower_to_core_aten(graph, LOWERINGS)
-        program, examples = export(graph, LOWERINGS)
+        program, examples = graph.export()
         with tempfile.TemporaryDirectory(dir=scratch, prefix="program-") as work, torch.no_grad():
             os.environ[WORK_VARIABLE] = work
             settings = {

@@ -1,4 +1,4 @@
-"""What a build needs of a model's config.json."""
+"""The fields of a model's config.json that a build needs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_architecture(spec: BuildSpec, architecture: Mapping[str, Any], where: 
 
 
 def architecture_error(spec: BuildSpec, architecture: Mapping[str, Any]) -> PydanticCustomError | None:
-    """The first thing that is wrong between a spec and an architecture."""
+    """The first thing that is wrong with an architecture, or that a spec asks for and it does not have."""
 
     def wrong(name: str, valid: str) -> PydanticCustomError:
         found = f"{name}={architecture[name]!r} is not valid" if name in architecture else f"has no {name}"

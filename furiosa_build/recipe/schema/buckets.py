@@ -1,4 +1,4 @@
-"""The buckets of a build: which shapes are compiled, and the KV cache that they share."""
+"""Section `buckets`: which shapes are compiled, and the KV cache that they share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Phase = Literal["prefill", "append", "decode"]
 
 
 def _lists_of(*numbers: str, example: str) -> Callable[[Any], Any]:
-    """Lists of whole numbers as tuples: one message for whatever else stands there."""
+    """A validator that converts lists of whole numbers to tuples and refuses anything else with one message."""
 
     def check(value: Any) -> Any:
         if value is None:
@@ -56,7 +56,7 @@ class BucketSpec(Section):
     context) runs several new tokens of each: a piece of a prompt, or what is left of one whose beginning is cached.
     None: see `derive_append_buckets`.
     `paged_attention_num_blocks` (KV blocks per layer) is by default what the largest decode bucket fills, or fewer
-    where the target's memory has no more room beside the parameters: `plan.kv_blocks`. With
+    where the target's memory is too small (`plan.kv_blocks`). With
     `kv_cache_sharing_across_beams_config` a decode bucket (batch, length) is for `batch` beam searches: it is compiled
     with a row for each beam, and full when each search has a prompt and its beams' own tokens.
     """
@@ -112,12 +112,12 @@ class BucketSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _one_sequence_has_room(self) -> BucketSpec:
+    def _one_sequence_fits(self) -> BucketSpec:
         given = self.paged_attention_num_blocks
         if given is not None and given < self.least_blocks:
             longest = max(length for _, length in self.decode_buckets)
             room = given * self.paged_attention_block_size
-            what = f"paged_attention_num_blocks={given} hold {room} tokens; a sequence: {longest}"
+            what = f"paged_attention_num_blocks={given} hold {room} tokens, but a sequence has up to {longest}"
             raise invalid(what, key=("paged_attention_num_blocks",), valid=f"at least {self.least_blocks}")
         return self
 
@@ -138,7 +138,7 @@ class BucketSpec(Section):
         return max(self._blocks_for(length) for _, length in self.decode_buckets)
 
     def _blocks_of_one(self, length: int) -> int:
-        """Of a sequence of `length` tokens, or of a beam search of such sequences."""
+        """KV blocks per layer of a sequence of `length` tokens, or of a beam search of such sequences."""
         if (beams := self.kv_cache_sharing_across_beams_config) is None:
             return self._blocks_for(length)
         # A beam that branches off takes a new block, so each token may have one of its own.
@@ -161,7 +161,7 @@ def derive_append_buckets(
 
 
 def _buckets_of_prompts(buckets: BucketSpec, chunk_size: int | None) -> tuple[AppendSize, ...]:
-    """Two at most, as each costs programs to compile.
+    """The append buckets for prompts: two at most, since each costs programs to compile.
 
     They run a single sequence over the largest decode context. A short one is for what is left of a prompt whose
     beginning is cached: as the shortest prefill bucket, or a quarter of it where there is no other prefill length. A

@@ -1,4 +1,4 @@
-"""Section `model`."""
+"""Section `model`: which model, and where its weights come from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from furiosa_build.recipe.schema.section import PositiveInt, Section, invalid
 
 
 class ModelSpec(Section):
-    """Which model, from where, and how much of it.
+    """Which model, where from, and how many of its layers.
 
     `architecture` holds the fields of the model's `config.json`. When absent they are read from the model's
     directory or fetched from the hub. `param_file_path` is a safetensors file that holds all parameters: then the
@@ -29,5 +29,7 @@ class ModelSpec(Section):
     def _one_source_of_weights(self) -> ModelSpec:
         if self.param_file_path is not None and self.seed_for_random_weight is not None:
             what = f"param_file_path={self.param_file_path!r} and seed_for_random_weight={self.seed_for_random_weight}"
-            raise invalid(f"{what}: weights are read, or drawn", key=("param_file_path",), valid="one of the two")
+            raise invalid(
+                f"{what}: weights are either read or random", key=("param_file_path",), valid="one of the two"
+            )
         return self

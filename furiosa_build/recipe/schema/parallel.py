@@ -1,4 +1,4 @@
-"""Section `parallel`."""
+"""Section `parallel`: ranks, stages and replicas."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from furiosa_build.recipe.schema.section import PositiveInt, Section, as_tuple
 
 
 class ParallelSpec(Section):
-    """Degrees of parallelism: ranks that share every layer, stages that follow each other, replicas of all that.
+    """Degrees of parallelism: ranks that share every layer, pipeline stages, and replicas of both.
 
-    `data_parallel_size` is by default what the devices have elements for; `num_blocks_per_pp_stage`, the layers of each
-    stage, by default as many for each.
+    `data_parallel_size` is by default as large as the devices allow. `num_blocks_per_pp_stage` is the number of layers
+    of each stage; by default they are divided evenly.
     """
 
     tensor_parallel_size: PositiveInt = 1
@@ -23,5 +23,5 @@ class ParallelSpec(Section):
 
     @property
     def is_divided(self) -> bool:
-        """Whether the model is divided among elements, so that each has parameter files of its own."""
+        """Whether the model is divided among several ranks or stages, each with parameter files of its own."""
         return (self.tensor_parallel_size, self.pipeline_parallel_size) != (1, 1)

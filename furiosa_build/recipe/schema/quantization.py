@@ -1,4 +1,4 @@
-"""Section `quantization`."""
+"""Section `quantization`: the scheme of every linear layer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Scheme = Annotated[str, AfterValidator(_known)]
 
 
 class QuantizationRule(Section):
-    """`match` is a shell pattern over parameter names such as `model.layers.0.mlp.up_proj.weight`."""
+    """A scheme for some parameters: `match` is a shell pattern of names such as `model.layers.0.mlp.up_proj.weight`."""
 
     match: Annotated[str, Field(min_length=1)]
     scheme: Scheme

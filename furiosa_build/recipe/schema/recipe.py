@@ -9,7 +9,7 @@ from furiosa_build.recipe.schema.spec import BuildSpec
 
 
 class BuildOptions(Section):
-    """Where and how to build. None of it changes the artifact's bytes."""
+    """Where and how to build. No option changes the artifact's bytes."""
 
     save_dir: str = "artifacts"
     cache_dir: str | None = None

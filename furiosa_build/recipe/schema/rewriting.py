@@ -1,4 +1,4 @@
-"""Section `rewriting`."""
+"""Section `rewriting`: how a model becomes programs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class RewritingSpec(Section):
     """How the model is rewritten into programs.
 
     Attributes:
-        use_blockwise_compile: Layers are compiled apart from what comes before and after them, and equal ones once.
-            Else each stage is one program.
+        use_blockwise_compile: Layers are compiled apart from what comes before and after them, and equal layers only
+            once. Otherwise each stage is one program.
         num_blocks_per_supertask: Layers that run as one program.
         do_decompositions_for_model_rewrite: Graphs call operators of core ATen only (and write the KV cache in place).
-        embed_all_constants_into_graph: Parameters are constants inside the programs, and no files of their own. A
+        embed_all_constants_into_graph: Parameters are constants inside the programs instead of files of their own. A
             program then serves one supertask only.
         add_prefill_last_block_slice: What follows attention in the last layer of prefill is computed for the last token
             of a prompt only.

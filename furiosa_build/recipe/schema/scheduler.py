@@ -1,4 +1,4 @@
-"""Section `scheduler`."""
+"""Section `scheduler`: defaults of the runtime, kept in the artifact."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class SchedulerConfig(Section):
     """Defaults of the runtime's scheduler, kept in the artifact.
 
     Attributes:
-        npu_queue_limit: Steps in flight at a time, where ranks and stages are threads.
-        max_processing_samples: Requests admitted at a time, waiting ones included.
-        spare_blocks_ratio: Share of the KV blocks kept for sequences that already run.
-        is_offline: Requests are ordered for throughput: all that matters is when the last is finished.
-        prefill_chunk_size: Most tokens of a prompt that run at once; decode steps come between. None: as many as a
-            bucket takes.
+        npu_queue_limit: Largest number of steps in flight, where ranks and stages are threads.
+        max_processing_samples: Largest number of requests admitted at a time, waiting ones included.
+        spare_blocks_ratio: Fraction of the KV blocks that is reserved for running sequences.
+        is_offline: Schedule for throughput: only the time when the last request finishes counts.
+        prefill_chunk_size: Largest number of prompt tokens in one step; decode steps run in between. None: as many
+            as a bucket takes.
     """
 
     npu_queue_limit: PositiveInt = 2

@@ -1,4 +1,4 @@
-"""What all parts of a BuildSpec are made of."""
+"""What the sections of a BuildSpec share: their base class, their errors, and conversions."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """Base of all parts of a BuildSpec: frozen, unknown keys refused, no silent conversion between types."""
+    """Base class of a section: frozen, unknown keys refused, no silent conversion between types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def invalid(what: str, *, key: tuple[str | int, ...] = (), valid: str = "") -> PydanticCustomError:
-    """An error that keeps its parts for `recipe.explain_mistakes`. `key` leads from the section to the value."""
+    """An error that keeps its parts for `recipe.explain_mistakes`. `key` is the path from the section to the value."""
     template = "{what} (valid: {valid})" if valid else "{what}"
     return PydanticCustomError("recipe", template, {"what": what, "key": key, "valid": valid})
 
 
 def as_tuple(value: Any) -> Any:
-    """Lists as tuples, at every depth."""
+    """`value` with every list, at any depth, as a tuple."""
     return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value

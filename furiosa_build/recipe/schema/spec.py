@@ -20,7 +20,7 @@ from furiosa_build.recipe.schema.target import BackendSpec, TargetSpec
 
 
 class BuildSpec(Section):
-    """One artifact, fully determined. Made by composing a recipe, or from Python.
+    """One artifact, fully determined: composed from a recipe, or built in Python.
 
     With `speculative.recipe` the artifact has a second model, whose BuildSpec is that of `Recipe.draft`.
     """
@@ -47,7 +47,7 @@ class BuildSpec(Section):
             what = f"backend {self.backend.name!r} does not compile for devices={self.devices!r}"
             raise invalid(what, key=("devices",), valid="cpu, or npu:X with a target that describes it")
         if kind == "npu" and self.target.num_elements == 1:
-            what = f"target {self.target.name!r} is no NPU, so it has no devices={self.devices!r}"
+            what = f"target {self.target.name!r} is not an NPU: it has no devices={self.devices!r}"
             raise invalid(what, key=("devices",), valid="devices=cpu, or target=rngd")
         ranks, stages, replicas = self.parallel.tensor_parallel_size, self.parallel.pipeline_parallel_size, 1
         replicas = self.parallel.data_parallel_size or 1
@@ -73,24 +73,24 @@ class BuildSpec(Section):
 
     @property
     def data_parallel_size(self) -> int:
-        """Replicas: as given, or as many as the elements are enough for. A CPU emulates one."""
+        """Number of replicas: as given, or as many as the devices have elements for. A CPU emulates one."""
         if self.parallel.data_parallel_size is not None:
             return self.parallel.data_parallel_size
         if kind_of(self.devices) != "npu":
             return 1
-        of_replica = self.parallel.tensor_parallel_size * self.parallel.pipeline_parallel_size
-        return len(elements(self.devices, self.target.num_elements)) // of_replica
+        per_replica = self.parallel.tensor_parallel_size * self.parallel.pipeline_parallel_size
+        return len(elements(self.devices, self.target.num_elements)) // per_replica
 
     @property
     def num_speculative_tokens(self) -> int | None:
-        """Tokens that the draft model proposes at a time; None without one."""
+        """Tokens that the draft model proposes at a time; None without a draft."""
         if self.speculative.recipe is None:
             return None
         return self.speculative.num_speculative_tokens or DEFAULT_SPECULATIVE_TOKENS
 
     @property
     def append_buckets(self) -> tuple[AppendSize, ...]:
-        """As given, or derived."""
+        """The append buckets as given, or derived from the other buckets (`derive_append_buckets`)."""
         given, chunk_size = self.buckets.append_buckets, self.scheduler.prefill_chunk_size
         if given is not None:
             return given
@@ -134,7 +134,7 @@ class BuildSpec(Section):
         return self
 
     @model_validator(mode="after")
-    def _weights_come_from_one_place(self) -> BuildSpec:
+    def _one_source_of_weights(self) -> BuildSpec:
         path, seed = self.quantization.quantize_artifact_path, self.model.seed_for_random_weight
         if path is not None and seed is not None:
             what = f"seed_for_random_weight={seed} draws weights, quantize_artifact_path={path!r} has others"

@@ -13,11 +13,11 @@ class TargetSpec(Section):
     """The machine that programs are compiled for.
 
     Attributes:
-        isa: An x86-64 psABI level, or `native`: this host's.
+        isa: An x86-64 psABI level, or `native`: that of this host.
         num_elements: Processing elements of one device: what `npu:0:*` names.
         memory_gb: Memory of one device in GB (10^9 bytes). None: this host's where `isa` is `native`, else unknown.
-            A build whose parameters and KV cache are larger is refused; where the number of KV blocks is not given, it
-            is at most what there is room for.
+            A build whose parameters and KV cache do not fit is refused; where the number of KV blocks is not
+            given, it is limited by this memory.
     """
 
     name: str
@@ -27,9 +27,9 @@ class TargetSpec(Section):
 
 
 class BackendSpec(Section):
-    """Which compiler makes the programs: a name of the registry in `furiosa_build.backends`.
+    """Which compiler makes the programs: the name of a backend (`furiosa_build.backends.registry`).
 
-    `compiler_config_overrides` sets options of it; those that it does not have are refused with its list.
+    `compiler_config_overrides` sets its options; an unknown one is refused, with the list of those that it has.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""The YAML files that a recipe is made of, as YAML nodes: which file says what, where and in which words.
+"""The YAML files that a recipe is composed of, as YAML nodes with their lines.
 
-Hydra composes the values. This module knows what Hydra forgets: where one came from and how it was spelled.
-It also finds the mistakes that are plain in the files before Hydra sees them.
+Hydra composes the values. This module keeps what Hydra forgets: where each came from and how it was spelled.
+It also reports mistakes that can be seen in the files alone, before Hydra reads them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 from furiosa_build.core.errors import UserError
 
 Key = tuple[str | int, ...]
-"""The way to a value from the top of a recipe: ``("buckets", "prefill_buckets", 0)``."""
+"""The path to a value from the top of a recipe: ``("buckets", "prefill_buckets", 0)``."""
 
 _STANDARD = "tag:yaml.org,2002:"
 _TAGS = frozenset({"str", "int", "float", "bool", "null", "map", "seq", "timestamp"})
@@ -35,8 +35,8 @@ def parse_key(text: str) -> Key:
 
 
 @dataclass(frozen=True)
-class Source:
-    """One file. Its top is the key `group` of the recipe (the empty group: the recipe's own top)."""
+class ConfigFile:
+    """A file. Its top level is the key `group` of the recipe; with an empty group, that of the recipe itself."""
 
     path: Path
     group: str
@@ -57,8 +57,8 @@ class Source:
         return f"{self.path}:{node.start_mark.line + 1}" + (f": {dotted(key)}" if key else "")
 
 
-def read_source(path: Path, group: str = "") -> Source:
-    """Read one file, or say what is wrong with it."""
+def read_config_file(path: Path, group: str = "") -> ConfigFile:
+    """Read a file. Raises UserError when it is not the YAML of a recipe."""
     try:
         text = path.read_bytes().decode()
         root = yaml.compose(text, Loader=_Loader)
@@ -70,24 +70,24 @@ def read_source(path: Path, group: str = "") -> Source:
         ) from None
     except yaml.YAMLError as error:
         raise _syntax_error(error, path, text) from None
-    if root is None and group:  # A choice may say nothing.
+    if root is None and group:  # A choice may be empty.
         root = yaml.MappingNode("tag:yaml.org,2002:map", [], yaml.Mark(str(path), 0, 0, 0, None, None))
     if not isinstance(root, yaml.MappingNode):
         found = {type(None): "empty", yaml.SequenceNode: "a list"}.get(type(root), "a single value")
         valid = "a mapping: lines of the form `key: value`"
         raise UserError(f"{path.name} is {found}", where=str(path), valid=valid)
-    source = Source(path, group, root)
-    _check(source)
-    return source
+    file = ConfigFile(path, group, root)
+    _check(file)
+    return file
 
 
 def plain_text(node: yaml.Node) -> str:
-    """What stands in the file, of a single value without quotes; else nothing."""
+    """The text of an unquoted scalar as it stands in the file; empty for any other node."""
     return node.value if isinstance(node, yaml.ScalarNode) and not node.style else ""
 
 
 def child(node: yaml.Node | None, part: str | int) -> yaml.Node | None:
-    """What a mapping has under a key, or a list under an index."""
+    """The value of a mapping at a key, or of a list at an index; None if there is none."""
     if isinstance(node, yaml.MappingNode):
         return next((value for name, value in node.value if name.value == part), None)
     if isinstance(node, yaml.SequenceNode) and isinstance(part, int):
@@ -106,10 +106,10 @@ def _syntax_error(error: yaml.YAMLError, path: Path, text: str) -> UserError:
     )
 
 
-def _check(source: Source) -> None:
-    """Refuse what YAML reads in silence as something else: keys written twice, and numbers as in YAML 1.1."""
+def _check(file: ConfigFile) -> None:
+    """Refuse what YAML silently reads as something else: duplicate keys, and the numbers of YAML 1.1."""
     seen: set[int] = set()
-    todo: list[tuple[yaml.Node, Key]] = [(source.root, parse_key(source.group.replace("/", ".")))]
+    todo: list[tuple[yaml.Node, Key]] = [(file.root, parse_key(file.group.replace("/", ".")))]
     while todo:
         node, key = todo.pop()
         if id(node) in seen:  # An alias may lead back to its anchor.
@@ -117,28 +117,28 @@ def _check(source: Source) -> None:
         seen.add(id(node))
         if node.tag.removeprefix(_STANDARD) not in _TAGS:
             hint = "a recipe has texts, numbers, lists and mappings; quote a text that begins with !"
-            raise UserError(f"unknown YAML tag {node.tag}", where=source.where(node, key), hint=hint)
+            raise UserError(f"unknown YAML tag {node.tag}", where=file.where(node, key), hint=hint)
         if isinstance(node, yaml.MappingNode):
-            _check_keys(source, node, key)
+            _check_keys(file, node, key)
             todo += [(value, (*key, str(name.value))) for name, value in node.value]
         elif isinstance(node, yaml.SequenceNode):
             todo += [(value, (*key, index)) for index, value in enumerate(node.value)]
         else:
-            _refuse_odd_number(source, node, key)
+            _refuse_odd_number(file, node, key)
 
 
-def _check_keys(source: Source, node: yaml.MappingNode, key: Key) -> None:
+def _check_keys(file: ConfigFile, node: yaml.MappingNode, key: Key) -> None:
     lines: dict[str, int] = {}
     for name, _ in node.value:
         if not isinstance(name, yaml.ScalarNode):
-            raise UserError("a key is a list or a mapping", where=source.where(name), valid="a word")
+            raise UserError("a key is a list or a mapping", where=file.where(name), valid="a word")
         if name.value in lines:
             what = f"{dotted((*key, name.value))} is written twice, first on line {lines[name.value]}"
-            raise UserError(what, where=source.where(name), hint="remove one of them")
+            raise UserError(what, where=file.where(name), hint="remove one of them")
         lines[name.value] = name.start_mark.line + 1
 
 
-def _refuse_odd_number(source: Source, node: yaml.ScalarNode, key: Key) -> None:
+def _refuse_odd_number(file: ConfigFile, node: yaml.ScalarNode, key: Key) -> None:
     text = plain_text(node)
     if node.tag.removeprefix(_STANDARD) not in ("int", "float"):
         return
@@ -149,4 +149,4 @@ def _refuse_odd_number(source: Source, node: yaml.ScalarNode, key: Key) -> None:
     else:
         return
     what = f"{dotted(key)}: {text} is read as the number {yaml.safe_load(text)}"
-    raise UserError(what, where=source.where(node, key), hint=hint)
+    raise UserError(what, where=file.where(node, key), hint=hint)
