@@ -1,4 +1,4 @@
-"""The exit statuses that the README lists, each by a command that ends with it. 130 and 143: tests/faults."""
+"""The exit statuses that docs/output.md lists, each by a command that ends with it. 130 and 143: tests/faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from user_directory import (
 from furiosa_build.core.errors import BuildError, PreflightError, StepError, UserError, VerificationError
 from furiosa_build.core.failpoints import VARIABLE
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+OUTPUT = Path(__file__).resolve().parents[2] / "docs" / "output.md"
 Prepare = Callable[[UserDirectory, pytest.MonkeyPatch], None]
 
 
@@ -113,8 +113,8 @@ def test_a_refused_build_has_written_nothing(fresh: UserDirectory) -> None:
     assert {path for path in fresh.root.parent.rglob("*") if path.is_file()} == before
 
 
-def test_the_readme_lists_them_all() -> None:
+def test_the_document_lists_them_all() -> None:
     errors: list[type[BuildError]] = [UserError, StepError, PreflightError, VerificationError]
     assert [error.exit_status for error in errors] == [2, 3, 4, 5]
-    table = README.read_text().split("| exit status | |\n|---|---|\n")[1].split("\n\n")[0]
+    table = OUTPUT.read_text().split("| exit status | | for example |\n|---|---|---|\n")[1].split("\n\n")[0]
     assert [line.split("|")[1].strip() for line in table.splitlines()] == ["0", "2", "3", "4", "5", "130, 143"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from grid import grid
 
 from furiosa_build.build.build import Build
 from furiosa_build.steps import qualify
