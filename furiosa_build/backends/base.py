@@ -47,9 +47,18 @@ class Backend(Protocol):
         ...
 
     def compile(
-        self, graph: Graph, output: Path, isa: str, scratch: Path, options: Mapping[str, Option] | None = None
+        self,
+        graph: Graph,
+        output: Path,
+        isa: str,
+        scratch: Path,
+        options: Mapping[str, Option] | None = None,
+        core_aten: bool = False,
     ) -> None:
-        """Writes the program for `graph` to `output`; `scratch` is a directory that may be kept between programs."""
+        """Writes the program for `graph` to `output`; `scratch` is a directory that may be kept between programs.
+
+        `core_aten`: the program is made of operators of core ATen only.
+        """
         ...
 
     def load(self, program: Path, concurrency: int = 1) -> LoadedProgram:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from furiosa_build.backends.base import LoadedProgram, Option
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from furiosa_build.backends.graph import Graph
+    from furiosa_build.backends.graph_interpreter import GraphInterpreter
 
 
 class EagerBackend:
@@ -34,23 +35,35 @@ class EagerBackend:
         return {}
 
     def compile(
-        self, graph: Graph, output: Path, isa: str, scratch: Path, options: Mapping[str, Option] | None = None
+        self,
+        graph: Graph,
+        output: Path,
+        isa: str,
+        scratch: Path,
+        options: Mapping[str, Option] | None = None,
+        core_aten: bool = False,
     ) -> None:
-        """Writes the graph's canonical JSON."""
+        """Writes the graph's canonical JSON; for core ATen, with each operator beside it as its reference traces."""
         del isa, scratch, options
+        if core_aten:
+            from furiosa_build.backends.lowering import lower_to_core_aten
+            from furiosa_build.backends.ops import REFERENCES
+
+            graph = lower_to_core_aten(graph, REFERENCES)
         output.write_bytes(graph.to_json())
 
     def load(self, program: Path, concurrency: int = 1) -> LoadedProgram:
-        """Raises ValueError, TypeError or RuntimeError when the file is not a graph of ATen calls."""
+        """Raises ValueError, TypeError or RuntimeError when the file is not a graph of operators that may be called."""
         from furiosa_build.backends.graph import Graph
+        from furiosa_build.backends.graph_interpreter import GraphInterpreter
 
         del concurrency  # a graph keeps nothing between or during calls
-        return _EagerProgram(Graph.from_json(program.read_bytes()))
+        return _EagerProgram(GraphInterpreter(Graph.from_json(program.read_bytes())))
 
 
 class _EagerProgram:
-    def __init__(self, graph: Graph) -> None:
-        self._module = graph.to_module()
+    def __init__(self, graph: GraphInterpreter) -> None:
+        self._graph = graph
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return list(cast("tuple[torch.Tensor, ...]", self._module(*inputs)))
+        return list(self._graph(*inputs))

@@ -488,6 +488,7 @@ class Build:
             backend=self.spec.backend.name,
             isa=self.plan.isa,
             options=dict(self.spec.backend.compiler_config_overrides),
+            core_aten=self.spec.rewriting.do_decompositions_for_model_rewrite,
             layer_prefixes=prefixes,
         )
 

@@ -1,7 +1,7 @@
 """A traced graph cut at its collective operations: programs run between them, on every rank the same.
 
-A rank computes partial results; `all_reduce` and `all_gather` join them. They are operators of their own in a trace,
-and no backend ever sees them: the runtime's communicator does what they say.
+A rank computes partial results; `all_reduce` and `all_gather` join them. They are operators in a trace, and no backend
+ever sees them: the runtime's communicator does what they say.
 """
 
 from __future__ import annotations
@@ -11,35 +11,13 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from furiosa_build.backends.graph import Graph, dtype_name, live_nodes, returned_nodes, user_inputs
+from furiosa_build.backends.graph import Graph, dtype_name, live_nodes, returned_nodes, user_inputs, written_arguments
+from furiosa_build.backends.ops import COLLECTIVES
 from furiosa_build.ir.graph import GraphData
 from furiosa_build.ir.tensors import TensorSpec
-
-
-@torch.library.custom_op("furiosa::all_reduce", mutates_args=())
-def all_reduce(x: Tensor) -> Tensor:
-    """The sum of every rank's x."""
-    raise NotImplementedError("a graph is cut here")
-
-
-@all_reduce.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-@torch.library.custom_op("furiosa::all_gather", mutates_args=())
-def all_gather(x: Tensor, size: int) -> Tensor:
-    """The x of all `size` ranks side by side: [..., n] -> [..., size * n]."""
-    raise NotImplementedError("a graph is cut here")
-
-
-@all_gather.register_fake
-def _(x: Tensor, size: int) -> Tensor:
-    return x.new_empty((*x.shape[:-1], x.shape[-1] * size))
 
 
 class Collective(BaseModel):
@@ -69,9 +47,6 @@ class CutGraph(BaseModel):
         return graph
 
 
-_OPS = {torch.ops.furiosa.all_reduce.default: "all_reduce", torch.ops.furiosa.all_gather.default: "all_gather"}
-
-
 def cut(program: ExportedProgram, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> CutGraph:
     """Cuts an exported program whose user inputs are `inputs`, in order, and whose results are called `outputs`.
 
@@ -91,8 +66,8 @@ def cut(program: ExportedProgram, inputs: Sequence[TensorSpec], outputs: Sequenc
     parts: list[GraphData] = []
     collectives: list[list[Collective]] = []
     for number in range(1 + max(level.values(), default=0)):
-        inside = [node for node in calls if level[node] == number and node.target not in _OPS]
-        joined = [node for node in calls if level[node] == number and node.target in _OPS]
+        inside = [node for node in calls if level[node] == number and node.target not in COLLECTIVES]
+        joined = [node for node in calls if level[node] == number and node.target in COLLECTIVES]
         later = {user for node in inside for user in node.users if level.get(user, 0) > number} | set(joined)
         returned = [node for node in results if node in inside]  # in the order of `outputs`
         leaving = returned + [n for n in inside if n not in results and not later.isdisjoint(n.users)]
@@ -109,7 +84,8 @@ def cut(program: ExportedProgram, inputs: Sequence[TensorSpec], outputs: Sequenc
             collectives.append([])
         if joined:
             collectives[-1] += [
-                Collective(op=_OPS[node.target], source=names[node.args[0]], result=names[node]) for node in joined
+                Collective(op=COLLECTIVES[node.target], source=names[node.args[0]], result=names[node])
+                for node in joined
             ]
     return CutGraph(parts=parts, collectives=collectives)
 
@@ -118,7 +94,7 @@ def _levels(calls: Sequence[Node]) -> dict[Node, int]:
     level: dict[Node, int] = {}
     touched: dict[Node, int] = {}
     for node in calls:
-        needed = [level[n] + (n.target in _OPS) for n in node.all_input_nodes if n in level]
+        needed = [level[n] + (n.target in COLLECTIVES) for n in node.all_input_nodes if n in level]
         # A cache is written and read in the order of the trace.
         needed += [touched.get(n, 0) for n in node.all_input_nodes if n.op == "placeholder" and _is_written(n)]
         level[node] = max(needed, default=0)
@@ -129,7 +105,7 @@ def _levels(calls: Sequence[Node]) -> dict[Node, int]:
 
 
 def _is_written(node: Node) -> bool:
-    return any(isinstance(u.target, torch._ops.OpOverload) and u.target._schema.is_mutable for u in node.users)
+    return any(node in written_arguments(user) for user in node.users)
 
 
 def _drop_conversions_to_the_same(program: ExportedProgram) -> None:

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from furiosa_build.backends.ops import all_gather, all_reduce
 from furiosa_build.ir.sharding import Cut
-from furiosa_build.models.partition import all_gather, all_reduce
 from furiosa_build.models.skeleton import Skeleton
 from furiosa_build.quant.linear import QuantizedLinear
 

@@ -26,7 +26,6 @@ from furiosa_build.ir.segment import Segment
 from furiosa_build.ir.sharding import Cut
 from furiosa_build.ir.tensors import Role, TensorSpec
 from furiosa_build.models.attention import CacheProbe, PagedCache
-from furiosa_build.models.decompose import decompose
 from furiosa_build.models.partition import CutGraph, cut
 from furiosa_build.models.skeleton import LayerCall, Skeleton, TensorName, functional
 from furiosa_build.models.tensor_parallel import Rank
@@ -75,7 +74,7 @@ class Tracer:
         ranks: int = 1,
         decomposes: bool = False,
     ) -> None:
-        self.skeleton, self.decomposes = Skeleton(dict(hf_config)), decomposes
+        self.skeleton = Skeleton(dict(hf_config))
         self.rank = Rank(self.skeleton, cuts or {}, ranks) if ranks > 1 else None
         _quantize_modules(self.skeleton.model, schemes, decomposes)
         if self.rank is not None:
@@ -161,7 +160,7 @@ class _Trace:
         """The graph, without the inputs that turn out to have no effect."""
         outputs = [HIDDEN_STATES, *(activation_name(layer, name) for layer, name in self._segment.outputs)]
         names = [LOGITS] if self._segment.last else outputs
-        return self._inputs.export(self._forward, names, self._tracer.decomposes)
+        return self._inputs.export(self._forward, names)
 
     def _add_arguments(self) -> list[dict[str, int]]:
         """For every layer: argument -> the input that it takes."""
@@ -225,13 +224,20 @@ class _Trace:
         return calls
 
     def _layer(
-        self, values: Sequence[Tensor], block: int, states: Tensor, call: LayerCall, tensors: Mapping[str, Tensor]
+        self,
+        values: Sequence[Tensor],
+        block: int,
+        states: Tensor,
+        call: LayerCall,
+        tensors: Mapping[str, Tensor],
+        writes_only: bool = False,
     ) -> Tensor:
         keys, values_ = self._caches[block]
         paged = PagedCache(
             key_cache=values[keys],
             value_cache=values[values_],
             slot_mapping=values[self._slots],
+            writes_only=writes_only,
             **{name: values[i] for name, i in self._context.items()},
         )
         return self._call(values, block, states, _fill(call.kwargs, tensors), paged)
@@ -243,7 +249,7 @@ class _Trace:
 
         Those are what is alive of the layer as it is for all tokens; all that follows from them there is dropped.
         """
-        self._layer(values, block, states, call, tensors)
+        self._layer(values, block, states, call, tensors, writes_only=True)
         assert self._indices is not None
         at = values[self._indices]
         one = self._sliced_calls[self._segment.layers[block]]
@@ -293,9 +299,7 @@ class _Inputs:
     def add_parameters(self, parameters: Mapping[str, Tensor], block: int | None = None) -> dict[str, int]:
         return {name: self.add(name, "parameter", p.shape, p.dtype, block) for name, p in sorted(parameters.items())}
 
-    def export(
-        self, forward: Callable[..., tuple[Tensor, ...]], outputs: Sequence[str], decomposes: bool = False
-    ) -> CutGraph:
+    def export(self, forward: Callable[..., tuple[Tensor, ...]], outputs: Sequence[str]) -> CutGraph:
         module = _Function(forward)
         slots = Dim("slots", min=2)
         with _fake():
@@ -306,7 +310,7 @@ class _Inputs:
         dynamic = tuple({i: slots for i, n in enumerate(spec.shape) if n is None} for spec in self.specs)
         with torch.no_grad():
             program = torch.export.export(module, examples, dynamic_shapes=(dynamic,), strict=False)
-        return cut(decompose(program) if decomposes else program, self.specs, outputs)
+        return cut(program, self.specs, outputs)
 
 
 class _Function(nn.Module):

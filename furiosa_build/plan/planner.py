@@ -287,6 +287,7 @@ def _program_steps(
                 "backend": spec.backend.name,
                 "isa": isa,
                 **_options(spec),
+                **({"core_aten": True} if spec.rewriting.do_decompositions_for_model_rewrite else {}),
                 **({"constants_of": first.layers} if embeds else {}),
             },
             bucket=bucket,

@@ -25,6 +25,7 @@ class CompileRequest(Request):
         backend: The backend's name.
         isa: The instruction set.
         options: Options of the backend's compiler.
+        core_aten: The programs call operators of core ATen only.
         layer_prefixes: What the names of each layer's parameters begin with, where the programs are to hold their
             parameters as constants. None: they are not.
     """
@@ -32,6 +33,7 @@ class CompileRequest(Request):
     backend: str
     isa: str
     options: dict[str, Option]
+    core_aten: bool = False
     layer_prefixes: list[str] | None = None
 
 
@@ -49,7 +51,7 @@ class Compile(Step[CompileRequest]):
         for number, graph in enumerate(graphs):
             program = output / program_name(number, backend.file_suffix)
             whole = graph if request.layer_prefixes is None else _embed(graph, constants, request.layer_prefixes)
-            backend.compile(whole, program, request.isa, inputs.scratch, request.options)
+            backend.compile(whole, program, request.isa, inputs.scratch, request.options, request.core_aten)
 
 
 def _embed(graph: Graph, files: Iterable[Path], prefixes: Sequence[str]) -> Graph:

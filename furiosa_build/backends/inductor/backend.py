@@ -72,7 +72,13 @@ class InductorBackend:
         return {"torch": version("torch"), "c++": compiler_version()}
 
     def compile(
-        self, graph: Graph, output: Path, isa: str, scratch: Path, options: Mapping[str, Option] | None = None
+        self,
+        graph: Graph,
+        output: Path,
+        isa: str,
+        scratch: Path,
+        options: Mapping[str, Option] | None = None,
+        core_aten: bool = False,
     ) -> None:
         """Compiles to a shared library. `scratch` keeps what torch has found out about the compiler."""
         self.check_toolchain()
@@ -82,7 +88,12 @@ class InductorBackend:
         import torch
         from torch._inductor import aot_compile
 
-        program, examples = graph.export()
+        from furiosa_build.backends.inductor.lowerings import LOWERINGS
+        from furiosa_build.backends.lowering import export, lower_to_core_aten
+
+        if core_aten:
+            graph = lower_to_core_aten(graph, LOWERINGS)
+        program, examples = export(graph, LOWERINGS)
         with tempfile.TemporaryDirectory(dir=scratch, prefix="program-") as work, torch.no_grad():
             os.environ[WORK_VARIABLE] = work
             settings = {
