@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 from furiosa_build.core.devices import kind_of
-from furiosa_build.core.errors import BuildError, UserError, nearest
+from furiosa_build.core.errors import UserError, nearest
+from furiosa_build.core.events import Listener
 from furiosa_build.recipe.compose import load_target, recipe_roots, validate
 from furiosa_build.recipe.schema import Recipe, SchedulerConfig
 from furiosa_build.store import default_store_root
@@ -66,6 +67,10 @@ class ArtifactBuilder:
             conf/target; by default `rngd` for NPUs, else `cpu`), `speculative_recipe` (the recipe of a draft model) and
             `num_speculative_tokens` (those that it proposes at a time).
 
+    Attributes:
+        listeners: Called with the events of a build (`furiosa_build.core.events`); none at first, so that a build
+            prints nothing.
+
     Raises:
         UserError: An argument is unknown or not valid. Nothing has been written.
     """
@@ -100,6 +105,7 @@ class ArtifactBuilder:
         **kwargs: Any,
     ) -> None:
         _refuse_unknown(kwargs, _EXTRA)
+        self.listeners: list[Listener] = []
         beams = kv_cache_sharing_across_beams_config
         joined = devices if isinstance(devices, str) else ",".join(devices)
         is_npu = joined.strip().startswith("npu") and kind_of(joined) == "npu"
@@ -181,6 +187,7 @@ class ArtifactBuilder:
 
         Raises:
             BuildError: As the command line would say it: UserError, PreflightError, or StepError, which names a log.
+            KeyboardInterrupt: On Ctrl-C, once the workers have ended. Finished steps are in the store.
         """
         _refuse_unknown(kwargs, ())
         if param_saved_format != "safetensors":
@@ -189,34 +196,46 @@ class ArtifactBuilder:
                 where="ArtifactBuilder.build",
                 valid="safetensors",
             )
-        model = {**self._spec["model"], "param_file_path": None if param_file_path is None else fspath(param_file_path)}
         with _store(cache_dir, Path(save_dir), _cleanup) as store:
-            options = {
-                "save_dir": str(save_dir),
-                "cache_dir": store,
-                "num_pipeline_builder_workers": num_pipeline_builder_workers,
-                "num_compile_workers": num_compile_workers,
-            }
-            run(validate("ArtifactBuilder.build", {**self._spec, "model": model}, options, self._roots))
+            recipe = self.recipe(
+                save_dir,
+                cache_dir=store,
+                num_pipeline_builder_workers=num_pipeline_builder_workers,
+                num_compile_workers=num_compile_workers,
+                param_file_path=param_file_path,
+            )
+            run(recipe, self.listeners)
+
+    def recipe(
+        self,
+        save_dir: str | PathLike[str],
+        *,
+        cache_dir: str | PathLike[str],
+        num_pipeline_builder_workers: int = 1,
+        num_compile_workers: int = 1,
+        param_file_path: str | PathLike[str] | None = None,
+    ) -> Recipe:
+        """The recipe that `build` builds, with its arguments. Raises UserError."""
+        model = {**self._spec["model"], "param_file_path": None if param_file_path is None else fspath(param_file_path)}
+        options = {
+            "save_dir": str(save_dir),
+            "cache_dir": fspath(cache_dir),
+            "num_pipeline_builder_workers": num_pipeline_builder_workers,
+            "num_compile_workers": num_compile_workers,
+        }
+        return validate("ArtifactBuilder.build", {**self._spec, "model": model}, options, self._roots)
 
 
-def run(recipe: Recipe) -> None:
-    """Builds; raises the BuildError that the command line would print."""
+def run(recipe: Recipe, listeners: Iterable[Listener] = ()) -> None:
+    """Builds; raises the BuildError that the command line would print, KeyboardInterrupt when it is interrupted."""
     from furiosa_build.build import graph
-    from furiosa_build.build.build import Build
+    from furiosa_build.build.build import open_recipe
 
-    build = Build(recipe)
+    build = open_recipe(recipe, listeners=listeners)
     try:
-        _ = build.plan  # what cannot be divided is refused here
-        status = graph.run(build)
-    except SystemExit as ended:
-        if isinstance(ended.__cause__, BuildError):
-            raise ended.__cause__ from None
-        raise
+        graph.execute(build)
     finally:
         build.close()
-    if status:
-        raise RuntimeError(f"the build ended with status {status}")
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: Collection[str]) -> None:

@@ -23,6 +23,7 @@ from furiosa_build.backends.registry import get_backend
 from furiosa_build.build.executors.local import Pool
 from furiosa_build.core.cancellation import CancellationToken, Cancelled, cancelled_by
 from furiosa_build.core.errors import PreflightError, StepError, UserError
+from furiosa_build.core.events import Emitter, Listener, SurveyStarted
 from furiosa_build.core.failpoints import doing
 from furiosa_build.core.peak_memory import Watch
 from furiosa_build.core.progress import metered
@@ -77,9 +78,13 @@ class Build:
         recipe: What to build and how.
         cwd: What a relative `save_dir` is relative to.
         model: The build of the model that this is the draft for.
+        listeners: Called with the events of this build.
     """
 
-    def __init__(self, recipe: Recipe, cwd: Path | None = None, model: Build | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, cwd: Path | None = None, model: Build | None = None, listeners: Iterable[Listener] = ()
+    ) -> None:
+        self.events: Emitter = model.events if model else Emitter(listeners)
         self.recipe = recipe
         self.spec, self.options = recipe.spec, recipe.options
         self.cwd = cwd or Path.cwd()
@@ -87,6 +92,7 @@ class Build:
         root = (Path(cache).expanduser() if cache else default_store_root()).absolute()
         self._prefix = "" if model is None else DRAFT
         self.store: Store = model.store if model else Store(root, self.options.verify_inputs, self.directory.parent)
+        self.store.tell = self.events.note
         self._code: SourceCode = model._code if model else SourceCode(memo=root / "code.json")
         self.backend = get_backend(self.spec.backend.name)
         check_options(self.backend, self.spec.backend.compiler_config_overrides)
@@ -573,8 +579,7 @@ class Build:
         record = self.store.find(key)
         if record is None:
             request = SurveyRequest(hf_config=dict(self.hf_config))
-            if sys.stderr.isatty():
-                print("surveying the model's layers: once for an architecture, some seconds", file=sys.stderr)
+            self.events.emit(SurveyStarted())
             with _failing("survey"):
                 kind, log = steps.find("survey"), self.store.log_path("survey")
                 inputs = Inputs({}, self.store.scratch("survey"))
@@ -634,9 +639,14 @@ def _failing(step: str) -> Iterator[None]:
         raise StepError(step, f"{type(error).__name__}: {error}") from error
 
 
-def open_build(recipe: str, overrides: list[str], cwd: Path | None = None) -> Build:
-    """The build of the recipe of that name. Raises UserError for every mistake that can be seen before work starts."""
-    build = Build(load_recipe(recipe, overrides, cwd=cwd), cwd)
+def open_build(name: str, overrides: list[str], cwd: Path | None = None, listeners: Iterable[Listener] = ()) -> Build:
+    """The build of the recipe of that name, as `open_recipe`."""
+    return open_recipe(load_recipe(name, overrides, cwd=cwd), cwd, listeners)
+
+
+def open_recipe(recipe: Recipe, cwd: Path | None = None, listeners: Iterable[Listener] = ()) -> Build:
+    """The build of a recipe. Raises UserError for every mistake that can be seen before work starts."""
+    build = Build(recipe, cwd, listeners=listeners)
     try:
         _ = build.plan  # An architecture that cannot be built is refused here.
     except BaseException:

@@ -14,10 +14,9 @@ from furiosa_build.core.canonical_json import digest
 from furiosa_build.core.errors import UserError
 from furiosa_build.core.files import link_or_copy, sync
 from furiosa_build.core.safetensors_header import read_header
-from furiosa_build.core.text import size_text
+from furiosa_build.core.text import short_path, size_text
 from furiosa_build.ir.outline import ParameterOutline
 from furiosa_build.plan.planner import Plan, pretrained_id
-from furiosa_build.ui.describe import short_path
 from furiosa_build.weights.listing import WEIGHTS
 
 if TYPE_CHECKING:

@@ -3,49 +3,43 @@
 from __future__ import annotations
 
 import filecmp
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 from furiosa_build.artifact.schema import SIGNATURE_FILE, TIMESTAMP_FILE
+from furiosa_build.build import graph
 from furiosa_build.build.build import Build
 from furiosa_build.core.errors import VerificationError
-from furiosa_build.ui.console import event_line
+from furiosa_build.core.events import CheckFinished, Emitter, Listener
 
 _MAY_DIFFER = {TIMESTAMP_FILE, SIGNATURE_FILE}
 
 
-def check_reproducible(build: Build, run: Callable[[Build, str, bool], int], as_json: bool = False) -> None:
+def check_reproducible(build: Build, listeners: Sequence[Listener] = (), signals: Sequence[int] = ()) -> int:
     """Builds a finished build's artifact again, with an empty store in a temporary directory.
 
     Args:
         build: `package` is done.
-        run: Runs a task of a build, as text or JSON; exits or returns a status other than 0 when a step fails.
-        as_json: Print an event a line in place of text.
+        listeners: Called with the events of the second build, and in the end with the files that differ.
+        signals: As of `graph.execute`.
 
-    Raises VerificationError that names every file that differs.
+    Returns the exit status: that of VerificationError if files differ, that of the error if the second build fails.
     """
-    text = "building again, without the store"
-    print(event_line("message", text=text) if as_json else text, flush=True)
-    with tempfile.TemporaryDirectory(prefix="furiosa-build-check-") as place:
-        elsewhere = {"cache_dir": f"{place}/store", "save_dir": f"{place}/artifacts"}
+    events = Emitter(listeners)
+    events.note("building again, without the store")
+    with tempfile.TemporaryDirectory(prefix="furiosa-build-check-") as temporary:
+        elsewhere = {"cache_dir": f"{temporary}/store", "save_dir": f"{temporary}/artifacts"}
         options = build.options.model_copy(update=elsewhere)
-        again = Build(build.recipe.model_copy(update={"options": options}), build.cwd)
+        again = Build(build.recipe.model_copy(update={"options": options}), build.cwd, listeners=listeners)
         try:
-            if status := run(again, "package", as_json):
-                sys.exit(status)
+            if status := graph.run(again, "package", signals=signals):
+                return status
             differing = differing_files(build.version_directory, again.version_directory)
         finally:
             again.close()
-    if as_json:
-        status = VerificationError.exit_status if differing else 0
-        print(event_line("check-ended", status=status, differing=differing), flush=True)
-    if differing:
-        listed = "".join(f"\n  {line}" for line in differing)
-        raise VerificationError(f"built again, {build.version_directory} is not the same:{listed}")
-    if not as_json:
-        print("the same bytes in every file")
+    events.emit(CheckFinished(directory=build.version_directory, differing=tuple(differing)))
+    return VerificationError.exit_status if differing else 0
 
 
 def differing_files(first: Path, second: Path) -> list[str]:

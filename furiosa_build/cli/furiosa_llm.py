@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from furiosa_build.cli import running
+from furiosa_build.cli.exits import exit_with
 from furiosa_build.core.errors import BuildError, UserError
 from furiosa_build.server import options
 from furiosa_build.server.launch import launch
@@ -140,12 +142,14 @@ def build(arguments: argparse.Namespace) -> None:
     if twice := sorted(given.keys() & more.keys()):
         raise UserError(f"{twice[0]} has an option of its own", where=f"--additional-model-config {twice[0]}=...")
     builder = ArtifactBuilder(arguments.model_id, arguments.devices, arguments.name, **given, **more)
-    builder.build(
+    recipe = builder.recipe(
         arguments.output_path,
+        cache_dir=default_store_root(),
         num_pipeline_builder_workers=arguments.num_pipeline_builder_workers,
         num_compile_workers=arguments.num_compile_workers,
-        cache_dir=default_store_root(),
     )
+    if status := running.run(running.open_recipe(recipe)):
+        sys.exit(status)
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -159,11 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = parser().parse_args(arguments)
         {"build": build, "serve": serve}[given.command](given)
     except BuildError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        print("interrupted by SIGINT", file=sys.stderr)
-        sys.exit(130)
+        exit_with(error)
+    except KeyboardInterrupt as interrupt:
+        exit_with(interrupt)
 
 
 def _pair(text: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -60,6 +61,14 @@ class VerificationError(BuildError):
     """An artifact, a store or a repeated build is not what it should be. Every finding is one line."""
 
     exit_status = 5
+
+
+class BuildInterrupted(KeyboardInterrupt):
+    """A build was ended by a signal. Its workers are gone, and the steps that were done are in the store."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+        super().__init__(f"interrupted by {self.signal.name}")
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

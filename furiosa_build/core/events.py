@@ -6,8 +6,9 @@ Events of one build arrive one at a time, in order: first `BuildStarted` unless 
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -80,16 +81,24 @@ class Note(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SurveyStarted(Event):
+    """The model's layers are surveyed: once for an architecture, some seconds, before the build can be planned."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ErrorOccurred(Event):
-    """What ends the build. `status` is the exit status that stands for it."""
+    """What ends the build. `status` is the exit status that stands for it; a bug of this program has a `traceback`."""
 
     message: str
     status: int
+    traceback: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interrupted(Event):
-    """The build was told to stop; the steps that ran were ended."""
+    """The build was told to stop by the signal of that name; the steps that ran were ended."""
+
+    signal: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,4 +128,30 @@ class BuildFinished(Event):
     artifact: Path | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CheckFinished(Event):
+    """The artifact was built a second time without the store. `differing` has a line for each file that differs."""
+
+    directory: Path
+    differing: tuple[str, ...]
+
+
 Listener = Callable[[Event], None]
+
+
+class Emitter:
+    """Passes events on to listeners, one event at a time. A listener may emit further ones itself."""
+
+    def __init__(self, listeners: Iterable[Listener] = ()) -> None:
+        self.listeners = list(listeners)
+        self._lock = threading.RLock()  # steps run in several threads
+
+    def emit(self, event: Event) -> None:
+        """Calls the listeners in turn."""
+        with self._lock:
+            for listener in self.listeners:
+                listener(event)
+
+    def note(self, text: str) -> None:
+        """Emits a note."""
+        self.emit(Note(text=text))

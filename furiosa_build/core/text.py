@@ -1,9 +1,12 @@
-"""Bytes and seconds as text for people."""
+"""Bytes, seconds, numbers and paths as text for people."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 def size_text(number: int) -> str:
+    """Such as `334 MB`."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if number >= size:
             return f"{number / size:.3g} {unit}"
@@ -18,5 +21,26 @@ def duration_text(seconds: float) -> str:
 
 
 def memory_text(size: int | None) -> str:
-    """Such as `334 MB`."""
+    """As `size_text`; None is unknown."""
     return "unknown" if size is None else size_text(size)
+
+
+def count_text(number: int) -> str:
+    """Such as `8.03 B`."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def steps_text(count: int) -> str:
+    """Such as `1 step`."""
+    return "1 step" if count == 1 else f"{count} steps"
+
+
+def short_path(path: Path) -> str:
+    """The path relative to the current directory if it is below."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

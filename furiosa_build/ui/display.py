@@ -3,42 +3,77 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from furiosa_build.core import progress
+from furiosa_build.core.events import (
+    ArtifactReady,
+    BuildFinished,
+    BuildStarted,
+    ErrorOccurred,
+    Event,
+    Interrupted,
+    StepFinished,
+    StepStarted,
+)
 from furiosa_build.core.text import duration_text, size_text
 
 _TELLING = 0.02
-"""Share of a step's bytes from which on its speed is believed."""
+"""Share of a step's bytes from which on its speed says how long the rest takes."""
 
 
-class Display(Progress):
-    """Begun when it is made; `stop` ends it.
+class Display:
+    """A listener that shows the progress on a terminal, from the first step that runs to the end of the build.
 
-    Args:
-        stream: The terminal.
-        total: Steps that the build may come to.
-        left: Steps that are not done, with the seconds that each is expected to take; None: unknown.
-        workers: How many steps compile at a time.
-        bytes_done: Bytes done and bytes in all of a running step; None of a step that streams none.
+    Attributes:
+        bars: What is shown; None before and after.
     """
 
-    def __init__(
-        self,
-        stream: TextIO,
-        total: int,
-        left: Mapping[str, float | None],
-        workers: int,
-        bytes_done: Callable[[str], tuple[int, int] | None],
-    ) -> None:
-        self._expected = dict(left)
-        self._workers = workers
-        self._bytes_done = bytes_done
-        self._running: dict[str, tuple[TaskID, float]] = {}
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._build: BuildStarted | None = None
+        self.bars: Bars | None = None
+        self._finished = 0
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case BuildStarted():
+                self._build, self._finished = event, 0
+            case StepStarted():
+                if self.bars is None and self._build is not None:
+                    self.bars = Bars(self._stream, self._build)
+                if self.bars is not None:
+                    self.bars.begin(event)
+            case StepFinished():
+                self._finished += 1
+                if self.bars is not None:
+                    self.bars.end(event.step, self._finished)
+            case ErrorOccurred() | Interrupted() | ArtifactReady() | BuildFinished() if self.bars is not None:
+                self.bars.stop()
+                self.bars = None
+
+    def print(self, line: str) -> None:
+        """Prints a line, above the bars if there are any."""
+        if self.bars is not None:
+            self.bars.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        else:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+
+class Bars(Progress):
+    """The bars of one build, shown until `stop`."""
+
+    def __init__(self, stream: TextIO, build: BuildStarted) -> None:
+        self._left = dict(build.expected)
+        self._workers = build.compile_workers
+        self._running: dict[str, tuple[TaskID, float, Path | None]] = {}
         super().__init__(
             BarColumn(),
             _Count(),
@@ -50,25 +85,26 @@ class Display(Progress):
             redirect_stdout=False,
             redirect_stderr=False,
         )
-        self._whole = self.add_task("", total=total)
+        self._whole = self.add_task("", total=len(build.steps))
         self.start()
 
-    def begins(self, step: str) -> None:
-        """A step begins."""
-        self._running[step] = self.add_task(step, total=None), time.monotonic()
+    def begin(self, step: StepStarted) -> None:
+        """A step begins: it gets a row."""
+        self._running[step.step] = self.add_task(step.step, total=None), time.monotonic(), step.progress_file
 
-    def ends(self, step: str, done: int) -> None:
-        """A step has ended; `done` are now done in all."""
+    def end(self, step: str, finished: int) -> None:
+        """A step has ended; so many are done now."""
         if step in self._running:
             self.remove_task(self._running.pop(step)[0])
-        self._expected.pop(step, None)
-        self.update(self._whole, completed=done)
+        self._left.pop(step, None)
+        self.update(self._whole, completed=finished)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Called by rich some times a second."""
-        left = dict(self._expected)
-        for step, (row, begin) in list(self._running.items()):
-            passed, counted = time.monotonic() - begin, self._bytes_done(step)
+        left = dict(self._left)
+        for step, (row, begin, progress_file) in list(self._running.items()):
+            passed = time.monotonic() - begin
+            counted = None if progress_file is None else progress.read(progress_file)
             expected = left.get(step)
             left[step] = None if expected is None else max(expected - passed, 0.0)
             if counted is not None:

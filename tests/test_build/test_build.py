@@ -31,7 +31,8 @@ from furiosa_build.plan import keys
 from furiosa_build.plan.source_code import SourceCode
 from furiosa_build.steps import qualify
 from furiosa_build.store import Store
-from furiosa_build.ui.describe import artifact_text, plan_text, result_text
+from furiosa_build.ui.artifact_text import artifact_text, result_text
+from furiosa_build.ui.plan_text import plan_text
 
 TRACES = [
     f"partition:{bucket}:{kind}" for bucket in ("prefill-1x32", "decode-2x64") for kind in ("first", "block", "last")
@@ -467,14 +468,18 @@ def test_random_weights_say_so_everywhere(user: UserDirectory) -> None:
     assert run(build)[0] == "fetch"
     assert user.latest().model_metadata.seed_for_random_weight == 0
     assert note in plan_text(build)
-    assert note in result_text(build)
+    assert note in result_text(build.version_directory)
     assert note in artifact_text(user.latest(), user.artifacts / "latest")
 
 
 def test_weights_that_are_not_random_do_not(user: UserDirectory) -> None:
     build = user.open()
     run(build)
-    shown = [plan_text(build), result_text(build), artifact_text(user.latest(), user.artifacts / "latest")]
+    shown = [
+        plan_text(build),
+        result_text(build.version_directory),
+        artifact_text(user.latest(), user.artifacts / "latest"),
+    ]
     assert not any("RANDOM" in text.upper() for text in shown)
 
 

@@ -25,7 +25,7 @@ from furiosa_build.build.build import Build
 from furiosa_build.core.errors import PreflightError
 from furiosa_build.core.system import Machine
 from furiosa_build.store import Store
-from furiosa_build.ui.describe import plan_text
+from furiosa_build.ui.plan_text import plan_text
 
 GB = 10**9
 BIG = Machine(cores=2, memory=64 * GB, available=60 * GB)

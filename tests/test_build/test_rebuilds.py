@@ -405,7 +405,7 @@ ROWS: Mapping[str, tuple[Change, list[str]]] = {
     "source of the runtime": (edit("runtime/scheduling/scheduler.py"), ["qualify"]),
     "source of the backend": (edit("backends/eager.py"), [*COMPILES, "qualify"]),
     "source of another backend": (edit("backends/inductor/backend.py"), []),
-    "source that no step runs": (edit("cli/main.py", "build/build.py", "ui/describe.py", "store/actions.py"), []),
+    "source that no step runs": (edit("cli/main.py", "build/build.py", "ui/plan_text.py", "store/actions.py"), []),
     "source that makes other files": (edit_that_makes_others, ["partition:weights", *ARTIFACT]),
     "timestamps touched": (touch, []),
     "content changed with size and time kept": (secret_weights, []),

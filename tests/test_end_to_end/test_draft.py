@@ -30,7 +30,7 @@ from furiosa_build.build.artifact_builder import ArtifactBuilder
 from furiosa_build.build.reproduce import differing_files
 from furiosa_build.core.errors import UserError
 from furiosa_build.plan.planner import DRAFT
-from furiosa_build.ui.describe import artifact_text
+from furiosa_build.ui.artifact_text import artifact_text
 
 SMALL = {**CONFIG, "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 24}
 RECIPES = {
