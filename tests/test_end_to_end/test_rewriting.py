@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from user_directory import UserDirectory, furiosa_build, steps_in_this_process
 
 from furiosa_build.artifact.schema import Artifact, Program
+from furiosa_build.backends.core_aten import is_core
 from furiosa_build.backends.graph import Graph
-from furiosa_build.models.decompose import is_core
+from furiosa_build.backends.graph_interpreter import GraphInterpreter
 from furiosa_build.runtime import LLMEngine
 
 from .tokens import expected_tokens, generated_tokens, make_users
@@ -295,7 +296,7 @@ def multiplications(graph: Graph) -> int:
         for spec in graph.inputs
     ]
     with FlopCounterMode(display=False) as counter:
-        graph.to_module()(*inputs)
+        GraphInterpreter(graph)(*inputs)
     counts = counter.get_flop_counts()["Global"]
     return sum(count for op, count in counts.items() if op in _PRODUCTS) // 2
 

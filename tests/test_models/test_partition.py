@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from furiosa_build.backends.graph import Graph
-from furiosa_build.models.partition import CutGraph, all_gather, all_reduce
+from furiosa_build.backends.graph_interpreter import GraphInterpreter
+from furiosa_build.backends.ops import all_gather, all_reduce
+from furiosa_build.models.partition import CutGraph
 from furiosa_build.models.tracing import _Inputs
 
 
@@ -15,7 +17,7 @@ def run(graph: CutGraph, fed: list[dict[str, Tensor]]) -> list[dict[str, Tensor]
     """Every rank's tensors at the end; `fed` are those that it begins with."""
     tensors = [dict(own) for own in fed]
     for part, collectives in zip(graph.parts, graph.collectives, strict=True):
-        module = Graph(part).to_module()
+        module = GraphInterpreter(Graph(part))
         for own in tensors:
             outputs = module(*(own[spec.name] for spec in part.inputs))
             own.update(zip((spec.name for spec in part.outputs), outputs, strict=True))
@@ -65,7 +67,7 @@ def test_without_collectives_there_is_one_part_with_its_outputs_in_order() -> No
     graph = inputs.export(lambda x: (x.sin().cos(), x.sin()), ["second", "first"]).whole
     assert [spec.name for spec in graph.outputs] == ["second", "first"]
     x = torch.randn(3)
-    torch.testing.assert_close(graph.to_module()(x), (x.sin().cos(), x.sin()))
+    torch.testing.assert_close(GraphInterpreter(graph)(x), (x.sin().cos(), x.sin()))
 
 
 def test_a_cut_graph_has_no_whole() -> None:

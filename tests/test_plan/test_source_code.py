@@ -106,6 +106,9 @@ EDITS = {
     "steps/weights.py": WITH_WEIGHTS,
     "models/attention.py": {*WITH_GRAPHS, "qualify"},
     "backends/graph.py": {*WITH_GRAPHS, "compile"},
+    "backends/ops.py": {*WITH_GRAPHS, "compile", "qualify"},
+    "backends/lowering.py": set(),
+    "backends/inductor/paged_attention.py": set(),
     "steps/__init__.py": set(STEPS),
     "core/canonical_json.py": set(STEPS) - {"shard"},
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from furiosa_build.models.decompose import decompose, is_core
+from furiosa_build.backends.core_aten import decompose, is_core
 
 
 class Layer(torch.nn.Module):
