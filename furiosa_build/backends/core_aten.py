@@ -45,8 +45,8 @@ def decompose(program: ExportedProgram) -> ExportedProgram:
 
 
 def is_core(target: torch._ops.OpOverload) -> bool:
-    """Whether an operator may be in a decomposed graph: of core ATen, the write of a cache, or no ATen operator."""
-    return target.namespace != "aten" or torch.Tag.core in target.tags or target in _IN_PLACE.values()
+    """Whether an operator may be in a decomposed graph: of core ATen, or the write of a cache."""
+    return torch.Tag.core in target.tags or target in _IN_PLACE.values()
 
 
 def _write_in_place(value: Node, cache: Node) -> None:

@@ -284,8 +284,8 @@ def graph_of(user: UserDirectory, program: Program) -> Graph:
 
 
 def resolve(op: str) -> torch._ops.OpOverload:
-    _, name, overload = op.split(".")
-    found: torch._ops.OpOverload = getattr(getattr(torch.ops.aten, name), overload)
+    namespace, name, overload = op.split(".")
+    found: torch._ops.OpOverload = getattr(getattr(getattr(torch.ops, namespace), name), overload)
     return found
 
 
