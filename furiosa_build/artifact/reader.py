@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
@@ -31,7 +30,8 @@ from furiosa_build.artifact.schema import (
     artifact_id,
     to_json,
 )
-from furiosa_build.core import cpu
+from furiosa_build.backends.base import Target
+from furiosa_build.backends.registry import find_backend
 from furiosa_build.core.canonical_json import canonical_json
 from furiosa_build.core.errors import UserError
 from furiosa_build.core.safetensors_header import check_safetensors
@@ -372,32 +372,8 @@ def _check_references(opened: OpenArtifact, directory: str = "") -> None:
 
 
 def _check_host(opened: OpenArtifact) -> None:
-    """The programs can run here. (Loading does not tell: a wrong instruction set kills the process later.)"""
-    target, where = opened.artifact.target, str(opened.directory / ARTIFACT_FILE)
-    if not cpu.supports(target.isa):
-        raise UserError(
-            f"the artifact's programs need instruction set {target.isa!r}, this is {cpu.host_isa()!r}",
-            where=where,
-            hint="build it for this machine, or use backend eager",
-        )
-    if target.torch in ("", "any"):
-        return
-    installed = _installed_torch()
-    if _release(target.torch) != _release(installed):
-        raise UserError(
-            f"the artifact's programs need torch {target.torch}, and torch {installed} is installed",
-            where=where,
-            hint=f"pip install torch=={_release(target.torch)}, or build the artifact again",
-        )
-
-
-def _installed_torch() -> str:
-    try:
-        return version("torch")
-    except PackageNotFoundError:
-        return "(none)"
-
-
-def _release(torch_version: str) -> str:
-    """Without the local part: `2.13.0+cpu` and `2.13.0` load the same programs."""
-    return torch_version.partition("+")[0]
+    """The programs can run here, as far as their backend can tell; loading refuses those of one that is not there."""
+    backend = find_backend(opened.artifact.backend)
+    if backend is not None:
+        target = opened.artifact.target
+        backend.check_host(Target(target.isa, target.torch), str(opened.directory / ARTIFACT_FILE))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from furiosa_build.backends import cpu
 from furiosa_build.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -25,27 +29,77 @@ class LoadedProgram(Protocol):
         ...
 
 
-class Backend(Protocol):
-    """One way of compiling graphs. Instances are made without arguments and hold no state."""
+@dataclass(frozen=True)
+class Target:
+    """What programs need of the machine that runs them, as the artifact states it.
 
-    name: str
-    file_suffix: str
-    """Of a program's file, such as `.so`."""
-    options: Mapping[str, type]
-    """What `compiler_config_overrides` may set, by the type of its value."""
+    Attributes:
+        isa: The instruction set, by a name of the backend's; `any` for portable programs.
+        torch: The release of torch; `any` or nothing if any will do.
+    """
 
-    def check_toolchain(self) -> None:
+    isa: str
+    torch: str
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What compiling costs, in bytes.
+
+    Attributes:
+        worker: Private memory of a process that compiles, with all that it starts; None: that of any worker.
+        program: Size of a typical program without constants.
+        scratch: What a worker writes beside its program.
+    """
+
+    worker: int | None = None
+    program: int = 20_000
+    scratch: int = 0
+
+
+class Backend(ABC):
+    """One way of compiling graphs. Instances are made without arguments and hold no state.
+
+    Attributes:
+        name: What recipes and artifacts call it.
+        file_suffix: Of a program's file, such as `.so`.
+        options: What `compiler_config_overrides` may set, by the type of its value.
+        costs: What preflight reckons with.
+    """
+
+    name: ClassVar[str]
+    file_suffix: ClassVar[str]
+    options: ClassVar[Mapping[str, type]] = {}
+    costs: ClassVar[Costs] = Costs()
+
+    def check_toolchain(self) -> None:  # noqa: B027 (most need no tools)
         """Raises UserError when something needed to compile is missing. Cheap: does not import torch."""
-        ...
 
+    @abstractmethod
     def isa(self, requested: str) -> str:
-        """The instruction set that programs for `requested` (a psABI level or `native`) need; `any` if none."""
-        ...
+        """The instruction set that programs for `requested` need; `any` if none. `native` means this machine's.
+
+        Raises UserError that lists the backend's targets when `requested` is not one of them.
+        """
+
+    def check_host(self, target: Target, where: str) -> None:
+        """Raises UserError when this machine cannot run programs for `target`. `where` is the file that states it.
+
+        Cheap: does not import torch. Loading a program does not tell: a wrong instruction set kills the process later.
+        """
+        if not cpu.supports(target.isa):
+            raise UserError(
+                f"the artifact's programs need instruction set {target.isa!r}, this is {cpu.host_isa()!r}",
+                where=where,
+                hint="build it for this machine, or use backend eager",
+            )
+        check_torch(target, where)
 
     def key_factors(self) -> Mapping[str, str]:
         """Names and versions of the tools that shape a program. Cheap: does not import torch."""
-        ...
+        return {}
 
+    @abstractmethod
     def compile(
         self,
         graph: Graph,
@@ -59,11 +113,41 @@ class Backend(Protocol):
 
         `core_aten`: the program is made of operators of core ATen only.
         """
-        ...
 
+    @abstractmethod
     def load(self, program: Path, concurrency: int = 1) -> LoadedProgram:
         """Loads a program that `compile` wrote, which so many threads may run at the same time."""
-        ...
+
+
+def check_torch(target: Target, where: str) -> None:
+    """Raises UserError when the installed torch is not of the release that `target` names."""
+    if target.torch in ("", "any"):
+        return
+    try:
+        installed = version("torch")
+    except PackageNotFoundError:
+        installed = "(none)"
+    if _release(target.torch) != _release(installed):
+        raise UserError(
+            f"the artifact's programs need torch {target.torch}, and torch {installed} is installed",
+            where=where,
+            hint=f"pip install torch=={_release(target.torch)}, or build the artifact again",
+        )
+
+
+def _release(torch_version: str) -> str:
+    """Without the local part: `2.13.0+cpu` and `2.13.0` load the same programs."""
+    return torch_version.partition("+")[0]
+
+
+def unknown_target(backend: str, requested: str, valid: Sequence[str], hint: str = "") -> UserError:
+    """The refusal of a `target.isa` that a backend does not compile for."""
+    return UserError(
+        f"backend {backend} makes no programs for instruction set {requested!r}",
+        where="target.isa",
+        valid=", ".join(valid),
+        hint=hint or nearest(requested, valid),
+    )
 
 
 def check_options(backend: Backend, overrides: Mapping[str, Option]) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from furiosa_build.backends.base import LoadedProgram, Option
+from furiosa_build.backends import cpu
+from furiosa_build.backends.base import Backend, LoadedProgram, Option, unknown_target
 
 if TYPE_CHECKING:
     import torch
@@ -15,24 +16,18 @@ if TYPE_CHECKING:
     from furiosa_build.backends.graph_interpreter import GraphInterpreter
 
 
-class EagerBackend:
+class EagerBackend(Backend):
     """Stores the graph as JSON. For debugging, and wherever compiling is not worth its time."""
 
     name = "eager"
     file_suffix = ".json"
-    options: Mapping[str, type] = {}
-
-    def check_toolchain(self) -> None:
-        """Nothing beyond torch is needed."""
 
     def isa(self, requested: str) -> str:
-        """Any instruction set: torch brings its own kernels."""
-        del requested
-        return "any"
-
-    def key_factors(self) -> Mapping[str, str]:
-        """The file is the graph whatever the version of torch."""
-        return {}
+        """Any instruction set: torch brings its own kernels. What is requested has to be one all the same."""
+        valid = ["native", *cpu.levels()]
+        if requested not in valid:
+            raise unknown_target(self.name, requested, valid)
+        return cpu.ANY
 
     def compile(
         self,

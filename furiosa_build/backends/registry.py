@@ -18,15 +18,21 @@ _OWN = {
 _GROUP = "furiosa_build.backends"
 
 
-def get_backend(name: str) -> Backend:
-    """The backend called `name`. Raises UserError that lists the registered names."""
+def find_backend(name: str) -> Backend | None:
+    """The backend called `name`, if it is registered."""
     if name in _OWN:
         module, _, attribute = _OWN[name].partition(":")
         return cast(Backend, getattr(import_module(module), attribute)())
-    others = {entry.name: entry for entry in entry_points(group=_GROUP)}
-    if name in others:
-        return cast(Backend, others[name].load()())
-    names = sorted({*_OWN, *others})
+    entry = next((entry for entry in entry_points(group=_GROUP) if entry.name == name), None)
+    return None if entry is None else cast(Backend, entry.load()())
+
+
+def get_backend(name: str) -> Backend:
+    """The backend called `name`. Raises UserError that lists the registered names."""
+    backend = find_backend(name)
+    if backend is not None:
+        return backend
+    names = sorted({*_OWN, *(entry.name for entry in entry_points(group=_GROUP))})
     raise UserError(
         f"unknown backend {name!r}", where="backend.name", valid=", ".join(names), hint=nearest(name, names)
     )

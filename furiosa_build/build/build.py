@@ -96,6 +96,7 @@ class Build:
         self._code: SourceCode = model._code if model else SourceCode(memo=root / "code.json")
         self.backend = get_backend(self.spec.backend.name)
         check_options(self.backend, self.spec.backend.compiler_config_overrides)
+        self._isa = self.backend.isa(self.spec.target.isa)
         # By the name that a step has in the whole build.
         self.done: dict[str, Done] = model.done if model else {}
         self._cancellation: CancellationToken = model._cancellation if model else CancellationToken()
@@ -120,7 +121,6 @@ class Build:
     @cached_property
     def plan(self) -> Plan:
         """The steps. The first time for an architecture a worker surveys the model, which takes seconds."""
-        isa = self.backend.isa(self.spec.target.isa)
         outline = self._outline()
         check_parallel(self.spec, self.hf_config, outline)
         if self.checkpoint is not None:
@@ -129,7 +129,7 @@ class Build:
         if self.draft is not None:
             with _of_draft(self.draft.spec.name):
                 draft = self.draft.plan
-        return make_plan(self.spec, self.hf_config, outline, isa, self.checkpoint, draft)
+        return make_plan(self.spec, self.hf_config, outline, self._isa, self.checkpoint, draft)
 
     @property
     def version_directory(self) -> Path:

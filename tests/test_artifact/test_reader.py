@@ -16,7 +16,7 @@ import pytest
 
 from furiosa_build.artifact.reader import find_damage, open_artifact
 from furiosa_build.artifact.schema import Artifact, FileRecord, Manifest, Timestamp, artifact_id, to_json
-from furiosa_build.core import cpu
+from furiosa_build.backends import cpu
 from furiosa_build.core.errors import UserError
 
 PARAMETERS = "params/p.safetensors"
@@ -72,7 +72,7 @@ def artifact_data() -> dict[str, Any]:
             "calculate_logit_only_for_last_token": False,
         },
         "parallel_config": {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1},
-        "backend": "none",
+        "backend": "eager",
         "target": {"name": "cpu", "num_elements": 1, "isa": "any", "torch": version("torch")},
         "programs": {"first": {"file": PROGRAM, "kind": "first", "inputs": [], "outputs": []}},
         "pipelines": [
@@ -577,6 +577,12 @@ def test_an_instruction_set_this_host_lacks(root: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(cpu, "host_isa", lambda: "x86-64-v3")
     with pytest.raises(UserError, match="instruction set 'x86-64-v4', this is 'x86-64-v3'"):
         open_artifact(root)
+
+
+def test_an_artifact_of_a_backend_that_is_not_installed_can_be_read(root: Path) -> None:
+    """Its target means something to that backend only; loading its programs is refused."""
+    resealed(lambda data: (data.update(backend="elsewhere"), data["target"].update(isa="z")))(root)
+    assert open_artifact(root).artifact.target.isa == "z"
 
 
 def test_opening_does_not_import_torch(root: Path) -> None:

@@ -39,6 +39,8 @@ def test_a_program_runs_anywhere() -> None:
     assert {backend.isa(requested) for requested in ("native", "x86-64-v3", "x86-64-v4")} == {"any"}
     assert backend.key_factors() == {}
     backend.check_toolchain()
+    with pytest.raises(UserError, match="no programs for instruction set 'x86-64-v5'"):
+        backend.isa("x86-64-v5")
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x7fELF", b"{}", b'{"nodes":[]}'])

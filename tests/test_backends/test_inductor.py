@@ -171,7 +171,7 @@ def test_a_command_with_an_open_quote_is_refused(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("host", ["x86-64-v2", "other"])
 def test_an_instruction_set_without_programs_is_refused(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("furiosa_build.backends.inductor.backend.host_isa", lambda: host)
+    monkeypatch.setattr("furiosa_build.backends.cpu.host_isa", lambda: host)
     backend = InductorBackend()
     with pytest.raises(UserError, match=host) as error:
         backend.isa("native")
@@ -181,7 +181,7 @@ def test_an_instruction_set_without_programs_is_refused(host: str, monkeypatch: 
 
 
 def test_native_is_the_host_s_own_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("furiosa_build.backends.inductor.backend.host_isa", lambda: "x86-64-v3")
+    monkeypatch.setattr("furiosa_build.backends.cpu.host_isa", lambda: "x86-64-v3")
     assert InductorBackend().isa("native") == "x86-64-v3"
 
 

@@ -284,7 +284,7 @@ def other_isa(user: UserDirectory, patch: pytest.MonkeyPatch) -> Next:
     """The backend compiles for an instruction set, and for another than before."""
     compiled_for = {"native": "any", "x86-64-v3": "x86-64-v2"}
     patch.setattr(EagerBackend, "isa", lambda _, requested: compiled_for[requested])
-    patch.setattr("furiosa_build.core.cpu.supports", lambda _: True)
+    patch.setattr("furiosa_build.backends.cpu.supports", lambda _: True)
     return Next(user, ("target.isa=x86-64-v3",))
 
 

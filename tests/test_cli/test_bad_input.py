@@ -221,6 +221,10 @@ RECIPES = {
         build("backend.name=inducter"),
         ("unknown backend 'inducter'", "where: backend.name", "did you mean 'inductor'?"),
     ),
+    "unknown instruction set": Case(
+        build("target.isa=x86-64-v5"),
+        ("instruction set 'x86-64-v5'", "where: target.isa", "valid: native, x86-64-v2", "did you mean 'x86-64-v"),
+    ),
     "unknown device": Case(build("devices=gpu"), ("the device 'gpu' is not well formed", "valid: cpu, cpu:N, cuda:N")),
     "device that the target has not": Case(build("devices=npu:0:*"), ("target 'cpu' is not an NPU", "target=rngd")),
     "more ranks than divide the heads": Case(

@@ -156,7 +156,6 @@ VALUES = {
     "name": command_line("name=a/b", "name: 'a/b' is not valid", "letters, digits"),
     "share": command_line("scheduler.spare_blocks_ratio=1.5", "1.5 is not valid", "less than 1"),
     "scheme": command_line("quantization.scheme=fp9", "'fp9' is not valid", "'none', 'fp8' or 'int8'", "'fp8'"),
-    "instruction set": command_line("target.isa=x86-64-v5", "'x86-64-v5'", "'x86-64-v3' or 'x86-64-v4'", "x86-64-v"),
     "device": command_line("devices=npx:0", "the device 'npx:0' is not well formed", "npu:X:A-B"),
     "device of no target": command_line("devices=npu:0", "target 'cpu' is not an NPU", "target=rngd"),
     "GPU": command_line("devices=cuda:0", "does not compile for devices='cuda:0'", "cpu, or npu:X"),

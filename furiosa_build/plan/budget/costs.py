@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from furiosa_build.backends.registry import get_backend
 from furiosa_build.core.system import Disk
 from furiosa_build.plan.budget.sizes import nbytes, parameter_bytes, stored_bytes
 from furiosa_build.plan.kinds import outer_parameters
@@ -16,16 +17,11 @@ from furiosa_build.quant.scheme import scheme
 # Private memory at the peak, measured with torch 2.13 on x86-64. It hardly depends on the model.
 _WORKER = 300_000_000
 """A worker process that has imported torch and transformers, and traces."""
-_COMPILE_WORKER = {"inductor": 760_000_000}
-"""One that compiles, with the C++ compiler that it runs; with other backends it takes what any worker takes."""
 _PROBE = 170_000_000
 """The process that runs the artifact for `qualify`."""
 
 # Bytes on disk, rounded up from what the recipes of this project make.
 _GRAPH = 20_000
-_PROGRAM = {"inductor": 500_000}
-_SCRATCH = {"inductor": 5_000_000}
-"""What a compile worker writes beside its program."""
 _PARTS, _PARTS_OF_ROUNDED = 3, 5
 """Programs of a layer that is cut at its two all-reduces; and where activations are rounded, at their scales."""
 _COPIES_OF_CONSTANTS = 4
@@ -91,6 +87,7 @@ class Costs:
     def __init__(self, plan: Plan, places: Places) -> None:
         self._plan, self._places = plan, places
         self._draft = None if plan.draft is None else Costs(plan.draft, places.draft or places)
+        self._backend = get_backend(plan.spec.backend.name).costs
         self._schemes = plan.schemes()
         self._writes_checkpoint = plan.writes_checkpoint
         self._drawn = plan.spec.model.seed_for_random_weight is not None
@@ -99,7 +96,7 @@ class Costs:
     def compile_worker(self) -> int:
         """Memory of one compile worker."""
         constants = max(self._constants(step) for step in self._own(self._plan.steps.values()))
-        own = _COMPILE_WORKER.get(self._plan.spec.backend.name, _WORKER) + _COPIES_OF_CONSTANTS * constants
+        own = (self._backend.worker or _WORKER) + _COPIES_OF_CONSTANTS * constants
         return own if self._draft is None else max(own, self._draft.compile_worker)
 
     def work(self, step: Step) -> Work:
@@ -124,7 +121,7 @@ class Costs:
                 divided = _PARTS_OF_ROUNDED if rounded else _PARTS
                 parts = divided if self._plan.spec.parallel.tensor_parallel_size > 1 else 1
                 constants = self._constants(step)
-                return Work(_GRAPH + constants, parts * _PROGRAM.get(self._plan.spec.backend.name, _GRAPH) + constants)
+                return Work(_GRAPH + constants, parts * self._backend.program + constants)
             case "package" if self._places.store.device != self._places.output.device:
                 return Work(self._all_files, self._all_files)
             case "qualify":
@@ -147,7 +144,7 @@ class Costs:
         for step in steps:
             written[step.action] += self.work(step).written
             if step.action == "compile":
-                scratch.append(_SCRATCH.get(self._plan.origin(step)[0].spec.backend.name, 0))
+                scratch.append(get_backend(self._plan.origin(step)[0].spec.backend.name).costs.scratch)
         add(places.store, "parameters", written["quantize"] + written["shard"])
         add(places.store, "programs", written["trace"] + written["compile"])
         add(places.store, "the compiler's files", sum(sorted(scratch)[-compilers:]))

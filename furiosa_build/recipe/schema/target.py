@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ class TargetSpec(Section):
     """The machine that programs are compiled for.
 
     Attributes:
-        isa: An x86-64 psABI level, or `native`: that of this host.
+        isa: The instruction set, by a name of the backend's, or `native`: that of this host.
         num_elements: Processing elements of one device: what `npu:0:*` names.
         memory_gb: Memory of one device in GB (10^9 bytes). None: this host's where `isa` is `native`, else unknown.
             A build whose parameters and KV cache do not fit is refused; where the number of KV blocks is not
@@ -21,7 +21,7 @@ class TargetSpec(Section):
     """
 
     name: str
-    isa: Literal["native", "x86-64-v3", "x86-64-v4"] = "native"
+    isa: Annotated[str, Field(min_length=1)] = "native"
     num_elements: PositiveInt = 1
     memory_gb: Annotated[float, Field(gt=0, strict=False, allow_inf_nan=False)] | None = None
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from furiosa_build.core import cpu
+from furiosa_build.backends import cpu
 
 V2 = "cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3"
 V3 = f"{V2} abm avx avx2 bmi1 bmi2 f16c fma movbe xsave"

@@ -11,7 +11,8 @@ _LEVELS = {
     "x86-64-v3": "abm avx avx2 bmi1 bmi2 f16c fma movbe xsave",
     "x86-64-v4": "avx512bw avx512cd avx512dq avx512f avx512vl",
 }
-_ANY = "any"
+ANY = "any"
+"""Instruction set of programs that run on every machine."""
 _OTHER = "other"
 
 
@@ -38,8 +39,12 @@ def host_isa() -> str:
 
 def supports(isa: str) -> bool:
     """Whether this machine runs programs for `isa`: a psABI level, or `any`. False for other names."""
-    if isa == _ANY:
+    if isa == ANY:
         return True
-    levels = list(_LEVELS)
-    host = host_isa()
-    return isa in levels and host in levels and levels.index(isa) <= levels.index(host)
+    order, host = levels(), host_isa()
+    return isa in order and host in order and order.index(isa) <= order.index(host)
+
+
+def levels() -> list[str]:
+    """The names of the psABI levels, each of which has all that those before it have."""
+    return list(_LEVELS)
