@@ -24,7 +24,8 @@ from furiosa_build.runtime.sampling.beam_search import BeamSearch
 from furiosa_build.runtime.sampling.guided import Guides
 from furiosa_build.runtime.sampling.next_token import NextToken, OnLogits
 from furiosa_build.runtime.sampling.sampler import as_float32
-from furiosa_build.runtime.scheduling.scheduler import Batch
+from furiosa_build.runtime.scheduling.batch import Batch
+from furiosa_build.runtime.scheduling.beams import continue_beams
 from furiosa_build.runtime.stats import EngineStats
 from furiosa_build.runtime.text.detokenizer import Detokenizer, OutputText
 from furiosa_build.runtime.text.tokenizer import Message, Tokenizer, end_of_sequence_ids
@@ -338,7 +339,7 @@ class LLMEngine:
                 failed[request] = error
                 # Its tokens may have keys and values that are NaN, with which others would fail as well.
                 if self._requests.get(request.request_id) is request:
-                    replica.scheduler.distrust(request)
+                    replica.scheduler.invalidate_cache(request)
                 continue
             if request.finished:
                 self._forget(request)
@@ -353,7 +354,7 @@ class LLMEngine:
             replica.proposed_tokens += len(request.proposals)
             replica.accepted_tokens += self._next.choose(request, logits[0])
         elif continuations := self._next.step_beams(request, logits[:, -1]):
-            replica.scheduler.continue_beams(request, continuations)
+            continue_beams(replica.scheduler.blocks, request, continuations)
 
 
 def is_conversation(prompt: object) -> TypeGuard[Sequence[Message]]:

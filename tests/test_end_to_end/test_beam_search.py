@@ -101,14 +101,14 @@ def test_ordinary_requests_beside_beams_and_little_room(tmp_path: Path, build_ar
     def outputs(num_blocks: int | None) -> tuple[dict[str, RequestOutput], int]:
         preempted = 0
         with pytest.MonkeyPatch.context() as patch:
-            preempt = Scheduler._preempt
+            preempt = Scheduler.preempt
 
             def count(self: Scheduler, request: Any) -> None:
                 nonlocal preempted
                 preempted += request.beams is not None and request.num_generated > 0
                 preempt(self, request)
 
-            patch.setattr(Scheduler, "_preempt", count)
+            patch.setattr(Scheduler, "preempt", count)
             # With it the tokens that they have alike would take too few blocks.
             engine = LLMEngine(artifact, paged_attention_num_blocks=num_blocks, enable_prefix_caching=False)
             for number, prompt in enumerate(given):

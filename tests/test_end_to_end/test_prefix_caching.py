@@ -90,8 +90,8 @@ def run_at_random(engine: LLMEngine, given: list[list[int]], widths: list[int], 
                 found[int(output.request_id)] = list(output.outputs[0].token_ids)
         engine.check_integrity()
         [replica] = engine._replicas
-        if replica.scheduler._running and chance.random() < 0.1:  # more often than for want of blocks
-            replica.scheduler._preempt(chance.choice(replica.scheduler._running))
+        if replica.scheduler.running and chance.random() < 0.1:  # more often than for want of blocks
+            replica.scheduler.preempt(chance.choice(replica.scheduler.running))
         if chance.random() < 0.3:
             engine.abort_request(f"aborted {chance.randrange(len(given) * 2)}")
             engine.check_integrity()

@@ -10,8 +10,10 @@ import numpy as np
 from furiosa_build.artifact.schema import Pipeline
 from furiosa_build.runtime.request import Request, SamplingParams, TokenSequence
 from furiosa_build.runtime.sampling.beam_search import BeamSearch
+from furiosa_build.runtime.scheduling.batch import Batch
+from furiosa_build.runtime.scheduling.beams import continue_beams
 from furiosa_build.runtime.scheduling.kv_cache import BlockManager
-from furiosa_build.runtime.scheduling.scheduler import Batch, Scheduler
+from furiosa_build.runtime.scheduling.scheduler import Scheduler
 from furiosa_build.runtime.text.detokenizer import OutputText
 
 Buckets = Sequence[tuple[int, ...]]
@@ -150,7 +152,7 @@ class Runner:
             self.scheduler.remove(request)
             self.finished[request.request_id] = [beam.tokens for beam in beams.finished]
         else:
-            self.scheduler.continue_beams(request, continuations)
+            continue_beams(self.scheduler.blocks, request, continuations)
 
     def _finish_if_due(self, request: Request) -> None:
         limit = self.scheduler.max_context

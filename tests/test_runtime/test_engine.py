@@ -69,13 +69,13 @@ def test_a_preempted_request_goes_on_as_if_nothing_had_happened(
     opened: OpenArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preempted = []
-    original = Scheduler._preempt
+    original = Scheduler.preempt
 
     def spy(self: Scheduler, request: Any) -> None:
         preempted.append((request.request_id, len(request.tokens)))
         original(self, request)
 
-    monkeypatch.setattr(Scheduler, "_preempt", spy)
+    monkeypatch.setattr(Scheduler, "preempt", spy)
     params = SamplingParams(max_tokens=24, logprobs=1, ignore_eos=True)
 
     def outputs(num_blocks: int) -> dict[str, RequestOutput]:

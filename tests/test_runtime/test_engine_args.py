@@ -127,7 +127,7 @@ def test_the_scheduler_s_fields_override_the_artifact_s(toy_backend: toy.ToyBack
     assert config.default_scheduler_config.model_dump() == changed
     assert config.paged_attention_num_blocks == replica.scheduler.blocks.num_blocks == 7
     assert replica.queue_limit == 3
-    assert (replica.scheduler._spare_blocks, replica.scheduler._is_offline) == (3, True)
+    assert (replica.scheduler._prefill._spare_blocks, replica.scheduler._queues.is_offline) == (3, True)
     made.add_request("a", [1] * 12, SamplingParams())
     batch = replica.scheduler.schedule()
     assert batch is not None
@@ -141,7 +141,7 @@ def test_the_scheduler_s_fields_override_the_artifact_s(toy_backend: toy.ToyBack
 def test_is_offline_can_be_switched_both_ways(toy_backend: toy.ToyBackend, tmp_path: Path, is_offline: bool) -> None:
     del toy_backend
     artifact = toy.write_artifact(tmp_path / "a", toy.artifact_data(is_offline=not is_offline))
-    assert engine(artifact, is_offline=is_offline)._replicas[0].scheduler._is_offline is is_offline
+    assert engine(artifact, is_offline=is_offline)._replicas[0].scheduler._queues.is_offline is is_offline
 
 
 def test_another_tokenizer(toy_artifact: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_an_idle_engine_checks_its_books_in_debug_mode(for_hits: Path, monkeypat
     [
         (lambda replica: replica.scheduler.blocks._free.pop(), "KV blocks lost"),
         (lambda replica: replica.scheduler.blocks._counts.update({5: 1}), "counted are"),
-        (lambda replica: replica.scheduler._in_flight.add(stray("lost", 3)), "in flight are"),
+        (lambda replica: replica.scheduler._queues.in_flight.add(stray("lost", 3)), "in flight are"),
         (lambda replica: setattr(replica.executor._runners[0], "num_slots", 4), "rank 0 has 4 KV slots"),
     ],
 )

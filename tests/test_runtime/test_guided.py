@@ -465,7 +465,7 @@ def test_guided_requests_are_valid_and_disturb_no_others(artifact: Path) -> None
 
 def test_preemption_changes_nothing(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preempted: list[str] = []
-    preempt = Scheduler._preempt
+    preempt = Scheduler.preempt
 
     def spy(self: Scheduler, request: Request) -> None:
         if request.num_generated > 1:
@@ -473,7 +473,7 @@ def test_preemption_changes_nothing(artifact: Path, monkeypatch: pytest.MonkeyPa
         preempt(self, request)
 
     expected = serve(artifact)
-    monkeypatch.setattr(Scheduler, "_preempt", spy)
+    monkeypatch.setattr(Scheduler, "preempt", spy)
     assert serve(artifact, paged_attention_num_blocks=33) == expected
     assert any("none" not in name for name in preempted)
 
@@ -508,9 +508,9 @@ def test_neither_preemption_nor_hits_change_anything(
         found: dict[str, RequestOutput] = {}
         while engine.has_unfinished_requests():
             found |= {output.request_id: output for output in engine.step()}
-            running = replica.scheduler._running
+            running = replica.scheduler.running
             if chance is not None and running and chance.random() < 0.03:
-                replica.scheduler._preempt(chance.choice(running))
+                replica.scheduler.preempt(chance.choice(running))
             engine.check_integrity()
         preemptions.append(engine.stats().preemptions)
         hits.append(engine.stats().cached_tokens)

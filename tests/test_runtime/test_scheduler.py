@@ -183,7 +183,7 @@ def test_what_failed_to_run_is_not_counted() -> None:
     for _ in range(3):
         batch = scheduler.schedule()
         assert batch is not None
-        scheduler.take_back(batch)
+        scheduler.requeue(batch)
     stats = scheduler.stats()
     assert (stats.preemptions, stats.running, stats.waiting) == (0, 0, 2)
     assert not any(use.batches or use.tokens for use in stats.buckets.values())
@@ -248,8 +248,8 @@ def test_a_prompt_that_append_buckets_do_not_reach_is_not_cut() -> None:
 
 
 def test_a_request_is_preempted_and_aborted_in_the_middle_of_its_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
-    computed, preempt = [], Scheduler._preempt
-    monkeypatch.setattr(Scheduler, "_preempt", lambda self, r: (computed.append(r.num_computed), preempt(self, r)))
+    computed, preempt = [], Scheduler.preempt
+    monkeypatch.setattr(Scheduler, "preempt", lambda self, r: (computed.append(r.num_computed), preempt(self, r)))
     runner = Runner([(1, 4)], [(2, 12)], [(1, 4, 12)], num_blocks=14, prefill_chunk_size=4, enable_prefix_caching=False)
     old, young = request("old", 4, max_tokens=9), request("young", 9, max_tokens=3)
     runner.scheduler.add(old)
@@ -424,10 +424,10 @@ def test_check_integrity_finds_what_is_wrong() -> None:
     runner.scheduler.add(waiting)
     scheduler = runner.scheduler
 
-    scheduler._waiting.append(running)
+    scheduler._queues.waiting.append(running)
     with pytest.raises(RuntimeError, match="queued twice"):
         scheduler.check_integrity()
-    scheduler._waiting.pop()
+    scheduler._queues.waiting.pop()
     waiting.num_computed = 1
     with pytest.raises(RuntimeError, match="waiting request counts tokens"):
         scheduler.check_integrity()

@@ -158,7 +158,7 @@ class Scheduling(RuleBasedStateMachine):
             name = batch.requests[0].request_id
             self.runner.scheduler.remove(self.alive.pop(name))
             del self.expected[name]
-        self.runner.scheduler.take_back(batch)
+        self.runner.scheduler.requeue(batch)
 
     @rule(times=st.integers(1, 5))
     def step(self, times: int) -> None:

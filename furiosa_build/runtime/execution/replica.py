@@ -20,8 +20,9 @@ from furiosa_build.runtime.execution.executor import Executor, num_elements
 from furiosa_build.runtime.execution.rank import Row
 from furiosa_build.runtime.execution.rank_threads import RankThreads
 from furiosa_build.runtime.request import Request
+from furiosa_build.runtime.scheduling.batch import Batch
 from furiosa_build.runtime.scheduling.kv_cache import BlockManager
-from furiosa_build.runtime.scheduling.scheduler import Batch, Scheduler
+from furiosa_build.runtime.scheduling.scheduler import Scheduler
 from furiosa_build.runtime.stats import EngineStats
 
 
@@ -107,9 +108,9 @@ class Replica:
                     culprit, error = other, cause
                     break
         for request in culprit.requests:
-            self.scheduler.distrust(request)
-        for taken in (batch, *(other for other, _ in later)):
-            self.scheduler.take_back(taken)
+            self.scheduler.invalidate_cache(request)
+        for failed in (batch, *(other for other, _ in later)):
+            self.scheduler.requeue(failed)
         return dict.fromkeys(culprit.requests, error)
 
     def stats(self) -> EngineStats:
