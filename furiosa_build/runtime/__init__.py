@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from furiosa_build.runtime.engine import LLMEngine
     from furiosa_build.runtime.engine_args import AsyncEngineArgs, EngineArgs
     from furiosa_build.runtime.llm import LLM
-    from furiosa_build.runtime.request import RequestOutput, SamplingParams
+    from furiosa_build.runtime.request import RequestOutput
+    from furiosa_build.runtime.sampling.params import SamplingParams
 
 __all__ = ["LLM", "AsyncEngineArgs", "AsyncLLMEngine", "EngineArgs", "LLMEngine", "RequestOutput", "SamplingParams"]
 
@@ -24,7 +25,7 @@ _HOMES = {
     "EngineArgs": "engine_args",
     "LLMEngine": "engine",
     "RequestOutput": "request",
-    "SamplingParams": "request",
+    "SamplingParams": "sampling.params",
 }
 
 

@@ -19,9 +19,11 @@ import torch
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.artifact.schema import Artifact
 from furiosa_build.core.errors import BuildError
-from furiosa_build.runtime.engine import LLMEngine, Prompt, StepFailedError
+from furiosa_build.runtime.engine import LLMEngine, StepFailedError
 from furiosa_build.runtime.engine_args import EngineArgs
-from furiosa_build.runtime.request import RequestOutput, SamplingParams
+from furiosa_build.runtime.input_processor import Prompt
+from furiosa_build.runtime.request import RequestOutput
+from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.runtime.stats import EngineStats
 from furiosa_build.runtime.text.tokenizer import Tokenizer
 

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Self, TypeGuard, cast
+from typing import Literal, Self
 
-import torch
 from torch import Tensor
 
 from furiosa_build.artifact.reader import OpenArtifact
-from furiosa_build.artifact.schema import Artifact, KvCacheSharing
+from furiosa_build.artifact.schema import Artifact
 from furiosa_build.artifact.signing import open_signed
 from furiosa_build.core.errors import BuildError, EngineFullError, UserError
 from furiosa_build.runtime.engine_args import EngineArgs
 from furiosa_build.runtime.execution.communicator import DistributedCommunicator
 from furiosa_build.runtime.execution.replica import Replica, make_replica
-from furiosa_build.runtime.request import Request, RequestOutput, SamplingParams
-from furiosa_build.runtime.sampling.beam_search import BeamSearch
-from furiosa_build.runtime.sampling.guided import Guides
+from furiosa_build.runtime.input_processor import InputProcessor, Prompt
+from furiosa_build.runtime.request import Request, RequestOutput
 from furiosa_build.runtime.sampling.next_token import NextToken, OnLogits
+from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.runtime.sampling.sampler import as_float32
 from furiosa_build.runtime.scheduling.batch import Batch
 from furiosa_build.runtime.scheduling.beams import continue_beams
 from furiosa_build.runtime.stats import EngineStats
-from furiosa_build.runtime.text.detokenizer import Detokenizer, OutputText
-from furiosa_build.runtime.text.tokenizer import Message, Tokenizer, end_of_sequence_ids
-
-Prompt = str | Sequence[int] | Sequence[Message]
-"""A text, token ids, or the messages of a conversation: dicts with `role` and `content`."""
+from furiosa_build.runtime.text.tokenizer import Tokenizer
 
 
 class StepFailedError(BuildError):
@@ -102,13 +95,9 @@ class LLMEngine:
         self._max_samples = config.default_scheduler_config.max_processing_samples
         model = opened.directory / "model"
         self.tokenizer = _tokenizer(model if tokenizer is None else Path(tokenizer), is_asked=tokenizer is not None)
-        self._vocab_size = self.artifact.model_metadata.vocab_size
-        self._eos = frozenset(
-            id_ for id_ in end_of_sequence_ids(model, self.artifact.hf_config) if id_ < self._vocab_size
-        )
-        self._seed = secrets.randbits(63) if seed is None else seed
-        self._guides = Guides(self.tokenizer, self._eos, self._vocab_size)
-        self._next = NextToken(self.tokenizer, self._replicas[0].scheduler.max_context, on_logits)
+        max_context = self._replicas[0].scheduler.max_context
+        self._inputs = InputProcessor(self.artifact, model, self.tokenizer, seed, max_context)
+        self._next = NextToken(self.tokenizer, max_context, on_logits)
         self._requests: dict[str, Request] = {}
         self._replica_of: dict[str, Replica] = {}
 
@@ -152,9 +141,8 @@ class LLMEngine:
             raise EngineFullError(self._max_samples)
         if request_id in self._requests:
             raise UserError(f"request id {request_id!r} is in use", where="request_id", valid="one not in use")
-        self._check_supported(sampling_params)
-        request = self._make_request(request_id, prompt, sampling_params)
-        # The one with the most room; of equals the one with the fewest requests.
+        request = self._inputs.process(request_id, prompt, sampling_params)
+        # The one with the most free blocks; of equals the one with the fewest requests.
         replica = max(self._replicas, key=lambda r: (r.scheduler.blocks.num_free, -r.scheduler.num_unfinished))
         replica.scheduler.add(request)
         self._requests[request_id] = request
@@ -162,7 +150,7 @@ class LLMEngine:
 
     def prepare_guides(self) -> None:
         """Spares the first request with structured output a wait of up to a second (see `Guides.prepare`)."""
-        self._guides.prepare()
+        self._inputs.guides.prepare()
 
     def has_unfinished_requests(self) -> bool:
         return bool(self._requests)
@@ -210,13 +198,7 @@ class LLMEngine:
 
     def require_tokenizer(self) -> Tokenizer:
         """The artifact's tokenizer. Raises UserError if it has none."""
-        if self.tokenizer is None:
-            raise UserError(
-                "the artifact has no tokenizer, so it takes and gives token ids only",
-                where="model/tokenizer.json",
-                hint="give prompts as lists of token ids, without stop strings",
-            )
-        return self.tokenizer
+        return self._inputs.require_tokenizer()
 
     def stats(self) -> EngineStats:
         """What all replicas together have done since they were made, and have under way now."""
@@ -232,79 +214,6 @@ class LLMEngine:
             replica.check_integrity()
         if len(self._requests) != sum(replica.scheduler.num_unfinished for replica in self._replicas):
             raise RuntimeError("engine and scheduler disagree about which requests there are")
-
-    # A request comes in
-
-    def _make_request(self, request_id: str, prompt: Prompt, params: SamplingParams) -> Request:
-        text, tokens = self._encode(prompt)
-        where = f"prompt of request {request_id!r}"
-        if not tokens:
-            raise UserError("the prompt is empty", where=where, valid="at least one token")
-        self._check_vocabulary(tokens, where)
-        detokenizer = Detokenizer(self.tokenizer, params.skip_special_tokens) if self.tokenizer else None
-        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
-        return Request(
-            request_id=request_id,
-            prompt=text,
-            prompt_token_ids=tokens,
-            params=params,
-            text=OutputText(detokenizer, params.stop),
-            generator=None if params.greedy or params.use_beam_search else self._generator(request_id, params),
-            end_token_ids=ends,
-            beams=self._beam_search(len(tokens), params, ends) if params.use_beam_search else None,
-            guide=self._guides.make(params),
-        )
-
-    def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
-        """The prompt as text, if it is one, and as tokens."""
-        if isinstance(prompt, str):
-            return prompt, self.require_tokenizer().encode(prompt)
-        if is_conversation(prompt):
-            text = self.require_tokenizer().apply_chat_template(prompt)
-            return text, self.require_tokenizer().encode(text, add_special_tokens=False)
-        return None, list(cast(Sequence[int], prompt))
-
-    def _beam_search(self, prompt: int, params: SamplingParams, end_token_ids: frozenset[int]) -> BeamSearch:
-        config = self.artifact.generator_config.kv_cache_sharing_across_beams_config
-        assert config is not None
-        # The token that is sampled last is never run.
-        room = self._replicas[0].scheduler.max_context + 1 - prompt
-        return BeamSearch(
-            config.beam_width,
-            max(1, min(params.max_tokens or config.max_new_tokens, room)),
-            end_token_ids,
-            params.length_penalty,
-            params.early_stopping,
-        )
-
-    def _generator(self, request_id: str, params: SamplingParams) -> torch.Generator:
-        seed = params.seed
-        if seed is None:
-            # From the id and not from a counter, so that the order of arrival does not matter.
-            digest = hashlib.sha256(f"{self._seed} {request_id}".encode()).digest()
-            seed = int.from_bytes(digest[:8], "little") >> 1
-        return torch.Generator().manual_seed(seed)
-
-    def _check_supported(self, params: SamplingParams) -> None:
-        if not isinstance(params, SamplingParams):
-            raise UserError(f"{type(params).__name__} is no SamplingParams", where="sampling_params")
-        if params.use_beam_search:
-            _check_beams(params, self.artifact.generator_config.kv_cache_sharing_across_beams_config)
-        if params.stop:
-            self.require_tokenizer()
-        self._check_vocabulary(params.stop_token_ids, "SamplingParams.stop_token_ids")
-        self._check_vocabulary(params.logit_bias, "SamplingParams.logit_bias")
-        if params.prompt_logprobs is not None and self.artifact.generator_config.calculate_logit_only_for_last_token:
-            raise UserError(
-                "the artifact returns the logits of the last token only, so none for prompts",
-                where="SamplingParams.prompt_logprobs",
-                hint="build it with calculate_logit_only_for_last_token=False",
-            )
-
-    def _check_vocabulary(self, tokens: Iterable[int], where: str) -> None:
-        for token in tokens:
-            if type(token) is not int or not 0 <= token < self._vocab_size:
-                raise UserError(f"{token!r} is not a token id", where=where, valid=f"0 to {self._vocab_size - 1}")
 
     # A batch runs
 
@@ -357,11 +266,6 @@ class LLMEngine:
             continue_beams(replica.scheduler.blocks, request, continuations)
 
 
-def is_conversation(prompt: object) -> TypeGuard[Sequence[Message]]:
-    """Whether a prompt is a list of messages, and no text or list of tokens."""
-    return isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
-
-
 def _tokenizer(directory: Path, *, is_asked: bool) -> Tokenizer | None:
     if (directory / "tokenizer.json").is_file():
         return Tokenizer(directory)
@@ -383,22 +287,3 @@ def _refuse_unusable_buckets(artifact: Artifact) -> None:
         where="kv_cache_sharing_across_beams_config",
         valid=f"decode batches that are multiples of {config.beam_width}",
     )
-
-
-def _check_beams(params: SamplingParams, config: KvCacheSharing | None) -> None:
-    """Raises UserError when the artifact cannot serve a beam search of these parameters."""
-    if config is None:
-        raise UserError(
-            "the artifact is not built for beam search",
-            where="SamplingParams.use_beam_search",
-            hint="build it with kv_cache_sharing_across_beams_config",
-        )
-    width, most = config.beam_width, config.max_new_tokens
-    for name, fits, valid in (
-        ("n", params.n <= width, f"at most {width}, the artifact's beam width"),
-        ("best_of", params.best_of in (None, width), f"{width}, the artifact's beam width, or None"),
-        ("max_tokens", (params.max_tokens or 1) <= most, f"at most {most}, the artifact's max_new_tokens for beams"),
-    ):
-        if not fits:
-            where = f"SamplingParams.{name}"
-            raise UserError(f"{name} does not take {getattr(params, name)!r} here", where=where, valid=valid)

@@ -9,8 +9,10 @@ from typing import Any, Literal, cast
 
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.core.errors import UserError
-from furiosa_build.runtime.engine import LLMEngine, Prompt, is_conversation
-from furiosa_build.runtime.request import RequestOutput, SamplingParams
+from furiosa_build.runtime.engine import LLMEngine
+from furiosa_build.runtime.input_processor import Prompt, is_conversation
+from furiosa_build.runtime.request import RequestOutput
+from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.runtime.text.tokenizer import Message
 
 

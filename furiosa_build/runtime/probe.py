@@ -17,7 +17,7 @@ from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.artifact.schema import GeneratorConfig
 from furiosa_build.core.errors import BuildError
 from furiosa_build.runtime.engine import LLMEngine
-from furiosa_build.runtime.request import SamplingParams
+from furiosa_build.runtime.sampling.params import SamplingParams
 
 _TEXTS = ("It is a truth universally acknowledged, that", "The answer to the question is", "1 2 3 4 5 6")
 _NEW_TOKENS = 16

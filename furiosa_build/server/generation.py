@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from furiosa_build.runtime.request import RequestOutput, SamplingParams
+from furiosa_build.runtime.request import RequestOutput
+from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.server.http.errors import api_error, bad_request, timed_out, unavailable
 from furiosa_build.server.http.middleware import log_fields
 from furiosa_build.server.service import Service

@@ -7,8 +7,11 @@ import pytest
 from furiosa_build.artifact.reader import OpenArtifact, open_artifact
 from furiosa_build.runtime.engine import LLMEngine
 from furiosa_build.runtime.execution import rank
+from furiosa_build.runtime.sampling.guided import Guides
+from furiosa_build.runtime.text.tokenizer import Tokenizer
 
 from . import toy
+from .guides import END, QUICKSTART, VOCAB
 
 
 @pytest.fixture
@@ -42,3 +45,15 @@ def for_hits(toy_backend: toy.ToyBackend, tmp_path: Path) -> Path:
     del toy_backend
     buckets = {"prefill": [(1, 16)], "append": [(1, 4, 48)], "decode": [(4, 48)]}
     return toy.write_artifact(tmp_path / "hits", toy.artifact_data(buckets, block_size=4))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """The quickstart model's."""
+    return Tokenizer(QUICKSTART)
+
+
+@pytest.fixture(scope="session")
+def guides(tokenizer: Tokenizer) -> Guides:
+    """Of the quickstart model's tokenizer."""
+    return Guides(tokenizer, [END], VOCAB)

@@ -6,10 +6,13 @@ from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 
 from furiosa_build.artifact.schema import Pipeline
-from furiosa_build.runtime.request import Request, SamplingParams, TokenSequence
+from furiosa_build.core.errors import UserError
+from furiosa_build.runtime.request import Request, TokenSequence
 from furiosa_build.runtime.sampling.beam_search import BeamSearch
+from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.runtime.scheduling.batch import Batch
 from furiosa_build.runtime.scheduling.beams import continue_beams
 from furiosa_build.runtime.scheduling.kv_cache import BlockManager
@@ -183,3 +186,10 @@ def steps(runner: Runner) -> list[list[tuple[str, int]]]:
     while (batch := runner.step()) is not None:
         found.append([(r.request_id, n) for r, n in zip(batch.requests, batch.counts, strict=True)])
     return found
+
+
+def refused(runner: Runner, prompt: int, max_tokens: int | None, message: str) -> None:
+    before = runner.scheduler.num_unfinished
+    with pytest.raises(UserError, match=message):
+        runner.scheduler.add(request("refused", prompt, max_tokens))
+    assert runner.scheduler.num_unfinished == before

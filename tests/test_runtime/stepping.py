@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from furiosa_build.runtime.engine import LLMEngine
-from furiosa_build.runtime.request import RequestOutput, SamplingParams
+from furiosa_build.runtime.request import RequestOutput
+from furiosa_build.runtime.sampling.params import SamplingParams
 
 
 def greedy(max_tokens: int = 12, **others: Any) -> SamplingParams:

@@ -14,7 +14,7 @@ import pytest
 from furiosa_build.core.errors import EngineFullError, UserError
 from furiosa_build.runtime.engine import LLMEngine
 from furiosa_build.runtime.engine_args import AsyncEngineArgs, EngineArgs
-from furiosa_build.runtime.request import SamplingParams
+from furiosa_build.runtime.sampling.params import SamplingParams
 
 from . import toy
 

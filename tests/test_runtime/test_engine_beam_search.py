@@ -9,7 +9,7 @@ import pytest
 
 from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.engine import LLMEngine
-from furiosa_build.runtime.request import SamplingParams
+from furiosa_build.runtime.sampling.params import SamplingParams
 
 from . import toy
 from .stepping import drain, run

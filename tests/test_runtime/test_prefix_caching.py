@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from furiosa_build.runtime.request import Request, SamplingParams
+from furiosa_build.runtime.request import Request
+from furiosa_build.runtime.sampling.params import SamplingParams
 
 from .scheduling import Runner, beam_request, best_beams, continuation, request, steps
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers.generation import logits_process as hf
 
 from furiosa_build.core.errors import BuildError
-from furiosa_build.runtime.request import SamplingParams
+from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.runtime.sampling.sampler import Floats, as_float32, distribution, penalize, sample, top_logprobs
 
 VOCAB = 300

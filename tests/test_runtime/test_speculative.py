@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.engine import LLMEngine, StepFailedError
 from furiosa_build.runtime.engine_args import AsyncEngineArgs
-from furiosa_build.runtime.request import RequestOutput, SamplingParams
+from furiosa_build.runtime.request import RequestOutput
+from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.runtime.sampling.sampler import distribution
 
 from . import toy

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from furiosa_build.core.errors import UserError
-from furiosa_build.runtime.request import GUIDED, SamplingParams
+from furiosa_build.runtime.sampling.params import GUIDED, SamplingParams
 from furiosa_build.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from furiosa_build.core.errors import BuildError
-from furiosa_build.runtime.request import SamplingParams
+from furiosa_build.runtime.sampling.params import SamplingParams
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from furiosa_build.runtime.request import SamplingParams
 from furiosa_build.runtime.sampling.guided import from_response_format
+from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.server.http.errors import bad_request
 
 MAX_N = 128

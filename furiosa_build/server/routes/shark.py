@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import Field
 
-from furiosa_build.runtime.request import SamplingParams
+from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.server.generation import Generation
 from furiosa_build.server.http import event_stream
 from furiosa_build.server.http.errors import bad_request

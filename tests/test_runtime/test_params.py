@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from furiosa_build.core.errors import UserError
-from furiosa_build.runtime.request import SamplingParams
+from furiosa_build.runtime.sampling.params import SamplingParams
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,165 @@
+"""What a caller gives an engine, checked and made into a request."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeGuard, cast
+
+import torch
+
+from furiosa_build.artifact.schema import Artifact, KvCacheSharing
+from furiosa_build.core.errors import UserError
+from furiosa_build.runtime.request import Request
+from furiosa_build.runtime.sampling.beam_search import BeamSearch
+from furiosa_build.runtime.sampling.guided import Guides
+from furiosa_build.runtime.sampling.params import SamplingParams
+from furiosa_build.runtime.text.detokenizer import Detokenizer, OutputText
+from furiosa_build.runtime.text.tokenizer import Message, Tokenizer, end_of_sequence_ids
+
+Prompt = str | Sequence[int] | Sequence[Message]
+"""A text, token ids, or the messages of a conversation: dicts with `role` and `content`."""
+
+
+class InputProcessor:
+    """Makes an engine's requests.
+
+    Args:
+        artifact: The artifact's description.
+        model_directory: Its model/ directory.
+        tokenizer: Its tokenizer, if it has one.
+        seed: The seed of requests that have none of their own; drawn if None.
+        max_context: The longest context that can be run.
+
+    Attributes:
+        guides: Makes the guides of requests with structured output.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        model_directory: Path,
+        tokenizer: Tokenizer | None,
+        seed: int | None,
+        max_context: int,
+    ) -> None:
+        self._config, self._tokenizer, self._max_context = artifact.generator_config, tokenizer, max_context
+        self._vocab_size = artifact.model_metadata.vocab_size
+        ids = end_of_sequence_ids(model_directory, artifact.hf_config)
+        self._eos = frozenset(id_ for id_ in ids if id_ < self._vocab_size)
+        self._seed = secrets.randbits(63) if seed is None else seed
+        self.guides = Guides(tokenizer, self._eos, self._vocab_size)
+
+    def process(self, request_id: str, prompt: Prompt, params: SamplingParams) -> Request:
+        """The request.
+
+        Raises:
+            UserError: The prompt is empty or has unknown tokens; messages that the chat template rejects; parameters
+                that the artifact cannot serve.
+        """
+        self._check_supported(params)
+        text, tokens = self._encode(prompt)
+        where = f"prompt of request {request_id!r}"
+        if not tokens:
+            raise UserError("the prompt is empty", where=where, valid="at least one token")
+        self._check_vocabulary(tokens, where)
+        detokenizer = Detokenizer(self._tokenizer, params.skip_special_tokens) if self._tokenizer else None
+        ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
+        return Request(
+            request_id=request_id,
+            prompt=text,
+            prompt_token_ids=tokens,
+            params=params,
+            text=OutputText(detokenizer, params.stop),
+            generator=None if params.greedy or params.use_beam_search else self._generator(request_id, params),
+            end_token_ids=ends,
+            beams=self._beam_search(len(tokens), params, ends) if params.use_beam_search else None,
+            guide=self.guides.make(params),
+        )
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The artifact's tokenizer. Raises UserError if it has none."""
+        if self._tokenizer is None:
+            raise UserError(
+                "the artifact has no tokenizer, so it takes and gives token ids only",
+                where="model/tokenizer.json",
+                hint="give prompts as lists of token ids, without stop strings",
+            )
+        return self._tokenizer
+
+    def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        """The prompt as text, if it is one, and as tokens."""
+        if isinstance(prompt, str):
+            return prompt, self.require_tokenizer().encode(prompt)
+        if is_conversation(prompt):
+            text = self.require_tokenizer().apply_chat_template(prompt)
+            return text, self.require_tokenizer().encode(text, add_special_tokens=False)
+        return None, list(cast(Sequence[int], prompt))
+
+    def _beam_search(self, prompt: int, params: SamplingParams, end_token_ids: frozenset[int]) -> BeamSearch:
+        config = self._config.kv_cache_sharing_across_beams_config
+        assert config is not None
+        # The token that is sampled last is never run.
+        most = self._max_context + 1 - prompt
+        return BeamSearch(
+            config.beam_width,
+            max(1, min(params.max_tokens or config.max_new_tokens, most)),
+            end_token_ids,
+            params.length_penalty,
+            params.early_stopping,
+        )
+
+    def _generator(self, request_id: str, params: SamplingParams) -> torch.Generator:
+        seed = params.seed
+        if seed is None:
+            # From the id and not from a counter, so that the order of arrival does not matter.
+            digest = hashlib.sha256(f"{self._seed} {request_id}".encode()).digest()
+            seed = int.from_bytes(digest[:8], "little") >> 1
+        return torch.Generator().manual_seed(seed)
+
+    def _check_supported(self, params: SamplingParams) -> None:
+        if not isinstance(params, SamplingParams):
+            raise UserError(f"{type(params).__name__} is not a SamplingParams", where="sampling_params")
+        if params.use_beam_search:
+            _check_beams(params, self._config.kv_cache_sharing_across_beams_config)
+        if params.stop:
+            self.require_tokenizer()
+        self._check_vocabulary(params.stop_token_ids, "SamplingParams.stop_token_ids")
+        self._check_vocabulary(params.logit_bias, "SamplingParams.logit_bias")
+        if params.prompt_logprobs is not None and self._config.calculate_logit_only_for_last_token:
+            raise UserError(
+                "the artifact returns the logits of the last token only, so none for prompts",
+                where="SamplingParams.prompt_logprobs",
+                hint="build it with calculate_logit_only_for_last_token=False",
+            )
+
+    def _check_vocabulary(self, tokens: Iterable[int], where: str) -> None:
+        for token in tokens:
+            if type(token) is not int or not 0 <= token < self._vocab_size:
+                raise UserError(f"{token!r} is not a token id", where=where, valid=f"0 to {self._vocab_size - 1}")
+
+
+def is_conversation(prompt: object) -> TypeGuard[Sequence[Message]]:
+    """Whether a prompt is a list of messages, and no text or list of tokens."""
+    return isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
+
+
+def _check_beams(params: SamplingParams, config: KvCacheSharing | None) -> None:
+    """Raises UserError when the artifact cannot serve a beam search of these parameters."""
+    if config is None:
+        raise UserError(
+            "the artifact is not built for beam search",
+            where="SamplingParams.use_beam_search",
+            hint="build it with kv_cache_sharing_across_beams_config",
+        )
+    width, most = config.beam_width, config.max_new_tokens
+    for name, fits, valid in (
+        ("n", params.n <= width, f"at most {width}, the artifact's beam width"),
+        ("best_of", params.best_of in (None, width), f"{width}, the artifact's beam width, or None"),
+        ("max_tokens", (params.max_tokens or 1) <= most, f"at most {most}, the artifact's max_new_tokens for beams"),
+    ):
+        if not fits:
+            where = f"SamplingParams.{name}"
+            raise UserError(f"{name} does not take {getattr(params, name)!r} here", where=where, valid=valid)
