@@ -137,9 +137,13 @@ class Target(Record):
 
 
 class Program(Record):
-    """One compiled graph. `inputs` and `outputs` are in calling order. KV caches are written in place."""
+    """One compiled graph. `inputs` and `outputs` are in calling order. KV caches are written in place.
+
+    `entry` is its name in a file that holds several programs; it is absent where the file is one program.
+    """
 
     file: str
+    entry: str | None = Field(default=None, exclude_if=lambda entry: entry is None)
     kind: str
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]

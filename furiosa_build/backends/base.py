@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from furiosa_build.backends import cpu
 from furiosa_build.core.errors import UserError, nearest
@@ -15,6 +15,7 @@ from furiosa_build.core.errors import UserError, nearest
 if TYPE_CHECKING:
     import torch
 
+    from furiosa_build.backends.device import Device
     from furiosa_build.backends.graph import Graph
 
 
@@ -40,6 +41,13 @@ class Target:
 
     isa: str
     torch: str
+
+
+class ProgramLocation(NamedTuple):
+    """Where a program is: the name of its file and, where the file holds several, its name in there."""
+
+    file: str
+    entry: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,9 +122,34 @@ class Backend(ABC):
         `core_aten`: the program is made of operators of core ATen only.
         """
 
+    def compile_all(
+        self,
+        graphs: Sequence[Graph],
+        directory: Path,
+        isa: str,
+        scratch: Path,
+        options: Mapping[str, Option] | None = None,
+        core_aten: bool = False,
+    ) -> None:
+        """Compiles the graphs of one step; the program of graph N goes where `locate(N)` says, within `directory`."""
+        for number, graph in enumerate(graphs):
+            self.compile(graph, directory / self.locate(number).file, isa, scratch, options, core_aten)
+
+    def locate(self, number: int) -> ProgramLocation:
+        """Where `compile_all` writes the program of graph `number`: by default each is a file."""
+        return ProgramLocation(f"program-{number}{self.file_suffix}")
+
     @abstractmethod
-    def load(self, program: Path, concurrency: int = 1) -> LoadedProgram:
-        """Loads a program that `compile` wrote, which so many threads may run at the same time."""
+    def load(self, program: Path, concurrency: int = 1, entry: str | None = None) -> LoadedProgram:
+        """Loads a program that `compile_all` wrote, which `concurrency` threads may run at the same time.
+
+        Raises OSError, RuntimeError, TypeError or ValueError when `program` is not a file of this backend's, or has no
+        such `entry`.
+        """
+
+    @abstractmethod
+    def device(self) -> Device:
+        """Where programs run."""
 
 
 def check_torch(target: Target, where: str) -> None:

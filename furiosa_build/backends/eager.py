@@ -12,6 +12,7 @@ from furiosa_build.backends.base import Backend, LoadedProgram, Option, unknown_
 if TYPE_CHECKING:
     import torch
 
+    from furiosa_build.backends.device import Device
     from furiosa_build.backends.graph import Graph
     from furiosa_build.backends.graph_interpreter import GraphInterpreter
 
@@ -47,13 +48,19 @@ class EagerBackend(Backend):
             graph = lower_to_core_aten(graph, REFERENCES)
         output.write_bytes(graph.to_json())
 
-    def load(self, program: Path, concurrency: int = 1) -> LoadedProgram:
+    def load(self, program: Path, concurrency: int = 1, entry: str | None = None) -> LoadedProgram:
         """Raises ValueError, TypeError or RuntimeError when the file is not a graph of operators that may be called."""
         from furiosa_build.backends.graph import Graph
         from furiosa_build.backends.graph_interpreter import GraphInterpreter
 
-        del concurrency  # a graph keeps nothing between or during calls
+        del concurrency, entry  # a graph keeps nothing between or during calls
         return _EagerProgram(GraphInterpreter(Graph.from_json(program.read_bytes())))
+
+    def device(self) -> Device:
+        """The host."""
+        from furiosa_build.backends.device import Device
+
+        return Device()
 
 
 class _EagerProgram:

@@ -521,14 +521,14 @@ class Build:
                 assert step.kind is not None
                 made = self._record(step.name).outputs
                 cut = self.store.read_json(self._record(_trace_of(step)), trace.OUTPUT)
-                suffix = self.backend.file_suffix
                 for number, (graph, collectives) in enumerate(zip(cut["parts"], cut["collectives"], strict=True)):
-                    output_of = made[compile.program_name(number, suffix)]
+                    location = self.backend.locate(number)
+                    output_of = made[location.file]
                     record = FileRecord(size=output_of.size, sha256=output_of.sha256)
                     if embeds:
                         graph["inputs"] = [spec for spec in graph["inputs"] if spec["role"] != "parameter"]
                     programs.append(
-                        package.BuiltProgram(step.bucket, step.kind, number, suffix, record, graph, collectives)
+                        package.BuiltProgram(step.bucket, step.kind, number, location, record, graph, collectives)
                     )
         parameters = {
             name: FileRecord(size=made.size, sha256=made.sha256)

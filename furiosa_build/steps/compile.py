@@ -38,7 +38,7 @@ class CompileRequest(Request):
 
 
 class Compile(Step[CompileRequest]):
-    """Writes program-N.SUFFIX for graph N."""
+    """Writes the programs of the graphs, in order, where the backend locates them."""
 
     name = "compile"
     Request = CompileRequest
@@ -48,10 +48,9 @@ class Compile(Step[CompileRequest]):
 
         backend, constants = get_backend(request.backend), inputs.under(CONSTANTS).values()
         graphs = CutGraph.model_validate_json(inputs.files[GRAPHS].read_bytes()).graphs
-        for number, graph in enumerate(graphs):
-            program = output / program_name(number, backend.file_suffix)
-            whole = graph if request.layer_prefixes is None else _embed(graph, constants, request.layer_prefixes)
-            backend.compile(whole, program, request.isa, inputs.scratch, request.options, request.core_aten)
+        if request.layer_prefixes is not None:
+            graphs = [_embed(graph, constants, request.layer_prefixes) for graph in graphs]
+        backend.compile_all(graphs, output, request.isa, inputs.scratch, request.options, request.core_aten)
 
 
 def _embed(graph: Graph, files: Iterable[Path], prefixes: Sequence[str]) -> Graph:
@@ -71,8 +70,3 @@ def _embed(graph: Graph, files: Iterable[Path], prefixes: Sequence[str]) -> Grap
                 if name in held:
                     values[position] = stored.get_tensor(name).view(getattr(torch, graph.inputs[position].dtype))
     return graph.embed(values)
-
-
-def program_name(number: int, suffix: str) -> str:
-    """The file of the program of a supertask's graph."""
-    return f"program-{number}{suffix}"

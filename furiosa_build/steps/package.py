@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import furiosa_build
@@ -36,6 +36,7 @@ from furiosa_build.artifact.schema import (
     to_json,
 )
 from furiosa_build.artifact.stages import with_sends
+from furiosa_build.backends.base import ProgramLocation
 from furiosa_build.core.canonical_json import canonical_json, digest
 from furiosa_build.ir.outline import KindOutline
 from furiosa_build.ir.tensors import TensorSpec
@@ -49,13 +50,13 @@ from furiosa_build.weights.listing import ModelFiles, Source
 class BuiltProgram:
     """A compile step's result: a program's digest, the signature of its graph, and the collectives that follow it.
 
-    `part` counts the graphs of the supertask.
+    `part` counts the graphs of the supertask; `location` is in the step's output.
     """
 
     bucket: Bucket
     kind: Kind
     part: int
-    suffix: str
+    location: ProgramLocation
     record: FileRecord
     graph: Mapping[str, Any]
     collectives: list[dict[str, str]]
@@ -63,7 +64,8 @@ class BuiltProgram:
     @property
     def identity(self) -> str:
         """Equal for programs that are the same library and are called in the same way."""
-        return digest([self.record.sha256, self.graph["inputs"], self.graph["outputs"]])
+        entry = [] if self.location.entry is None else [self.location.entry]
+        return digest([self.record.sha256, *entry, self.graph["inputs"], self.graph["outputs"]])
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,11 @@ def _describe_with_files(
 ) -> tuple[Artifact, dict[str, FileRecord]]:
     """A model with its id, and its files, which are in `directory`, with `others` that are described too."""
     names = _program_names(built.programs)
-    records = {f"{directory}programs/{names[p.identity]}{p.suffix}": p.record for p in built.programs}
+    files = _program_files(built.programs, names, directory)
+    records = {files[p.identity]: p.record for p in built.programs}
     records.update({f"{directory}params/{name}": record for name, record in built.parameters.items()})
     records.update(others)
-    described = _describe(built, directory, names, draft)
+    described = _describe(built, directory, names, files, draft)
     metadata = described.metadata.model_copy(update={"artifact_id": artifact_id(described, records)})
     return described.model_copy(update={"metadata": metadata}), records
 
@@ -148,7 +151,22 @@ def _program_names(programs: list[BuiltProgram]) -> dict[str, str]:
     return names
 
 
-def _describe(built: BuiltModel, directory: str, names: Mapping[str, str], draft: Artifact | None) -> Artifact:
+def _program_files(programs: list[BuiltProgram], names: Mapping[str, str], directory: str) -> dict[str, str]:
+    """The file of every distinct program: of its own name, or of the first program's that it shares a file with."""
+    shared: dict[str, str] = {}
+    files = {}
+    for program in programs:
+        name = names[program.identity]
+        if program.location.entry is not None:
+            name = shared.setdefault(program.record.sha256, name)
+        suffix = PurePath(program.location.file).suffix
+        files[program.identity] = f"{directory}programs/{name}{suffix}"
+    return files
+
+
+def _describe(
+    built: BuiltModel, directory: str, names: Mapping[str, str], files: Mapping[str, str], draft: Artifact | None
+) -> Artifact:
     plan, programs, parameter_files = built.plan, built.programs, sorted(built.parameters)
     spec, buckets = plan.spec, plan.spec.buckets
     beams = buckets.kv_cache_sharing_across_beams_config
@@ -204,7 +222,8 @@ def _describe(built: BuiltModel, directory: str, names: Mapping[str, str], draft
         ),
         programs={
             names[p.identity]: Program(
-                file=f"{directory}programs/{names[p.identity]}{p.suffix}",
+                file=files[p.identity],
+                entry=p.location.entry,
                 kind=p.kind.name,
                 inputs=[TensorSpec.model_validate(spec) for spec in p.graph["inputs"]],
                 outputs=[TensorSpec.model_validate(spec) for spec in p.graph["outputs"]],

@@ -168,9 +168,9 @@ def parameter(name: str, tensor: torch.Tensor | None) -> dict[str, torch.Tensor]
     ("parameters", "message"),
     [
         (parameter("layers.1.coefficient", None), "has 'layers.1.coefficient'"),
-        (parameter("table", torch.zeros(3)), r"'table', stored as torch.float32 \[3\], is no float32"),
-        (parameter("table", torch.zeros(3, dtype=torch.uint8)), r"stored as torch.uint8 \[3\], is no float32"),
-        (parameter("table", torch.zeros(toy.P, 3, dtype=torch.int64)), "is no float32"),
+        (parameter("table", torch.zeros(3)), r"'table' is stored as torch.float32 \[3\]: it is not a float32"),
+        (parameter("table", torch.zeros(3, dtype=torch.uint8)), r"stored as torch.uint8 \[3\]: it is not a float32"),
+        (parameter("table", torch.zeros(toy.P, 3, dtype=torch.int64)), "it is not a float32"),
     ],
 )
 def test_parameters_that_do_not_fit(

@@ -21,6 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from furiosa_build.artifact.schema import Artifact, FileRecord, Manifest, Timestamp, artifact_id, to_json
+from furiosa_build.backends.base import Backend
+from furiosa_build.backends.device import Device
 
 P = 997
 BYTES = 256
@@ -59,7 +61,7 @@ def expected(prompt: Sequence[int], number: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-class ToyBackend:
+class ToyBackend(Backend):
     """Loads a program file that says which of the functions below to run."""
 
     name = "toy"
@@ -67,10 +69,19 @@ class ToyBackend:
     def __init__(self) -> None:
         self.loaded: list[str] = []
 
-    def load(self, program: Path, concurrency: int = 1) -> ToyProgram:
-        del concurrency
+    def isa(self, requested: str) -> str:
+        return requested
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError("the programs are written by hand")
+
+    def load(self, program: Path, concurrency: int = 1, entry: str | None = None) -> ToyProgram:
+        del concurrency, entry
         self.loaded.append(program.name)
         return ToyProgram(program.read_text())
+
+    def device(self) -> Device:
+        return Device()
 
 
 class ToyProgram:

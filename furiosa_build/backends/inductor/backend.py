@@ -27,6 +27,7 @@ from furiosa_build.backends.inductor.compiler import (
 if TYPE_CHECKING:
     import torch
 
+    from furiosa_build.backends.device import Device
     from furiosa_build.backends.graph import Graph
 
 _SIMD_BITS = {"x86-64-v3": 256, "x86-64-v4": 512}
@@ -116,9 +117,16 @@ class InductorBackend(Backend):
             shutil.move(library, output)
         output.chmod(0o644)
 
-    def load(self, program: Path, concurrency: int = 1) -> LoadedProgram:
+    def load(self, program: Path, concurrency: int = 1, entry: str | None = None) -> LoadedProgram:
         """Raises RuntimeError when the library does not load."""
+        del entry
         return _InductorProgram(program, concurrency)
+
+    def device(self) -> Device:
+        """The host."""
+        from furiosa_build.backends.device import Device
+
+        return Device()
 
 
 class _InductorProgram:

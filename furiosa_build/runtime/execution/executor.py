@@ -23,7 +23,7 @@ from furiosa_build.runtime.execution.communicator import (
     LocalCommunicator,
     local_communicators,
 )
-from furiosa_build.runtime.execution.rank import RankRunner, Row, load_programs
+from furiosa_build.runtime.execution.rank import ProgramKey, RankRunner, Row, load_programs
 from furiosa_build.runtime.execution.rank_threads import RankThread, RankThreads
 
 
@@ -51,7 +51,7 @@ class Executor:
         communicator: DistributedCommunicator | None = None,
         threads: RankThreads | None = None,
     ) -> None:
-        self._programs: Mapping[str, LoadedProgram] = load_programs(opened) if like is None else like._programs
+        self._programs: Mapping[ProgramKey, LoadedProgram] = load_programs(opened) if like is None else like._programs
         parallel = opened.artifact.parallel_config
         self.num_stages, ranks = parallel.pipeline_parallel_size, parallel.tensor_parallel_size
         self._distributed = communicator

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from furiosa_build.artifact.reader import OpenArtifact
@@ -54,7 +53,7 @@ class RankRunner:
         opened: The artifact.
         num_slots: Slots of each layer's KV caches. They start as zeros: what is masked still takes part in
             products, and 0 * NaN is NaN: the rows of padding read what they have not written.
-        programs: File of a program -> the program, loaded.
+        programs: File and entry of a program -> the program, loaded.
         communicator: Its end, which says which rank of which stage this is.
         parameters: Those of this rank, where another replica has mapped them; None: they are mapped.
 
@@ -67,16 +66,17 @@ class RankRunner:
         self,
         opened: OpenArtifact,
         num_slots: int,
-        programs: Mapping[str, LoadedProgram],
+        programs: Mapping[ProgramKey, LoadedProgram],
         communicator: Communicator,
         parameters: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._opened = opened
         self._communicator = communicator
         self.stage, self.rank = communicator.stage, communicator.rank
-        self.parameters = map_parameters(opened, self.stage, self.rank) if parameters is None else parameters
+        self._device = get_backend(opened.artifact.backend).device()
+        self.parameters = self._map_parameters() if parameters is None else parameters
         self.num_slots = num_slots
-        self._kv_caches = _allocate_kv_caches(opened, self.stage, num_slots)
+        self._kv_caches = self._allocate_kv_caches()
         self._programs = programs
         self._pipelines = {pipeline.name: self._bind(pipeline) for pipeline in opened.artifact.pipelines}
 
@@ -114,6 +114,26 @@ class RankRunner:
     def logits_of(self, pipeline: str) -> Tensor:
         """An empty tensor like the logits of a bucket."""
         return self._pipelines[pipeline].logits
+
+    def _map_parameters(self) -> Mapping[str, Tensor]:
+        place = (self.stage, self.rank)
+        groups = [group for group in self._opened.artifact.parameters if (group.stage, group.rank) == place]
+        return self._device.map_parameters(self._opened.path(file) for group in groups for file in group.files)
+
+    def _allocate_kv_caches(self) -> dict[tuple[int, str], Tensor]:
+        caches = {}
+        try:
+            for spec in (spec for spec in self._opened.artifact.kv_cache if spec.stage == self.stage):
+                for name in ("key_cache", "value_cache"):
+                    shape = (self.num_slots, *spec.shape_per_slot)
+                    caches[spec.layer, name] = self._device.allocate(shape, _dtype(spec.dtype))
+        except RuntimeError as error:
+            raise UserError(
+                f"no memory for KV caches of {self.num_slots} tokens",
+                where="paged_attention_num_blocks",
+                hint="lower paged_attention_num_blocks",
+            ) from error
+        return caches
 
     def _join(self, task: _BoundCollective, tensors: dict[str, Tensor]) -> None:
         if task.op == "send":
@@ -197,7 +217,7 @@ class RankRunner:
                 arguments.append(self._parameter(supertask, spec, where))
             else:
                 arguments.append(self._kv_cache(supertask, spec, where))
-        return _BoundTask(self._programs[program.file], arguments, activations, supertask.outputs)
+        return _BoundTask(self._programs[program.file, program.entry], arguments, activations, supertask.outputs)
 
     def _parameter(self, supertask: Supertask, spec: TensorSpec, where: str) -> Tensor:
         name = spec.name
@@ -207,16 +227,12 @@ class RankRunner:
         tensor = self.parameters.get(name)
         if tensor is None:
             raise self._error(f"no parameter file of stage {self.stage}, rank {self.rank} has {name!r}", where)
-        stored = f"{tensor.dtype} {list(tensor.shape)}"
-        dtype = _dtype(spec.dtype)
-        if tensor.dtype != dtype:
-            try:
-                tensor = tensor.view(dtype)
-            except RuntimeError as error:
-                raise self._error(f"parameter {name!r}, stored as {stored}, is no {spec.dtype}", where) from error
-        if list(tensor.shape) != spec.shape:
-            raise self._error(f"parameter {name!r}, stored as {stored}, is no {spec.dtype} {spec.shape}", where)
-        return tensor
+        _dtype(spec.dtype)
+        try:
+            return self._device.parameter(tensor, spec)
+        except ValueError as error:
+            stored = f"{tensor.dtype} {list(tensor.shape)}"
+            raise self._error(f"parameter {name!r} is stored as {stored}: {error}", where) from error
 
     def _layer(self, supertask: Supertask, spec: TensorSpec, where: str) -> int:
         if spec.block is None or not 0 <= spec.block < len(supertask.layers):
@@ -334,51 +350,28 @@ def _release_early(tasks: Sequence[_BoundTask | _BoundCollective]) -> None:
         seen -= made - set(task.reads) - {LOGITS}
 
 
-def load_programs(opened: OpenArtifact) -> dict[str, LoadedProgram]:
-    """Every program, by its file. Raises UserError."""
+ProgramKey = tuple[str, str | None]
+"""The file of a program, and its name in there."""
+
+
+def load_programs(opened: OpenArtifact) -> dict[ProgramKey, LoadedProgram]:
+    """Every program. Raises UserError."""
     backend = get_backend(opened.artifact.backend)
-    files = {program.file for program in opened.artifact.programs.values()}
+    keys = {(program.file, program.entry) for program in opened.artifact.programs.values()}
     parallel = opened.artifact.parallel_config
     elements = parallel.tensor_parallel_size * parallel.pipeline_parallel_size * parallel.data_parallel_size
-    return {file: _load(backend, opened.path(file), elements) for file in sorted(files)}
+    return {(file, entry): _load(backend, opened.path(file), elements, entry) for file, entry in sorted(keys, key=str)}
 
 
-def _load(backend: Backend, path: Path, concurrency: int) -> LoadedProgram:
+def _load(backend: Backend, path: Path, concurrency: int, entry: str | None) -> LoadedProgram:
     try:
-        return backend.load(path, concurrency)
+        return backend.load(path, concurrency, entry)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"backend {backend.name!r} cannot load program {path.name}: {error}",
             where=str(path),
             hint="build the artifact again with the torch that is installed",
         ) from error
-
-
-def map_parameters(opened: OpenArtifact, stage: int, rank: int) -> dict[str, Tensor]:
-    """Name -> tensor, of one rank. The tensors lie in private mappings of the files: nothing is read."""
-    tensors: dict[str, Tensor] = {}
-    for group in opened.artifact.parameters:
-        for file in group.files if (group.stage, group.rank) == (stage, rank) else ():
-            with safe_open(opened.path(file), framework="pt") as mapped:
-                names = mapped.keys()
-                tensors.update((name, mapped.get_tensor(name)) for name in names)
-    return tensors
-
-
-def _allocate_kv_caches(opened: OpenArtifact, stage: int, num_slots: int) -> dict[tuple[int, str], Tensor]:
-    caches = {}
-    try:
-        for spec in (spec for spec in opened.artifact.kv_cache if spec.stage == stage):
-            for name in ("key_cache", "value_cache"):
-                shape = (num_slots, *spec.shape_per_slot)
-                caches[spec.layer, name] = torch.zeros(shape, dtype=_dtype(spec.dtype))
-    except RuntimeError as error:
-        raise UserError(
-            f"no memory for KV caches of {num_slots} tokens",
-            where="paged_attention_num_blocks",
-            hint="lower paged_attention_num_blocks",
-        ) from error
-    return caches
 
 
 def _dtype(name: str) -> torch.dtype:
