@@ -1,4 +1,4 @@
-"""The documents say what is true: their examples run, their commands parse, every link leads somewhere."""
+"""The documents say what is true: their examples run, their commands parse, every module and link is there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import inspect
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import pytest
 import typer
 from user_directory import steps_in_this_process
 
+import furiosa_build
 from furiosa_build.build import artifact_builder
 from furiosa_build.cli import main
 from furiosa_build.core.errors import UserError
@@ -145,7 +147,17 @@ def test_a_command_parses_and_its_recipe_is_composed(command: list[str]) -> None
         load_recipe(recipe, list(overrides), cwd=ROOT)
 
 
-# Links
+# Modules and links
+
+
+def test_every_module_stands_in_the_architecture_once() -> None:
+    package = Path(furiosa_build.__file__).parent
+    files = (path.relative_to(package).with_suffix("").as_posix() for path in package.rglob("*.py"))
+    modules = [name for name in files if Path(name).name != "__init__"]
+    section = (ROOT / "docs" / "architecture.md").read_text().split("## The modules\n")[1].split("\n## ")[0]
+    told = Counter(re.findall(r"^\| `([\w/]+)` \|", section, flags=re.M))
+    assert sorted(told) == sorted(modules)
+    assert [name for name, count in told.items() if count > 1] == []
 
 
 def anchor(heading: str) -> str:

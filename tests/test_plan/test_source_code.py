@@ -102,7 +102,7 @@ EDITS = {
     "steps/package.py": {"package"},
     "steps/fetch.py": {"fetch"},
     "weights/listing.py": {"fetch", "package"},
-    "quant/quantization.py": {"quantize", "shard", "qualify"},
+    "quant/compressed_tensors.py": {"quantize", "package"},
     "steps/weights.py": WITH_WEIGHTS,
     "models/attention.py": {*WITH_GRAPHS, "qualify"},
     "backends/graph.py": {*WITH_GRAPHS, "compile"},
