@@ -1,7 +1,7 @@
 """The engine for asyncio: requests are generators of outputs, and a thread of its own takes the steps.
 
-The thread alone touches the engine. It gets its orders through a queue and gives outputs to the event loop of whoever
-waits for them.
+The thread alone touches the engine. It takes commands from a queue and gives outputs to the event loop of whoever waits
+for them.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class AsyncLLMEngine:
             that has computed, and once all together are more than the cores they wait for each other the slow way.
 
     Attributes:
-        artifact: As of LLMEngine.
-        tokenizer: As of LLMEngine.
+        artifact: As `LLMEngine.artifact`.
+        tokenizer: As `LLMEngine.tokenizer`.
 
     Raises:
         Exception: What `load` raises.
@@ -80,16 +80,16 @@ class AsyncLLMEngine:
             EngineDeadError: The engine was shut down, or is broken.
         """
         stream = _Stream(asyncio.get_running_loop())
-        self._worker.order(lambda: self._worker.add(stream, request_id, prompt, sampling_params), stream.fail)
+        self._worker.submit(lambda: self._worker.add(stream, request_id, prompt, sampling_params), stream.fail)
         try:
             while (output := await stream.next()) is not None:
                 yield output
         finally:
-            self._worker.order(lambda: self._worker.drop(request_id, stream), _ignore)
+            self._worker.submit(lambda: self._worker.drop(request_id, stream), _ignore)
 
     @property
     def stats(self) -> EngineStats:
-        """As of LLMEngine."""
+        """As `LLMEngine.stats`."""
         return self._worker.stats
 
     @property
@@ -109,12 +109,12 @@ class AsyncLLMEngine:
             self._worker.drop(request_id)
             done.set_result(None)
 
-        self._worker.order(abort, lambda _: done.set_result(None))
+        self._worker.submit(abort, lambda _: done.set_result(None))
         await asyncio.wrap_future(done)
 
     async def shutdown(self) -> None:
         """Ends the thread, after the step under way. All generators get an EngineDeadError, and so do new ones."""
-        self._worker.order(self._worker.stop, _ignore)
+        self._worker.submit(self._worker.stop, _ignore)
         await asyncio.to_thread(self._worker.join)
 
     async def __aenter__(self) -> Self:
@@ -166,27 +166,27 @@ class _Stream:
 
 
 def _ignore(dead: EngineDeadError) -> None:
-    """What was to be done is done by the engine's end."""
+    """Does nothing: the engine's end has the same effect as the command."""
 
 
-class _Order(NamedTuple):
-    """Something for the thread to do; `refuse` is called instead where there is no thread any more."""
+class _Command(NamedTuple):
+    """Something for the thread to do; `refuse` is called instead when the thread has ended."""
 
-    do: Callable[[], None]
+    execute: Callable[[], None]
     refuse: Callable[[EngineDeadError], None]
 
 
 class _Worker:
-    """The thread that loads the engine and takes its steps, and obeys orders between them.
+    """The thread that loads the engine and takes its steps, and executes commands between them.
 
     Attributes:
         engine: Only for what does not change.
-        has_ended: Whether the thread takes no orders any more.
+        has_ended: Whether the thread takes no more commands.
     """
 
     def __init__(self, load: Callable[[], LLMEngine]) -> None:
         self._streams: dict[str, _Stream] = {}
-        self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._stopped = False
         self._lock = threading.Lock()
         self.has_ended = False
@@ -197,11 +197,11 @@ class _Worker:
         self._thread.start()
         loaded.result()
 
-    def order(self, do: Callable[[], None], refuse: Callable[[EngineDeadError], None]) -> None:
-        """Has something done by the thread, in order. From any thread."""
+    def submit(self, execute: Callable[[], None], refuse: Callable[[EngineDeadError], None]) -> None:
+        """Queues a command for the thread. May be called in any thread."""
         with self._lock:
             if not self.has_ended:
-                self._orders.put(_Order(do, refuse))
+                self._commands.put(_Command(execute, refuse))
                 return
         refuse(self._dead())
 
@@ -211,10 +211,10 @@ class _Worker:
 
     @property
     def stats(self) -> EngineStats:
-        """From any thread; while a step is under way the numbers may be of different moments."""
+        """The engine's statistics, in any thread; during a step the numbers may be of different moments."""
         return self.engine.stats()
 
-    # Orders, which the thread carries out
+    # Commands, called in the thread
 
     def add(self, stream: _Stream, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
         try:
@@ -225,7 +225,7 @@ class _Worker:
             self._streams[request_id] = stream
 
     def drop(self, request_id: str, stream: _Stream | None = None) -> None:
-        """Aborts a request; `stream`: only if the id is that stream's."""
+        """Aborts a request: with `stream`, only if the id is that stream's."""
         found = self._streams.get(request_id)
         if found is not None and stream in (None, found):
             del self._streams[request_id]
@@ -248,23 +248,23 @@ class _Worker:
         loaded.set_result(None)
         try:
             while True:
-                self._obey()
+                self._execute_commands()
                 if self._stopped:
                     break
                 self._step()
-        except Exception as error:  # not a batch's: the books may be wrong
+        except Exception as error:  # not a batch's: the internal state may be inconsistent
             self._cause = error
         self._end()
 
-    def _obey(self) -> None:
-        """Carries out all orders there are; waits for one when there is nothing else to do."""
+    def _execute_commands(self) -> None:
+        """Executes all commands in the queue; waits for one when no request is under way."""
         waits = not self.engine.has_unfinished_requests()
         while not self._stopped:
             try:
-                order = self._orders.get(block=waits)
+                command = self._commands.get(block=waits)
             except queue.Empty:
                 return
-            order.do()
+            command.execute()
             waits = False
 
     def _step(self) -> None:
@@ -285,8 +285,8 @@ class _Worker:
     def _end(self) -> None:
         with self._lock:
             self.has_ended = True
-        while not self._orders.empty():
-            self._orders.get().refuse(self._dead())
+        while not self._commands.empty():
+            self._commands.get().refuse(self._dead())
         for stream in self._streams.values():
             stream.fail(self._dead())
         if self._cause is None:
@@ -294,7 +294,7 @@ class _Worker:
         self.engine.close()
 
     def _dead(self) -> EngineDeadError:
-        """A new one for each who is to raise it: a traceback grows with every raise."""
+        """A new error for every place that raises it: a traceback grows with every raise."""
         if self._cause is None:
             return EngineDeadError("the engine was shut down")
         error = EngineDeadError(f"the engine has failed: {self._cause}")

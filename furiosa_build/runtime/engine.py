@@ -1,4 +1,4 @@
-"""The engine: requests in, a step at a time, outputs out. A step is schedule, run, sample, say."""
+"""The engine: requests in, a step at a time, outputs out. A step schedules, runs and samples."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class StepFailedError(BuildError):
     """A step failed for some requests, which are no longer under way. The others go on.
 
     Attributes:
-        errors: Request id -> what it failed of.
-        outputs: What the step has otherwise given.
+        errors: Request id -> the cause.
+        outputs: The outputs of the step's other requests.
     """
 
     def __init__(self, errors: Mapping[str, Exception], outputs: Sequence[RequestOutput] = ()) -> None:
@@ -42,12 +42,12 @@ class StepFailedError(BuildError):
 
 
 class LLMEngine:
-    """Generates for many requests at once. Not for several threads.
+    """Generates for many requests at once. To be used by one thread.
 
     Args:
         artifact: Directory of an artifact, or an opened one.
         paged_attention_num_blocks: KV blocks per layer; the artifact's default if None.
-        seed: Of requests without a seed of their own; drawn if None.
+        seed: Seed of the requests that have none of their own; drawn if None.
         verify: How thoroughly to verify a directory (see `open_artifact`).
         public_key: PEM file of the key that the artifact must be signed with; None: it need not be signed.
         on_logits: Called with the request id and the float32 logits [vocab] of every position that is sampled
@@ -159,7 +159,7 @@ class LLMEngine:
         """Drops requests, which then have no further output. Unknown ids are ignored."""
         for id_ in [request_id] if isinstance(request_id, str) else list(request_id):
             if id_ in self._requests:
-                self._forget(self._requests[id_])
+                self._drop(self._requests[id_])
 
     def step(self) -> list[RequestOutput]:
         """Runs a batch of each replica. Returns the state of every request that got a token; empty if none did.
@@ -201,23 +201,23 @@ class LLMEngine:
         return self._inputs.require_tokenizer()
 
     def stats(self) -> EngineStats:
-        """What all replicas together have done since they were made, and have under way now."""
+        """Counts of all replicas since they were loaded, and their present load."""
         first, *others = (replica.stats() for replica in self._replicas)
         return sum(others, start=first)
 
     def check_integrity(self) -> None:
-        """Raises RuntimeError when the engine's books do not agree.
+        """Raises RuntimeError when the engine's internal state is inconsistent.
 
         With the environment variable FURIOSA_DEBUG=1 an engine calls this whenever it has no request left.
         """
         for replica in self._replicas:
             replica.check_integrity()
         if len(self._requests) != sum(replica.scheduler.num_unfinished for replica in self._replicas):
-            raise RuntimeError("engine and scheduler disagree about which requests there are")
+            raise RuntimeError("the requests of engine and schedulers are inconsistent")
 
     # A batch runs
 
-    def _forget(self, request: Request) -> None:
+    def _drop(self, request: Request) -> None:
         replica = self._replica_of.pop(request.request_id)
         replica.scheduler.remove(request)
         if replica.drafter is not None:
@@ -251,13 +251,13 @@ class LLMEngine:
                     replica.scheduler.invalidate_cache(request)
                 continue
             if request.finished:
-                self._forget(request)
+                self._drop(request)
             if request in complete and (request.finished or request.beams is None):
                 outputs.append(request.output())
         return failed
 
     def _continue(self, replica: Replica, request: Request, logits: Tensor) -> None:
-        """`logits` is float32 [sequences, positions, vocab]: of its last token and of what was proposed after it."""
+        """Gives a request its next tokens. `logits` is float32 [sequences, positions, vocab]."""
         if request.beams is None:
             replica.proposals += bool(request.proposals)
             replica.proposed_tokens += len(request.proposals)

@@ -32,7 +32,7 @@ def _argument(text: str, default: Any = None, parse: Callable[[str], Any] = str)
 
 @dataclass(frozen=True, kw_only=True)
 class EngineArgs:
-    """What `LLMEngine.from_engine_args` takes. None stands for what the artifact prefers.
+    """The arguments of `LLMEngine.from_engine_args`. None stands for what the artifact prefers.
 
     The help texts say what each argument does; `open` applies those that concern the artifact, and refuses what it
     cannot do.
@@ -176,7 +176,7 @@ class EngineArgs:
 
 @dataclass(frozen=True, kw_only=True)
 class AsyncEngineArgs(EngineArgs):
-    """What `AsyncLLMEngine.from_engine_args` takes."""
+    """The arguments of `AsyncLLMEngine.from_engine_args`."""
 
     num_speculative_tokens: int | None = _argument(
         "Tokens that the draft model proposes at a time: fewer than the artifact's append buckets take.",
@@ -193,7 +193,7 @@ class AsyncEngineArgs(EngineArgs):
     def _refuse_impossible(self) -> None:
         super()._refuse_impossible()
         if self.packing_type != "IDENTITY":
-            raise UserError(f"there is no packing_type {self.packing_type!r}", where="packing_type", valid="IDENTITY")
+            raise UserError(f"packing_type does not take {self.packing_type!r}", where="packing_type", valid="IDENTITY")
 
     def _override(self, artifact: Artifact) -> Artifact:
         if self.backend not in (None, artifact.backend):

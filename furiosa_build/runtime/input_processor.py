@@ -53,7 +53,7 @@ class InputProcessor:
         self.guides = Guides(tokenizer, self._eos, self._vocab_size)
 
     def process(self, request_id: str, prompt: Prompt, params: SamplingParams) -> Request:
-        """The request.
+        """Checks a prompt and its parameters and makes a request of them.
 
         Raises:
             UserError: The prompt is empty or has unknown tokens; messages that the chat template rejects; parameters

@@ -52,24 +52,24 @@ def probe(artifact: Path, output: Path) -> None:
 
 def _prompts(engine: LLMEngine) -> list[list[int]]:
     """Token ids that fit the buckets: of fixed texts, or spread over the vocabulary where there is no tokenizer."""
-    room = _room(engine.artifact.generator_config)
+    longest = _max_prompt_tokens(engine.artifact.generator_config)
     if engine.tokenizer is not None:
         prompts = [engine.tokenizer.encode(text) for text in _TEXTS]
     else:
         size = engine.artifact.model_metadata.vocab_size
         prompts = [[(7919 * (i + 1) * (k + 1)) % size for k in range(8 + 5 * i)] for i in range(len(_TEXTS))]
-    return [prompt[:room] for prompt in prompts]
+    return [prompt[:longest] for prompt in prompts]
 
 
-def _room(config: GeneratorConfig) -> int:
-    """How many tokens a prompt may have."""
+def _max_prompt_tokens(config: GeneratorConfig) -> int:
+    """The number of tokens that a prompt may have."""
     longest = max(length for _, length in config.prefill_buckets)
     return max(1, min(longest, max(length for _, length in config.decode_buckets) - _NEW_TOKENS, _PROMPT_TOKENS))
 
 
 def _num_blocks(config: GeneratorConfig) -> int:
     """KV blocks to run all prompts side by side. What an artifact suggests may be all the memory of a server."""
-    blocks = len(_TEXTS) * -(-(_room(config) + _NEW_TOKENS) // config.paged_attention_block_size)
+    blocks = len(_TEXTS) * -(-(_max_prompt_tokens(config) + _NEW_TOKENS) // config.paged_attention_block_size)
     with_spare = math.ceil(blocks / (1 - config.default_scheduler_config.spare_blocks_ratio))
     return min(config.paged_attention_num_blocks, with_spare)
 

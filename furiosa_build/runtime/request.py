@@ -58,7 +58,7 @@ class RequestOutput:
 
     `prompt_logprobs` has one entry per prompt token (None for the first, which nothing predicts), if asked
     for. `num_cached_tokens` is how many of the prompt's tokens were not computed, as they were in the KV cache already.
-    `queued_s` is the time in seconds from its coming in to its first step.
+    `queued_s` is the time in seconds from its arrival to its first step.
     """
 
     request_id: str
@@ -73,7 +73,7 @@ class RequestOutput:
 
 @dataclass(eq=False)
 class TokenSequence:
-    """Prompt and generated tokens, one after the other: everything known. KV blocks belong to it, not to its tokens."""
+    """Prompt and generated tokens, one after the other. KV blocks belong to the sequence, not to its tokens."""
 
     tokens: list[int]
 
@@ -85,16 +85,16 @@ class Request:
     Attributes:
         arrival: Rank in the order of arrival; the larger, the younger.
         beams: The state of a beam search; None for other requests.
-        sequences: What it has: one sequence, after the first step of a beam search as many as there are beams.
+        sequences: One sequence; after the first step of a beam search as many as there are beams.
         num_computed: How many tokens of every sequence, from the first, have their keys and values in the KV cache.
         num_cached_tokens: How many were there when it was first admitted; None before that.
-        completions: Those of a beam search that is over.
-        came_at: When, of the monotonic clock, in seconds.
-        ran_at: When its first step was submitted.
+        completions: The completions of a beam search that is over.
+        arrived_at: Seconds of the monotonic clock.
+        started_at: When its first step was submitted, likewise; None before that.
         generator: Source of this request's random numbers; None for a greedy one.
         end_token_ids: Tokens that end the text: end of sequence unless ignored, and stop_token_ids.
         guide: Says which tokens may come next; None for all.
-        proposals: What a draft model proposes as the next tokens, in the step that is under way.
+        proposals: The next tokens that a draft model proposes, in the step that is under way.
     """
 
     request_id: str
@@ -117,20 +117,20 @@ class Request:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     completions: list[CompletionOutput] = field(default_factory=list)
-    came_at: float = field(default_factory=time.monotonic)
-    ran_at: float | None = None
+    arrived_at: float = field(default_factory=time.monotonic)
+    started_at: float | None = None
 
     def __post_init__(self) -> None:
         self.sequences = [TokenSequence(list(self.prompt_token_ids))]
 
     @property
     def width(self) -> int:
-        """Rows that it takes in a decode batch."""
+        """The number of rows that it takes in a decode batch."""
         return 1 if self.beams is None else self.beams.width
 
     @property
     def tokens(self) -> list[int]:
-        """Those of the first sequence, which for all but beam searches is the only one."""
+        """The tokens of the first sequence, which for all but beam searches is the only one."""
         return self.sequences[0].tokens
 
     def next_tokens(self, start: int, count: int) -> list[int]:
@@ -140,7 +140,7 @@ class Request:
         return known + [each.token for each in self.proposals[beyond : beyond + count - len(known)]]
 
     def forbidden_tokens(self, proposed: int = 0) -> frozenset[int]:
-        """Those that may not be chosen after so many proposals: the ones that would end it before `min_tokens`."""
+        """The tokens that may not be chosen after so many proposals, as they would end it before `min_tokens`."""
         return self.end_token_ids if self.num_generated + proposed < self.params.min_tokens else frozenset()
 
     @property
@@ -180,5 +180,5 @@ class Request:
             finished=self.finished,
             prompt_logprobs=self.prompt_logprobs if self.params.prompt_logprobs is not None else None,
             num_cached_tokens=self.num_cached_tokens or 0,
-            queued_s=0.0 if self.ran_at is None else self.ran_at - self.came_at,
+            queued_s=0.0 if self.started_at is None else self.started_at - self.arrived_at,
         )

@@ -1,4 +1,4 @@
-"""What an engine has done, and has under way, in numbers."""
+"""Statistics of an engine."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields, replace
 
 @dataclass(frozen=True)
 class BucketUse:
-    """What has run through a bucket, which is named by its first four fields as `Pipeline` is.
+    """The use of a bucket, which its first four fields name as those of `Pipeline` do.
 
     Attributes:
         batches: Runs of the bucket.
-        tokens: That were computed in them. The other places were padding.
+        tokens: Tokens that were computed in them. The other positions were padding.
     """
 
     phase: str
@@ -24,30 +24,30 @@ class BucketUse:
 
     @property
     def places(self) -> int:
-        """For tokens, in all runs."""
+        """Positions for tokens in all runs, padding included."""
         return self.batches * self.batch_size * self.query_length
 
     def plus(self, batches: int, tokens: int) -> BucketUse:
-        """The same bucket after so many more."""
+        """The use after so many more batches and tokens."""
         return replace(self, batches=self.batches + batches, tokens=self.tokens + tokens)
 
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What an engine, or the scheduler of a replica, has done and has under way.
+    """Counts of an engine, or of the scheduler of a replica, and its present load.
 
     Attributes:
-        prompt_tokens: Of the requests that have begun to run; each counts once.
-        cached_tokens: Those of them whose keys and values were in the KV cache already.
-        preemptions: How often a request gave its KV blocks back for another, and is computed again.
+        prompt_tokens: Prompt tokens of the requests that have begun to run; each counts once.
+        cached_tokens: The part of these whose keys and values were in the KV cache already.
+        preemptions: The number of times that a request lost its KV blocks to another, and is recomputed.
         running: Requests that have KV blocks.
         waiting: Requests that have none yet, or none any more.
         kv_blocks_used: KV blocks that running requests have.
         kv_blocks: KV blocks that there are.
-        buckets: Of every bucket by its name, also of those that never ran.
-        proposals: How often a draft model has proposed tokens to a request.
-        proposed_tokens: What it has proposed.
-        accepted_tokens: Those of them that were accepted.
+        buckets: The use of every bucket by its name, also of those that never ran.
+        proposals: The number of times that a draft model has proposed tokens to a request.
+        proposed_tokens: The number of tokens that it has proposed.
+        accepted_tokens: The number of those that were accepted.
     """
 
     prompt_tokens: int
@@ -69,11 +69,11 @@ class EngineStats:
 
     @property
     def tokens_per_proposal(self) -> float | None:
-        """How many tokens a request gets from a step with proposals: those accepted and one more."""
+        """The tokens that a request gets from a step with proposals: those accepted and one more."""
         return 1 + self.accepted_tokens / self.proposals if self.proposals else None
 
     def __add__(self, other: EngineStats) -> EngineStats:
-        """Of both together, which have the same buckets."""
+        """The sum of two that have the same buckets."""
         names = [each.name for each in fields(self) if each.name != "buckets"]
         buckets = {
             name: use.plus(other.buckets[name].batches, other.buckets[name].tokens)

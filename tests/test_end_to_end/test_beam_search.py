@@ -58,7 +58,7 @@ def check(output: RequestOutput, expected: Beams, length_penalty: float) -> None
 
 
 def drain(engine: LLMEngine) -> dict[str, RequestOutput]:
-    """The output of every request. The books of the engine agree after every step."""
+    """The output of every request. The engine's state is consistent after every step."""
     found = {}
     while engine.has_unfinished_requests():
         found.update((output.request_id, output) for output in engine.step() if output.finished)
@@ -90,7 +90,7 @@ def test_sequences_and_scores_are_those_of_transformers(tmp_path: Path, build_ar
 
 
 def test_ordinary_requests_beside_beams_and_little_room(tmp_path: Path, build_artifact: BuildArtifact) -> None:
-    """Some give way to others, and are computed again."""
+    """Some are preempted and recomputed."""
     directory = save_random_model(LLAMA, tmp_path / "model")
     model = load(directory)
     given = prompts(192)

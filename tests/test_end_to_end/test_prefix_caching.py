@@ -50,7 +50,7 @@ def params(new: int, width: int = 1) -> SamplingParams:
 def test_the_same_tokens_as_transformers(
     name: str, block_size: int, tmp_path: Path, build_artifact: BuildArtifact
 ) -> None:
-    """Requests that come, are aborted and give way at random. The window of mistral (12) is shorter than a prefix."""
+    """Requests that come, are aborted and preempted at random. The window of mistral (12) is shorter than a prefix."""
     directory = save_random_model(MODELS[name], tmp_path / name)
     model = load(directory)
     given = prompts(model.config.vocab_size)
@@ -148,5 +148,5 @@ def test_a_request_of_nan_fails_alone_and_leaves_nothing(tmp_path: Path, build_a
         engine.check_integrity()
     assert failed.keys() == {"bad", "as bad"}
     assert found == {"good": reference(model, good, 30)}
-    assert replica.scheduler.blocks.find(bad, len(bad)) == []
-    assert len(replica.scheduler.blocks.find(good, len(good))) == len(good)
+    assert replica.scheduler.blocks.find_cached(bad, len(bad)) == []
+    assert len(replica.scheduler.blocks.find_cached(good, len(good))) == len(good)

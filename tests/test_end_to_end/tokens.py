@@ -36,7 +36,7 @@ def expected_tokens(user: UserDirectory, prompts: Prompts, new: int, scheme: Sch
 
 
 def generated_tokens(engine: LLMEngine, prompts: Prompts, new: int) -> list[list[int]]:
-    """By the engine, which has all prompts at once. Its books agree after every step."""
+    """By the engine, which has all prompts at once. Its internal state is consistent after every step."""
     for number, prompt in enumerate(prompts):
         engine.add_request(str(number), prompt, SamplingParams(temperature=0, max_tokens=new, ignore_eos=True))
     found: dict[int, list[int]] = {}

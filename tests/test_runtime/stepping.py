@@ -15,7 +15,7 @@ def greedy(max_tokens: int = 12, **others: Any) -> SamplingParams:
 
 
 def drain(engine: LLMEngine) -> dict[str, RequestOutput]:
-    """Steps to the end; checks books, and that outputs only grow. Returns the last output of each request."""
+    """Steps to the end; checks the state, and that outputs only grow. Returns the last output of each request."""
     last: dict[str, RequestOutput] = {}
     while engine.has_unfinished_requests():
         for output in engine.step():

@@ -216,11 +216,11 @@ def test_an_error_outside_any_batch_ends_the_engine(toy_artifact: Path, monkeypa
         async with AsyncLLMEngine(lambda: inner) as engine:
 
             def broken() -> None:
-                raise RuntimeError("books do not agree")
+                raise RuntimeError("internal state inconsistent")
 
             monkeypatch.setattr(inner, "step", broken)
             for name in "ab":
-                with pytest.raises(EngineDeadError, match="has failed: books do not agree"):
+                with pytest.raises(EngineDeadError, match="has failed: internal state inconsistent"):
                     await tokens(engine, [1], name)
 
     run(test)

@@ -206,7 +206,7 @@ def test_is_offline_orders_the_requests_and_changes_no_text(toy_backend: toy.Toy
 
 
 def test_prompt_logprobs_of_a_prompt_in_pieces(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
-    """Also of those whose prompt is computed twice, because they gave way to others."""
+    """Also of those whose prompt is computed twice, because they were preempted."""
     del toy_backend
     prompts, params = [[1] * 9, list(range(20)), [5, 6, 7]], greedy(12, prompt_logprobs=1)
 

@@ -199,7 +199,7 @@ def test_replicas_come_from_the_devices(
     [
         ({"tokenizer_mode": "slow"}, r"tokenizer_mode='slow': the runtime has fast tokenizers only\n.*\n.*valid: auto"),
         ({"cache_dir": "/tmp/x"}, r"cache_dir='/tmp/x': an engine generates no files"),
-        ({"packing_type": "GREEDY"}, r"no packing_type 'GREEDY'(.|\n)*valid: IDENTITY"),
+        ({"packing_type": "GREEDY"}, r"packing_type does not take 'GREEDY'(.|\n)*valid: IDENTITY"),
         ({"backend": "inductor"}, r"backend='inductor': the artifact's programs are of backend 'toy'"),
         ({"num_speculative_tokens": 3}, "num_speculative_tokens=3: the artifact has no draft model"),
         ({"speculative_model_paged_attention_num_blocks": 3}, "the artifact has no draft model"),

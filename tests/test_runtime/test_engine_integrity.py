@@ -1,4 +1,4 @@
-"""An engine's books: what `check_integrity` finds, and when it is called."""
+"""An engine's internal state: what `check_integrity` finds, and when it is called."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .scheduling import request as stray
 from .stepping import greedy, run
 
 
-def test_an_idle_engine_checks_its_books_in_debug_mode(for_hits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_engine_checks_its_state_in_debug_mode(for_hits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = LLMEngine(for_hits)
     checked: list[int] = []
     original = LLMEngine.check_integrity
@@ -47,7 +47,7 @@ def test_an_idle_engine_checks_its_books_in_debug_mode(for_hits: Path, monkeypat
         (lambda replica: setattr(replica.executor._runners[0], "num_slots", 4), "rank 0 has 4 KV slots"),
     ],
 )
-def test_an_idle_engine_notices_a_mistake_in_its_books(
+def test_an_idle_engine_notices_an_inconsistent_state(
     for_hits: Path, monkeypatch: pytest.MonkeyPatch, corrupt: Callable[[Any], object], message: str
 ) -> None:
     """Of the cache, the scheduler, the executor."""
@@ -94,5 +94,5 @@ def test_check_integrity_finds_a_thread_that_has_ended(toy_backend: toy.ToyBacke
 def test_check_integrity_finds_a_forgotten_request(engine: LLMEngine) -> None:
     engine.add_request("r", [1], greedy())
     engine._requests.clear()
-    with pytest.raises(RuntimeError, match="disagree about which requests"):
+    with pytest.raises(RuntimeError, match="of engine and schedulers are inconsistent"):
         engine.check_integrity()

@@ -58,7 +58,7 @@ SAMPLED = {
     "frequency_penalty": 0.5,
     "seed": 3,
 }
-# In this order they arrive, so the guided ones give way to others.
+# In this order they arrive, so the guided ones are preempted.
 MIXED: dict[str, dict[str, Any]] = {
     "none": {"temperature": 0, "ignore_eos": True, "max_tokens": 40},
     "none sampled": {"ignore_eos": True, "max_tokens": 40, **SAMPLED},
@@ -124,7 +124,7 @@ def test_preemption_changes_nothing(artifact: Path, monkeypatch: pytest.MonkeyPa
 def test_neither_preemption_nor_hits_change_anything(
     toy_backend: toy.ToyBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guided or not, greedy, sampled and beams: whenever they give way, and with prompts that begin alike."""
+    """Guided or not, greedy, sampled and beams: whenever they are preempted, and with prompts that begin alike."""
     del toy_backend
     monkeypatch.setattr(toy, "VOCAB", VOCAB)
     buckets: dict[str, list[tuple[int, ...]]] = {

@@ -26,7 +26,7 @@ from .guides import END, VOCAB, make
         ({"guided_json": {"$ref": "http://localhost/x"}}, "http://localhost/x"),
         ({"guided_json": {"x-guidance": {"lenient": True}, "not": {}}}, "x-guidance"),
         ({"guided_json": {"const": 5.960464477539063e-08}}, "5.960464477539063e-08"),
-        ({"guided_json": {"multipleOf": 0.1}}, "multipleOf is no integer"),
+        ({"guided_json": {"multipleOf": 0.1}}, "multipleOf is not an integer"),
         ({"guided_json": {"maximum": 2**63 - 1}}, "9223372036854775807"),
         ({"guided_json": {"title": "\ud800"}}, "end of hex escape"),
         ({"guided_json": {"title": "x" * 40000}}, "40013 bytes"),

@@ -52,7 +52,7 @@ def test_check_integrity_finds_what_is_wrong() -> None:
     miscounted._counts[1] = 2
     with pytest.raises(RuntimeError, match="counted are"):
         miscounted.check_integrity()
-    with pytest.raises(RuntimeError, match="disagree with its blocks"):
+    with pytest.raises(RuntimeError, match="are inconsistent with its blocks"):
         slots.check_integrity()
 
 
@@ -92,30 +92,30 @@ def test_what_cannot_be_forked() -> None:
 def write(blocks: BlockManager, owner: str, tokens: list[int]) -> list[int]:
     """Computes all tokens of an owner; returns its blocks."""
     blocks.reserve(owner, len(tokens))
-    blocks.note(owner, tokens, len(tokens))
+    blocks.cache_full_blocks(owner, tokens, len(tokens))
     blocks.check_integrity()
     return blocks._tables[owner].blocks
 
 
-def test_blocks_of_nobody_are_free_and_known_until_they_are_needed() -> None:
+def test_blocks_of_nobody_are_free_and_cached_until_they_are_evicted() -> None:
     blocks = BlockManager(num_blocks=4, block_size=2)
     written = write(blocks, "a", [5, 6, 7, 8, 9])
-    assert blocks.find([5, 6, 7, 8, 9, 1], 6) == written[:2], "the third is not full"
-    assert blocks.find([5, 6, 7, 8, 9, 1], 3) == written[:1]
-    assert blocks.find([6, 6, 7, 8], 4) == blocks.find([5], 1) == []
+    assert blocks.find_cached([5, 6, 7, 8, 9, 1], 6) == written[:2], "the third is not full"
+    assert blocks.find_cached([5, 6, 7, 8, 9, 1], 3) == written[:1]
+    assert blocks.find_cached([6, 6, 7, 8], 4) == blocks.find_cached([5], 1) == []
     blocks.free("a")
     assert blocks.num_free == 4
-    found = blocks.find([5, 6, 7, 8], 4)
-    assert blocks.num_unused(found) == 2
+    found = blocks.find_cached([5, 6, 7, 8], 4)
+    assert blocks.num_evictable(found) == 2
     blocks.adopt("b", found)
-    assert (found, blocks.num_free, blocks.num_unused(found)) == (written[:2], 2, 0)
+    assert (found, blocks.num_free, blocks.num_evictable(found)) == (written[:2], 2, 0)
     assert blocks.slots("b").tolist() == [2, 3, 4, 5]
     blocks.adopt("c", found[:1])
     blocks.free("b")
     blocks.check_integrity()
-    assert (blocks.num_free, blocks.num_unused(found)) == (3, 1)
+    assert (blocks.num_free, blocks.num_evictable(found)) == (3, 1)
     blocks.reserve("d", 6)
-    assert blocks.find([5, 6, 7, 8], 4) == written[:1], "the second was needed, c has the first"
+    assert blocks.find_cached([5, 6, 7, 8], 4) == written[:1], "the second was needed, c has the first"
     with pytest.raises(RuntimeError, match="'c' has blocks already"):
         blocks.adopt("c", found[:1])
 
@@ -125,17 +125,17 @@ def test_those_that_were_used_longest_ago_are_forgotten_first() -> None:
     for owner, tokens in (("a", [1, 2]), ("b", [3, 4]), ("c", [5, 6])):
         write(blocks, owner, tokens)
         blocks.free(owner)
-    blocks.adopt("again", blocks.find([1, 2], 1))
+    blocks.adopt("again", blocks.find_cached([1, 2], 1))
     blocks.free("again")
 
-    def known() -> list[int]:
-        return [len(blocks.find(tokens, 2)) for tokens in ([1, 2], [3, 4], [5, 6])]
+    def cached() -> list[int]:
+        return [len(blocks.find_cached(tokens, 2)) for tokens in ([1, 2], [3, 4], [5, 6])]
 
     # Of the first only one block was used again; what follows a block goes before it.
     for number, expected in enumerate(([2, 2, 2], [1, 2, 2], [1, 1, 2], [1, 0, 2], [1, 0, 1], [1, 0, 0], [0, 0, 0])):
         blocks.reserve("more", number)
         blocks.check_integrity()
-        assert known() == expected
+        assert cached() == expected
 
 
 def test_equal_hashes_of_different_tokens_are_no_hit() -> None:
@@ -143,18 +143,18 @@ def test_equal_hashes_of_different_tokens_are_no_hit() -> None:
     assert hash(tuple(one)) == hash(tuple(other))
     blocks = BlockManager(num_blocks=4, block_size=2)
     written = write(blocks, "a", one)
-    assert blocks.find(other, 2) == []
+    assert blocks.find_cached(other, 2) == []
     assert write(blocks, "b", other) != written
-    assert (blocks.find(one, 2), blocks.find(other, 2)) == ([1], [2])
+    assert (blocks.find_cached(one, 2), blocks.find_cached(other, 2)) == ([1], [2])
 
 
-def test_a_block_is_known_by_all_tokens_before_it() -> None:
+def test_a_block_is_cached_under_all_tokens_before_it() -> None:
     blocks = BlockManager(num_blocks=8, block_size=2)
     write(blocks, "a", [1, 2, 3, 4])
     write(blocks, "b", [9, 9, 3, 4])
-    assert blocks.find([1, 2, 3, 4], 4) == [1, 2]
-    assert blocks.find([9, 9, 3, 4], 4) == [3, 4]
-    assert blocks.find([3, 4], 2) == []
+    assert blocks.find_cached([1, 2, 3, 4], 4) == [1, 2]
+    assert blocks.find_cached([9, 9, 3, 4], 4) == [3, 4]
+    assert blocks.find_cached([3, 4], 2) == []
 
 
 def test_of_equal_blocks_one_is_kept() -> None:
@@ -163,19 +163,19 @@ def test_of_equal_blocks_one_is_kept() -> None:
     blocks.reserve("b", 5)
     blocks.fork("b", "c", 3)
     before = blocks.slots("c").tolist()
-    blocks.note("a", [1, 2, 3, 4, 5], 5)
-    blocks.note("b", [1, 2, 3, 4, 6], 5)
+    blocks.cache_full_blocks("a", [1, 2, 3, 4, 5], 5)
+    blocks.cache_full_blocks("b", [1, 2, 3, 4, 6], 5)
     blocks.check_integrity()
     assert blocks.slots("a").tolist()[:4] == blocks.slots("b").tolist()[:4]
     assert blocks.slots("b")[4] != blocks.slots("a")[4]
-    assert blocks.slots("c").tolist() == before, "until its own are known"
-    blocks.note("c", [1, 2, 3], 3)
+    assert blocks.slots("c").tolist() == before, "until its own are cached"
+    blocks.cache_full_blocks("c", [1, 2, 3], 3)
     assert blocks.slots("c").tolist()[:2] == blocks.slots("a").tolist()[:2]
     # a: 3, b: 1 more, and the block that c has still a token in
     assert blocks.num_free == 3
 
 
-def test_check_integrity_finds_what_is_wrong_with_known_blocks() -> None:
+def test_check_integrity_finds_what_is_wrong_with_cached_blocks() -> None:
     def broken() -> BlockManager:
         blocks = BlockManager(num_blocks=4, block_size=1)
         write(blocks, "a", [1, 2, 3])
@@ -184,19 +184,19 @@ def test_check_integrity_finds_what_is_wrong_with_known_blocks() -> None:
 
     key, child, order, table = broken(), broken(), broken(), broken()
     key._keys.pop(3)
-    child._forget_oldest()
+    child._evict_oldest()
     child._free.append(3)
-    del child._unused[1], child._known[child._keys.pop(1)]
+    del child._evictable[1], child._cached[child._keys.pop(1)]
     child._free.append(1)
-    order._unused.move_to_end(3)
+    order._evictable.move_to_end(3)
     table.adopt("b", [1, 2])
-    table._tables["b"].num_known = 1
-    table._keys[1], table._known = (2, (1,)), {**table._known, (2, (1,)): 1}
-    del table._known[0, (1,)]
+    table._tables["b"].num_cached = 1
+    table._keys[1], table._cached = (2, (1,)), {**table._cached, (2, (1,)): 1}
+    del table._cached[0, (1,)]
     for blocks, message in (
-        (key, "disagree"),
-        (child, "2 is known to follow 1, which is not known"),
-        (order, "2 would be forgotten before 3"),
+        (key, "inconsistent"),
+        (child, "2 is cached after 1, which is not cached"),
+        (order, "2 would be evicted before 3"),
         (table, "do not follow each other"),
     ):
         with pytest.raises(RuntimeError, match=message):
@@ -206,10 +206,10 @@ def test_check_integrity_finds_what_is_wrong_with_known_blocks() -> None:
 class Blocks(RuleBasedStateMachine):
     """Against the simplest model there is: what each owner has written where."""
 
-    @initialize(num_blocks=st.integers(1, 12), block_size=st.sampled_from([1, 2, 5, 16]), known=st.booleans())
-    def start(self, num_blocks: int, block_size: int, known: bool) -> None:
+    @initialize(num_blocks=st.integers(1, 12), block_size=st.sampled_from([1, 2, 5, 16]), cached=st.booleans())
+    def start(self, num_blocks: int, block_size: int, cached: bool) -> None:
         self.blocks = BlockManager(num_blocks, block_size)
-        self.known = known
+        self.cached = cached
         self.tokens: dict[str, list[int]] = {}
         self.storage: dict[int, list[int]] = {}
 
@@ -228,16 +228,16 @@ class Blocks(RuleBasedStateMachine):
         slots = self.blocks.slots(owner).tolist()
         self.storage.update((slots[place], wanted[: place + 1]) for place in range(len(tokens), len(wanted)))
         self.tokens[owner] = wanted
-        if self.known:
-            self.blocks.note(owner, wanted, len(wanted))
+        if self.cached:
+            self.blocks.cache_full_blocks(owner, wanted, len(wanted))
             assert self.blocks.num_free >= free - missing
 
     @precondition(lambda self: len(self.tokens) < 4)
     @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=20))
     def adopt(self, tokens: list[int]) -> None:
-        found = self.blocks.find(tokens, len(tokens))
+        found = self.blocks.find_cached(tokens, len(tokens))
         target = min(set("abcd") - set(self.tokens))
-        free, unused = self.blocks.num_free, self.blocks.num_unused(found)
+        free, unused = self.blocks.num_free, self.blocks.num_evictable(found)
         self.blocks.adopt(target, found)
         assert self.blocks.num_free == free - unused
         self.tokens[target] = tokens[: len(found) * self.blocks.block_size]
@@ -266,10 +266,10 @@ class Blocks(RuleBasedStateMachine):
     def forget(self, data: st.DataObject) -> None:
         owner = data.draw(st.sampled_from(sorted(self.tokens)))
         free = self.blocks.num_free
-        self.blocks.forget(owner)
+        self.blocks.invalidate(owner)
         assert self.blocks.num_free == free
         slots = set(self.blocks.slots(owner).tolist())
-        found = self.blocks.find(self.tokens[owner], len(self.tokens[owner]))
+        found = self.blocks.find_cached(self.tokens[owner], len(self.tokens[owner]))
         assert not slots & {block * self.blocks.block_size for block in found}
 
     @invariant()

@@ -1,4 +1,4 @@
-"""The scheduler with blocks that are known by their tokens: what is computed, what is shared, who waits for whom."""
+"""The scheduler with blocks that are cached by their tokens: what is computed, what is shared, who waits for whom."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(runner: Runner, name: str, prompt: list[int], max_tokens: int = 2) -> tu
 
 @pytest.mark.parametrize(("block_size", "cached"), [(1, 19), (4, 16), (16, 16)])
 def test_a_hit_computes_only_the_rest(block_size: int, cached: int) -> None:
-    """At least one token is computed, also of a prompt that is known as a whole."""
+    """At least one token is computed, also of a prompt that is cached as a whole."""
     runner = Runner(*BUCKETS, num_blocks=128, block_size=block_size)
     first, names = run(runner, "first", PROMPT)
     assert (first.num_cached_tokens, names) == (0, ["prefill-1x32", "decode-4x64"])
@@ -39,7 +39,7 @@ def test_a_hit_computes_only_the_rest(block_size: int, cached: int) -> None:
     assert (stats.prompt_tokens, stats.cached_tokens, stats.kv_blocks_used, stats.preemptions) == (40, cached, 0, 0)
 
 
-def test_generated_tokens_are_known_as_well() -> None:
+def test_generated_tokens_are_cached_as_well() -> None:
     """The next turn of a conversation."""
     runner = Runner(*BUCKETS, num_blocks=64)
     run(runner, "first", PROMPT, max_tokens=10)
@@ -79,14 +79,14 @@ def test_nothing_is_looked_up_without_append_buckets_that_fit(
 ) -> None:
     runner = Runner([(1, 32)], [(4, 64)], append, num_blocks=64)
     run(runner, "first", PROMPT)
-    monkeypatch.setattr(runner.scheduler.blocks, "find", lambda *_: pytest.fail("looked up"))
+    monkeypatch.setattr(runner.scheduler.blocks, "find_cached", lambda *_: pytest.fail("looked up"))
     second, names = run(runner, "second", PROMPT)
     assert (second.num_cached_tokens, names[0]) == (0, "prefill-1x32")
 
 
 def test_the_switch_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = Runner(*BUCKETS, num_blocks=64, enable_prefix_caching=False)
-    for name in ("find", "note"):
+    for name in ("find_cached", "cache_full_blocks"):
         monkeypatch.setattr(runner.scheduler.blocks, name, lambda *_: pytest.fail("it is off"))
     run(runner, "first", PROMPT)
     second, names = run(runner, "second", PROMPT)
@@ -129,8 +129,8 @@ def test_blocks_that_were_used_longest_ago_are_taken_first() -> None:
     for name, prompt in (("one", one), ("other", other), ("one again", one), ("more", more)):
         run(runner, name, prompt, max_tokens=1)
     # 20 + 20 + 15 of 48: the last 7 of the other one are gone.
-    assert len(runner.scheduler.blocks.find(one, 20)) == 20
-    assert len(runner.scheduler.blocks.find(other, 20)) == 13
+    assert len(runner.scheduler.blocks.find_cached(one, 20)) == 20
+    assert len(runner.scheduler.blocks.find_cached(other, 20)) == 13
 
 
 def test_blocks_of_nobody_neither_keep_a_request_waiting_nor_make_one_give_way() -> None:
@@ -172,7 +172,7 @@ def test_one_that_gave_way_and_lost_blocks_computes_the_rest_again() -> None:
     assert runner.finished == {"young": continuation(PROMPT, 8)}
 
 
-def test_beams_begin_with_what_is_known() -> None:
+def test_beams_begin_with_what_is_cached() -> None:
     runner = Runner([(1, 32)], [(4, 64)], [(1, 4, 64)], num_blocks=100, block_size=4)
     run(runner, "plain", PROMPT)
     search = beam_request("search", PROMPT, max_tokens=9, width=4)

@@ -111,7 +111,7 @@ def test_the_preempted_is_first_in_the_queue_again() -> None:
     assert list(runner.finished) == ["old", "youngest", "young"]
 
 
-def test_one_that_gives_way_to_others_does_not_stall_them() -> None:
+def test_one_that_is_preempted_does_not_stall_them() -> None:
     """Only one fits into the bucket; the youngest, in its turn, finds no block and preempts itself."""
     runner = Runner([(1, 8)], [(2, 4), (1, 12)], num_blocks=11)
     for name in ("old", "young"):

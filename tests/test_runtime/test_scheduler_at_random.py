@@ -25,7 +25,7 @@ from .scheduling import Buckets, Runner, beam_request, best_beams, continuation,
 def test_beams_and_others_in_a_pool_that_one_of_them_may_fill(
     kinds: list[tuple[int, int, bool]], block_size: int, spare: int, num_stages: int, aborted: set[int], after: int
 ) -> None:
-    """They give way to each other all the time, some are aborted, and each ends with what it has alone."""
+    """They are preempted all the time, some are aborted, and each ends with what it has alone."""
     most = max(-(-prompt // block_size) + 2 * number for prompt, number, _ in kinds)
     runner = Runner(
         [(2, 4)],
@@ -168,7 +168,7 @@ class Scheduling(RuleBasedStateMachine):
             self.alive = {name: r for name, r in self.alive.items() if name not in self.runner.finished}
 
     @invariant()
-    def books_agree(self) -> None:
+    def the_state_is_consistent(self) -> None:
         if hasattr(self, "runner"):
             self.runner.scheduler.check_integrity()
             assert self.runner.scheduler.num_unfinished == len(self.alive)

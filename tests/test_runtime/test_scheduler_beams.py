@@ -25,7 +25,7 @@ def test_the_beams_of_a_search_run_in_one_decode_batch_and_are_prefilled_once() 
     assert runner.finished["alone"] == continuation([1, 2, 3], 3)
 
 
-def test_a_search_takes_as_many_places_as_it_has_beams() -> None:
+def test_a_search_takes_as_many_rows_as_it_has_beams() -> None:
     runner = Runner([(4, 8)], [(6, 16)], num_blocks=200)
     for name in "ab":
         runner.scheduler.add(beam_request(name, 3, max_tokens=2, width=4))
@@ -47,19 +47,19 @@ def test_beams_share_the_blocks_of_their_prompt(block_size: int) -> None:
     assert used[-1] == 0
 
 
-def test_beams_that_gave_way_are_computed_again() -> None:
+def test_preempted_beams_are_recomputed() -> None:
     """The prompt by a prefill, for all beams at once; their own tokens by decode steps that take none from logits."""
     runner = Runner([(2, 4)], [(4, 12)], num_blocks=16)
     runner.scheduler.add(request("old", 4, max_tokens=8))
     young = beam_request("young", 4, max_tokens=6, width=2)
     runner.scheduler.add(young)
     names = runner.run_all()
-    assert names.count("prefill-2x4") == 2, "the young one gave way once"
+    assert names.count("prefill-2x4") == 2, "the young one is preempted once"
     assert runner.finished == {"old": continuation([1, 2, 3, 4], 8), "young": best_beams([1, 2, 3, 4], 6)}
 
 
-def test_a_search_that_gave_way_waits_for_room_for_all_its_beams() -> None:
-    """Let in as soon as there is room for one of them, it would give way again."""
+def test_a_preempted_search_waits_for_blocks_for_all_its_beams() -> None:
+    """Admitted as soon as there are blocks for one of them, it would be preempted again."""
     runner = Runner([(2, 4)], [(4, 16)], num_blocks=14, enable_prefix_caching=False)
     runner.scheduler.add(request("old", 4, max_tokens=10))
     runner.scheduler.add(beam_request("young", 4, max_tokens=6, width=2))

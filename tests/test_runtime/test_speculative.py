@@ -54,7 +54,7 @@ def make(toy_backend: toy.ToyBackend, tmp_path: Path) -> MakeArtifact:
 def generate(
     engine: LLMEngine, prompts: Sequence[Sequence[int]], params: Sequence[SamplingParams]
 ) -> tuple[list[RequestOutput], int]:
-    """The outputs, and how many steps they took. The books agree after every step, and nothing is left at the end."""
+    """The outputs, and the number of steps. The state is consistent after each, and nothing is left at the end."""
     for i, (prompt, each) in enumerate(zip(prompts, params, strict=True)):
         engine.add_request(str(i), prompt, each)
     last: dict[str, RequestOutput] = {}
@@ -88,7 +88,7 @@ def tokens_of(outputs: Sequence[RequestOutput]) -> list[list[int]]:
     chunk=st.sampled_from([None, 3]),
     caching=st.booleans(),
 )
-@example(  # One that gave way comes back, its whole prompt in the cache, and takes blocks that the next begins with.
+@example(  # A preempted one comes back, its whole prompt in the cache, and takes blocks that the next begins with.
     prompts=[[1, *[0] * 5], [2, *[0] * 6], [0], [0] * 4, [0] * 7],
     lengths=[13, 14, 1, 10, 6, 1],
     noise=0.0,
@@ -256,7 +256,7 @@ def test_the_chi_squared_test_notices() -> None:
 
 @pytest.mark.parametrize("blocks", [64, 16])
 def test_what_a_seed_gives_does_not_depend_on_others(make: MakeArtifact, blocks: int) -> None:
-    """Nor on whether blocks are short, so that requests give way to each other."""
+    """Nor on whether blocks are short, so that requests are preempted."""
     params = [SamplingParams(temperature=0.8, max_tokens=24, seed=i, ignore_eos=True) for i in range(len(PROMPTS))]
     alone = []
     for prompt, each in zip(PROMPTS, params, strict=True):
@@ -297,7 +297,7 @@ def test_a_draft_that_fails_ends_its_requests_and_no_others(tmp_path: Path) -> N
         assert list(caught.value.errors) == ["ends"]
         drafter = engine._replicas[0].drafter
         assert drafter is not None
-        assert drafter._blocks.find([*PROMPTS[0], *wrong], 8) == [], "nobody begins with what it has computed"
+        assert drafter._blocks.find_cached([*PROMPTS[0], *wrong], 8) == [], "nobody begins with what it has computed"
         engine.check_integrity()
         outputs, _ = generate(engine, PROMPTS[1:], [greedy(12)] * 4)
         assert tokens_of(outputs) == [toy.expected(prompt, 12) for prompt in PROMPTS[1:]]

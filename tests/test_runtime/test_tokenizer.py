@@ -121,7 +121,7 @@ def test_truncation_and_padding_in_the_file_are_ignored(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{}", '{"model": 1}', "[" * 100_000])
 def test_a_damaged_tokenizer_is_one_message(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(UserError, match=r"no tokenizer can be made of .*tokenizer\.json"):
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer"):
         Tokenizer(tmp_path)
 
 
@@ -129,7 +129,7 @@ def test_a_damaged_tokenizer_is_one_message(tmp_path: Path, content: str) -> Non
 def test_a_damaged_config_is_one_message(tmp_path: Path, content: str) -> None:
     directory(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(content)
-    with pytest.raises(UserError, match=r"tokenizer_config\.json is no JSON"):
+    with pytest.raises(UserError, match=r"tokenizer_config\.json is (invalid JSON|not a JSON object)"):
         Tokenizer(tmp_path)
 
 

@@ -139,7 +139,7 @@ def test_an_engine_that_has_failed_is_not_healthy(chat_artifact: Path) -> None:
             found = [await http.get("/health")]
             service.start(engine)
             found.append(await http.get("/health"))
-            await engine.shutdown()  # as it does itself when its books are wrong
+            await engine.shutdown()  # as it does itself when its state is inconsistent
             found += [await http.get("/health"), await http.post("/v1/completions", json=SHORT)]
         return [each.status_code for each in found]
 

@@ -146,7 +146,7 @@ def test_tools_reach_the_template(running: Server) -> None:
     assert sizes[0] > sizes[1]
 
 
-def test_a_response_format_is_obeyed(running: Server) -> None:
+def test_a_response_format_is_enforced(running: Server) -> None:
     schema = {
         "type": "object",
         "properties": {"sea": {"type": "boolean"}, "kind": {"enum": ["calm", "wild"]}},

@@ -1,4 +1,4 @@
-"""How the ranks of an artifact join their results and pass them on: between threads, or between processes."""
+"""Collectives between the ranks of an artifact, and sends from stage to stage: among threads or processes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class LocalCommunicator:
         self._outbox.put(None)
 
     def reset(self) -> None:
-        """Forgets failures, and what was sent and not received. No rank may be running."""
+        """Clears failures, and what was sent and not received. No rank may be running."""
         self._group.barrier.reset()
         while not self._inbox.empty():
             self._inbox.get()
@@ -104,7 +104,7 @@ _Inbox = queue.SimpleQueue[dict[str, Tensor] | None]
 
 
 def local_communicators(stages: int, ranks: int) -> list[LocalCommunicator]:
-    """One for each rank of each stage, in that order."""
+    """The communicators of each rank of each stage, in that order."""
     groups = [_Group(ranks) for _ in range(stages)]
     boxes: list[list[_Inbox]] = [[queue.SimpleQueue() for _ in range(ranks)] for _ in range(stages + 1)]
     return [

@@ -36,7 +36,7 @@ class _Progress:
     proposed: list[int] = field(default_factory=list)
 
     def keep_accepted(self, tokens: Sequence[int]) -> None:
-        """Forgets proposals that did not become tokens."""
+        """Drops the proposals that were rejected."""
         pairs = zip(self.proposed, tokens[self.known :], strict=False)
         accepted = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         self.computed = min(self.computed, self.known + accepted)
@@ -77,7 +77,7 @@ class Drafter:
         self._progress: dict[str, _Progress] = {}
 
     def propose(self, wanted: Mapping[Request, int]) -> None:
-        """Gives requests that decode up to so many proposals each; none where it is too far behind, or has no room.
+        """Gives requests that decode up to so many proposals each; none where it is too far behind, or lacks KV blocks.
 
         After an error, which may be of any of them, no other request begins with what they have computed.
         """
@@ -86,11 +86,11 @@ class Drafter:
         except Exception:
             for request in wanted:
                 if request.request_id in self._progress:
-                    self._blocks.forget(request.request_id)
+                    self._blocks.invalidate(request.request_id)
             raise
 
     def _propose_all(self, wanted: Mapping[Request, int]) -> None:
-        numbers = {request: self._prepare(request, number) for request, number in wanted.items()}
+        numbers = {request: self._reserve(request, number) for request, number in wanted.items()}
         self._run_pieces([request for request, number in numbers.items() if number > 0])
         ready = {
             request: number
@@ -107,11 +107,11 @@ class Drafter:
             self._blocks.free(request.request_id)
 
     def recover(self) -> None:
-        """After a failure: makes ready for more. What has been computed counts only where that did not fail."""
+        """Makes ready for more after a failure. What failed does not count as computed."""
         self._executor.recover()
 
     def check_integrity(self, requests: Iterable[str]) -> None:
-        """Raises RuntimeError when its books do not agree, or it has blocks of others than `requests`."""
+        """Raises RuntimeError when the internal state is inconsistent, or blocks belong to others than `requests`."""
         self._blocks.check_integrity()
         if self._blocks.owners() != self._progress.keys() or not self._progress.keys() <= set(requests):
             raise RuntimeError(f"the draft has KV blocks of {self._blocks.owners()}")
@@ -121,14 +121,14 @@ class Drafter:
     def _num_slots(self) -> int:
         return (self._blocks.num_blocks + 1) * self._blocks.block_size  # one block more: the scratch block
 
-    def _prepare(self, request: Request, number: int) -> int:
-        """Brings its books of the request up to date. Returns how many proposals there is room for."""
+    def _reserve(self, request: Request, number: int) -> int:
+        """Updates the progress of a request and reserves its blocks. Returns how many proposals these suffice for."""
         tokens, owner = request.tokens, request.request_id
         # The last proposal is not run.
         number = min(number, self._buckets.max_context - len(tokens) + 1)
         cached = [] if owner in self._progress or not self._enable_prefix_caching else self._find_cached(tokens)
         needed = len(tokens) + number - 1 - len(cached) * self._blocks.block_size
-        free = self._blocks.num_free - self._blocks.num_unused(cached)
+        free = self._blocks.num_free - self._blocks.num_evictable(cached)
         if number < 1 or self._blocks.missing(owner, needed) > free:
             return 0
         if owner not in self._progress:
@@ -137,15 +137,15 @@ class Drafter:
         progress = self._progress[owner]
         progress.keep_accepted(tokens)
         if self._enable_prefix_caching:
-            self._blocks.note(owner, tokens, progress.computed)
+            self._blocks.cache_full_blocks(owner, tokens, progress.computed)
         self._blocks.reserve(owner, len(tokens) + number - 1)
         return number
 
     def _find_cached(self, tokens: Sequence[int]) -> list[int]:
-        return self._blocks.find(tokens, len(tokens) - 1) if self._buckets.can_cut(len(tokens) - 1) else []
+        return self._blocks.find_cached(tokens, len(tokens) - 1) if self._buckets.can_split(len(tokens) - 1) else []
 
     def _run_pieces(self, requests: Sequence[Request]) -> None:
-        """One piece of each request that it is far behind with; together, as far as a bucket takes them."""
+        """Runs one piece of each request that the draft is far behind with; together, as far as a bucket takes them."""
         group: list[tuple[Request, int, int]] = []
         for request in requests:
             start, end = self._progress[request.request_id].computed, len(request.tokens) - 1
@@ -172,7 +172,7 @@ class Drafter:
             self._progress[request.request_id].computed += count
 
     def _groups(self, requests: Sequence[Request]) -> Iterable[list[Request]]:
-        """Requests that can decode together."""
+        """Groups of requests that can decode together."""
         group: list[Request] = []
         for request in requests:
             if group and self._for_decode([*group, request]) is None:
@@ -187,7 +187,7 @@ class Drafter:
         return None if pipeline is None else pipeline.name
 
     def _decode(self, requests: Sequence[Request]) -> None:
-        """One more token of each: of its tokens, or of what has been proposed."""
+        """Runs one more token of each: one of its tokens, or the last proposal."""
         pipeline = self._for_decode(requests)
         assert pipeline is not None, "no more is prepared than the largest context"
         rows = [self._row(request, self._progress[request.request_id].computed, 1) for request in requests]
@@ -200,7 +200,7 @@ class Drafter:
                 progress.proposed.append(request.proposals[-1].token)
 
     def _propose(self, request: Request, logits: Tensor) -> None:
-        """`logits` is float32 [vocab]."""
+        """Proposes the next token. `logits` is float32 [vocab]."""
         params, proposed = request.params, [proposal.token for proposal in request.proposals]
         request.proposals.append(
             propose(

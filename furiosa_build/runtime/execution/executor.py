@@ -109,7 +109,7 @@ class Executor:
         return self.submit(pipeline, rows).result()
 
     def recover(self) -> None:
-        """After a failure: waits until all that was submitted has ended, and makes ready for more.
+        """Makes ready for more after a failure, when all that was submitted has ended.
 
         Raises:
             RuntimeError: Ranks are processes, of which the others still wait for this one.
@@ -122,7 +122,7 @@ class Executor:
             end.reset()
 
     def check_integrity(self, num_slots: int) -> None:
-        """Raises RuntimeError when a rank has not KV caches of `num_slots` slots, or its thread has ended."""
+        """Raises RuntimeError when a rank does not have KV caches of `num_slots` slots, or its thread has ended."""
         for runner in self._runners:
             if runner.num_slots != num_slots:
                 raise RuntimeError(f"rank {runner.rank} has {runner.num_slots} KV slots, {num_slots} are handed out")
@@ -132,7 +132,7 @@ class Executor:
 
 
 def num_elements(parallel: ParallelConfig) -> int:
-    """The ranks of all stages of one copy of a model."""
+    """The number of ranks in all stages of one copy of a model."""
     return parallel.tensor_parallel_size * parallel.pipeline_parallel_size
 
 
@@ -157,4 +157,4 @@ def _run_rank(
 
 
 def _nothing() -> None:
-    """What is called when all before it has been."""
+    """Does nothing: its result says that all calls before it have returned."""

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class RankThread(threading.Thread):
-    """Calls functions in order.
+    """A thread that calls functions in the order in which they are queued.
 
     What computes here has a team of `num_threads` OpenMP threads: OpenMP keeps one for every thread that has computed,
     and once all teams together are more than the cores, they wait for each other the slow way.
@@ -28,11 +28,11 @@ class RankThread(threading.Thread):
         self.start()
 
     def put(self, function: Callable[[], None]) -> None:
-        """Has `function`, which does not raise, called after those before it."""
+        """Queues a call of `function`, which does not raise."""
         self._calls.put(function)
 
     def call(self, function: Callable[[], T]) -> Future[T]:
-        """Has `function` called after those before it, and gives its result."""
+        """Queues a call of `function`. Returns its result to be."""
         future: Future[T] = Future()
 
         def run() -> None:
@@ -47,7 +47,7 @@ class RankThread(threading.Thread):
         return future
 
     def end(self) -> None:
-        """Has the thread end after the calls before this one."""
+        """Ends the thread after the calls that are queued."""
         self._calls.put(None)
 
     def run(self) -> None:

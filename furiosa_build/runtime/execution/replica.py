@@ -1,4 +1,4 @@
-"""One copy of the model: who runs on it, what runs them, and the batches that are under way."""
+"""One copy of the model: its scheduler, its executor, and its batches under way."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class Replica:
     """One copy of the model.
 
     Attributes:
-        scheduler: Whose turn it is.
-        executor: What runs the model.
-        drafter: What proposes tokens, if there is a draft model.
-        threads: Those in which both compute; None: the one that takes the steps.
+        scheduler: Decides which requests run next.
+        executor: Runs the model.
+        drafter: Proposes tokens, if there is a draft model.
+        threads: The threads in which both compute; None: the thread that takes the steps.
         queue_limit: Batches under way at a time, where the executor can have several.
-        in_flight: Those that are, the oldest first, and where their logits will be: [batch, positions, vocab].
-        proposals: How often tokens were proposed to a request.
-        proposed_tokens: How many.
-        accepted_tokens: Those of them that the model would have chosen as well.
+        in_flight: The batches under way, the oldest first, and their logits to be: [batch, positions, vocab].
+        proposals: The number of times that tokens were proposed to a request.
+        proposed_tokens: The number of tokens proposed.
+        accepted_tokens: The number of those that the model accepted.
     """
 
     scheduler: Scheduler
@@ -60,7 +60,7 @@ class Replica:
             rows = []
             now = time.monotonic()
             for request, count in zip(batch.requests, batch.counts, strict=True):
-                request.ran_at = now if request.ran_at is None else request.ran_at
+                request.started_at = now if request.started_at is None else request.started_at
                 start = request.num_computed
                 proposed = [proposal.token for proposal in request.proposals]
                 for sequence in batch.sequences(request):
@@ -69,7 +69,7 @@ class Replica:
             self.in_flight.append((batch, drafting or self.executor.submit(batch.pipeline.name, rows)))
 
     def _with_proposals(self, batch: Batch) -> tuple[Batch, Future[Tensor] | None]:
-        """The batch as it is to run; and what it has failed of already, if the draft has."""
+        """The batch as it is to run; and its failed result, if the draft has failed."""
         if self.drafter is None or not (wanted := self.scheduler.wanted_proposals(batch)):
             return batch, None
         try:
@@ -91,7 +91,7 @@ class Replica:
         return batch, result
 
     def recover(self, error: Exception) -> dict[Request, Exception]:
-        """After `error` from `finish`: takes all batches under way back. Returns the requests that are to end, and why.
+        """Requeues all batches under way, after `error` from `finish`. Returns the requests that are to end, and why.
 
         Those of a batch that failed only because another did, or after it, run again.
         """
@@ -127,7 +127,7 @@ class Replica:
             self.threads.close()
 
     def check_integrity(self) -> None:
-        """Raises RuntimeError when scheduler, KV blocks and executor do not agree."""
+        """Raises RuntimeError when scheduler, KV blocks and executor are inconsistent."""
         self.scheduler.check_integrity()
         blocks = self.scheduler.blocks
         self.executor.check_integrity((blocks.num_blocks + 1) * blocks.block_size)

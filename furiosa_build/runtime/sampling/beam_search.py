@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 EarlyStopping = bool | Literal["never"]
 
 _NEVER = np.float32(-1e9)
-"""The score of a beam that is not there."""
+"""The score of a beam that does not exist."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class BeamSearch:
             on is worse than all of them at its present length. `never`: when it cannot become better at any length.
 
     Attributes:
-        width: As given.
-        max_tokens: As given.
+        width: The argument.
+        max_tokens: The argument.
         finished: The best beams that have ended, the best first; at most `width`.
         is_done: Whether the search is over; then there are `width` of them.
     """

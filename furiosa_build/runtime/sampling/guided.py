@@ -47,9 +47,9 @@ class Guides:
     """Makes the guides of an engine's requests.
 
     Args:
-        tokenizer: Of the artifact, if it has one.
+        tokenizer: The artifact's tokenizer, if it has one.
         end_token_ids: The model's end-of-sequence tokens.
-        vocab_size: How many logits there are. May be more or less than the tokenizer has tokens.
+        vocab_size: The number of logits. May be more or less than the tokenizer has tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, end_token_ids: Collection[int], vocab_size: int) -> None:
@@ -116,8 +116,10 @@ class Guides:
 
 
 class Guide:
-    """What one request may still say. It moves by the tokens that are chosen, not by those that are run, so that a
-    preempted request, whose tokens are run again, goes on as it would have.
+    """The grammar of one request, and how far its text has got.
+
+    It moves by the tokens that are chosen, not by those that are run, so that a preempted request, whose tokens are run
+    again, goes on as it would have.
 
     Attributes:
         allowed: bool [vocab]: the tokens that may come next; the end-of-sequence tokens exactly if the text may end.
@@ -133,14 +135,14 @@ class Guide:
         self._vocab_size = vocab_size
         self.is_complete = False
         self.error: str | None = None
-        self._look()
+        self._update()
 
     def advance(self, token: int) -> None:
         """Takes the token that was chosen, one of the allowed."""
         self._matcher.consume_token(token)
-        self._look()
+        self._update()
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         matcher = self._matcher
         if not matcher.is_stopped():
             # A byte holds the first of 8 tokens in its lowest bit. Beyond the tokenizer's tokens there are zeros.
@@ -162,7 +164,7 @@ class Guide:
 def from_response_format(response_format: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments of SamplingParams for OpenAI's `response_format`; none for text.
 
-    The schema is always obeyed, so `strict` changes nothing; nor do `name` and `description`.
+    The schema is always enforced, so `strict` changes nothing; nor do `name` and `description`.
 
     Raises:
         UserError: It has another form.
@@ -186,7 +188,7 @@ def from_response_format(response_format: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _grammar(name: str, value: Any, where: str) -> str:
-    """What llguidance is given."""
+    """The grammar in llguidance's form."""
     from llguidance import LLMatcher
 
     longest = _LONGEST.get(name)
@@ -199,7 +201,7 @@ def _grammar(name: str, value: Any, where: str) -> str:
     if name == "guided_grammar":
         return LLMatcher.grammar_from_lark(value)
     schema = json.loads(value)
-    _refuse_what_would_not_hold(schema, where)
+    _refuse_unenforceable(schema, where)
     escapes = {"json_allowed_escapes": _ESCAPES_BESIDE_SUCH_A_CLASS} if _has_suspect_pattern(schema) else {}
     return LLMatcher.grammar_from_json_schema(value, overrides=_JSON | escapes)  # type: ignore[arg-type]
 
@@ -213,8 +215,8 @@ def _has_suspect_pattern(schema: Any) -> bool:
     return any(isinstance(pattern, str) and _MAY_HAVE_CONTROL_CHARACTERS.search(pattern) for pattern in patterns)
 
 
-def _refuse_what_would_not_hold(schema: Any, where: str) -> None:
-    """Raises UserError for what llguidance takes, but does not always obey."""
+def _refuse_unenforceable(schema: Any, where: str) -> None:
+    """Raises UserError for what llguidance takes, but does not always enforce."""
     for part in _parts(schema):
         if isinstance(part, float | int) and not _is_exact(part):
             raise UserError(
@@ -235,7 +237,9 @@ def _refuse_what_would_not_hold(schema: Any, where: str) -> None:
                 valid="minProperties of at most the number of required properties",
             )
         if isinstance(part.get("multipleOf"), float):  # whether 0.3 is a multiple of 0.1 depends on who asks
-            raise UserError("guided_json cannot be served: multipleOf is no integer", where=where, valid="an integer")
+            raise UserError(
+                "guided_json cannot be served: multipleOf is not an integer", where=where, valid="an integer"
+            )
         if "x-guidance" in part:  # it could turn the checks off
             raise UserError("guided_json cannot be served: it has x-guidance", where=where, valid="a JSON schema")
 

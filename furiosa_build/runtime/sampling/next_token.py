@@ -1,4 +1,4 @@
-"""What logits lead to: the next token of a request, its text, its end; or the next step of its beam search."""
+"""From logits to the next token of a request, its text and its end; or to the next step of its beam search."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NextToken:
     """Takes logits and continues requests.
 
     Args:
-        tokenizer: Of the artifact; None: texts stay empty.
+        tokenizer: The artifact's tokenizer; None: texts stay empty.
         max_context: The longest context that can be run.
         on_logits: Called with the request id and the float32 logits [vocab] of every position that is sampled from.
     """
@@ -103,12 +103,12 @@ class NextToken:
         return []
 
     def add_prompt_logprobs(self, request: Request, start: int, rows: Tensor) -> None:
-        """`rows` are the logits of the tokens from `start` on. Nothing is added twice when they are computed again."""
-        known, number = request.prompt_logprobs, request.params.prompt_logprobs or 0
+        """Adds log probabilities of prompt tokens, none twice. `rows` are the logits of the tokens from `start` on."""
+        entries, number = request.prompt_logprobs, request.params.prompt_logprobs or 0
         following = request.prompt_token_ids[start + 1 :]
-        for place, (row, token) in enumerate(zip(rows, following, strict=False), start=start + 1):
-            if place == len(known):
-                known.append(self._logprobs(as_float32(row).numpy(), token, number))
+        for position, (row, token) in enumerate(zip(rows, following, strict=False), start=start + 1):
+            if position == len(entries):
+                entries.append(self._logprobs(as_float32(row).numpy(), token, number))
 
     def _show(self, request: Request, logits: Tensor) -> None:
         if self._on_logits is not None:
@@ -129,7 +129,7 @@ class NextToken:
             request.text.flush()
 
     def _finish_guided_if_due(self, request: Request, guide: Guide, token: int) -> None:
-        """The same for a request whose guide says where its text ends."""
+        """Does the same for a request whose guide says where its text ends."""
         if not (guide.is_complete and token in request.end_token_ids):
             request.text.push(token, may_stop=False)
         if guide.is_complete:

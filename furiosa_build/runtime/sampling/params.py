@@ -38,7 +38,7 @@ class SamplingParams:
         presence_penalty: Subtracted once from the logit of every token in the output, in [-2, 2].
         frequency_penalty: Subtracted once per occurrence in the output, in [-2, 2].
         logit_bias: Token id -> what is added to its logit, before penalties and temperature; in [-100, 100].
-        seed: Of this request's random numbers. Without one it derives from the engine's seed and the request
+        seed: Seed of this request's random numbers. Without one it derives from the engine's seed and the request
             id.
         stop: Strings that end the text; the text excludes them. Needs the artifact's tokenizer.
         stop_token_ids: Tokens that end the text; `token_ids` includes, the text excludes them.
@@ -236,8 +236,8 @@ def _schema_text(schema: object) -> str:
         value = json.loads(schema) if isinstance(schema, str) else schema
         text = json.dumps(value, allow_nan=False) if isinstance(value, Mapping) else None
     except (ValueError, TypeError, RecursionError) as error:
-        what = f"guided_json is no JSON: {error}"
+        what = f"guided_json is invalid JSON: {error}"
         raise UserError(what, where="SamplingParams.guided_json", valid="a JSON schema") from error
     if text is None:
-        raise UserError(f"guided_json is no JSON object: {value!r}", where="SamplingParams.guided_json")
+        raise UserError(f"guided_json is not a JSON object: {value!r}", where="SamplingParams.guided_json")
     return text

@@ -25,7 +25,7 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
 
 _LARGEST = np.float32(1e30)
-"""Of a penalty and of what it makes of a logit: far beyond any that matters, and nothing later overflows."""
+"""The largest penalty and penalized logit: far beyond any that matters, and nothing later overflows."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def propose(
 ) -> Proposal:
     """Chooses a token as `sample` does, and keeps what it was drawn from. A greedy one has the probability 1."""
     ids, probabilities = _candidates(logits, params, prompt, output, forbidden)
-    place = 0 if params.greedy else _draw(probabilities, generator)
-    return Proposal(int(ids[place]), ids, probabilities)
+    index = 0 if params.greedy else _draw(probabilities, generator)
+    return Proposal(int(ids[index]), ids, probabilities)
 
 
 def sample(
@@ -111,7 +111,7 @@ def _candidates(
     output: Sequence[int],
     forbidden: Collection[int],
 ) -> tuple[Indices, Floats]:
-    """What may be chosen, and how likely: token ids [n], ascending, and float32 [n]; of a greedy choice one."""
+    """The tokens to choose from: ids [n], ascending, and probabilities, float32 [n]; of a greedy choice one."""
     logits = penalize(logits, params, prompt, output)
     if forbidden:
         logits = logits.copy()
@@ -124,8 +124,8 @@ def _candidates(
 
 def _at(tokens: int | Indices, ids: Indices, probabilities: Floats) -> Floats:
     """The probabilities of `tokens`; 0 for those that are not among `ids`."""
-    places = np.minimum(np.searchsorted(ids, tokens), len(ids) - 1)
-    found: Floats = np.where(ids[places] == tokens, probabilities[places], np.float32(0))
+    indices = np.minimum(np.searchsorted(ids, tokens), len(ids) - 1)
+    found: Floats = np.where(ids[indices] == tokens, probabilities[indices], np.float32(0))
     return found
 
 
@@ -148,7 +148,7 @@ def penalize(logits: Floats, params: SamplingParams, prompt: Sequence[int], outp
 
 
 def distribution(logits: Floats, params: SamplingParams) -> tuple[Indices, Floats]:
-    """What is left to draw from after temperature and filters.
+    """The distribution to draw from, after temperature and filters.
 
     Returns:
         Token ids [n], ascending, and their probabilities, float32 [n], which sum to 1.
@@ -200,7 +200,7 @@ def _top_p(logits: Floats, params: SamplingParams) -> Indices | None:
         return None
     probabilities = _softmax(logits)
     # All tokens under this bound together weigh less than what may be dropped, so they need not be sorted
-    # (sorting a vocabulary of 128k takes milliseconds). The factor leaves room for rounding.
+    # (sorting a vocabulary of 128k takes milliseconds). The factor allows for rounding.
     bound = 0.99 * (1 - params.top_p) / len(logits)
     candidates = np.flatnonzero(probabilities >= bound)
     ranked = candidates[np.argsort(-probabilities[candidates], kind="stable")]
@@ -210,7 +210,7 @@ def _top_p(logits: Floats, params: SamplingParams) -> Indices | None:
 
 
 def _min_p(logits: Floats, params: SamplingParams) -> Indices | None:
-    """Those at least min_p times as likely as the likeliest."""
+    """The tokens at least min_p times as likely as the likeliest."""
     if params.min_p <= 0:
         return None
     probabilities = _softmax(logits)
@@ -233,5 +233,5 @@ def _draw(probabilities: Floats, generator: torch.Generator | None) -> int:
 
 
 def _random(generator: torch.Generator | None) -> float:
-    """In [0, 1)."""
+    """A random number in [0, 1)."""
     return float(torch.rand((), dtype=torch.float64, generator=generator))

@@ -26,8 +26,8 @@ class Buckets:
         self._prefill = sorted((p for p in pipelines if p.phase != "decode"), key=_prefill_order)
         self._decode = sorted((p for p in pipelines if p.phase == "decode"), key=_decode_order)
         self._chunk_size = chunk_size
-        # Only prompts up to this length can be cut into pieces.
-        self._longest_cut = max((p.context_length for p in self._prefill if p.phase == "append"), default=0)
+        # Only prompts up to this length can be split into pieces.
+        self._longest_split = max((p.context_length for p in self._prefill if p.phase == "append"), default=0)
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -44,27 +44,27 @@ class Buckets:
         """The most sequences that can run together."""
         return max((p.batch_size for p in self._decode or self._prefill), default=0)
 
-    def can_cut(self, length: int) -> bool:
+    def can_split(self, length: int) -> bool:
         """Whether a prompt of `length` may run in pieces, the first of which need not run at all if they are cached."""
-        return length <= self._longest_cut
+        return length <= self._longest_split
 
     @property
     def prefill_names(self) -> list[str]:
-        """Of what prompts run through."""
+        """The names of the prefill and append buckets."""
         return [pipeline.name for pipeline in self._prefill]
 
     def next_piece(self, start: int, length: int) -> int:
-        """How many tokens run next of a prompt of `length`, of which `start` are computed.
+        """The number of tokens that run next of a prompt of `length`, of which `start` are computed.
 
         All, or as many as a chunk has and some bucket takes.
         """
-        if not self.can_cut(length):
+        if not self.can_split(length):
             return length - start
         most = max(min(p.query_length, p.context_length - start) for p in self._prefill if _takes(p, start))
         return min(length - start, self._chunk_size or most, most)
 
     def for_prefill(self, starts: Sequence[int], counts: Sequence[int]) -> Pipeline | None:
-        """What runs counts[i] tokens of sequences of which starts[i] are computed; None if nothing does."""
+        """The bucket that runs counts[i] tokens of sequences of which starts[i] are computed; None if there is none."""
         for pipeline in self._prefill:
             if len(starts) <= pipeline.batch_size and all(
                 _takes(pipeline, start) and count <= pipeline.query_length and start + count <= pipeline.context_length
@@ -74,7 +74,7 @@ class Buckets:
         return None
 
     def cost_of_prompt(self, start: int, length: int) -> float:
-        """Of the rest of a prompt of `length`, of which `start` are computed, run alone; infinite if nothing does."""
+        """The cost of a prompt of `length` of which `start` are computed; infinite if no bucket runs it."""
         cost = 0
         while start < length:
             count = self.next_piece(start, length)
@@ -86,21 +86,21 @@ class Buckets:
         return cost
 
     def for_decode(self, requests: Sequence[Request]) -> Pipeline | None:
-        """What runs the next token of every sequence of each request; None if nothing does."""
+        """The bucket that runs the next token of every sequence of each request; None if there is none."""
         return self.for_rows(num_rows(requests), max(request.num_computed for request in requests))
 
     def for_rows(self, rows: int, computed: int) -> Pipeline | None:
-        """What runs one more token of each of so many sequences, of which at most `computed` are; None if nothing."""
+        """The bucket for one more token of `rows` sequences of at most `computed` tokens; None if there is none."""
         return next((p for p in self._decode if rows <= p.batch_size and computed < p.context_length), None)
 
 
 def prefill_cost(pipeline: Pipeline) -> int:
-    """In tokens, padding included, and what it takes to read the weights."""
+    """The cost in tokens, padding included, and what it takes to read the weights."""
     return _TOKENS_PER_WEIGHT_READ + pipeline.batch_size * pipeline.query_length
 
 
 def num_rows(requests: Iterable[Request]) -> int:
-    """Of a decode batch."""
+    """The number of rows of a decode batch."""
     return sum(request.width for request in requests)
 
 

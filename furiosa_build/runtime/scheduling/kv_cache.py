@@ -1,7 +1,7 @@
-"""Who has which KV block, and what is known of it. A slot holds one token: slot = block * block_size + offset.
+"""KV blocks: who owns which, and which are cached. A slot holds one token: slot = block * block_size + offset.
 
-A full block is known by its tokens and by the block before it, which is known in the same way: so by all tokens up to
-its end. Of equal blocks one is known. It stays so when no table has it any more, until its place is needed.
+A full block is cached under its tokens and the block before it, which is cached in the same way: so under all tokens up
+to its end. Of equal blocks one is cached. It stays so when no table has it any more, until it is evicted.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _NONE = 0
 class BlockTable:
     """The blocks of one sequence in order, and the same spelled out as slots: token i lives in slots[i].
 
-    Of a block that was not this table's own at first it may have only the first slots. The first `num_known` blocks are
-    full, and known by their tokens.
+    Of a block that was not this table's own at first it may have only the first slots. The first `num_cached` blocks
+    are full and cached.
     """
 
     blocks: list[int] = field(default_factory=list)
     slots: Slots = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    num_known: int = 0
+    num_cached: int = 0
 
 
 class BlockManager:
     """Hands out KV blocks 1 to num_blocks to sequences. Sequences with equal beginnings may share the blocks of these.
 
-    Whoever owns blocks is named by any hashable value. Block 0 is scratch: padding writes there. So the caches need
+    An owner is any hashable value. Block 0 is scratch: padding writes there. So the caches need
     (num_blocks + 1) * block_size slots.
     """
 
@@ -50,28 +50,28 @@ class BlockManager:
         # How many tables have a block; those that none has are not in it.
         self._counts: dict[int, int] = {}
         # (the block before, or 0, and the block's tokens) -> block. A dict compares keys, whatever their hashes.
-        self._known: dict[_Key, int] = {}
+        self._cached: dict[_Key, int] = {}
         self._keys: dict[int, _Key] = {}
-        # Known blocks that no table has, those that were used last at the end. A block is freed after those that
-        # follow it, and used whenever they are: so it stands behind them here, and no known block loses its beginning.
-        self._unused: OrderedDict[int, None] = OrderedDict()
+        # Cached blocks that no table has, the most recently used at the end. A block is freed after those that follow
+        # it, and used whenever they are: so it stands behind them here, and no cached block loses its beginning.
+        self._evictable: OrderedDict[int, None] = OrderedDict()
 
     @property
     def num_free(self) -> int:
-        """Blocks that no table has. What is known of some of them is forgotten when they are taken."""
-        return len(self._free) + len(self._unused)
+        """The number of blocks that no table has. Those of them that are cached are evicted when they are taken."""
+        return len(self._free) + len(self._evictable)
 
     def blocks_for(self, num_tokens: int) -> int:
-        """How many blocks `num_tokens` tokens fill."""
+        """The number of blocks that `num_tokens` tokens fill."""
         return -(-num_tokens // self.block_size)
 
     def missing(self, owner: Hashable, num_tokens: int) -> int:
-        """How many free blocks `reserve` would take."""
+        """The number of free blocks that `reserve` would take."""
         table = self._tables.get(owner)
         return self.blocks_for(max(0, num_tokens - (len(table.slots) if table else 0)))
 
     def reserve(self, owner: Hashable, num_tokens: int) -> None:
-        """Gives `owner` slots for its first `num_tokens` tokens, those that it has already included.
+        """Gives `owner` slots for its first `num_tokens` tokens, those included that it has already.
 
         Raises:
             RuntimeError: Too few free blocks; nothing has changed. Ask `missing` first.
@@ -81,7 +81,7 @@ class BlockManager:
             raise RuntimeError(f"{missing} blocks wanted, {self.num_free} free")
         table = self._tables.setdefault(owner, BlockTable())
         if missing > 0:
-            new = [self._free.pop() if self._free else self._forget_oldest() for _ in range(missing)]
+            new = [self._free.pop() if self._free else self._evict_oldest() for _ in range(missing)]
             self._counts.update((block, 1) for block in new)
             table.blocks += new
             table.slots = np.concatenate([table.slots, self._slots_of(new)])
@@ -100,98 +100,101 @@ class BlockManager:
         blocks = self._tables[source].blocks[: len(begun)]
         for block in blocks:
             self._counts[block] += 1
-        known = min(self._tables[source].num_known, num_tokens // self.block_size)
-        self._tables[target] = BlockTable(blocks, slots, known)
+        cached = min(self._tables[source].num_cached, num_tokens // self.block_size)
+        self._tables[target] = BlockTable(blocks, slots, cached)
 
-    def find(self, tokens: Sequence[int], limit: int) -> list[int]:
-        """The known blocks that begin as `tokens` do, of at most `limit` tokens together."""
+    def find_cached(self, tokens: Sequence[int], limit: int) -> list[int]:
+        """The cached blocks that begin as `tokens` do, of at most `limit` tokens together."""
         found: list[int] = []
         before = _NONE
         for end in range(self.block_size, limit + 1, self.block_size):
-            block = self._known.get((before, tuple(tokens[end - self.block_size : end])))
+            block = self._cached.get((before, tuple(tokens[end - self.block_size : end])))
             if block is None:
                 break
             found.append(block)
             before = block
         return found
 
-    def num_unused(self, blocks: Sequence[int]) -> int:
-        """How many of these known blocks no table has."""
-        return sum(block in self._unused for block in blocks)
+    def num_evictable(self, blocks: Sequence[int]) -> int:
+        """The number of these cached blocks that no table has."""
+        return sum(block in self._evictable for block in blocks)
 
     def adopt(self, owner: Hashable, blocks: Sequence[int]) -> None:
-        """Gives `owner`, which has none, the blocks that `find` has found. Those that nobody had are free no more."""
+        """Gives `owner`, which has none, the blocks that `find_cached` has found; they are no longer free."""
         if owner in self._tables:
             raise RuntimeError(f"{owner!r} has blocks already")
         for block in blocks:
-            self._use(block)
+            self._acquire(block)
         self._tables[owner] = BlockTable(list(blocks), self._slots_of(blocks), len(blocks))
 
-    def note(self, owner: Hashable, tokens: Sequence[int], num_computed: int) -> None:
-        """Makes the full blocks of the first `num_computed` tokens, whose keys and values are written, known.
+    def cache_full_blocks(self, owner: Hashable, tokens: Sequence[int], num_computed: int) -> None:
+        """Caches the full blocks of the first `num_computed` tokens, whose keys and values are written.
 
-        A block that equals a known one is given up for that. No batch that reads the owner's slots may be under way.
+        A block that equals a cached one is replaced by that. No batch that reads the owner's slots may be under way.
         """
         table, size = self._tables[owner], self.block_size
         blocks, slots = table.blocks, table.slots
-        given_up: list[int] = []
-        while (end := (table.num_known + 1) * size) <= num_computed:
-            number = table.num_known
+        replaced: list[int] = []
+        while (end := (table.num_cached + 1) * size) <= num_computed:
+            number = table.num_cached
             block = blocks[number]
             if slots[end - size] != block * size or slots[end - 1] != (block + 1) * size - 1:
                 break  # a fork within a block: from there on positions are not those of blocks
             key = blocks[number - 1] if number else _NONE, tuple(tokens[end - size : end])
-            known = self._known.setdefault(key, block)
-            if known == block:
+            cached = self._cached.setdefault(key, block)
+            if cached == block:
                 self._keys[block] = key
             else:
-                blocks = blocks if given_up else list(blocks)
-                blocks[number] = known
-                self._use(known)
-                given_up.append(block)
-            table.num_known += 1
-        if given_up:
-            end = table.num_known * size
+                blocks = blocks if replaced else list(blocks)
+                blocks[number] = cached
+                self._acquire(cached)
+                replaced.append(block)
+            table.num_cached += 1
+        if replaced:
+            end = table.num_cached * size
             # A new array: forks and batches may have the old one.
-            table.blocks, table.slots = blocks, np.concatenate([self._slots_of(blocks[: table.num_known]), slots[end:]])
-        for block in given_up:
-            self._give_up(block)
+            table.blocks, table.slots = (
+                blocks,
+                np.concatenate([self._slots_of(blocks[: table.num_cached]), slots[end:]]),
+            )
+        for block in replaced:
+            self._release(block)
 
     def slots(self, owner: Hashable) -> Slots:
         """int64 [at least the tokens reserved]: the slots of the owner's tokens, in order."""
         return self._tables[owner].slots
 
     def free(self, owner: Hashable) -> None:
-        """Takes all blocks of `owner` back that nobody else has. Raises KeyError for one that has none."""
+        """Frees all blocks of `owner` that no other owner shares. Raises KeyError for one that has none."""
         for block in reversed(self._tables.pop(owner).blocks):
-            self._give_up(block)
+            self._release(block)
 
-    def forget(self, owner: Hashable) -> None:
-        """Makes the blocks of `owner` known no more, nor those that are known to follow them."""
+    def invalidate(self, owner: Hashable) -> None:
+        """Removes the blocks of `owner` from the cache, and those that are cached after them."""
         following: defaultdict[int, list[int]] = defaultdict(list)
         for block, (before, _) in self._keys.items():
             following[before].append(block)
-        to_forget = list(self._tables[owner].blocks)
-        while to_forget:
-            block = to_forget.pop()
+        to_remove = list(self._tables[owner].blocks)
+        while to_remove:
+            block = to_remove.pop()
             if block in self._keys:
-                to_forget += following[block]
-                del self._known[self._keys.pop(block)]
-                if block in self._unused:
-                    del self._unused[block]
+                to_remove += following[block]
+                del self._cached[self._keys.pop(block)]
+                if block in self._evictable:
+                    del self._evictable[block]
                     self._free.append(block)
         for table in self._tables.values():
-            known = table.blocks[: table.num_known]
-            table.num_known = len(list(takewhile(self._keys.__contains__, known)))
+            cached = table.blocks[: table.num_cached]
+            table.num_cached = len(list(takewhile(self._keys.__contains__, cached)))
 
     def check_integrity(self) -> None:
-        """Raises RuntimeError when a block is lost, free and owned, or miscounted, a table disagrees with its slots,
-        or when what is known of blocks does not hang together.
+        """Raises RuntimeError when a block is lost, free and owned, or miscounted, a table is inconsistent with
+        its slots, or the cache is inconsistent.
         """
         counts = Counter(block for table in self._tables.values() for block in table.blocks)
         if counts != self._counts:
             raise RuntimeError(f"KV blocks are in {dict(counts)} tables, counted are {self._counts}")
-        free = [*self._free, *self._unused]
+        free = [*self._free, *self._evictable]
         if sorted([*counts, *free]) != list(range(1, self.num_blocks + 1)):
             raise RuntimeError(f"KV blocks lost, or free and owned: owned {sorted(counts)}, free {sorted(free)}")
         for owner, table in self._tables.items():
@@ -200,50 +203,52 @@ class BlockManager:
             if [part[0] for part in parts] != starts or any(
                 part != list(range(part[0], part[-1] + 1)) for part in parts
             ):
-                raise RuntimeError(f"slots of {owner!r} disagree with its blocks {table.blocks}")
-        self._check_known()
+                raise RuntimeError(f"slots of {owner!r} are inconsistent with its blocks {table.blocks}")
+        self._check_cache()
 
     def owners(self) -> set[Hashable]:
-        """Who has blocks (or an empty table)."""
+        """The owners of blocks, or of an empty table."""
         return set(self._tables)
 
-    def _check_known(self) -> None:
-        if {block: key for key, block in self._known.items()} != self._keys:
-            raise RuntimeError("KV blocks and the tokens that they are known by disagree")
+    def _check_cache(self) -> None:
+        if {block: key for key, block in self._cached.items()} != self._keys:
+            raise RuntimeError("the cache of KV blocks and its keys are inconsistent")
         if (
-            not self._keys.keys() <= self._counts.keys() | self._unused.keys()
-            or not self._unused.keys() <= self._keys.keys()
+            not self._keys.keys() <= self._counts.keys() | self._evictable.keys()
+            or not self._evictable.keys() <= self._keys.keys()
         ):
-            raise RuntimeError(f"KV blocks {sorted(self._keys)} are known, unused of them {sorted(self._unused)}")
-        places = {block: place for place, block in enumerate(self._unused)}
+            raise RuntimeError(
+                f"KV blocks {sorted(self._keys)} are cached, evictable of them {sorted(self._evictable)}"
+            )
+        ages = {block: age for age, block in enumerate(self._evictable)}
         for block, (before, tokens) in self._keys.items():
             if before != _NONE and before not in self._keys:
-                raise RuntimeError(f"KV block {block} is known to follow {before}, which is not known")
+                raise RuntimeError(f"KV block {block} is cached after {before}, which is not cached")
             if len(tokens) != self.block_size:
-                raise RuntimeError(f"KV block {block} is known by {len(tokens)} tokens")
-            if before in places and places.get(block, self.num_blocks) > places[before]:
-                raise RuntimeError(f"KV block {before} would be forgotten before {block}, which follows it")
+                raise RuntimeError(f"KV block {block} is cached under {len(tokens)} tokens")
+            if before in ages and ages.get(block, self.num_blocks) > ages[before]:
+                raise RuntimeError(f"KV block {before} would be evicted before {block}, which follows it")
         for owner, table in self._tables.items():
-            befores = [_NONE, *table.blocks][: table.num_known]
-            if [self._keys[block][0] for block in table.blocks[: table.num_known]] != befores:
-                raise RuntimeError(f"the known blocks of {owner!r} do not follow each other: {table.blocks}")
+            befores = [_NONE, *table.blocks][: table.num_cached]
+            if [self._keys[block][0] for block in table.blocks[: table.num_cached]] != befores:
+                raise RuntimeError(f"the cached blocks of {owner!r} do not follow each other: {table.blocks}")
 
-    def _use(self, block: int) -> None:
-        self._unused.pop(block, None)
+    def _acquire(self, block: int) -> None:
+        self._evictable.pop(block, None)
         self._counts[block] = self._counts.get(block, 0) + 1
 
-    def _give_up(self, block: int) -> None:
+    def _release(self, block: int) -> None:
         self._counts[block] -= 1
         if self._counts[block] == 0:
             del self._counts[block]
             if block in self._keys:
-                self._unused[block] = None
+                self._evictable[block] = None
             else:
                 self._free.append(block)
 
-    def _forget_oldest(self) -> int:
-        block, _ = self._unused.popitem(last=False)
-        del self._known[self._keys.pop(block)]
+    def _evict_oldest(self) -> int:
+        block, _ = self._evictable.popitem(last=False)
+        del self._cached[self._keys.pop(block)]
         return block
 
     def _slots_of(self, blocks: Sequence[int]) -> Slots:

@@ -31,7 +31,7 @@ class Prefill:
 
     Args:
         queues: The requests.
-        buckets: What they can run through.
+        buckets: The buckets.
         spare_blocks: KV blocks that admission leaves to the requests that run, if there are any.
         enable_prefix_caching: Whether requests begin with cached blocks where that makes their prompts cheaper.
 
@@ -48,7 +48,7 @@ class Prefill:
         self.prompt_tokens = self.cached_tokens = 0
 
     def schedule(self) -> Batch | None:
-        """Pieces of prompts: those begun come before the head of the queue, and as many as make a token cheapest."""
+        """The next pieces of prompts: those begun, then the head of the queue; as many as make a token cheapest."""
         begun = [self._candidate(request) for request in self._queues.running if self._is_in_prompt(request)]
         # Preempted requests whose prompts are still in the cache as a whole: they decode. The blocks that they take may
         # be those that others could have begun with, so these are looked for anew.
@@ -92,7 +92,7 @@ class Prefill:
                 break
             cached = self._find_cached(request)
             spare = self._spare_blocks if self._queues.running or chosen else 0
-            free -= self._blocks_to_admit(request) - len(cached) + self._blocks.num_unused(cached)
+            free -= self._blocks_to_admit(request) - len(cached) + self._blocks.num_evictable(cached)
             if free < spare:
                 break
             chosen.append(self._candidate(request, cached))
@@ -108,12 +108,12 @@ class Prefill:
         tokens = request.tokens if request.beams is None else request.prompt_token_ids
         if not self._enable_prefix_caching or request.params.prompt_logprobs is not None:
             return []
-        if len(tokens) == prompt and not self._buckets.can_cut(prompt):
+        if len(tokens) == prompt and not self._buckets.can_split(prompt):
             return []
-        found = self._blocks.find(tokens, len(tokens) - 1)
+        found = self._blocks.find_cached(tokens, len(tokens) - 1)
         start = len(found) * self._blocks.block_size
         if start < prompt and not (
-            self._buckets.can_cut(prompt)
+            self._buckets.can_split(prompt)
             and self._buckets.cost_of_prompt(start, prompt) < self._buckets.cost_of_prompt(0, prompt)
         ):
             return []

@@ -39,18 +39,18 @@ class RequestQueues:
         return -len(request.prompt_token_ids) if self.is_offline else 0, request.arrival
 
     def add(self, request: Request) -> None:
-        """Has a new request wait."""
+        """Queues a new request."""
         request.arrival = self._arrivals
         self._arrivals += 1
         insort(self.waiting, request, key=self.priority)
 
     def admit_head(self, number: int) -> None:
-        """Has the first of the waiting requests run. They have blocks."""
+        """Moves the first of the waiting requests, which have got blocks, to the running ones."""
         self.running += self.waiting[:number]
         del self.waiting[:number]
 
     def requeue(self, request: Request) -> None:
-        """Frees the blocks of a running request, and has it wait; all its tokens are to be computed again."""
+        """Frees the blocks of a running request and queues it again; all its tokens are to be recomputed."""
         self.running.remove(request)
         self._free_blocks(request)
         request.num_computed = 0
@@ -58,7 +58,7 @@ class RequestQueues:
         insort(self.waiting, request, key=self.priority)
 
     def remove(self, request: Request) -> None:
-        """Forgets a request and frees its blocks: of one that is in flight when `land` is called."""
+        """Removes a request and frees its blocks; if it is in flight, once `land` is called."""
         if request in self.in_flight:
             self._leaving.add(request)
         elif request in self.running:

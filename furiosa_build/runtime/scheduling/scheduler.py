@@ -137,7 +137,7 @@ class Scheduler:
         return batch
 
     def advance(self, batch: Batch) -> list[Request]:
-        """Notes that `batch` has run. Returns the requests whose next token its logits give.
+        """Records that `batch` has run. Returns the requests whose next token its logits give.
 
         Proposals do not count as computed before they are accepted.
         """
@@ -148,7 +148,7 @@ class Scheduler:
             request.num_computed += count - len(request.proposals)
             if self._enable_prefix_caching:
                 for sequence in batch.sequences(request):
-                    self.blocks.note(sequence, sequence.tokens, request.num_computed)
+                    self.blocks.cache_full_blocks(sequence, sequence.tokens, request.num_computed)
             if request.num_computed == len(request.prompt_token_ids):
                 for sequence in request.sequences[1:]:  # beams whose tokens are computed again
                     self.blocks.fork(request.sequences[0], sequence, request.num_computed)
@@ -157,27 +157,27 @@ class Scheduler:
         return [request for request in present if request.num_computed == len(request.tokens)]
 
     def requeue(self, batch: Batch) -> None:
-        """Notes that `batch` has failed to run: its requests wait again, and all their tokens are computed again."""
+        """Queues the requests of a batch that has failed to run again; all their tokens are recomputed."""
         for request in batch.requests:
             if self._queues.land(request):
                 self._queues.requeue(request)
 
     def preempt(self, request: Request) -> None:
-        """Frees the blocks of a running request that is not in flight, and has it wait for others."""
+        """Frees the blocks of a running request that is not in flight, and queues it again."""
         self._preemptions += 1
         self._queues.requeue(request)
 
     def invalidate_cache(self, request: Request) -> None:
-        """Has no request begin with what a running one has computed."""
+        """Removes from the cache what a running request has computed, so that no other begins with it."""
         for sequence in sequences_with_blocks(request):
-            self.blocks.forget(sequence)
+            self.blocks.invalidate(sequence)
 
     def remove(self, request: Request) -> None:
-        """Forgets a request, finished or not, and frees its blocks: of one that is in flight when it has run."""
+        """Removes a request, finished or not, and frees its blocks; if it is in flight, when its batch has run."""
         self._queues.remove(request)
 
     def stats(self) -> EngineStats:
-        """Counts since it was made, and what is under way now."""
+        """Counts since the start, and the present load."""
         return EngineStats(
             prompt_tokens=self._prefill.prompt_tokens,
             cached_tokens=self._prefill.cached_tokens,

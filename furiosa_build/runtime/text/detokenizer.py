@@ -1,16 +1,16 @@
-"""Tokens to text while they come: nothing is given out that a later token could change or take back."""
+"""Incremental detokenization: no text is given out that a later token could change."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
-# What a decoder puts in place of bytes that are no character, or not yet one.
+# What a decoder writes for invalid or incomplete characters.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Decodes(Protocol):
-    """What is needed of a tokenizer."""
+    """The part of a tokenizer that detokenization needs."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 

@@ -36,7 +36,7 @@ class Tokenizer:
         try:
             self._fast: FastTokenizer = FastTokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception
-            raise UserError(f"no tokenizer can be made of {path}: {error}", where=str(path)) from error
+            raise UserError(f"{path} is not a tokenizer: {error}", where=str(path)) from error
         self._fast.no_truncation()
         self._fast.no_padding()
         self._config = _read_json(model_directory / "tokenizer_config.json")
@@ -98,7 +98,7 @@ class Tokenizer:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training; for a prompt it means nothing."""
+    """`{% generation %}` marks the assistant's words for training; for a prompt it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
 
@@ -146,9 +146,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON: {error}", where=str(path)) from error
+        raise UserError(f"{path} is invalid JSON: {error}", where=str(path)) from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} is no JSON object", where=str(path))
+        raise UserError(f"{path} is not a JSON object", where=str(path))
     return value
 
 

@@ -172,7 +172,7 @@ def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
     try:
         return call | {"function": function | {"arguments": json.loads(function["arguments"])}}
     except (ValueError, RecursionError) as error:
-        raise bad_request(f"the arguments of a tool call are no JSON: {error}", "messages") from error
+        raise bad_request(f"the arguments of a tool call are invalid JSON: {error}", "messages") from error
 
 
 class Function(Body):
