@@ -11,6 +11,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from furiosa_build.core.canonical_json import digest
+from furiosa_build.ir.engine_options import (
+    IsOffline,
+    MaxProcessingSamples,
+    NpuQueueLimit,
+    PrefillChunkSize,
+    SpareBlocksRatio,
+)
 from furiosa_build.ir.tensors import TensorSpec
 
 SCHEMA_VERSION: Literal[4] = 4
@@ -52,11 +59,11 @@ class ArtifactMetadata(Record):
 class SchedulerDefaults(Record):
     """The recipe's `scheduler` section, as the API names its fields."""
 
-    npu_queue_limit: int = Field(ge=1)
-    max_processing_samples: int = Field(ge=1)
-    spare_blocks_ratio: float = Field(ge=0, lt=1)
-    is_offline: bool
-    prefill_chunk_size: int | None = Field(ge=1)
+    npu_queue_limit: NpuQueueLimit
+    max_processing_samples: MaxProcessingSamples
+    spare_blocks_ratio: SpareBlocksRatio
+    is_offline: IsOffline
+    prefill_chunk_size: PrefillChunkSize | None
 
 
 class KvCacheSharing(Record):

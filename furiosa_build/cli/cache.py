@@ -10,19 +10,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from furiosa_build.core.errors import UserError, VerificationError
 from furiosa_build.core.text import size_text
 from furiosa_build.store import Store, default_store_root, gc
 
-app = typer.Typer(help="The store of finished steps: list it, verify it, make it smaller.", no_args_is_help=True)
+app = typer.Typer(
+    help="The store of finished steps: list it, verify it, make it smaller.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 
 CacheDir = Annotated[
     Path | None,
     typer.Option("--cache-dir", help="The store. Default: $FURIOSA_BUILD_CACHE, or ~/.cache/furiosa/llm."),
 ]
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -70,11 +74,11 @@ def collect(
 
     What a running build uses stays. Artifacts are not touched: their files are links of their own.
     """
-    size = None if max_size is None else _parse(max_size, "--max-size", _UNITS)
-    age = None if older_than is None else _parse(older_than, "--older-than", _SECONDS)
+    size = None if max_size is None else _parse_size(max_size, "--max-size")
+    age = None if older_than is None else _parse_time(older_than, "--older-than")
     store = _store(cache_dir)
     try:
-        done = gc.collect(store, None if size is None else int(size), age, dry_run)
+        done = gc.collect(store, size, age, dry_run)
     except OSError as error:
         raise UserError(f"what is there cannot be removed: {error}", where=str(store.root)) from error
     would = "would remove" if dry_run else "removed"
@@ -105,12 +109,19 @@ def _store(cache_dir: Path | None) -> Store:
     return Store(root)
 
 
-def _parse(text: str, option: str, units: dict[str, int]) -> float:
-    match = re.fullmatch(rf"(\d{{1,15}}(?:\.\d*)?) ?({'|'.join(units)})", text.strip().lower())
+def _parse_size(text: str, option: str) -> int:
+    try:
+        return TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError as error:
+        valid = "a number and a unit, such as kB, MB, GB, TB or GiB"
+        raise UserError(f"{text!r} is not understood", where=option, valid=valid) from error
+
+
+def _parse_time(text: str, option: str) -> float:
+    match = re.fullmatch(rf"(\d{{1,15}}(?:\.\d*)?) ?({'|'.join(_SECONDS)})", text.strip().lower())
     if match is None:
-        valid = f"a number and one of {', '.join(unit for unit in units if unit)}"
-        raise UserError(f"{text!r} is not understood", where=option, valid=valid)
-    return float(match[1]) * units[match[2]]
+        raise UserError(f"{text!r} is not understood", where=option, valid=f"a number and one of {', '.join(_SECONDS)}")
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 def _age_text(seconds: float) -> str:

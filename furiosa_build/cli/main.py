@@ -13,8 +13,10 @@ app = typer.Typer(
     cls=Commands,
     help="Builds a large language model into a versioned artifact, and runs it.",
     no_args_is_help=True,
+    context_settings={"max_content_width": 120},
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # boxes would cut long names of options
 )
 
 _COMMANDS: tuple[Callable[..., None], ...] = (
@@ -29,13 +31,11 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     artifacts.generate,
 )
 for _command in _COMMANDS:
-    app.command()(_command)
-app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
-    serving.serve
-)
+    app.command(short_help=_command.__doc__)(_command)
+app.command(short_help=serving.serve.__doc__, context_settings={"help_option_names": ["-h", "--help"]})(serving.serve)
 app.add_typer(cache.app, name="cache")
 
 
 def main() -> None:
     """The console script."""
-    app()
+    app(prog_name="furiosa-build")

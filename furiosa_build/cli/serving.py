@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from furiosa_build.cli import running
+from furiosa_build.cli.server_options import with_server_options
 from furiosa_build.core.errors import UserError
+from furiosa_build.server.launch import launch
+from furiosa_build.server.options import ServerOptions
+
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="ARTIFACT-or-RECIPE", help="An artifact's directory, or a recipe: it is built if it must be."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]", help="Hydra overrides of the recipe.")
+]
 
 
-def serve(context: typer.Context) -> None:
+@with_server_options
+def serve(target: Target, options: ServerOptions, overrides: Overrides = None) -> None:
     """Serve an artifact, or a recipe's, over HTTP: OpenAI's routes and others. What is not built yet is built first."""
-    import argparse
-
-    from furiosa_build.server import options
-    from furiosa_build.server.launch import launch
-
-    parser = argparse.ArgumentParser(prog="furiosa-build serve", description="Serve an artifact over HTTP.")
-    parser.add_argument(
-        "target", metavar="ARTIFACT-or-RECIPE", help="An artifact's directory, or a recipe: it is built if it must be."
-    )
-    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="Hydra overrides of the recipe.")
-    options.add_cli_args(parser)
-    arguments = parser.parse_intermixed_args(context.args)
-    given = options.from_cli_args(arguments)  # before anything is built
-    launch(lambda: _artifact_of(arguments.target, arguments.overrides), given)
+    launch(lambda: _artifact_of(target, overrides or []), options)
 
 
 def _artifact_of(target: str, overrides: list[str]) -> Path:

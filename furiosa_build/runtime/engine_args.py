@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Literal, Self, get_type_hints
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.artifact.schema import Artifact, GeneratorConfig
@@ -15,6 +15,7 @@ from furiosa_build.artifact.signing import open_signed
 from furiosa_build.artifact.stages import restage
 from furiosa_build.core.devices import DeviceError, elements, kind_of
 from furiosa_build.core.errors import UserError
+from furiosa_build.ir import engine_options as options
 
 DEFAULT_CACHE = "$HOME/.cache/furiosa/llm"
 
@@ -26,58 +27,48 @@ def _boolean(text: str) -> bool:
     return values[text.lower()]
 
 
-def _argument(text: str, default: Any = None, parse: Callable[[str], Any] = str) -> Any:
-    return field(default=default, metadata={"help": text, "type": parse})
-
-
 @dataclass(frozen=True, kw_only=True)
 class EngineArgs:
     """The arguments of `LLMEngine.from_engine_args`. None stands for what the artifact prefers.
 
-    The help texts say what each argument does; `open` applies those that concern the artifact, and refuses what it
-    cannot do.
+    `ir.engine_options` says what each argument does; `open` applies those that concern the artifact, and refuses what
+    it cannot do.
     """
 
-    model: str = _argument("Directory of the artifact.", MISSING)
-    public_key: str | None = _argument("PEM file of the key that the artifact must be signed with.")
-    tokenizer: str | None = _argument("Directory with the files of another tokenizer than the artifact's.")
-    tokenizer_mode: str = _argument('Only "auto": tokenizers are fast ones. (default: auto)', "auto")
-    seed: int | None = _argument("Seed of the requests that have none of their own; drawn if not given.", None, int)
-    devices: str | Sequence[str] | None = _argument(
-        "What to run on: cpu, npu:0, npu:0:*, npu:0:0-3, or several joined by commas. Must have enough elements for "
-        "all ranks, stages and replicas."
+    model: Annotated[str, Field(description="Directory of the artifact.")]
+    public_key: options.PublicKey | None = None
+    tokenizer: options.Tokenizer | None = None
+    tokenizer_mode: Annotated[str, Field(description='Only "auto": tokenizers are fast ones.')] = "auto"
+    seed: options.Seed | None = None
+    devices: options.Devices | Sequence[str] | None = None
+    tensor_parallel_size: options.TensorParallelSize | None = None
+    pipeline_parallel_size: options.PipelineParallelSize | None = None
+    data_parallel_size: options.DataParallelSize | None = None
+    cache_dir: Annotated[str, Field(description="An engine generates no files, so nothing is kept there.")] | None = (
+        DEFAULT_CACHE
     )
-    tensor_parallel_size: int | None = _argument("Ranks of a stage. Fixed when the artifact is built.", None, int)
-    pipeline_parallel_size: int | None = _argument("Stages that the layers are divided among.", None, int)
-    data_parallel_size: int | None = _argument(
-        "Copies of the model. If not given, as many as the devices have elements for.", None, int
-    )
-    cache_dir: str | None = _argument(
-        "An engine generates no files, so nothing is kept there. (default: $HOME/.cache/furiosa/llm)",
-        DEFAULT_CACHE,
-    )
-    paged_attention_num_blocks: int | None = _argument("KV blocks of a layer.", None, int)
-    npu_queue_limit: int | None = _argument(
-        "Batches under way at a time, where ranks and stages are threads.", None, int
-    )
-    max_processing_samples: int | None = _argument("Requests taken at a time, waiting ones included.", None, int)
-    spare_blocks_ratio: float | None = _argument("Share of the KV blocks kept for requests that run.", None, float)
-    is_offline: bool | None = _argument("Whether only the time until all requests are finished counts.", None, _boolean)
-    prefill_chunk_size: int | None = _argument("Most tokens of a prompt that run at once.", None, int)
-    enable_prefix_caching: bool = _argument(
-        "Whether requests share the KV blocks of tokens that they begin with alike. (default: true)", True, _boolean
-    )
+    paged_attention_num_blocks: options.PagedAttentionNumBlocks | None = None
+    npu_queue_limit: options.NpuQueueLimit | None = None
+    max_processing_samples: options.MaxProcessingSamples | None = None
+    spare_blocks_ratio: options.SpareBlocksRatio | None = None
+    is_offline: options.IsOffline | None = None
+    prefill_chunk_size: options.PrefillChunkSize | None = None
+    enable_prefix_caching: options.EnablePrefixCaching = True
 
     @classmethod
     def add_cli_args(cls, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         """Adds an option for every argument: `--max-processing-samples N`."""
+        hints = get_type_hints(cls, include_extras=True)
         for each in fields(cls):
+            read = options.plain_type(hints[each.name])
+            default = None if each.default is MISSING else each.default
+            shown = "" if default is None else f" (default: {default})"
             parser.add_argument(
                 f"--{each.name.replace('_', '-')}",
-                type=each.metadata["type"],
+                type=_boolean if read is bool else read,
                 required=each.default is MISSING,
-                default=None if each.default is MISSING else each.default,
-                help=each.metadata["help"].replace("%", "%%"),
+                default=default,
+                help=(options.description(hints[each.name]) + shown).replace("%", "%%"),
             )
         return parser
 
@@ -178,17 +169,13 @@ class EngineArgs:
 class AsyncEngineArgs(EngineArgs):
     """The arguments of `AsyncLLMEngine.from_engine_args`."""
 
-    num_speculative_tokens: int | None = _argument(
-        "Tokens that the draft model proposes at a time: fewer than the artifact's append buckets take.",
-        None,
-        int,
-    )
-    backend: str | None = _argument("That of the artifact, whose programs no other backend can run.")
-    use_speculative_decoding_if_possible: bool = _argument(
-        "Whether to use the artifact's draft model, if it has one. (default: true)", True, _boolean
-    )
-    speculative_model_paged_attention_num_blocks: int | None = _argument("KV blocks of a draft's layer.", None, int)
-    packing_type: str = _argument('How prompts are packed: "IDENTITY" only. (default: IDENTITY)', "IDENTITY")
+    num_speculative_tokens: options.NumSpeculativeTokens | None = None
+    backend: (
+        Annotated[str, Field(description="That of the artifact, whose programs no other backend can run.")] | None
+    ) = None
+    use_speculative_decoding_if_possible: options.UseSpeculativeDecoding = True
+    speculative_model_paged_attention_num_blocks: options.DraftNumBlocks | None = None
+    packing_type: Annotated[str, Field(description='How prompts are packed: "IDENTITY" only.')] = "IDENTITY"
 
     def _refuse_impossible(self) -> None:
         super()._refuse_impossible()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import os
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from furiosa_build.core.errors import UserError, nearest
+from furiosa_build.ir import engine_options
 from furiosa_build.runtime.engine_args import AsyncEngineArgs
 
 API_KEYS_VARIABLE = "FURIOSA_API_KEYS"
@@ -32,24 +33,24 @@ class ServerOptions(BaseModel):
     timeout_keep_alive: int = Field(5, ge=0, description="Seconds until an idle connection is closed.")
     served_model_name: str | None = Field(None, description="The model's name in requests. (default: the artifact's)")
 
-    public_key: str | None = Field(None, description="PEM file of the key that the artifact must be signed with.")
-    tokenizer: str | None = Field(None, description="Directory with the files of another tokenizer.")
-    seed: int | None = Field(None, description="Of requests that have none of their own. (default: drawn)")
-    devices: str | None = Field(None, description="What to run on, such as cpu or npu:0:0-3.")
-    tensor_parallel_size: int | None = Field(None, description="Ranks of a stage; fixed when an artifact is built.")
-    pipeline_parallel_size: int | None = Field(None, description="Stages that the layers are divided among.")
-    data_parallel_size: int | None = Field(None, description="Copies of the model.")
-    paged_attention_num_blocks: int | None = Field(None, description="KV blocks of a layer.")
-    npu_queue_limit: int | None = Field(None, description="Batches under way at a time.")
-    max_processing_samples: int | None = Field(None, description="Texts generated at a time, waiting ones included.")
-    spare_blocks_ratio: float | None = Field(None, description="Share of the KV blocks kept for requests that run.")
-    is_offline: bool | None = Field(None, description="Whether only the time until all are finished counts.")
-    prefill_chunk_size: int | None = Field(None, description="Most tokens of a prompt that run at once.")
-    enable_prefix_caching: bool = Field(True, description="Whether requests share the KV blocks of equal beginnings.")
+    public_key: engine_options.PublicKey | None = None
+    tokenizer: engine_options.Tokenizer | None = None
+    seed: engine_options.Seed | None = None
+    devices: engine_options.Devices | None = None
+    tensor_parallel_size: engine_options.TensorParallelSize | None = None
+    pipeline_parallel_size: engine_options.PipelineParallelSize | None = None
+    data_parallel_size: engine_options.DataParallelSize | None = None
+    paged_attention_num_blocks: engine_options.PagedAttentionNumBlocks | None = None
+    npu_queue_limit: engine_options.NpuQueueLimit | None = None
+    max_processing_samples: engine_options.MaxProcessingSamples | None = None
+    spare_blocks_ratio: engine_options.SpareBlocksRatio | None = None
+    is_offline: engine_options.IsOffline | None = None
+    prefill_chunk_size: engine_options.PrefillChunkSize | None = None
+    enable_prefix_caching: engine_options.EnablePrefixCaching = True
 
-    num_speculative_tokens: int | None = Field(None, description="Tokens that the draft proposes at a time.")
-    use_speculative_decoding_if_possible: bool = Field(True, description="Whether to use the artifact's draft.")
-    speculative_model_paged_attention_num_blocks: int | None = Field(None, description="KV blocks of the draft.")
+    num_speculative_tokens: engine_options.NumSpeculativeTokens | None = None
+    use_speculative_decoding_if_possible: engine_options.UseSpeculativeDecoding = True
+    speculative_model_paged_attention_num_blocks: engine_options.DraftNumBlocks | None = None
 
     api_key_file: str | None = Field(
         None, description=f"File of API keys, one a line. Or in the variable {API_KEYS_VARIABLE}, by commas."
@@ -58,12 +59,14 @@ class ServerOptions(BaseModel):
     ssl_keyfile: str | None = Field(None, description="PEM file of its private key.")
     cors_origins: list[str] = Field([], description="Origins whose pages may call the server, by commas; * for all.")
 
-    max_body_bytes: int = Field(4 * MIB, ge=1, description="Larger bodies are refused with 413.")
+    max_body_bytes: ByteSize = Field(
+        ByteSize(4 * MIB), ge=1, description="Larger bodies, in bytes or such as 4MiB, are refused with 413."
+    )
     max_prompt_tokens: int | None = Field(None, ge=1, description="Longer prompts are refused with 400.")
     max_requests_in_flight: int = Field(256, ge=1, description="Further requests are refused with 429.")
     request_timeout_s: float = Field(600.0, gt=0, description="Seconds that a request may take; then 408.")
     drain_timeout_s: float = Field(30.0, ge=0, description="Seconds after SIGTERM until requests are cut.")
-    log_prompts: bool = Field(False, description="Whether prompts stand in the log.")
+    log_prompts: bool = Field(False, description="Whether prompts are logged.")
 
     @model_validator(mode="after")
     def _certificate_and_key(self) -> Self:
@@ -72,7 +75,7 @@ class ServerOptions(BaseModel):
         return self
 
     def engine_args(self, artifact: str | Path) -> AsyncEngineArgs:
-        """Those that concern the engine."""
+        """The arguments of an engine for an artifact. Options that are None leave it what the artifact prefers."""
         given = {name: getattr(self, name) for name in _ENGINE if getattr(self, name) is not None}
         return AsyncEngineArgs(model=str(artifact), **given)
 
@@ -93,33 +96,13 @@ class ServerOptions(BaseModel):
 _ENGINE = ServerOptions.model_fields.keys() & {each.name for each in fields(AsyncEngineArgs)}
 
 
-def add_cli_args(parser: argparse.ArgumentParser) -> None:
-    """Adds an option for every field, and `--server-config` for a file of them. An option goes before the file."""
-    parser.add_argument("--server-config", metavar="FILE", help="YAML file with the names of these options as keys.")
-    for name, field in ServerOptions.model_fields.items():
-        default = "" if field.default in (None, "", []) else f" (default: {field.default})"
-        parser.add_argument(
-            "--" + name.replace("_", "-"),
-            dest=name,
-            default=argparse.SUPPRESS,
-            help=((field.description or "") + default).replace("%", "%%"),
-            type=_by_commas if name == "cors_origins" else str,
-        )
-
-
-def _by_commas(text: str) -> list[str]:
-    return text.split(",")
-
-
-def from_cli_args(arguments: argparse.Namespace) -> ServerOptions:
-    """The options of a parsed command line and of its `--server-config`. Raises UserError."""
-    file = arguments.server_config
-    given = {name: value for name, value in vars(arguments).items() if name in ServerOptions.model_fields}
-    from_file = {} if file is None else _read(Path(file))
+def from_command_line(given: Mapping[str, str], file: Path | None = None) -> ServerOptions:
+    """The options that are given as texts, which go before those of the YAML file. Raises UserError."""
+    from_file = {} if file is None else _read(file)
     if file is not None:
-        _validated(from_file, strict=True, where=file)
-    # Texts of the command line, so not strictly.
-    return _validated(from_file | given, strict=False, where="command line")
+        _validated(from_file, strict=True, where=str(file))
+    values = {name: text.split(",") if name == "cors_origins" else text for name, text in given.items()}
+    return _validated(from_file | values, strict=False, where="command line")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -130,7 +113,7 @@ def _read(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(f"{path} is no mapping of options", where=str(path), valid="lines such as port: 8000")
+        raise UserError(f"{path} is not a mapping of options", where=str(path), valid="lines such as port: 8000")
     return content
 
 

@@ -120,13 +120,15 @@ def by_recipe(user: UserDirectory, name: str, *overrides: str) -> Artifact:
 def by_command(user: UserDirectory, save_dir: Path, name: str, *arguments: str) -> Artifact:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FURIOSA_BUILD_CACHE", str(user.store))
-        furiosa_llm.main(
-            [
-                *["build", str(save_dir), "--model-id", str(user.root / "tiny"), "--name", name],
-                *["--devices", "cpu", "-tp", "1", "-pb", "1,32", "-db", "1,64", "--max-seq-len-to-capture", "64"],
-                *["--additional-model-config", "backend=eager", *arguments],
-            ]
-        )
+        with pytest.raises(SystemExit) as ended:
+            furiosa_llm.main(
+                [
+                    *["build", str(save_dir), "--model-id", str(user.root / "tiny"), "--name", name],
+                    *["--devices", "cpu", "-tp", "1", "-pb", "1,32", "-db", "1,64", "--max-seq-len-to-capture", "64"],
+                    *["--additional-model-config", "backend=eager", *arguments],
+                ]
+            )
+    assert ended.value.code == 0
     return open_artifact(save_dir).artifact
 
 

@@ -97,6 +97,7 @@ def test_gc_without_options_removes_what_killed_builds_have_left(user: UserDirec
         (["--max-size", "2000"], ["older"]),
         (["--max-size", "1.9kB"], ["old", "older"]),
         (["--max-size", "1 KB"], ["old", "older"]),
+        (["--max-size", "1.9KiB"], ["old", "older"]),
         (["--max-size", "0"], ["new", "old", "older"]),
         (["--max-size", "2TB"], []),
         (["--older-than", "2w"], ["older"]),
@@ -165,10 +166,9 @@ def test_a_store_that_is_no_directory(user: UserDirectory, command: str) -> None
     [
         ("--max-size", "big"),
         ("--max-size", "-1"),
-        ("--max-size", "10GiB"),
         ("--max-size", "1e9"),
         ("--max-size", "nan"),
-        ("--max-size", "9" * 400),
+        ("--max-size", "10 apples"),
         ("--max-size", ""),
         ("--older-than", "30"),
         ("--older-than", "1y"),
@@ -182,7 +182,7 @@ def test_values_that_make_no_sense(user: UserDirectory, option: str, value: str)
     assert err.startswith("error: ")
     assert "is not understood" in err
     assert f"where: {option}" in err
-    assert "valid: a number and one of " in err
+    assert "valid: a number and " in err
     assert steps(user) == ["new", "old", "older"]
 
 

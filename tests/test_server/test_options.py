@@ -7,20 +7,32 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
+from typer.main import get_command
 
-from furiosa_build.cli import furiosa_llm, main
+from furiosa_build.artifact.schema import SchedulerDefaults
+from furiosa_build.cli import furiosa_llm, main, serving
 from furiosa_build.core.errors import UserError
+from furiosa_build.ir.engine_options import description, plain_type
+from furiosa_build.recipe.schema import SchedulerConfig
 from furiosa_build.runtime.engine_args import AsyncEngineArgs
 from furiosa_build.server import serve
-from furiosa_build.server.options import ServerOptions, from_cli_args
+from furiosa_build.server.options import ServerOptions
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "serving.md"
 
 
 def options(*arguments: str) -> ServerOptions:
-    return from_cli_args(furiosa_llm.parser().parse_args(["serve", "artifact", *arguments]))
+    """What `furiosa-llm serve` makes of its command line."""
+    served: list[ServerOptions] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(furiosa_llm, "launch", lambda _, options: served.append(options))
+        app = get_command(furiosa_llm.app)
+        app.main(["serve", "artifact", *arguments], standalone_mode=False)
+    [given] = served
+    return given
 
 
 def test_defaults_listen_on_the_loopback_address_only() -> None:
@@ -31,6 +43,22 @@ def test_defaults_listen_on_the_loopback_address_only() -> None:
 def test_values_are_read_by_their_types() -> None:
     given = options("--port", "0", "--is-offline", "true", "--request-timeout-s", "1.5", "--cors-origins", "a,b")
     assert (given.port, given.is_offline, given.request_timeout_s, given.cors_origins) == (0, True, 1.5, ["a", "b"])
+    assert options("--seed", "-1", "--max-body-bytes", "2MiB").model_dump(include={"seed", "max_body_bytes"}) == {
+        "seed": -1,
+        "max_body_bytes": 2 * 1024 * 1024,
+    }
+
+
+def test_options_and_overrides_may_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of `furiosa-build serve`, which takes a recipe with overrides."""
+    found: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(serving, "launch", lambda artifact, options: found.append((artifact(), options.port)))
+    monkeypatch.setattr(serving, "_artifact_of", lambda *arguments: arguments)
+    for line in ("tiny --port 1 name=a buckets=b", "--port=1 tiny name=a buckets=b", "tiny name=a --port 1 buckets=b"):
+        monkeypatch.setattr(sys, "argv", ["furiosa-build", "serve", *line.split()])
+        with pytest.raises(SystemExit):
+            main.main()
+    assert found == [(("tiny", ["name=a", "buckets=b"]), 1)] * 3
 
 
 def test_an_option_goes_before_the_file(tmp_path: Path) -> None:
@@ -62,6 +90,23 @@ def test_every_argument_of_the_engine_is_an_option() -> None:
     assert {name: getattr(args, name) for name in given} == given
 
 
+def test_an_option_of_the_engine_is_defined_once() -> None:
+    """Its type and its words are the same for the engine, the server, and in a recipe and an artifact."""
+    engine = get_type_hints(AsyncEngineArgs, include_extras=True)
+    server = get_type_hints(ServerOptions, include_extras=True)
+    shared = (engine.keys() & server.keys()) - {"devices"}  # an engine takes a list as well
+    assert len(shared) > 12
+    assert {name: server[name] for name in shared} == {name: engine[name] for name in shared}
+    recipe = get_type_hints(SchedulerConfig, include_extras=True)
+    artifact = get_type_hints(SchedulerDefaults, include_extras=True)
+    assert recipe.keys() == artifact.keys() <= engine.keys()
+    for name in recipe:
+        words = {description(each[name]) for each in (engine, server, recipe, artifact)}
+        assert len(words) == 1
+        assert words != {""}
+        assert len({plain_type(each[name]) for each in (engine, server, recipe, artifact)}) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -69,16 +114,20 @@ def test_every_argument_of_the_engine_is_an_option() -> None:
         ("port: '1'", "port='1'"),
         ("port: 70000", "65535"),
         ("ssl_certfile: x", "belong together"),
-        ("- port", "no mapping"),
+        ("- port", "not a mapping"),
         ("port: [", "cannot be read"),
     ],
 )
-def test_mistakes_in_a_file(tmp_path: Path, content: str, words: str) -> None:
+def test_mistakes_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, words: str) -> None:
     file = tmp_path / "server.yaml"
     file.write_text(content)
-    with pytest.raises(UserError, match=r"server\.yaml") as refused:
+    with pytest.raises(SystemExit) as ended:
         options("--server-config", str(file))
-    assert words in str(refused.value)
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert words in message
+    assert f"where: {file}" in message
 
 
 def test_a_file_without_keys_does_not_open_the_server(tmp_path: Path) -> None:
