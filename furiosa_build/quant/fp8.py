@@ -45,9 +45,13 @@ class Fp8(EightBit):
         return numbers.float()
 
     def round(self, x: Tensor, largest: Tensor) -> Tensor:
+        numbers, scale = self.steps(x, largest)
+        return numbers.to(x.dtype) * scale
+
+    def steps(self, x: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+        """x rounded to float8_e4m3fn, and the scale of each token [..., 1] in the dtype of x."""
         import torch
 
         scale = largest / self.limit
         scale = torch.where(scale == 0, torch.finfo(x.dtype).eps, scale)
-        rounded = (x / scale).clamp(-self.limit, self.limit).to(torch.float8_e4m3fn)
-        return rounded.to(x.dtype) * scale
+        return (x / scale).clamp(-self.limit, self.limit).to(torch.float8_e4m3fn), scale

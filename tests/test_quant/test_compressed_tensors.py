@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from quantized import save_quantized
+from quantized import library_scheme, save_quantized
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from user_directory import (
@@ -259,6 +259,14 @@ def of_all(**changes: Any) -> Edit:
     return lambda config: config.update(changes)
 
 
+def second_group(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A group like the first but for the changes of its weights."""
+    group: dict[str, Any] = json.loads(json.dumps(config["config_groups"]["group_0"]))
+    group["weights"].update(changes)
+    config["config_groups"]["group_1"] = group
+    return group
+
+
 REFUSED: dict[str, tuple[Edit, str]] = {
     "gptq": (of_all(quant_method="gptq"), "quant_method=gptq"),
     "fp8 of another kind": (of_all(quant_method="fp8"), "quant_method=fp8"),
@@ -292,6 +300,12 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "targets are a text": (of_group(targets="Linear"), "group_0.targets=Linear"),
     "ignore is a number": (of_all(ignore=3), "ignore=3"),
     "ignore has no pattern": (of_all(ignore=["re:["]), "ignore=re:["),
+    "lookahead": (of_group(targets=["re:(?!lm_head).*"]), "group_0.targets=re:(?!lm_head).*"),
+    "mixed without formats": (
+        lambda config: (of_group(format=None)(config), of_all(format="mixed-precision")(config)),
+        "format=mixed-precision",
+    ),
+    "a second group": (lambda config: second_group(config, num_bits=4), "config_groups.group_1.weights.num_bits=4"),
 }
 
 
@@ -342,6 +356,56 @@ def test_targets_mean_what_compressed_tensors_says(targets: list[str], ignore: l
     checkpoint = QuantizedCheckpoint(dict.fromkeys(targets, "fp8"), tuple(ignore))
     assert [name for name in ("a.b", "lm_head") if checkpoint.scheme_of(f"{name}.weight") == "fp8"] == quantized
     assert sorted(theirs) == quantized
+
+
+def test_groups_have_schemes_of_their_own(built: UserDirectory, tmp_path: Path) -> None:
+    config = json.loads((built.root / "quantized" / "config.json").read_text())
+    group = second_group(config["quantization_config"], type="int")
+    group.update(format="pack-quantized", input_activations=None, targets=[r"re:.*layers\.1\.", "lm_head"])
+    config["quantization_config"].update(format="mixed-precision", ignore=[f"{PROJECTION}"])
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint = read_checkpoint(tmp_path, CONFIG, None)
+    assert checkpoint.scheme_of("model.layers.0.mlp.up_proj.weight") == "fp8-tensor-dynamic"
+    assert checkpoint.scheme_of("model.layers.1.mlp.up_proj.weight") == "int8-tensor"
+    assert checkpoint.scheme_of("lm_head.weight") == "int8-tensor"
+    assert checkpoint.scheme_of(f"{PROJECTION}.weight") == "none"
+    assert checkpoint.described == (
+        "fp8 weights with one scale, activations rounded to fp8 per token; "
+        "int8 weights with one scale, activations as they are"
+    )
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [["Linear"], ["a.b"]],
+        [["a.b"], ["Linear"]],
+        [["re:.*"], ["Linear"], ["a.c"]],
+        [["re:a.*"], ["re:a\\.c"], ["lm_head"]],
+        [["Linear"], ["Linear"]],
+        [["re:.*b", "Linear"], ["re:a"]],
+    ],
+)
+def test_which_of_several_groups_a_layer_belongs_to_is_what_compressed_tensors_says(groups: list[list[str]]) -> None:
+    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+
+    def linear() -> torch.nn.Linear:
+        return torch.nn.Linear(8, 8)
+
+    inner = torch.nn.ModuleDict({"b": linear(), "c": linear()})
+    model = torch.nn.ModuleDict({"a": inner, "lm_head": linear()})
+    forms = ["int8", "int8-tensor", "fp8"]
+    config = {
+        f"group_{number}": library_scheme(form).model_copy(update={"targets": targets})
+        for number, (form, targets) in enumerate(zip(forms, groups, strict=False))
+    }
+    apply_quantization_config(model, QuantizationConfig(config_groups=config), show_progress=False)
+    found = {target: form for form, targets in zip(forms, groups, strict=False) for target in targets}
+    checkpoint = QuantizedCheckpoint(found, ())
+    for name in ("a.b", "a.c", "lm_head"):
+        expected = getattr(model.get_submodule(name), "quantization_scheme", None)
+        own = checkpoint.scheme_of(f"{name}.weight")
+        assert (None if own == "none" else library_scheme(own).weights) == (expected and expected.weights), name
 
 
 # What the quantize step finds in the weights
