@@ -23,7 +23,7 @@ _SYMBOLIC: dict[str, Callable[..., Any]] = {
 _FILE_OPERATORS = {"from_file", "save"}
 """ATen operators that open files: no model calls them."""
 
-_OWN = {ops.PAGED_ATTENTION, ops.WRITE_KV_CACHE}
+_OWN = set(ops.REFERENCES)
 """Operators outside ATen."""
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from furiosa_build.quant.ops import QUANTIZED_LINEAR, quantized_linear_reference
+
 PAGED_ATTENTION = "furiosa.paged_attention.default"
 WRITE_KV_CACHE = "furiosa.write_kv_cache.default"
 
@@ -108,6 +110,7 @@ def _(x: Tensor, size: int) -> Tensor:
 REFERENCES: Mapping[str, Callable[..., object]] = {
     PAGED_ATTENTION: paged_attention_reference,
     WRITE_KV_CACHE: write_kv_cache_reference,
+    QUANTIZED_LINEAR: quantized_linear_reference,
 }
 """The plain torch function of each operator that a program may call, by its name in a graph."""
 

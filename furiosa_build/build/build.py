@@ -474,7 +474,6 @@ class Build:
             segment=step.kind.segment,
             bucket=(step.bucket.batch, step.bucket.query, step.bucket.context),
             last_token_only=self.spec.model.calculate_logit_only_for_last_token,
-            decompose=self.spec.rewriting.do_decompositions_for_model_rewrite,
         )
 
     def _compile_request(self, step: Step) -> compile.CompileRequest:

@@ -63,7 +63,6 @@ class Tracer:
         schemes: Full parameter name -> scheme (`quant.scheme`), of the quantized weights of linear layers.
         cuts: Full parameter name -> how ranks share it.
         ranks: Of a tensor-parallel group.
-        decomposes: Whether graphs call operators of core ATen only.
     """
 
     def __init__(
@@ -72,11 +71,10 @@ class Tracer:
         schemes: Mapping[str, str],
         cuts: Mapping[str, Cut] | None = None,
         ranks: int = 1,
-        decomposes: bool = False,
     ) -> None:
         self.skeleton = Skeleton(dict(hf_config))
         self.rank = Rank(self.skeleton, cuts or {}, ranks) if ranks > 1 else None
-        _quantize_modules(self.skeleton.model, schemes, decomposes)
+        _quantize_modules(self.skeleton.model, schemes)
         if self.rank is not None:
             self.rank.join()
 
@@ -338,12 +336,12 @@ def _fill(kwargs: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, An
     return filled
 
 
-def _quantize_modules(model: nn.Module, schemes: Mapping[str, str], decomposes: bool) -> None:
+def _quantize_modules(model: nn.Module, schemes: Mapping[str, str]) -> None:
     for name, module in list(model.named_modules()):
         if (text := schemes.get(f"{name}.weight")) is not None:
             if not isinstance(module, nn.Linear):
                 raise TypeError(f"{name} is not a linear layer")
-            model.set_submodule(name, QuantizedLinear(module, scheme(text), decomposes))
+            model.set_submodule(name, QuantizedLinear(module, scheme(text)))
 
 
 def _at(tensor: Tensor, size: Sequence[int], at: Tensor) -> Tensor:

@@ -313,8 +313,6 @@ def _trace_reads(spec: BuildSpec, outline: Outline, bucket: Bucket, kind: Kind) 
         reads["cuts"] = {name: c.model_dump() for name, c in _cuts_of(kind, outline).items()}
     if segment.last:
         reads["last_token_only"] = spec.model.calculate_logit_only_for_last_token
-    if spec.rewriting.do_decompositions_for_model_rewrite:
-        reads["decompose"] = True
     return reads
 
 

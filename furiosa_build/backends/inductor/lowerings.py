@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from furiosa_build.backends import ops
 from furiosa_build.backends.inductor.paged_attention import lower_paged_attention, lower_write_kv_cache
+from furiosa_build.backends.inductor.quantized_linear import lower_quantized_linear
 from furiosa_build.backends.lowering import Lowerings
+from furiosa_build.quant.ops import QUANTIZED_LINEAR, quantized_linear_reference
 
 LOWERINGS: Lowerings = {
     ops.PAGED_ATTENTION: lower_paged_attention,
     ops.WRITE_KV_CACHE: lower_write_kv_cache,
+    QUANTIZED_LINEAR: lower_quantized_linear,
 }
+
+CORE_ATEN_LOWERINGS: Lowerings = {**LOWERINGS, QUANTIZED_LINEAR: quantized_linear_reference}
+"""Those of a program that is made of operators of core ATen only."""
