@@ -24,7 +24,6 @@ class TraceRequest(Request):
         segment: What the supertask computes.
         bucket: Batch size, new tokens of each sequence, tokens of context.
         last_token_only: Logits are those of each prompt's last token.
-        decompose: The graphs call operators of core ATen only.
     """
 
     hf_config: dict[str, Any]
@@ -34,7 +33,6 @@ class TraceRequest(Request):
     segment: Segment
     bucket: tuple[int, int, int]
     last_token_only: bool
-    decompose: bool
 
 
 class Trace(Step[TraceRequest]):
@@ -46,6 +44,6 @@ class Trace(Step[TraceRequest]):
     def run(self, request: TraceRequest, inputs: Inputs, output: Path) -> None:
         from furiosa_build.models.tracing import BucketShape, Tracer
 
-        tracer = Tracer(request.hf_config, request.schemes, request.cuts, request.ranks, request.decompose)
+        tracer = Tracer(request.hf_config, request.schemes, request.cuts, request.ranks)
         graph = tracer.trace(BucketShape(*request.bucket), request.segment, request.last_token_only)
         (output / OUTPUT).write_bytes(canonical_json(graph.model_dump(mode="json")))

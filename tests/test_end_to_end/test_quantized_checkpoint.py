@@ -17,7 +17,7 @@ from test_models.tiny import LLAMA, TIED, load, save_random_model
 from torch import Tensor
 
 from furiosa_build.build.build import Build
-from furiosa_build.quant import linear
+from furiosa_build.quant.linear import QuantizedLinear
 from furiosa_build.runtime import LLMEngine, SamplingParams
 
 from .test_against_transformers import logits_of
@@ -110,11 +110,11 @@ def test_weights_of_every_form_give_the_logits_and_the_tokens_of_transformers(
 def test_activations_are_rounded_as_transformers_rounds_them(
     form: str, model: Path, quantized: Quantized, build_artifact: BuildArtifact, tmp_path: Path
 ) -> None:
-    """Nearer to transformers than transformers is to itself without that rounding, by a factor of 4 at the least.
+    """Nearer to transformers than transformers is to itself without that rounding, by a factor of 3 at the least.
 
     Not nearer, because chance has a part: a number of a token that lies between two steps falls to either side. For
     int8 the largest one always does when it is negative: it is -127.5 steps, by compressed-tensors' definition.
-    `test_models/test_linear.py` shows that from the same input the same comes out.
+    `test_quant/test_linear.py` shows that from the same input the same comes out.
     """
     unrounded = shutil.copytree(quantized(form), tmp_path / "unrounded")
     edit_config(unrounded, lambda config: only_group(config).update(input_activations=None))
@@ -127,7 +127,7 @@ def test_activations_are_rounded_as_transformers_rounds_them(
         effect.append((other - expected).square().mean())
         regret.append(expected.amax(-1) - expected.gather(-1, logits.argmax(-1, keepdim=True))[:, 0])
     rms, without = (float(torch.stack(found).mean().sqrt()) for found in (distance, effect))
-    assert rms < without / 4
+    assert rms < without / 3
     assert float(torch.cat(regret).max()) < without
 
 
@@ -145,7 +145,13 @@ def test_an_artifact_that_rounds_otherwise_does_not_qualify(
 ) -> None:
     buckets = {"prefill_buckets": [[1, 30]], "decode_buckets": [[1, 40]], "max_seq_len_to_capture": 40}  # kept by key
     build = start_build(model, checkpoint=quantized("int8-dynamic"), **buckets)
-    monkeypatch.setattr(linear, "INT8_MAX", 7)  # as 4 bits would
+    forward = QuantizedLinear.forward
+
+    def with_4_bits(self: QuantizedLinear, x: Tensor) -> Tensor:
+        scale = x.abs().amax(-1, keepdim=True) / 7
+        return forward(self, (x / scale).round() * scale)
+
+    monkeypatch.setattr(QuantizedLinear, "forward", with_4_bits)
     for step in build.plan.steps:
         if step != "qualify":
             build.run(step)

@@ -14,14 +14,10 @@ from furiosa_build.quant import eight_bit
 from furiosa_build.quant.compressed_tensors import quantization_config
 from furiosa_build.quant.scheme import scheme as find_scheme
 
+from .layers import random_weight
+
 QUANTIZED = ["fp8", "int8"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def random_weight(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(rows * 1000 + columns)
-    spread = torch.exp(torch.randn((rows, 1), generator=generator))
-    return (torch.randn((rows, columns), generator=generator) * spread).to(dtype)
 
 
 def quantized(weight: Tensor, scheme: str) -> dict[str, Tensor]:

@@ -88,11 +88,11 @@ class InductorBackend(Backend):
         import torch
         from torch._inductor import aot_compile
 
-        from furiosa_build.backends.inductor.lowerings import LOWERINGS
+        from furiosa_build.backends.inductor.lowerings import CORE_ATEN_LOWERINGS, LOWERINGS
         from furiosa_build.backends.lowering import export, lower_to_core_aten
 
         if core_aten:
-            graph = lower_to_core_aten(graph, LOWERINGS)
+            graph = lower_to_core_aten(graph, CORE_ATEN_LOWERINGS)
         program, examples = export(graph, LOWERINGS)
         with tempfile.TemporaryDirectory(dir=scratch, prefix="program-") as work, torch.no_grad():
             os.environ[WORK_VARIABLE] = work
