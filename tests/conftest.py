@@ -10,9 +10,8 @@ from typing import Any
 import hypothesis
 import pytest
 
-import furiosa_build.build.build
 from furiosa_build.build.build import Build
-from furiosa_build.build.executors.local import run_here
+from furiosa_build.build.executors.in_process import InProcess
 from furiosa_build.recipe.schema import (
     BackendSpec,
     BucketSpec,
@@ -24,8 +23,6 @@ from furiosa_build.recipe.schema import (
     Recipe,
     TargetSpec,
 )
-from furiosa_build.steps.base import Inputs, Request, Step
-from furiosa_build.store import Made
 
 # Before torch is imported. On tensors as small as these, threads cost more time than they save; where other work shares
 # the cores they cost ten times as much.
@@ -47,21 +44,6 @@ BUCKETS = {
     "paged_attention_block_size": 16,
 }
 """Two of each phase, of different batch sizes and lengths, so that padding and the choice of bucket are at work."""
-
-
-class PoolHere:
-    """Stands in for a pool of workers: its steps run in this process, which has imported torch already."""
-
-    def __init__(self, workers: int) -> None:
-        del workers
-
-    def run(self, name: str, step: Step[Any], request: Request, inputs: Inputs, output: Path, log: Path) -> Made:
-        """As Pool.run, but what the step raises comes out as it is."""
-        del name, log
-        return run_here(step, request, inputs, output)
-
-    def close(self) -> None:
-        """There is nothing to end."""
 
 
 @pytest.fixture(scope="session")
@@ -107,9 +89,11 @@ def start_build(tmp_path_factory: pytest.TempPathFactory) -> StartBuild:
             parallel=ParallelSpec.model_validate(parallel or {}),
         )
         options = BuildOptions(save_dir=str(root / "artifacts"), cache_dir=str(root / "store"))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(furiosa_build.build.build, "Pool", PoolHere)
-            return Build(Recipe(spec=spec, options=options, roots=(root,)))
+        build = Build(Recipe(spec=spec, options=options, roots=(root,)))
+        # In this process, which has imported torch already; what a step raises comes out as it is.
+        here = InProcess(build.files.inputs)
+        build.executors.update(builder=here, compiler=here)
+        return build
 
     return start
 

@@ -17,12 +17,13 @@ from test_models.tiny import LLAMA, save_random_model
 from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.artifact.schema import Artifact
 from furiosa_build.build.build import Build, open_build
-from furiosa_build.build.executors.local import Pool, run_here
+from furiosa_build.build.executors.in_process import run_here
+from furiosa_build.build.executors.local import WorkerPool
 from furiosa_build.cli import main
 from furiosa_build.core.errors import BuildError, StepError
 from furiosa_build.runtime.probe import probe
 from furiosa_build.steps import qualify
-from furiosa_build.steps.base import Inputs, Request, Step
+from furiosa_build.steps.base import Job, Request
 from furiosa_build.store import Made
 
 CONFIG: dict[str, Any] = {**LLAMA, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "vocab_size": 64}
@@ -138,12 +139,12 @@ def steps_in_this_process() -> Iterator[pytest.MonkeyPatch]:
     one_at_a_time = threading.Lock()  # As in a worker: torch traces in one thread.
 
     def run_in_this_process(
-        self: Pool, name: str, step: Step[Any], request: Request, inputs: Inputs, output: Path, log: Path
+        self: WorkerPool, name: str, job: Job[Any], request: Request, output: Path, log: Path
     ) -> Made:
-        del self
+        inputs = self._find(request)
         try:
             with one_at_a_time:
-                return run_here(step, request, inputs, output)
+                return run_here(job, request, inputs, output)
         except BuildError:
             raise
         except Exception as error:
@@ -157,6 +158,6 @@ def steps_in_this_process() -> Iterator[pytest.MonkeyPatch]:
         return output / qualify.PROBED
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pool, "run", run_in_this_process)
+        patch.setattr(WorkerPool, "run", run_in_this_process)
         patch.setattr(qualify, "generate", generate)
         yield patch

@@ -16,7 +16,7 @@ from furiosa_build.core.files import link_or_copy, sync
 from furiosa_build.core.safetensors_header import read_header
 from furiosa_build.core.text import short_path, size_text
 from furiosa_build.ir.outline import ParameterOutline
-from furiosa_build.plan.planner import Plan, pretrained_id
+from furiosa_build.plan.model import ModelPlan
 from furiosa_build.weights.listing import WEIGHTS
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def write_shards(build: Build, directory: Path) -> str:
     files = {name: build.store.path(output) for name, output in outputs.items()}
     source = build.store.read_json(build.run("fetch").record, WEIGHTS)
     described = {name: {"size": output.size, "sha256": output.sha256} for name, output in outputs.items()}
-    metadata = to_json(describe(build.plan, described, {n: read_header(p) for n, p in files.items()}, digest(source)))
+    metadata = to_json(
+        describe(build.plan.model, described, {n: read_header(p) for n, p in files.items()}, digest(source))
+    )
     size = size_text(sum(output.size for output in outputs.values()))
     shown = f"{short_path(directory)} ({len(files)} files, {size}, and {METADATA_FILE})"
     if directory.exists() and any(directory.iterdir()):
@@ -68,36 +70,39 @@ def write_shards(build: Build, directory: Path) -> str:
 
 
 def describe(
-    plan: Plan, files: Mapping[str, Mapping[str, Any]], headers: Mapping[str, Mapping[str, Any]], weights_digest: str
+    model: ModelPlan,
+    files: Mapping[str, Mapping[str, Any]],
+    headers: Mapping[str, Mapping[str, Any]],
+    weights_digest: str,
 ) -> dict[str, Any]:
     """What the files hold: docs/output.md says it field by field.
 
     Args:
-        plan: The build.
+        model: The model.
         files: Size and sha256 of each parameter file.
         headers: What each says of its tensors.
         weights_digest: Of the source, as in the artifact.
     """
-    schemes, parallel = plan.schemes(), plan.spec.parallel
+    schemes, parallel = model.schemes, model.spec.parallel
     stored: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
     for file, header in headers.items():
         for tensor, entry in header.items():
-            parameter = _parameter_of(tensor, plan.outline.parameters)
+            parameter = _parameter_of(tensor, model.outline.parameters)
             here = stored.setdefault(_place_of(file), {}).setdefault(parameter, {})
             here[tensor] = {"file": file, "dtype": entry["dtype"], "shape": entry["shape"]}
     return {
         "schema_version": SCHEMA_VERSION,
         "model": {
-            "pretrained_id": pretrained_id(plan.spec.model),
-            "architecture": plan.outline.architecture,
-            "dtype": plan.outline.dtype,
-            "quantization": plan.quantization,
+            "pretrained_id": model.pretrained_id,
+            "architecture": model.outline.architecture,
+            "dtype": model.outline.dtype,
+            "quantization": model.quantization,
             "weights_digest": weights_digest,
         },
-        "hf_config": dict(plan.hf_config),
+        "hf_config": dict(model.hf_config),
         "tensor_parallel_size": parallel.tensor_parallel_size,
         "pipeline_parallel_size": parallel.pipeline_parallel_size,
-        "stages": plan.stages,
+        "stages": model.stages,
         "files": {name: {"stage": _place_of(name)[0], "rank": _place_of(name)[1], **f} for name, f in files.items()},
         "parameters": {
             name: {
@@ -115,7 +120,7 @@ def describe(
                     for (stage, rank), t in _holders(stored, name)
                 ],
             }
-            for name, parameter in plan.outline.parameters.items()
+            for name, parameter in model.outline.parameters.items()
         },
     }
 

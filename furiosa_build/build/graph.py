@@ -15,7 +15,7 @@ from furiosa_build.build import export_shards
 from furiosa_build.build.build import Build
 from furiosa_build.build.reporter import EventReporter
 from furiosa_build.core.errors import BuildError
-from furiosa_build.plan.planner import DRAFT
+from furiosa_build.plan.model import DRAFT
 
 
 def run(build: Build, task: str = "build", *, shards: Path | None = None, signals: Sequence[int] = ()) -> int:
@@ -69,11 +69,11 @@ def doit_tasks(build: Build, reporter: EventReporter, shards: Path | None = None
     """One task a step, and `build` for all of them; `shard`, where there is a directory for the shards."""
     yield {"basename": "partition", "name": None, "doc": "lay out the weights, and trace every kind in every bucket"}
     yield {"basename": "compile", "name": None, "doc": "compile every graph"}
-    if build.draft is not None:
+    if DRAFT in build.models:
         yield {
-            "basename": DRAFT.rstrip(":"),
+            "basename": DRAFT,
             "name": None,
-            "doc": f"build {build.draft.spec.name}, which proposes tokens",
+            "doc": f"build {build.models[DRAFT].spec.name}, which proposes tokens",
         }
     for step in build.plan.steps.values():
         basename, _, name = step.name.partition(":")

@@ -5,10 +5,12 @@ No path, no time, no host name. What a step runs is part of the key: see `plan.s
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+from furiosa_build import __version__
 from furiosa_build.core.canonical_json import digest
 
 
@@ -43,5 +45,6 @@ def key_of(factors: Mapping[str, Any]) -> str:
 
 
 def tool_versions(*packages: str) -> dict[str, str]:
-    """Installed versions, by package, without importing them."""
-    return {package: version(package) for package in packages}
+    """Installed versions, by package, without importing them. `python` is one as well, without its patches."""
+    own = {"furiosa_build": __version__, "python": ".".join(map(str, sys.version_info[:2]))}
+    return {package: own.get(package) or version(package) for package in packages}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from furiosa_build.core.devices import kind_of
-from furiosa_build.ir.outline import Outline
 from furiosa_build.plan.budget.sizes import SCRATCH_BLOCKS, kv_slot_bytes, rank_parameter_bytes
 from furiosa_build.recipe.schema import BuildSpec
+
+if TYPE_CHECKING:
+    from furiosa_build.plan.model import ModelPlan
 
 
 @dataclass(frozen=True)
@@ -48,33 +49,10 @@ class KvBlocks:
     room: Room | None
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model that takes memory. `stages` has the layers of each, `schemes` the form of every quantized parameter."""
-
-    spec: BuildSpec
-    outline: Outline
-    stages: Sequence[Sequence[int]]
-    schemes: Mapping[str, str]
-
-    @property
-    def shares(self) -> list[tuple[int, int]]:
-        """Bytes of the parameters and of a KV block of each element of a replica: stage by stage, rank by rank."""
-        ranks, slots = self.spec.parallel.tensor_parallel_size, self.spec.buckets.paged_attention_block_size
-        of_stages = [
-            (
-                rank_parameter_bytes(self.outline, self.stages, stage, ranks, self.schemes),
-                slots * kv_slot_bytes(self.outline, layers, ranks),
-            )
-            for stage, layers in enumerate(self.stages)
-        ]
-        return [of_stage for of_stage in of_stages for _ in range(ranks)]
-
-
-def find_kv_blocks(model: Loaded, draft: Loaded | None = None) -> KvBlocks:
+def find_kv_blocks(model: ModelPlan, draft: ModelPlan | None = None) -> KvBlocks:
     """The KV blocks of `model`; `draft`, which lies on the same elements, has as many."""
     buckets = model.spec.buckets
-    rooms = _rooms(model.spec, model.shares, [] if draft is None else draft.shares)
+    rooms = _rooms(model.spec, _shares(model), [] if draft is None else _shares(draft))
     room = min(rooms, key=lambda room: (room.blocks, -room.parameters), default=None)
     if buckets.paged_attention_num_blocks is not None:
         return KvBlocks(buckets.paged_attention_num_blocks, "given", buckets.needed_blocks, room)
@@ -88,6 +66,19 @@ def element_memory(spec: BuildSpec) -> int | None:
     if spec.target.memory_gb is None or kind_of(spec.devices) != "npu":
         return None
     return int(spec.target.memory_gb * 1e9) // spec.target.num_elements
+
+
+def _shares(model: ModelPlan) -> list[tuple[int, int]]:
+    """Bytes of the parameters and of a KV block of each element of a replica: stage by stage, rank by rank."""
+    slots = model.spec.buckets.paged_attention_block_size
+    of_stages = [
+        (
+            rank_parameter_bytes(model.outline, model.stages, stage, model.ranks, model.schemes),
+            slots * kv_slot_bytes(model.outline, layers, model.ranks),
+        )
+        for stage, layers in enumerate(model.stages)
+    ]
+    return [of_stage for of_stage in of_stages for _ in range(model.ranks)]
 
 
 def _rooms(spec: BuildSpec, shares: list[tuple[int, int]], of_draft: list[tuple[int, int]]) -> list[Room]:

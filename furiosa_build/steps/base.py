@@ -1,7 +1,7 @@
-"""The kinds of step. What a step does is a method of its kind; what it does it with is a request, and the files of it.
+"""What a kind of step is: how it is planned, what its key and its costs are made of, its request, and its work.
 
 A request says by digest which files it is about and has no path of a machine: it can be carried out on any machine that
-has a store with these files.
+has a store with these files. The rest is what a build asks before; it needs neither torch nor a store.
 """
 
 from __future__ import annotations
@@ -10,9 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from furiosa_build.plan.budget.costs import Costs
+    from furiosa_build.plan.budget.durations import KnownStep
+    from furiosa_build.plan.planner import PlannedStep, Site
+    from furiosa_build.weights.listing import ModelFiles, Source
 
 
 class Request(BaseModel):
@@ -42,24 +48,141 @@ class Inputs:
         return {name.removeprefix(prefix): path for name, path in self.files.items() if name.startswith(prefix)}
 
 
+class OutputFile(Protocol):
+    """A file that a step has made: its size in bytes and its sha256 (hex)."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+
+
+class Made(Protocol):
+    """What steps of a plan have made, by their names in it."""
+
+    def files(self, step: str) -> Mapping[str, OutputFile]:
+        """The outputs of a step, by relative path."""
+        ...
+
+    def json(self, step: str, path: str) -> Any:
+        """The content of one of them."""
+        ...
+
+    def source(self, model_id: str) -> tuple[Source, ModelFiles]:
+        """The files that a model's build begins with, which have been read."""
+        ...
+
+    def tools(self, step: PlannedStep) -> Mapping[str, str]:
+        """The versions that are part of a step's key."""
+        ...
+
+
+class Entry(NamedTuple):
+    """What a plan says of a step: see `plan.planner.PlannedStep`."""
+
+    own_name: str
+    description: str
+    needs: Mapping[str, str]
+    reads: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step reads and writes of weights and programs, in bytes."""
+
+    read: int = 0
+    written: int = 0
+
+
+class Likeness(NamedTuple):
+    """Steps of a kind that are `alike` take as long as each other; where they have a size, in proportion to it."""
+
+    alike: tuple[str | bool, ...] = ()
+    size: int | None = None
+
+
 R = TypeVar("R", bound=Request)
 
 
-class Step(ABC, Generic[R]):
-    """A kind of step. Instances hold no state.
+class Job(ABC, Generic[R]):
+    """Work with a typed request, whose key is known before it is done. Instances hold no state.
 
     Attributes:
-        name: What the kind is called in keys and in the store.
+        name: What it is called in keys and in the store.
         Request: The type of its requests.
+        worker: Where it runs: a worker process for `builder`s or for `compiler`s, or `here`, in the build's process,
+            where nothing may import torch.
+        packages: The packages whose versions are part of its key.
+        backend_tools: So are the tools of the backend.
+        modules: Modules of this project that it runs beside its own.
+        backend_code: It runs the backend.
+        uses_schemes: It runs the code of the schemes that the model's weights have.
     """
 
     name: ClassVar[str]
     Request: type[R]
+    worker: ClassVar[Literal["here", "builder", "compiler"]] = "builder"
+    packages: ClassVar[tuple[str, ...]] = ()
+    backend_tools: ClassVar[bool] = False
+    modules: ClassVar[tuple[str, ...]] = ()
+    backend_code: ClassVar[bool] = False
+    uses_schemes: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, request: R, inputs: Inputs, output: Path) -> Mapping[str, str] | None:
-        """Writes the step's outputs into the directory `output`, as its request says.
+        """Writes the outputs into the directory `output`, as the request says.
 
         Returns the sha256 of outputs that it knows already, by relative path. Raises UserError for what the user has to
         mend; anything else that is raised makes the step fail.
         """
+
+
+class Step(Job[R]):
+    """A kind of step of a build.
+
+    Attributes:
+        label: What it is called where people read of all steps of the kind.
+        scope: What a step of this kind is planned for: each `model`, each `program` of each model (a kind of supertask
+            in a bucket), or the `artifact`.
+        alone: It comes last, when no other step runs.
+        makes: What others take from it, such as `checkpoint`: from the last step of their model that makes it.
+        reads_source: Its inputs are the files that the build begins with.
+        product: What its outputs are, where disk space is counted.
+        kept: The disk that they are kept on.
+    """
+
+    label: ClassVar[str]
+    scope: ClassVar[Literal["model", "program", "artifact"]] = "model"
+    alone: ClassVar[bool] = False
+    makes: ClassVar[str] = ""
+    reads_source: ClassVar[bool] = False
+    product: ClassVar[str] = "parameters"
+    kept: ClassVar[Literal["store", "output", "downloads"]] = "store"
+
+    @abstractmethod
+    def plan(self, site: Site) -> Entry:
+        """What a plan says of the step that is planned at `site`."""
+
+    @abstractmethod
+    def request(self, step: PlannedStep, made: Made) -> R:
+        """What the step is to do. The steps that it needs are done."""
+
+    def work(self, step: PlannedStep, costs: Costs) -> Work:
+        """What the step reads and writes."""
+        return Work()
+
+    def scratch(self, step: PlannedStep, costs: Costs) -> int:
+        """Bytes that the step writes beside its outputs, and that are gone or reused afterwards."""
+        return 0
+
+    def held(self, step: PlannedStep, costs: Costs) -> int:
+        """Bytes of memory that the step takes beside what its worker process takes at any rate."""
+        return 0
+
+    def worker_memory(self, step: PlannedStep, costs: Costs) -> int:
+        """Bytes of memory that its worker process takes."""
+        return costs.builder_worker
+
+    def likeness(self, step: KnownStep) -> Likeness | None:
+        """Which steps of this kind the step is comparable with; None: with none."""
+        return Likeness()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from furiosa_build.backends.base import Option
 from furiosa_build.backends.registry import get_backend
-from furiosa_build.steps.base import Inputs, Request, Step
+from furiosa_build.steps.base import Entry, Inputs, Likeness, Made, Request, Step, Work
 
 if TYPE_CHECKING:
     from furiosa_build.backends.graph import Graph
+    from furiosa_build.plan.budget.costs import Costs
+    from furiosa_build.plan.budget.durations import KnownStep
+    from furiosa_build.plan.planner import PlannedStep, Site
 
 GRAPHS = "graphs.json"
 CONSTANTS = "constants/"
@@ -40,8 +44,58 @@ class CompileRequest(Request):
 class Compile(Step[CompileRequest]):
     """Writes the programs of the graphs, in order, where the backend locates them."""
 
-    name = "compile"
+    name = label = "compile"
     Request = CompileRequest
+    scope = "program"
+    worker = "compiler"
+    backend_tools = backend_code = uses_schemes = True
+    product = "programs"
+
+    def plan(self, site: Site) -> Entry:
+        spec, isa, (bucket, kind) = site.model.spec, site.model.isa, site.program
+        needs = {site.name_of(f"partition:{bucket.name}:{kind.name}"): "*"}
+        reads: dict[str, Any] = {"backend": spec.backend.name, "isa": isa}
+        if spec.backend.compiler_config_overrides:
+            reads["options"] = spec.backend.compiler_config_overrides
+        if spec.rewriting.do_decompositions_for_model_rewrite:
+            reads["core_aten"] = True
+        if spec.rewriting.embed_all_constants_into_graph:
+            [use] = kind.uses
+            needs[site.name_of("partition:weights")] = f"stage-{use.stage}-*"
+            reads["constants_of"] = use.layers
+        text = f"compile {site.program_text} with {spec.backend.name} for {isa}"
+        return Entry(f"compile:{bucket.name}:{kind.name}", text, needs, reads)
+
+    def request(self, step: PlannedStep, made: Made) -> CompileRequest:
+        model, (_, kind) = step.model, step.site.program
+        graphs, *weights = step.needs
+        inputs, prefixes = {GRAPHS: made.files(graphs)[GRAPHS].sha256}, None
+        for needed in weights:
+            files = made.files(needed).items()
+            of_stage = {name: file.sha256 for name, file in files if fnmatchcase(name, step.needs[needed])}
+            inputs |= {f"{CONSTANTS}{name}": sha256 for name, sha256 in of_stage.items()}
+            prefixes = [f"{model.outline.layer_prefix}{layer}." for layer in kind.segment.layers]
+        return CompileRequest(
+            inputs=inputs,
+            backend=model.spec.backend.name,
+            isa=model.isa,
+            options=dict(model.spec.backend.compiler_config_overrides),
+            core_aten=model.spec.rewriting.do_decompositions_for_model_rewrite,
+            layer_prefixes=prefixes,
+        )
+
+    def work(self, step: PlannedStep, costs: Costs) -> Work:
+        sizes = costs.of(step)
+        return Work(sizes.graph + sizes.constants(step), sizes.programs(step))
+
+    def scratch(self, step: PlannedStep, costs: Costs) -> int:
+        return costs.of(step).scratch
+
+    def worker_memory(self, step: PlannedStep, costs: Costs) -> int:
+        return costs.of(step).compile_worker(step)
+
+    def likeness(self, step: KnownStep) -> Likeness:
+        return Likeness((step.reads["backend"], step.role))
 
     def run(self, request: CompileRequest, inputs: Inputs, output: Path) -> None:
         from furiosa_build.models.partition import CutGraph

@@ -5,87 +5,62 @@ The weights may come from another directory: a quantized checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.canonical_json import canonical_json
-from furiosa_build.core.errors import UserError
-from furiosa_build.ir.outline import ParameterOutline
-from furiosa_build.recipe.schema import ModelSpec
+from furiosa_build.steps.base import Entry, Inputs, Likeness, Made, Request, Step, Work
 from furiosa_build.weights import listing
-from furiosa_build.weights.hf_layout import (
-    INDEX_FILE,
-    MODEL_FILES,
-    check_file,
-    check_weight_file,
-    read_json,
-    source_files,
-)
-from furiosa_build.weights.listing import PARAM_FILE, ModelFiles, Source, SourceFile
-from furiosa_build.weights.locate import is_hub_model, local_directory, locate, param_file
 
 if TYPE_CHECKING:
-    pass
+    from furiosa_build.plan.budget.costs import Costs
+    from furiosa_build.plan.budget.durations import KnownStep
+    from furiosa_build.plan.planner import PlannedStep, Site
 
 
-def run(
-    model: ModelSpec,
-    roots: Sequence[Path],
-    parameters: dict[str, ParameterOutline],
-    hash_file: Callable[[Path], str],
-    output: Path,
-    checkpoint: Path | None = None,
-) -> None:
-    """Writes weights.json and model_files.json.
+class FetchRequest(Request):
+    """The source as it has been found and read, where the build has access to it."""
 
-    Args:
-        model: Which model.
-        roots: Where a relative path is looked up.
-        parameters: What is drawn when weights are random.
-        hash_file: sha256 of a file; may remember.
-        output: Where to write.
-        checkpoint: The directory that has the weights, if the model's own are not taken.
-    """
-    seed = model.seed_for_random_weight
-    own = checkpoint is None and model.param_file_path is None
-    directory = local_directory(model, roots) if seed is not None else locate(model, roots, None, weights=own)
-    described = {} if directory is None else _describe(directory, MODEL_FILES, hash_file)
-    config = described.pop("config.json", None)
-    if directory is not None and config is not None:
-        _check_config(model, directory / "config.json")
-    if seed is not None:
-        weights = Source(seed=seed, parameters=parameters)
-    elif (file := param_file(model, roots)) is not None:
-        check_weight_file(file)
-        weights = Source(files={PARAM_FILE: SourceFile(size=file.stat().st_size, sha256=hash_file(file))})
-    else:
-        assert directory is not None
-        weights = Source(files=_describe(checkpoint or directory, source_files(checkpoint or directory), hash_file))
-    revision = directory.name if directory is not None and is_hub_model(model, roots) else None
-    others = ModelFiles(files=described, revision=revision)
-    (output / listing.WEIGHTS).write_bytes(canonical_json(weights.model_dump(mode="json")))
-    (output / listing.MODEL_FILES).write_bytes(canonical_json(others.model_dump(mode="json")))
+    weights: listing.Source
+    model_files: listing.ModelFiles
 
 
-def _check_config(model: ModelSpec, path: Path) -> None:
-    """A recipe's architecture must be that of the weights."""
-    found = read_json(path)
-    for key in ("model_type", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
-        expected = (model.architecture or {}).get(key)
-        if expected is not None and key in found and found[key] != expected:
-            raise UserError(
-                f"config.json says {key}={found[key]!r}, the recipe's architecture says {expected!r}",
-                where=f"{path}, model.architecture.{key}",
-                hint="name the weights that the recipe describes, or set model.architecture=null",
-            )
+class Fetch(Step[FetchRequest]):
+    """Writes weights.json and model_files.json."""
 
+    name = label = "fetch"
+    Request = FetchRequest
+    worker = "here"
+    reads_source = True
+    modules = ("furiosa_build.weights.describe",)
+    product = "download"
+    kept = "downloads"
 
-def _describe(directory: Path, names: Sequence[str], hash_file: Callable[[Path], str]) -> dict[str, SourceFile]:
-    files = [directory / name for name in names if (directory / name).is_file()]
-    for file in files:
-        if file.name in (*MODEL_FILES, INDEX_FILE):
-            check_file(file)
-        else:
-            check_weight_file(file)
-    return {file.name: SourceFile(size=file.stat().st_size, sha256=hash_file(file)) for file in files}
+    def plan(self, site: Site) -> Entry:
+        model = site.model
+        weights = "weights" if model.seed is None else f"random weights from seed {model.seed}"
+        origin = model.pretrained_id
+        if model.checkpoint_name is not None:
+            origin = f"{origin}, quantized in {model.checkpoint_name},"
+        # The architecture is compared with the weights' own config.json.
+        reads: dict[str, Any] = {"architecture": model.spec.model.architecture}
+        if model.seed is not None:
+            parameters = {name: parameter.model_dump() for name, parameter in model.outline.parameters.items()}
+            reads |= {"seed": model.seed, "parameters": parameters}
+        return Entry(self.name, f"find the {weights} of {origin} and list them by digest", needs={}, reads=reads)
+
+    def request(self, step: PlannedStep, made: Made) -> FetchRequest:
+        weights, model_files = made.source(step.model_id)
+        return FetchRequest(weights=weights, model_files=model_files)
+
+    def run(self, request: FetchRequest, inputs: Inputs, output: Path) -> None:
+        (output / listing.WEIGHTS).write_bytes(canonical_json(request.weights.model_dump(mode="json")))
+        (output / listing.MODEL_FILES).write_bytes(canonical_json(request.model_files.model_dump(mode="json")))
+
+    def work(self, step: PlannedStep, costs: Costs) -> Work:
+        sizes = costs.of(step)
+        return Work(sizes.source.unread + sizes.missing, sizes.missing)
+
+    def likeness(self, step: KnownStep) -> Likeness | None:
+        """Files are hashed, or come through a network: nobody knows how fast. Weights that are drawn are only named."""
+        return Likeness() if step.is_drawn else None

@@ -1,321 +1,183 @@
-"""package: the artifact's description and manifest, from what the other steps made."""
+"""package: the artifact's description and manifest, from what the other steps made. It has no parameters or programs:
+these are already in the store."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path, PurePath
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import furiosa_build
-from furiosa_build.artifact.schema import (
-    ARTIFACT_FILE,
-    DRAFT_DIRECTORY,
-    MANIFEST_FILE,
-    PROVENANCE_FILE,
-    Artifact,
-    ArtifactMetadata,
-    ArtifactVersion,
-    FileRecord,
-    GeneratorConfig,
-    KvCacheSharing,
-    KvCacheSpec,
-    Manifest,
-    ModelMetadata,
-    ModelRewritingConfig,
-    ParallelConfig,
-    ParameterFiles,
-    Pipeline,
-    Program,
-    SchedulerDefaults,
-    Supertask,
-    Target,
-    artifact_id,
-    to_json,
-)
-from furiosa_build.artifact.stages import with_sends
-from furiosa_build.backends.base import ProgramLocation
-from furiosa_build.core.canonical_json import canonical_json, digest
-from furiosa_build.ir.outline import KindOutline
-from furiosa_build.ir.tensors import TensorSpec
-from furiosa_build.plan.kinds import Kind, Use
-from furiosa_build.plan.planner import Bucket, Plan, pretrained_id
-from furiosa_build.steps.provenance import provenance
-from furiosa_build.weights.listing import ModelFiles, Source
+from pydantic import BaseModel, ConfigDict
+
+from furiosa_build.artifact.schema import ARTIFACT_FILE, MANIFEST_FILE, PROVENANCE_FILE, FileRecord, to_json
+from furiosa_build.backends.registry import get_backend
+from furiosa_build.core.canonical_json import canonical_json
+from furiosa_build.ir.outline import Outline
+from furiosa_build.plan.kinds import Kind
+from furiosa_build.plan.model import DRAFT, Bucket, ModelPlan, step_name
+from furiosa_build.plan.resolved import portable_spec, resolved_recipe
+from furiosa_build.recipe.schema import BuildSpec
+from furiosa_build.steps.base import Entry, Inputs, Made, Request, Step, Work
+from furiosa_build.steps.described_artifact import BuiltModel, BuiltProgram, file_record, package
+from furiosa_build.weights.listing import MODEL_FILES, WEIGHTS, ModelFiles, Source
+
+if TYPE_CHECKING:
+    from furiosa_build.plan.budget.costs import Costs
+    from furiosa_build.plan.planner import PlannedStep, Site
+
+MODEL = "model/"
+GRAPHS = "graphs/"
+"""What the names of the inputs begin with: the model's files, and the graphs of the programs."""
 
 
-@dataclass(frozen=True)
-class BuiltProgram:
-    """A compile step's result: a program's digest, the signature of its graph, and the collectives that follow it.
+class MadeModel(BaseModel):
+    """What the steps have made of one model.
 
-    `part` counts the graphs of the supertask; `location` is in the step's output.
+    Attributes:
+        spec: What was built, without paths of a machine.
+        hf_config: The fields of its config.json.
+        outline: The model's layers and parameters.
+        isa: The instruction set of its programs.
+        schemes: The scheme of each quantized parameter, by name.
+        programs: For each `BUCKET:KIND` the files of its programs, by name. Their graphs are inputs.
+        parameters: The parameter files, by name.
+        weights: The source of its weights.
+        others: The files that travel beside them.
     """
 
-    bucket: Bucket
-    kind: Kind
-    part: int
-    location: ProgramLocation
-    record: FileRecord
-    graph: Mapping[str, Any]
-    collectives: list[dict[str, str]]
-
-    @property
-    def identity(self) -> str:
-        """Equal for programs that are the same library and are called in the same way."""
-        entry = [] if self.location.entry is None else [self.location.entry]
-        return digest([self.record.sha256, *entry, self.graph["inputs"], self.graph["outputs"]])
-
-
-@dataclass(frozen=True)
-class BuiltModel:
-    """What the steps have made of one model: of the artifact's own, or of its draft."""
-
-    plan: Plan
-    programs: list[BuiltProgram]
-    parameters: Mapping[str, FileRecord]
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    spec: BuildSpec
+    hf_config: dict[str, Any]
+    outline: Outline
+    isa: str
+    schemes: dict[str, str]
+    programs: dict[str, dict[str, FileRecord]]
+    parameters: dict[str, FileRecord]
     weights: Source
     others: ModelFiles
 
 
-@dataclass(frozen=True)
-class Package:
-    """A finished artifact, not yet published."""
+class PackageRequest(Request):
+    """An artifact to be described.
 
-    artifact: Artifact
-    manifest: Manifest
-    provenance: dict[str, Any]
+    Attributes:
+        models: The models, by id.
+        kv_blocks: KV blocks of a layer.
+        tools: Names and versions of what made the artifact.
+    """
 
-
-def package(
-    model: BuiltModel, model_files: Mapping[str, FileRecord], tools: Mapping[str, str], draft: BuiltModel | None = None
-) -> Package:
-    """Describes the artifact. `model_files` are those of its model/, `tools` has the versions of what made it."""
-    records = {f"model/{name}": record for name, record in model_files.items()}
-    of_draft = None
-    if draft is not None:
-        of_draft, draft_records = _describe_with_files(draft, DRAFT_DIRECTORY, {}, None)
-        records.update(draft_records)
-    artifact, records = _describe_with_files(model, "", records, of_draft)
-    records[ARTIFACT_FILE] = file_record(to_json(artifact))
-    models = [(built.plan, built.weights, built.others) for built in (model, draft) if built is not None]
-    record = provenance(models, records, tools)
-    records[PROVENANCE_FILE] = file_record(to_json(record))
-    manifest = Manifest(artifact_id=artifact.metadata.artifact_id, files=dict(sorted(records.items())))
-    return Package(artifact, manifest, record)
+    models: dict[str, MadeModel]
+    kv_blocks: int
+    tools: dict[str, str]
 
 
-def _describe_with_files(
-    built: BuiltModel, directory: str, others: Mapping[str, FileRecord], draft: Artifact | None
-) -> tuple[Artifact, dict[str, FileRecord]]:
-    """A model with its id, and its files, which are in `directory`, with `others` that are described too."""
-    names = _program_names(built.programs)
-    files = _program_files(built.programs, names, directory)
-    records = {files[p.identity]: p.record for p in built.programs}
-    records.update({f"{directory}params/{name}": record for name, record in built.parameters.items()})
-    records.update(others)
-    described = _describe(built, directory, names, files, draft)
-    metadata = described.metadata.model_copy(update={"artifact_id": artifact_id(described, records)})
-    return described.model_copy(update={"metadata": metadata}), records
+class Package(Step[PackageRequest]):
+    """Writes artifact.json, manifest.json and provenance.json, and model/: the config, and the tokenizer's files."""
 
+    name = label = "package"
+    Request = PackageRequest
+    scope = "artifact"
+    worker = "here"
+    # All that had a hand in the artifact: provenance.json tells.
+    packages = ("furiosa_build", "python", "torch", "transformers", "numpy", "safetensors")
+    backend_tools = True
+    product = "a copy for the artifact"
+    kept = "output"
 
-def write(built: Package, output: Path) -> None:
-    """Writes the package's own three files."""
-    (output / ARTIFACT_FILE).write_bytes(to_json(built.artifact))
-    (output / PROVENANCE_FILE).write_bytes(to_json(built.provenance))
-    (output / MANIFEST_FILE).write_bytes(to_json(built.manifest))
+    def plan(self, site: Site) -> Entry:
+        reads = _reads(site.model, site.kv_blocks)
+        if DRAFT in site.models:
+            reads["draft"] = _reads(site.models[DRAFT], site.kv_blocks)
+        # A checkpoint is what parameters are made of; the artifact has none.
+        needs = {name: "*" for name, step in site.before.items() if step.step.makes != "checkpoint"}
+        return Entry(self.name, f"publish artifact {site.model.spec.name}", needs, reads)
 
-
-def copy_model_files(directory: Path | None, files: ModelFiles, hf_config: Mapping[str, Any], output: Path) -> None:
-    """Writes what the artifact's model/ directory will hold: the config, and the tokenizer's files as they are."""
-    (output / "config.json").write_bytes(canonical_json(dict(hf_config)))
-    for name in files.files:
-        assert directory is not None
-        shutil.copyfile(directory / name, output / name)
-
-
-def file_record(data: bytes) -> FileRecord:
-    """Size and digest of bytes."""
-    import hashlib
-
-    return FileRecord(size=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-
-def _program_names(programs: list[BuiltProgram]) -> dict[str, str]:
-    """A name for every distinct program: that of the first bucket and kind that use it."""
-    names: dict[str, str] = {}
-    for program in programs:
-        part = f".{program.part}" if program.part else ""
-        names.setdefault(program.identity, f"{program.bucket.name}.{program.kind.name}{part}")
-    return names
-
-
-def _program_files(programs: list[BuiltProgram], names: Mapping[str, str], directory: str) -> dict[str, str]:
-    """The file of every distinct program: of its own name, or of the first program's that it shares a file with."""
-    shared: dict[str, str] = {}
-    files = {}
-    for program in programs:
-        name = names[program.identity]
-        if program.location.entry is not None:
-            name = shared.setdefault(program.record.sha256, name)
-        suffix = PurePath(program.location.file).suffix
-        files[program.identity] = f"{directory}programs/{name}{suffix}"
-    return files
-
-
-def _describe(
-    built: BuiltModel, directory: str, names: Mapping[str, str], files: Mapping[str, str], draft: Artifact | None
-) -> Artifact:
-    plan, programs, parameter_files = built.plan, built.programs, sorted(built.parameters)
-    spec, buckets = plan.spec, plan.spec.buckets
-    beams = buckets.kv_cache_sharing_across_beams_config
-    last_only = spec.model.calculate_logit_only_for_last_token
-    return Artifact(
-        metadata=ArtifactMetadata(
-            artifact_id="",
-            name=spec.name,
-            version=ArtifactVersion(
-                furiosa_llm=furiosa_build.__version__,
-                furiosa_compiler=f"{spec.backend.name} {_torch_release()}",
-            ),
-        ),
-        devices=spec.devices,
-        generator_config=GeneratorConfig(
-            prefill_buckets=list(buckets.prefill_buckets),
-            append_buckets=list(spec.append_buckets),
-            decode_buckets=list(buckets.compiled_decode_buckets),
-            max_seq_len_to_capture=buckets.max_seq_len_to_capture,
-            paged_attention_num_blocks=plan.kv_blocks.count,
-            paged_attention_block_size=buckets.paged_attention_block_size,
-            calculate_logit_only_for_last_token=last_only,
-            kv_cache_sharing_across_beams_config=None if beams is None else KvCacheSharing(**beams.model_dump()),
-            num_speculative_tokens=spec.num_speculative_tokens,
-            default_scheduler_config=SchedulerDefaults(**spec.scheduler.model_dump()),
-        ),
-        hf_config=dict(plan.hf_config),
-        model_metadata=ModelMetadata(
-            pretrained_id=pretrained_id(spec.model),
-            revision=built.others.revision,
-            weights_digest=digest(built.weights.model_dump(mode="json")),
-            seed_for_random_weight=built.weights.seed,
-            architecture=plan.outline.architecture,
-            dtype=plan.outline.dtype,
-            num_hidden_layers=plan.outline.num_layers,
-            layer_prefix=plan.outline.layer_prefix,
-            vocab_size=plan.outline.vocab_size,
-            num_parameters=plan.outline.num_parameters,
-            quantization=plan.quantization,
-        ),
-        model_rewriting_config=ModelRewritingConfig(
-            **spec.rewriting.model_dump(),
-            calculate_logit_only_for_last_token=last_only,
-        ),
-        parallel_config=ParallelConfig(
-            tensor_parallel_size=spec.parallel.tensor_parallel_size,
-            pipeline_parallel_size=spec.parallel.pipeline_parallel_size,
-            data_parallel_size=spec.data_parallel_size,
-        ),
-        backend=spec.backend.name,
-        target=Target(
-            name=spec.target.name, num_elements=spec.target.num_elements, isa=plan.isa, torch=_torch_release()
-        ),
-        programs={
-            names[p.identity]: Program(
-                file=files[p.identity],
-                entry=p.location.entry,
-                kind=p.kind.name,
-                inputs=[TensorSpec.model_validate(spec) for spec in p.graph["inputs"]],
-                outputs=[TensorSpec.model_validate(spec) for spec in p.graph["outputs"]],
-            )
-            for p in reversed(programs)
-        },
-        pipelines=[_pipeline(plan, bucket, programs, names) for bucket in plan.buckets],
-        parameters=[
-            ParameterFiles(
-                stage=stage,
-                rank=rank,
-                files=[
-                    f"{directory}params/{name}"
-                    for name in parameter_files
-                    if name.startswith(f"stage-{stage}-rank-{rank}-")
-                ],
-            )
-            for stage in range(spec.parallel.pipeline_parallel_size)
-            for rank in range(spec.parallel.tensor_parallel_size)
-        ],
-        kv_cache=[
-            KvCacheSpec(
-                layer=layer,
-                stage=_stage_of(plan, layer),
-                dtype=plan.outline.dtype,
-                shape_per_slot=rank_cache_shape(block, spec.parallel.tensor_parallel_size),
-            )
-            for layer, block in sorted(
-                ((layer, block) for block in plan.outline.blocks for layer in block.layers), key=lambda item: item[0]
-            )
-        ],
-        draft=draft,
-    )
-
-
-def _torch_release() -> str:
-    """torch's version without its flavour: `2.13.0` for `2.13.0+cpu`."""
-    return version("torch").partition("+")[0]
-
-
-def _pipeline(plan: Plan, bucket: Bucket, programs: list[BuiltProgram], names: Mapping[str, str]) -> Pipeline:
-    parts: dict[str, list[BuiltProgram]] = {}
-    for program in programs:
-        if program.bucket == bucket:
-            parts.setdefault(program.kind.name, []).append(program)
-    uses = sorted(((use, kind) for kind in plan.kinds[bucket] for use in kind.uses), key=lambda item: item[0].number)
-    tasks = [
-        task
-        for use, kind in uses
-        for program in parts[kind.name]
-        for task in _supertasks(plan, program, names[program.identity], use)
-    ]
-    return Pipeline(
-        name=bucket.name,
-        phase=bucket.phase,
-        batch_size=bucket.batch,
-        query_length=bucket.query,
-        context_length=bucket.context,
-        supertasks=list(with_sends(tasks)),
-    )
-
-
-def _stage_of(plan: Plan, layer: int) -> int:
-    return next(stage for stage, layers in enumerate(plan.stages) if layer in layers)
-
-
-def _supertasks(plan: Plan, program: BuiltProgram, name: str, use: Use) -> Iterator[Supertask]:
-    """A program, and the collectives that follow it."""
-    sources = program.kind.sources
-    activations = [spec["name"] for spec in program.graph["inputs"] if spec["role"] == "activation"]
-    ranks = list(range(plan.spec.parallel.tensor_parallel_size))
-    yield Supertask(
-        kind="comp",
-        program=name,
-        stage=use.stage,
-        ranks=ranks,
-        inputs={argument: sources.get(argument, argument) for argument in activations},
-        outputs=[spec["name"] for spec in program.graph["outputs"]],
-        layers=list(use.layers),
-    )
-    for found in program.collectives:
-        yield Supertask(
-            kind="comm",
-            op=found["op"],
-            stage=use.stage,
-            ranks=ranks,
-            inputs={found["source"]: found["source"]},
-            outputs=[found["result"]],
+    def request(self, step: PlannedStep, made: Made) -> PackageRequest:
+        site = step.site
+        models = {id: _made_model(site, id, made) for id in site.models}
+        inputs = {f"{MODEL}{name}": file.sha256 for name, file in models[""].others.files.items()}
+        for id, model in models.items():
+            for program in model.programs:
+                graphs = made.files(step_name(id, f"partition:{program}"))["graphs.json"]
+                inputs[f"{GRAPHS}{id}:{program}"] = graphs.sha256
+        return PackageRequest(
+            inputs=inputs,
+            models=models,
+            kv_blocks=site.kv_blocks,
+            tools=made.tools(step),
         )
 
+    def run(self, request: PackageRequest, inputs: Inputs, output: Path) -> None:
+        main = request.models[""]
+        directory = output / MODEL
+        directory.mkdir()
+        (directory / "config.json").write_bytes(canonical_json(main.hf_config))
+        for name, path in inputs.under(MODEL).items():
+            shutil.copyfile(path, directory / name)
+        model_files = {path.name: file_record(path.read_bytes()) for path in sorted(directory.iterdir())}
+        built = {
+            id: _built(model, request.kv_blocks, inputs.under(f"{GRAPHS}{id}:")) for id, model in request.models.items()
+        }
+        found = package(built[""], model_files, request.tools, built.get(DRAFT))
+        (output / ARTIFACT_FILE).write_bytes(to_json(found.artifact))
+        (output / PROVENANCE_FILE).write_bytes(to_json(found.provenance))
+        (output / MANIFEST_FILE).write_bytes(to_json(found.manifest))
 
-def rank_cache_shape(block: KindOutline, ranks: int) -> list[int]:
-    """[KV heads, head size] that a rank keeps of a token."""
-    heads, size = block.cache_shape
-    return [max(heads // ranks, 1), size]
+    def work(self, step: PlannedStep, costs: Costs) -> Work:
+        return Work(costs.files, costs.files) if costs.is_copied else Work()
+
+
+def _reads(model: ModelPlan, kv_blocks: int) -> dict[str, Any]:
+    return {
+        **resolved_recipe(model.spec),
+        "kv_blocks": kv_blocks,
+        "isa": model.isa,
+        "hf_config": dict(model.hf_config),
+        "outline": model.outline.model_dump(mode="json"),
+    }
+
+
+def _made_model(site: Site, model_id: str, made: Made) -> MadeModel:
+    model = site.models[model_id]
+
+    def files(own_name: str) -> dict[str, FileRecord]:
+        found = made.files(step_name(model_id, own_name))
+        return {name: FileRecord(size=file.size, sha256=file.sha256) for name, file in found.items()}
+
+    fetched = step_name(model_id, "fetch")
+    programs = [f"{bucket.name}:{kind.name}" for bucket, kinds in model.kinds.items() for kind in kinds]
+    return MadeModel(
+        spec=portable_spec(model.spec),
+        hf_config=dict(model.hf_config),
+        outline=model.outline,
+        isa=model.isa,
+        schemes=dict(model.schemes),
+        programs={program: files(f"compile:{program}") for program in programs},
+        parameters={} if model.spec.rewriting.embed_all_constants_into_graph else files("partition:weights"),
+        weights=Source.model_validate(made.json(fetched, WEIGHTS)),
+        others=ModelFiles.model_validate(made.json(fetched, MODEL_FILES)),
+    )
+
+
+def _built(made: MadeModel, kv_blocks: int, graphs: Mapping[str, Path]) -> BuiltModel:
+    plan = ModelPlan(made.spec, made.hf_config, made.outline, made.isa, made.schemes)
+    programs = [
+        program
+        for bucket, kinds in plan.kinds.items()
+        for kind in kinds
+        for program in _programs(made, bucket, kind, graphs[f"{bucket.name}:{kind.name}"])
+    ]
+    return BuiltModel(plan, kv_blocks, programs, made.parameters, made.weights, made.others)
+
+
+def _programs(made: MadeModel, bucket: Bucket, kind: Kind, graphs: Path) -> Iterator[BuiltProgram]:
+    """The programs of a kind of supertask, each with the signature of its graph."""
+    files, backend = made.programs[f"{bucket.name}:{kind.name}"], get_backend(made.spec.backend.name)
+    cut = json.loads(graphs.read_bytes())
+    for number, (graph, collectives) in enumerate(zip(cut["parts"], cut["collectives"], strict=True)):
+        location = backend.locate(number)
+        if made.spec.rewriting.embed_all_constants_into_graph:
+            graph["inputs"] = [spec for spec in graph["inputs"] if spec["role"] != "parameter"]
+        yield BuiltProgram(bucket, kind, number, location, files[location.file], graph, collectives)

@@ -13,7 +13,8 @@ from typing import Any
 import furiosa_build
 from furiosa_build.artifact.schema import DRAFT_DIRECTORY, FileRecord
 from furiosa_build.core.canonical_json import digest
-from furiosa_build.plan.planner import Plan, pretrained_id, resolved_recipe
+from furiosa_build.plan.model import ModelPlan
+from furiosa_build.plan.resolved import resolved_recipe
 from furiosa_build.weights.listing import ModelFiles, Source
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -23,7 +24,7 @@ BUILDER = "urn:furiosa-build"
 
 
 def provenance(
-    models: Sequence[tuple[Plan, Source, ModelFiles]], subjects: Mapping[str, FileRecord], tools: Mapping[str, str]
+    models: Sequence[tuple[ModelPlan, Source, ModelFiles]], subjects: Mapping[str, FileRecord], tools: Mapping[str, str]
 ) -> dict[str, Any]:
     """The statement. No path of this machine, no user and no time is in it.
 
@@ -76,14 +77,14 @@ def project_digest() -> str:
     return digest({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
 
 
-def _dependencies(plan: Plan, weights: Source, others: ModelFiles, directory: str) -> list[dict[str, Any]]:
+def _dependencies(plan: ModelPlan, weights: Source, others: ModelFiles, directory: str) -> list[dict[str, Any]]:
     """`directory`: what tells the draft's files from those of the model."""
     files = {**weights.files, **others.files}
     found: list[dict[str, Any]] = [
         {"name": f"{directory}{name}", "digest": {"sha256": file.sha256}} for name, file in sorted(files.items())
     ]
     if others.revision is not None:
-        name = pretrained_id(plan.spec.model)
+        name = plan.pretrained_id
         found.insert(
             0,
             {

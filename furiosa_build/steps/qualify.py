@@ -20,12 +20,24 @@ from furiosa_build.core.files import link_or_copy
 from furiosa_build.core.progress import advance, expect
 from furiosa_build.ir.outline import Outline
 from furiosa_build.quant.scheme import QuantScheme, scheme
-from furiosa_build.steps.base import Inputs, Step
-from furiosa_build.steps.weights import WeightsRequest, open_weights
+from furiosa_build.steps.base import Entry, Inputs, Likeness, Made, Step, Work
+from furiosa_build.steps.weights import (
+    CHECKPOINT,
+    SOURCE,
+    WeightsRequest,
+    open_weights,
+    parameters_of,
+    scheme_of,
+    size_of,
+    weights_request,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from furiosa_build.plan.budget.costs import Costs
+    from furiosa_build.plan.budget.durations import KnownStep
+    from furiosa_build.plan.planner import PlannedStep, Site
     from furiosa_build.weights.source import TensorSource
 
 OUTPUT = "qualification.json"
@@ -45,8 +57,49 @@ class Qualify(Step[WeightsRequest]):
     Raises StepError when the artifact does not run, RuntimeError when it says something else than the model.
     """
 
-    name = "qualify"
+    name = label = "qualify"
     Request = WeightsRequest
+    scope = "artifact"
+    alone = True
+    packages = ("torch", "transformers", "numpy", "tokenizers")
+    modules = ("furiosa_build.runtime.probe",)
+    backend_code = uses_schemes = True
+
+    def plan(self, site: Site) -> Entry:
+        model, written = site.model, site.model.writes_checkpoint
+        # The artifact's id, which artifact.json has, stands for all files but provenance.json.
+        artifact = {"package": "artifact.json"}
+        return Entry(
+            self.name,
+            "load the artifact in a fresh process, generate, compare with the eager reference",
+            needs=artifact | ({site.maker("checkpoint"): CHECKPOINT} if written else {"fetch": SOURCE}),
+            reads={
+                "schemes": dict(model.schemes),
+                "parameters": parameters_of(model),
+                "hf_config": dict(model.hf_config),
+            },
+        )
+
+    def request(self, step: PlannedStep, made: Made) -> WeightsRequest:
+        weights = weights_request(step, made)
+        inputs = {f"{WEIGHTS}{name}": sha256 for name, sha256 in weights.inputs.items()}
+        manifest = Manifest.model_validate(made.json("package", MANIFEST_FILE))
+        inputs |= {f"{ARTIFACT}{name}": file.sha256 for name, file in manifest.files.items()}
+        inputs[f"{ARTIFACT}{MANIFEST_FILE}"] = made.files("package")[MANIFEST_FILE].sha256
+        return weights.model_copy(update={"inputs": inputs})
+
+    def work(self, step: PlannedStep, costs: Costs) -> Work:
+        sizes = costs.of(step)
+        return Work(costs.files + (sizes.files if step.model.schemes else sizes.weights))
+
+    def held(self, step: PlannedStep, costs: Costs) -> int:
+        sizes = costs.of(step)
+        return max(sizes.probe, sizes.reference)
+
+    def likeness(self, step: KnownStep) -> Likeness:
+        artifact, schemes = step.needs["package"], scheme_of(step.reads)
+        drawn = step.is_drawn and schemes == "none"
+        return Likeness((artifact["backend"]["name"], schemes, drawn), size_of(artifact["outline"]["parameters"]))
 
     def run(self, request: WeightsRequest, inputs: Inputs, output: Path) -> None:
         artifact = output / "artifact"

@@ -7,16 +7,32 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.canonical_json import canonical_json
 from furiosa_build.core.progress import expect
 from furiosa_build.ir.outline import Outline
 from furiosa_build.quant.compressed_tensors import quantization_config
 from furiosa_build.quant.scheme import scheme
-from furiosa_build.steps.base import Inputs, Step
-from furiosa_build.steps.weights import LARGEST_FILE, WeightsRequest, described, open_weights
+from furiosa_build.steps.base import Entry, Inputs, Likeness, Made, Step, Work
+from furiosa_build.steps.weights import (
+    LARGEST_FILE,
+    SOURCE,
+    WeightsRequest,
+    described,
+    open_weights,
+    parameters_of,
+    scheme_of,
+    size_of,
+    weights_request,
+)
 from furiosa_build.weights.hf_layout import INDEX_FILE
+
+if TYPE_CHECKING:
+    from furiosa_build.plan.budget.costs import Costs
+    from furiosa_build.plan.budget.durations import KnownStep
+    from furiosa_build.plan.model import ModelPlan
+    from furiosa_build.plan.planner import PlannedStep, Site
 
 CONFIG = "config.json"
 
@@ -27,11 +43,53 @@ class Quantize(Step[WeightsRequest]):
     When there is nothing to quantize only config.json is written: the source is the checkpoint.
     """
 
-    name = "quantize"
+    name = label = "quantize"
     Request = WeightsRequest
+    makes = "checkpoint"
+    packages = ("torch", "numpy")
+    uses_schemes = True
+
+    def plan(self, site: Site) -> Entry:
+        model = site.model
+        return Entry(
+            self.name,
+            _description(model),
+            needs={site.name_of("fetch"): SOURCE},
+            reads={
+                "schemes": dict(model.schemes),
+                **({"taken": True} if model.taken else {}),
+                "parameters": parameters_of(model),
+                "architecture": model.outline.architecture,
+                "hf_config": dict(model.hf_config),
+            },
+        )
+
+    def request(self, step: PlannedStep, made: Made) -> WeightsRequest:
+        return weights_request(step, made, of_checkpoint=False)
+
+    def work(self, step: PlannedStep, costs: Costs) -> Work:
+        sizes = costs.of(step)
+        return Work(sizes.weights, sizes.files) if step.model.writes_checkpoint else Work()
+
+    def held(self, step: PlannedStep, costs: Costs) -> int:
+        return costs.of(step).largest_weight if step.model.writes_checkpoint else 0
+
+    def likeness(self, step: KnownStep) -> Likeness:
+        schemes = scheme_of(step.reads)
+        if schemes == "none" or "taken" in step.reads:  # it looks at the weights' shapes
+            return Likeness(("none",))
+        return Likeness((schemes, step.is_drawn), size_of(step.reads["parameters"]))
 
     def run(self, request: WeightsRequest, inputs: Inputs, output: Path) -> dict[str, str]:
         return _write(request, inputs, output)
+
+
+def _description(model: ModelPlan) -> str:
+    if model.taken:
+        return f"{model.checkpoint_name} is quantized: check its {len(model.schemes)} {model.quantization} weights"
+    if not model.schemes:
+        return "no quantization: check the weights"
+    return f"quantize {len(model.schemes)} weights to {model.quantization}"
 
 
 def _write(request: WeightsRequest, inputs: Inputs, output: Path) -> dict[str, str]:

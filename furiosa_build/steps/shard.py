@@ -7,18 +7,32 @@ someone else's checkpoint are copied: they may change, and their scales may have
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from furiosa_build.core.files import link_or_copy
 from furiosa_build.core.progress import expect
 from furiosa_build.ir.sharding import Share
 from furiosa_build.quant.scheme import QuantScheme, scheme
-from furiosa_build.steps.base import Inputs, Step
-from furiosa_build.steps.weights import LARGEST_FILE, WeightsRequest, open_weights, weight_files
+from furiosa_build.steps.base import Entry, Inputs, Likeness, Made, Step, Work
+from furiosa_build.steps.weights import (
+    CHECKPOINT,
+    LARGEST_FILE,
+    SOURCE,
+    WeightsRequest,
+    open_weights,
+    parameters_of,
+    size_of,
+    weight_files,
+    weights_request,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from furiosa_build.plan.budget.costs import Costs
+    from furiosa_build.plan.budget.durations import KnownStep
+    from furiosa_build.plan.model import ModelPlan
+    from furiosa_build.plan.planner import PlannedStep, Site
     from furiosa_build.weights.source import TensorSource
 
 
@@ -26,7 +40,41 @@ class Shard(Step[WeightsRequest]):
     """Writes or links `stage-S-rank-R-*.safetensors`. The inputs are the checkpoint."""
 
     name = "shard"
+    label = "partition:weights"
     Request = WeightsRequest
+    packages = ("torch", "numpy")
+    uses_schemes = True
+
+    def plan(self, site: Site) -> Entry:
+        model, checkpoint = site.model, {site.maker("checkpoint"): CHECKPOINT}
+        parameters = parameters_of(model)
+        return Entry(
+            self.label,
+            f"lay out {len(parameters)} parameters for {_elements(model)}",
+            needs=checkpoint if model.writes_checkpoint else {site.name_of("fetch"): SOURCE, **checkpoint},
+            reads={
+                "parameters": parameters,
+                **({"schemes": dict(model.schemes)} if model.taken else {}),
+                **(_divided(model) if model.spec.parallel.is_divided else {}),
+            },
+        )
+
+    def request(self, step: PlannedStep, made: Made) -> WeightsRequest:
+        return weights_request(step, made)
+
+    def work(self, step: PlannedStep, costs: Costs) -> Work:
+        sizes = costs.of(step)
+        if not step.model.writes_checkpoint:
+            return Work(sizes.weights, sizes.files)
+        return Work(sizes.files, sizes.files) if step.model.spec.parallel.is_divided else Work()
+
+    def held(self, step: PlannedStep, costs: Costs) -> int:
+        return 0 if step.model.writes_checkpoint else costs.of(step).largest_weight
+
+    def likeness(self, step: KnownStep) -> Likeness:
+        if "fetch" not in step.needs:  # it links what quantize has written
+            return Likeness((False,))
+        return Likeness((True, step.is_drawn), size_of(step.reads["parameters"]))
 
     def run(self, request: WeightsRequest, inputs: Inputs, output: Path) -> dict[str, str]:
         if not request.schemes or request.taken or request.ranks > 1 or len(request.stages) > 1:
@@ -36,6 +84,23 @@ class Shard(Step[WeightsRequest]):
         for name, path in checkpoint.items():
             link_or_copy(path, output / names[name])
         return {names[name]: request.inputs[name] for name in checkpoint}
+
+
+def _elements(model: ModelPlan) -> str:
+    return f"{len(model.stages)} stages of {model.ranks} ranks" if model.spec.parallel.is_divided else "stage 0, rank 0"
+
+
+def _divided(model: ModelPlan) -> dict[str, Any]:
+    """How the model is divided, which parameters the first and the last stage need, and what belongs to a layer."""
+    parallel, outline = model.spec.parallel, model.outline
+    return {
+        "parallel": [model.ranks, parallel.pipeline_parallel_size, *(parallel.num_blocks_per_pp_stage or ())],
+        "roles": {
+            "layer_prefix": outline.layer_prefix,
+            "first": outline.first_parameters,
+            "last": outline.last_parameters,
+        },
+    }
 
 
 def _write(request: WeightsRequest, inputs: Inputs, output: Path) -> dict[str, str]:

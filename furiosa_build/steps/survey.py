@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from furiosa_build.steps.base import Inputs, Request, Step
+from furiosa_build.steps.base import Inputs, Job, Request
 
 OUTPUT = "outline.json"
 
@@ -16,11 +16,12 @@ class SurveyRequest(Request):
     hf_config: dict[str, Any]
 
 
-class Survey(Step[SurveyRequest]):
+class Survey(Job[SurveyRequest]):
     """Writes outline.json."""
 
     name = "survey"
     Request = SurveyRequest
+    packages = ("torch", "transformers")
 
     def run(self, request: SurveyRequest, inputs: Inputs, output: Path) -> None:
         from furiosa_build.models.analyze import survey

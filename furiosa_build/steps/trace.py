@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.canonical_json import canonical_json
 from furiosa_build.ir.segment import Segment
 from furiosa_build.ir.sharding import Cut
-from furiosa_build.steps.base import Inputs, Request, Step
+from furiosa_build.steps.base import Entry, Inputs, Likeness, Made, Request, Step, Work
+
+if TYPE_CHECKING:
+    from furiosa_build.plan.budget.costs import Costs
+    from furiosa_build.plan.budget.durations import KnownStep
+    from furiosa_build.plan.planner import PlannedStep, Site
 
 OUTPUT = "graphs.json"
 
@@ -39,7 +44,39 @@ class Trace(Step[TraceRequest]):
     """Writes graphs.json: a `models.partition.CutGraph`."""
 
     name = "trace"
+    label = "partition"
     Request = TraceRequest
+    scope = "program"
+    packages = ("torch", "transformers")
+    uses_schemes = True
+    product = "programs"
+
+    def plan(self, site: Site) -> Entry:
+        bucket, kind = site.program
+        return Entry(
+            f"partition:{bucket.name}:{kind.name}",
+            f"trace {site.program_text}",
+            needs={},
+            reads=_reads(site),
+        )
+
+    def request(self, step: PlannedStep, made: Made) -> TraceRequest:
+        model, (bucket, kind) = step.model, step.site.program
+        return TraceRequest(
+            hf_config=dict(model.hf_config),
+            schemes=dict(model.schemes),
+            cuts={name: p.cut for name, p in model.outline.parameters.items() if p.cut is not None},
+            ranks=model.ranks,
+            segment=kind.segment,
+            bucket=(bucket.batch, bucket.query, bucket.context),
+            last_token_only=model.spec.model.calculate_logit_only_for_last_token,
+        )
+
+    def work(self, step: PlannedStep, costs: Costs) -> Work:
+        return Work(0, costs.of(step).graph)
+
+    def likeness(self, step: KnownStep) -> Likeness:
+        return Likeness((step.role, bool(step.reads["schemes"])))
 
     def run(self, request: TraceRequest, inputs: Inputs, output: Path) -> None:
         from furiosa_build.models.tracing import BucketShape, Tracer
@@ -47,3 +84,25 @@ class Trace(Step[TraceRequest]):
         tracer = Tracer(request.hf_config, request.schemes, request.cuts, request.ranks)
         graph = tracer.trace(BucketShape(*request.bucket), request.segment, request.last_token_only)
         (output / OUTPUT).write_bytes(canonical_json(graph.model_dump(mode="json")))
+
+
+def _reads(site: Site) -> dict[str, Any]:
+    """What shapes a graph. Not which layers it is for: those of a kind trace to the same."""
+    model, (bucket, kind) = site.model, site.program
+    outline, segment = model.outline, kind.segment
+    reads: dict[str, Any] = {
+        "segment": segment.model_dump(mode="json", exclude={"layers"}),
+        "signatures": [
+            *([outline.first_signature] if segment.first else []),
+            *(block.outline.signature for block in kind.blocks),
+            *([outline.last_signature] if segment.last else []),
+        ],
+        "schemes": {**kind.schemes, **{f"{i}.{n}": s for i, b in enumerate(kind.blocks) for n, s in b.schemes.items()}},
+        "bucket": [bucket.batch, bucket.query, bucket.context],
+    }
+    if model.ranks > 1:
+        reads["ranks"] = model.ranks
+        reads["cuts"] = {name: cut.model_dump() for name, cut in model.cuts_of(kind).items()}
+    if segment.last:
+        reads["last_token_only"] = model.spec.model.calculate_logit_only_for_last_token
+    return reads

@@ -6,18 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from furiosa_build.ir.outline import Outline
-from furiosa_build.steps.base import Request
+from furiosa_build.ir.outline import Outline, ParameterOutline
+from furiosa_build.quant.scheme import summary
+from furiosa_build.steps.base import Made, Request
+from furiosa_build.weights import listing
 
 if TYPE_CHECKING:
+    from furiosa_build.plan.model import ModelPlan
+    from furiosa_build.plan.planner import PlannedStep
     from furiosa_build.weights.source import TensorSource
 
 LARGEST_FILE = 4 << 30
 """Bytes in one file of parameters."""
 
+SOURCE, CHECKPOINT = listing.WEIGHTS, "*.safetensors"
+"""What steps take of `fetch` and of the step that makes the checkpoint. What else these write, such as a tokenizer's
+files, does not make them run again."""
+
 
 class WeightsRequest(Request):
-    """A step that reads weights: its inputs are their files, those of the source or those that `quantize` has written.
+    """A step that reads weights: its inputs are their files, those of the source or those of the checkpoint.
 
     Attributes:
         outline: The model.
@@ -36,6 +44,45 @@ class WeightsRequest(Request):
     taken: bool = False
     ranks: int
     stages: list[list[int]]
+
+
+def weights_request(step: PlannedStep, made: Made, of_checkpoint: bool = True) -> WeightsRequest:
+    """The request of a step that reads weights: those of the checkpoint, if there is one, or those of the source."""
+    model, site = step.model, step.site
+    written = of_checkpoint and model.writes_checkpoint
+    source = listing.Source.model_validate(made.json(site.name_of("fetch"), listing.WEIGHTS))
+    files = made.files(checkpoint_of(step)) if written else source.files
+    return WeightsRequest(
+        inputs={name: file.sha256 for name, file in files.items() if name.endswith(".safetensors")},
+        outline=model.outline,
+        hf_config=dict(model.hf_config),
+        schemes=dict(model.schemes),
+        seed=None if written else source.seed,
+        taken=model.taken,
+        ranks=model.ranks,
+        stages=model.stages,
+    )
+
+
+def checkpoint_of(step: PlannedStep) -> str:
+    """The step whose checkpoint a step takes: the one that it needs of those that make one."""
+    [maker] = [name for name in step.needs if step.site.before[name].step.makes == "checkpoint"]
+    return maker
+
+
+def parameters_of(model: ModelPlan) -> dict[str, Any]:
+    """The model's parameters as plain data, for keys."""
+    return {name: parameter.model_dump() for name, parameter in model.outline.parameters.items()}
+
+
+def size_of(parameters: Mapping[str, Any]) -> int:
+    """Bytes of such parameters before they are quantized."""
+    return sum(ParameterOutline.model_validate(parameter).layout.nbytes for parameter in parameters.values())
+
+
+def scheme_of(reads: Mapping[str, Any]) -> str:
+    """The schemes that a step's quantized parameters have, by what it reads; `none` if there are no such."""
+    return summary(reads.get("schemes", {}).values())
 
 
 def weight_files(files: Mapping[str, Path]) -> dict[str, Path]:

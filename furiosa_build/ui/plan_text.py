@@ -9,25 +9,26 @@ from typing import TYPE_CHECKING, Any
 from furiosa_build.core.text import count_text, duration_text, size_text
 from furiosa_build.plan.budget.describe import available_text, kv_blocks_text, lowered_text, need_text, shortage_lines
 from furiosa_build.plan.budget.placement import placement
-from furiosa_build.plan.planner import DRAFT
+from furiosa_build.plan.model import DRAFT, step_name
 from furiosa_build.ui.lines import placement_lines, random_note
 
 if TYPE_CHECKING:
     from furiosa_build.build.build import Build
+    from furiosa_build.build.models import OpenModel
     from furiosa_build.core.system import Machine
     from furiosa_build.plan.budget.costs import Need
     from furiosa_build.plan.budget.preflight import Preflight
-    from furiosa_build.plan.planner import Plan
+    from furiosa_build.plan.model import ModelPlan
 
 
 def plan_text(build: Build, machine: Machine | None = None) -> str:
     """The steps with their state, what each bucket compiles, and what the build needs. `machine`: not this one."""
     plan, spec = build.plan, build.spec
     lines = [
-        f"recipe {spec.name}: {_model_text(plan)}",
-        f"target {spec.target.name} ({plan.isa}), backend {spec.backend.name}, devices {spec.devices}",
+        f"recipe {spec.name}: {_model_text(plan.model)}",
+        f"target {spec.target.name} ({plan.model.isa}), backend {spec.backend.name}, devices {spec.devices}",
         *random_note(spec.model.seed_for_random_weight),
-        *_checkpoint_note(build),
+        *_checkpoint_note(build.models[""]),
         *_draft_lines(build),
         *placement_lines(placement(plan)),
         "steps",
@@ -37,10 +38,10 @@ def plan_text(build: Build, machine: Machine | None = None) -> str:
     for name, step in plan.steps.items():
         lines.append(f"  {'to do' if name in figures.work else 'done '}  {name:{width}}  {step.description}")
     lines.append("buckets")
-    for model, prefix in zip(plan.models, ("", DRAFT), strict=False):
+    for model_id, model in plan.models.items():
         for bucket, found in model.kinds.items():
             kinds = ", ".join(f"{k.name} ({len(k.layers)} layers)" if k.layers else k.name for k in found)
-            lines.append(f"  {prefix + bucket.name:{width}}  compiles {kinds}")
+            lines.append(f"  {step_name(model_id, bucket.name):{width}}  compiles {kinds}")
     lines += ["needs", *(f"  {line}" for line in _need_lines(build, figures))]
     if figures.shortages:
         lines += ["A BUILD WOULD BE REFUSED", *shortage_lines(figures)]
@@ -48,14 +49,14 @@ def plan_text(build: Build, machine: Machine | None = None) -> str:
     return "\n".join(lines)
 
 
-def _model_text(plan: Plan) -> str:
-    quantized = f"{plan.quantization}, {len(plan.schemes())} weights" if plan.schemes() else "no quantization"
-    outline = plan.outline
+def _model_text(model: ModelPlan) -> str:
+    quantized = f"{model.quantization}, {len(model.schemes)} weights" if model.schemes else "no quantization"
+    outline = model.outline
     return f"{outline.architecture}, {count_text(outline.num_parameters)} parameters, {outline.dtype}, {quantized}"
 
 
 def _draft_lines(build: Build) -> Iterator[str]:
-    draft, plan = build.draft, build.plan.draft
+    draft, plan = build.models.get(DRAFT), build.plan.draft
     if draft is None or plan is None:
         return
     proposed = build.spec.num_speculative_tokens
@@ -134,8 +135,8 @@ def _need_data(need: Need) -> dict[str, Any]:
     return {"what": need.what, "needed": need.needed, "parts": dict(need.parts), "available": need.available}
 
 
-def _checkpoint_note(build: Build) -> list[str]:
-    if build.checkpoint is None:
+def _checkpoint_note(model: OpenModel) -> list[str]:
+    if model.checkpoint is None:
         return []
-    path = build.spec.quantization.quantize_artifact_path
-    return [f"quantized checkpoint {path}: {build.checkpoint.described}"]
+    path = model.spec.quantization.quantize_artifact_path
+    return [f"quantized checkpoint {path}: {model.checkpoint.described}"]

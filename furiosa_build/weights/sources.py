@@ -9,11 +9,13 @@ from typing import Any
 from furiosa_build.core.errors import UserError
 from furiosa_build.core.file_digests import HashMemory
 from furiosa_build.core.progress import expect
+from furiosa_build.ir.outline import ParameterOutline
 from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
 from furiosa_build.recipe.schema import BuildSpec
+from furiosa_build.weights.describe import describe
 from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, check_weight_file, list_files, source_files
 from furiosa_build.weights.hub import resolve_commit
-from furiosa_build.weights.listing import PARAM_FILE, SourceFile
+from furiosa_build.weights.listing import PARAM_FILE, ModelFiles, Source, SourceFile
 from furiosa_build.weights.locate import checkpoint_directory, local_directory, locate, param_file, read_config
 from furiosa_build.weights.quantized import read_checkpoint
 
@@ -79,6 +81,10 @@ class Sources:
             if file.name not in (*MODEL_FILES, INDEX_FILE):
                 check_weight_file(file)  # Before its terabytes are read, if that is what it says.
             self._hashes.hash(file)
+
+    def describe(self, parameters: Mapping[str, ParameterOutline]) -> tuple[Source, ModelFiles]:
+        """The files, read and listed by digest; `parameters` are those that are drawn where weights are random."""
+        return describe(self._model, self._roots, parameters, self._hashes.hash, self.quantized)
 
     def unchanged_directory(self, files: Mapping[str, SourceFile], revision: str | None) -> Path:
         """Where the model's files are. Raises UserError when `files` are not as they were fetched."""

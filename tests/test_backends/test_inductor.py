@@ -14,7 +14,7 @@ from furiosa_build.backends.eager import EagerBackend
 from furiosa_build.backends.graph import Graph
 from furiosa_build.backends.inductor import InductorBackend
 from furiosa_build.backends.inductor.compiler import path_free_compiler
-from furiosa_build.build.executors.local import Pool
+from furiosa_build.build.executors.local import WorkerPool
 from furiosa_build.core.errors import UserError
 from furiosa_build.ir.segment import Segment
 from furiosa_build.models.partition import CutGraph
@@ -40,16 +40,17 @@ LAYER = {
 @pytest.fixture(scope="module")
 def compile_graph() -> Iterator[Callable[..., Path]]:
     """Compiles (graph, directory, scratch) as a build does, in a worker process; returns the program."""
-    isa, pool = InductorBackend().isa("native"), Pool(1)
+    isa, places = InductorBackend().isa("native"), dict[str, Inputs]()
+    pool = WorkerPool(1, lambda request: places[request.inputs[GRAPHS]])
 
     def compile_graph(graph: Graph, directory: Path, scratch: Path, **options: Option) -> Path:
         output = directory / "output"
         output.mkdir(parents=True)
         graphs = CutGraph(parts=[graph.data], collectives=[[]])
         (directory / "graphs.json").write_text(graphs.model_dump_json())
-        request = CompileRequest(backend="inductor", isa=isa, options=options)
-        found = Inputs({GRAPHS: directory / "graphs.json"}, scratch)
-        pool.run("compile:test", Compile(), request, found, output, directory / "log")
+        places[str(directory)] = Inputs({GRAPHS: directory / "graphs.json"}, scratch)
+        request = CompileRequest(inputs={GRAPHS: str(directory)}, backend="inductor", isa=isa, options=options)
+        pool.run("compile:test", Compile(), request, output, directory / "log")
         return output / "program-0.so"
 
     yield compile_graph

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from user_directory import CONFIG, RANDOM, UserDirectory, make_model, make_user_directory, run, steps_in_this_process
 
 import furiosa_build.artifact.writer
-import furiosa_build.backends
+import furiosa_build.backends.registry
 import furiosa_build.core.file_digests
 import furiosa_build.core.files
 from furiosa_build.artifact.reader import open_artifact
@@ -406,7 +406,7 @@ def test_a_step_that_fails_is_not_recorded_and_what_is_finished_stays(
     new: UserDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("furiosa_build.steps.shard.run", Mock(side_effect=ZeroDivisionError))
+        patch.setattr("furiosa_build.steps.shard.Shard.run", Mock(side_effect=ZeroDivisionError))
         with pytest.raises(StepError, match="step partition:weights failed: ZeroDivisionError") as caught:
             new.build()
     assert Path(caught.value.log).parent == new.store / "logs"
@@ -531,7 +531,7 @@ def test_a_backend_of_another_package_builds(user: UserDirectory, monkeypatch: p
         assert group == "furiosa_build.backends"
         return [SimpleNamespace(name="mine", load=lambda: MyBackend)]
 
-    monkeypatch.setattr(furiosa_build.backends, "entry_points", entry_points)
+    monkeypatch.setattr(furiosa_build.backends.registry, "entry_points", entry_points)
     compiles = [name.replace("partition", "compile") for name in TRACES]
     assert sorted(user.build("backend.name=mine")) == sorted([*compiles, *ARTIFACT])
     assert user.latest().backend == "mine"

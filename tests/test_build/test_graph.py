@@ -19,6 +19,7 @@ from user_directory import UserDirectory, make_built_directory, make_user_direct
 
 from furiosa_build.build import graph
 from furiosa_build.build.build import Build
+from furiosa_build.build.publish import Publication
 from furiosa_build.core.errors import StepError, UserError
 from furiosa_build.ui.console import ConsoleLines, error_lines
 
@@ -247,7 +248,7 @@ def test_the_error_of_a_step_is_the_last_thing_said(
     error: UserError | StepError,
     status: int,
 ) -> None:
-    monkeypatch.setattr("furiosa_build.steps.quantize.run", Mock(side_effect=error))
+    monkeypatch.setattr("furiosa_build.steps.quantize.Quantize.run", Mock(side_effect=error))
     build = user.open()
     assert run(build) == status
     said = capsys.readouterr()
@@ -263,7 +264,7 @@ def test_an_error_of_this_program_shows_where_it_comes_from(
     user: UserDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And ends with the status of a step that failed, not with that of bad input."""
-    monkeypatch.setattr(Build, "_publish", Mock(side_effect=AssertionError("a bug")))
+    monkeypatch.setattr(Publication, "publish", Mock(side_effect=AssertionError("a bug")))
     assert run(user.open()) == 3
     err = capsys.readouterr().err
     assert err.startswith("Traceback")

@@ -22,6 +22,7 @@ from user_directory import (
 )
 
 from furiosa_build.build.build import Build
+from furiosa_build.build.executors.local import WorkerPool
 from furiosa_build.core.errors import PreflightError
 from furiosa_build.core.system import Machine
 from furiosa_build.store import Store
@@ -119,8 +120,8 @@ def test_a_build_with_nothing_to_do_asks_nothing(built: UserDirectory, monkeypat
         raise AssertionError(arguments)
 
     monkeypatch.setattr(Store, "records", asked)
-    monkeypatch.setattr("furiosa_build.build.this_machine", asked)
-    monkeypatch.setattr("furiosa_build.build.disk_of", asked)
+    monkeypatch.setattr("furiosa_build.build.estimates.this_machine", asked)
+    monkeypatch.setattr("furiosa_build.build.estimates.disk_of", asked)
     build = built.open()
     assert build.begin(build.plan.steps) == []
     build.close()
@@ -135,7 +136,9 @@ def test_fewer_compile_workers_than_asked_and_it_is_said(fresh: UserDirectory) -
     assert begin(build, FOR_TWO) == [
         "num_compile_workers: 4 asked for, the memory is for 2 (1.07 GB available, each takes 300 MB)"
     ]
-    assert build._pools.compilers._workers == 2
+    compilers = build.executors["compiler"]
+    assert isinstance(compilers, WorkerPool)
+    assert compilers.workers == 2
 
 
 def test_without_memory_it_is_refused(fresh: UserDirectory) -> None:
@@ -287,7 +290,7 @@ def test_llama3_405b_is_planned_without_weights(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
     build = fresh.open(recipe="llama3-405b-fp8")
     figures = build.preflight(machine=BIG)
-    source = 2 * build.plan.outline.num_parameters
+    source = 2 * build.plan.model.outline.num_parameters
     assert figures.disks[0].parts["download"] == source
     assert source == pytest.approx(811.7 * GB, rel=0.001)
     assert figures.device.parts["KV cache"] == 16 * (4096 + 1) * 126 * 2 * 8 * 128 * 2

@@ -55,7 +55,7 @@ def test_a_bug_is_told_apart_from_the_events(user: UserDirectory, monkeypatch: p
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("furiosa_build.steps.fetch.run", broken)
+    monkeypatch.setattr("furiosa_build.steps.fetch.Fetch.run", broken)
     with steps_in_this_process():
         ran = furiosa_build(user, "build", "tiny", "--json")
     assert ran.status == 3

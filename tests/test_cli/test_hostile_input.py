@@ -25,7 +25,7 @@ from user_directory import (
 from furiosa_build.core.errors import UserError
 from furiosa_build.core.file_digests import HashMemory
 from furiosa_build.recipe.schema import ModelSpec
-from furiosa_build.steps import fetch
+from furiosa_build.weights.describe import describe
 from furiosa_build.weights.hf_layout import LARGEST_JSON, LARGEST_PARSED, check_file, check_weight_file, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -212,7 +212,7 @@ def test_a_weight_file_of_the_hub_is_judged_before_it_is_hashed(tmp_path: Path) 
     safetensors(b"{}", HUGE, 1 << 63)(tmp_path)
     model = ModelSpec(model_id_or_path=str(tmp_path))
     with pytest.raises(UserError, match=UNSOUND):
-        fetch.run(model, (), {}, lambda path: "" if path.name == "config.json" else hash_file(path), tmp_path)
+        describe(model, (), {}, lambda path: "" if path.name == "config.json" else hash_file(path))
 
 
 def test_a_weight_file_of_a_directory_is_judged_before_it_is_hashed(

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from furiosa_build.ir.outline import KindOutline, Outline, ParameterOutline
+from furiosa_build.plan.model import ModelPlan, plan_model
 from furiosa_build.plan.planner import Plan, make_plan
 from furiosa_build.recipe.schema import BuildSpec
+from furiosa_build.steps.registry import STEPS
 
 NORM, QUERY, DOWN = "norm.weight", "attn.q_proj.weight", "mlp.down_proj.weight"
 """The parameters of a layer: a norm and two linear layers."""
@@ -76,8 +78,13 @@ def spec(**sections: Any) -> BuildSpec:
     return BuildSpec.model_validate({**usual, **merged})
 
 
-def plan(of: BuildSpec | None = None, model: Outline | None = None, isa: str = "any") -> Plan:
-    """The plan of `spec()` for `outline()`, unless others are given."""
+def model_plan(of: BuildSpec | None = None, model: Outline | None = None, isa: str = "any") -> ModelPlan:
+    """The model of `plan`."""
     model = model or outline()
     layers = sum(len(block.layers) for block in model.blocks)
-    return make_plan(of or spec(), {"model_type": "test", "num_hidden_layers": layers}, model, isa)
+    return plan_model(of or spec(), {"model_type": "test", "num_hidden_layers": layers}, model, isa)
+
+
+def plan(of: BuildSpec | None = None, model: Outline | None = None, isa: str = "any") -> Plan:
+    """The plan of `spec()` for `outline()`, unless others are given."""
+    return make_plan({"": model_plan(of, model, isa)}, STEPS)

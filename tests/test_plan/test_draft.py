@@ -11,16 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from furiosa_build.core.system import Disk, Machine
-from furiosa_build.plan.budget.costs import Costs, Need, Places
+from furiosa_build.plan.budget.costs import Costs, Need, Places, SourceState
 from furiosa_build.plan.budget.durations import Durations
 from furiosa_build.plan.budget.placement import placement
 from furiosa_build.plan.budget.preflight import Preflight, preflight
 from furiosa_build.plan.budget.sizes import kv_slot_bytes
-from furiosa_build.plan.planner import DRAFT, Plan, Step, make_plan
+from furiosa_build.plan.model import DRAFT, ModelPlan
+from furiosa_build.plan.planner import Plan, PlannedStep, make_plan
 from furiosa_build.recipe.draft import draft_spec
 from furiosa_build.recipe.schema import BuildOptions, BuildSpec
+from furiosa_build.steps.registry import STEPS
 
-from .outlines import outline, plan, spec
+from .outlines import model_plan, outline, plan, spec
 
 GB = 10**9
 MODEL, SMALL = outline(4), outline(1)
@@ -28,21 +30,26 @@ SPECULATIVE: dict[str, Any] = {"speculative": {"recipe": "small"}, "buckets": {"
 STORE, HUB, OUTPUT = (Disk(Path(path), number, None) for number, path in enumerate(("/store", "/hub", "/artifacts")))
 
 
+def small(of: BuildSpec, **sections: Any) -> ModelPlan:
+    """The draft for `of`; `sections` are those of its recipe."""
+    return model_plan(draft_spec(spec(**{"name": "small", **sections}), of, "here"), SMALL)
+
+
 def alone(of: BuildSpec, **sections: Any) -> Plan:
     """The plan of the draft for `of`, as it is by itself."""
-    return plan(draft_spec(spec(**{"name": "small", **sections}), of, "here"), SMALL)
+    return make_plan({"": small(of, **sections)}, STEPS)
 
 
 def both(of: BuildSpec | None = None, **sections: Any) -> Plan:
     """A plan with a draft; `sections` are those of the draft's recipe."""
     of = of or spec(**SPECULATIVE)
-    config = {"model_type": "test", "num_hidden_layers": 4}
-    return make_plan(of, config, MODEL, "any", draft=alone(of, **sections))
+    return make_plan({"": model_plan(of, MODEL), "draft": small(of, **sections)}, STEPS)
 
 
-def factors(step: Step, prefix: str = "") -> tuple[Any, ...]:
+def factors(step: PlannedStep) -> tuple[Any, ...]:
     """What the step's key is made of, but for what others have made."""
-    return step.action, step.reads, {name.removeprefix(prefix): files for name, files in step.needs.items()}
+    needs = {step.site.before[name].name_for(step): files for name, files in step.needs.items()}
+    return step.action, step.reads, needs
 
 
 # The steps
@@ -51,14 +58,14 @@ def factors(step: Step, prefix: str = "") -> tuple[Any, ...]:
 def test_the_steps_of_the_draft_are_those_that_it_has_alone() -> None:
     of = spec(**SPECULATIVE)
     steps, by_itself = both(of).steps, alone(of).steps
-    found = {name.removeprefix(DRAFT): factors(step, DRAFT) for name, step in steps.items() if name.startswith(DRAFT)}
+    found = {step.own_name: factors(step) for step in steps.values() if step.model_id == DRAFT}
     assert found == {name: factors(step) for name, step in by_itself.items() if name not in ("package", "qualify")}
     assert {"fetch", "quantize", "partition:weights", "compile:decode-2x64:block"} <= set(found)
 
 
 def test_the_other_steps_are_those_without_it_but_for_those_that_verify() -> None:
     with_draft, without = both().steps, plan(spec(buckets={"append_buckets": None}), MODEL, "any").steps
-    own = {name: step for name, step in with_draft.items() if not name.startswith(DRAFT)}
+    own = {name: step for name, step in with_draft.items() if step.model_id == ""}
     more = set(own) - set(without)
     assert {name.split(":")[1] for name in more} == {"append-2x5x64"}
     assert {name for name in without if factors(own[name]) != factors(without[name])} == {"package"}
@@ -104,20 +111,19 @@ def test_a_change_of_its_recipe_concerns_its_steps_and_the_artifact(
     before, after = both().steps, both(**sections).steps
     assert before.keys() == after.keys()
     differing = {name for name in before if factors(before[name]) != factors(after[name])}
-    patterns = [f"{DRAFT}{name}" for name in expected]
+    patterns = [f"draft:{name}" for name in expected]
     wanted = {name for name in before if any(Path(name).match(pattern) for pattern in patterns)}
     assert differing == {*wanted, "package"}
 
 
 def test_a_step_knows_the_model_that_it_is_for() -> None:
     found = both()
-    assert found.models == (found, found.draft)
-    assert found.origin(found.steps["fetch"]) == (found, found.steps["fetch"])
-    assert found.draft is not None
-    step = found.draft.steps["compile:decode-2x64:block"]
-    assert found.origin(found.steps["draft:compile:decode-2x64:block"]) == (found.draft, step)
-    assert step.kind is not None
-    assert len(step.kind.layers) == 1
+    assert list(found.models) == ["", DRAFT]
+    own, other = found.steps["fetch"], found.steps["draft:compile:decode-2x64:block"]
+    assert (own.model_id, own.own_name, own.model) == ("", "fetch", found.model)
+    assert (other.model_id, other.own_name, other.model) == (DRAFT, "compile:decode-2x64:block", found.draft)
+    assert other.kind is not None
+    assert len(other.kind.layers) == 1
 
 
 # KV blocks and memory
@@ -138,9 +144,9 @@ def test_the_draft_has_as_many_kv_blocks_as_the_model() -> None:
     """A sequence takes as many of each."""
     for blocks in (None, 9):
         found = both(recipe(buckets={"paged_attention_num_blocks": blocks}))
-        assert found.draft is not None
-        assert found.draft.kv_blocks.count == found.kv_blocks.count == (blocks or 16)
-        assert found.steps["package"].reads["draft"]["kv_blocks"] == found.kv_blocks.count
+        assert found.kv_blocks.count == (blocks or 16)
+        reads = found.steps["package"].reads
+        assert reads["draft"]["kv_blocks"] == reads["kv_blocks"] == found.kv_blocks.count
 
 
 @pytest.mark.parametrize("devices", ["cpu", "npu:0:0"])
@@ -164,12 +170,12 @@ def test_the_draft_lies_on_the_first_elements_of_each_replica() -> None:
     without = placement(
         plan(of.model_copy(update={"speculative": BuildSpec.model_fields["speculative"].default}), MODEL)
     )
-    found, small = placement(both(of)), placement(alone(of))
+    found, draft = placement(both(of)), placement(alone(of))
     assert [one.parameters for one in found] == [
-        one.parameters + (small[0].parameters if one.stage == 0 else 0) for one in without
+        one.parameters + (draft[0].parameters if one.stage == 0 else 0) for one in without
     ]
     assert [one.kv_cache for one in found] == [
-        one.kv_cache + (small[0].kv_cache if one.stage == 0 else 0) for one in without
+        one.kv_cache + (draft[0].kv_cache if one.stage == 0 else 0) for one in without
     ]
     assert [(one.replica, one.stage) for one in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
@@ -192,27 +198,29 @@ def test_what_is_derived_from_the_memory_fits_it(memory: int, devices: str, repl
 
 
 def figures(of: Plan, workers: int = 2) -> Preflight:
-    places = Places(STORE, OUTPUT, draft=Places(STORE, OUTPUT))
+    places = Places(STORE, OUTPUT)
     options = BuildOptions(num_compile_workers=workers)
-    return preflight(of, options, dict.fromkeys(of.steps, True), places, Machine(2, 64 * GB, 60 * GB), Durations([]))
+    return preflight(
+        of, options, dict.fromkeys(of.steps, True), places, Machine(2, 64 * GB, 60 * GB), Durations([], STEPS)
+    )
 
 
 def test_the_figures_are_the_sum_of_both() -> None:
     of = spec(**SPECULATIVE)
-    together, model, small = figures(both(of)), figures(plan(of, MODEL)), figures(alone(of))
+    together, model, draft = figures(both(of)), figures(plan(of, MODEL)), figures(alone(of))
     common = ("package", "qualify")
-    for name, work in small.work.items():
-        assert name in common or together.work[f"{DRAFT}{name}"] == work
+    for name, work in draft.work.items():
+        assert name in common or together.work[f"draft:{name}"] == work
     for name, work in model.work.items():
         assert name in common or together.work[name] == work
     for name in common:
-        files = small.work["package"].written
+        files = draft.work["package"].written
         assert together.work[name].read == model.work[name].read + files
-    assert together.programs == model.programs + small.programs
-    parts = [sum_of_parts(one.disks) for one in (together, model, small)]
+    assert together.programs == model.programs + draft.programs
+    parts = [sum_of_parts(one.disks) for one in (together, model, draft)]
     for what in ("parameters", "programs", "a copy for the artifact"):
         assert parts[0][what] == parts[1][what] + parts[2][what] > 0
-    of_devices = [one.device.parts["parameters"] for one in (together, model, small)]
+    of_devices = [one.device.parts["parameters"] for one in (together, model, draft)]
     assert of_devices[0] == of_devices[1] + of_devices[2]
 
 
@@ -243,8 +251,7 @@ def test_the_largest_compile_worker_counts(in_draft: bool) -> None:
 def test_each_model_is_downloaded_to_where_it_belongs() -> None:
     """The model is in a directory, the draft on the hub."""
     found = both(model={"seed_for_random_weight": None})
-    costs = Costs(found, Places(STORE, STORE, draft=Places(STORE, STORE, downloads=HUB)))
+    costs = Costs(found, Places(STORE, STORE, {DRAFT: SourceState(HUB)}))
     needs = {need.what: need.parts for need in costs.disks(found.steps.values(), 1)}
-    assert found.draft is not None
-    assert needs["/hub"] == {"download": parameters(found.draft)}
+    assert needs["/hub"] == {"download": parameters(alone(spec(**SPECULATIVE), model={"seed_for_random_weight": None}))}
     assert "download" not in needs["/store"]

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from furiosa_build.plan.budget.durations import Durations, Past, total_seconds
 from furiosa_build.plan.keys import key_factors
-from furiosa_build.plan.planner import Plan, Step
+from furiosa_build.plan.planner import Plan, PlannedStep
 from furiosa_build.recipe.schema import BuildSpec
+from furiosa_build.steps.registry import STEPS
 
 from .outlines import outline, plan, spec
 
@@ -50,13 +51,13 @@ FP8 = {"scheme": "fp8"}
 
 
 def estimates(before: Plan, now: Plan) -> dict[str, float | None]:
-    durations = Durations(history(before, SECONDS))
+    durations = Durations(history(before, SECONDS), STEPS)
     return {name: durations.estimate(step, now) for name, step in now.steps.items()}
 
 
 def test_nothing_is_known_the_first_time() -> None:
     built = plan()
-    assert {Durations([]).estimate(step, built) for step in built.steps.values()} == {None}
+    assert {Durations([], STEPS).estimate(step, built) for step in built.steps.values()} == {None}
 
 
 def test_the_same_again_takes_as_long() -> None:
@@ -88,7 +89,7 @@ def test_the_nearest_size_counts() -> None:
         *history(build(spec(), 19), {"fetch": 1.0, "partition:weights": 10.0}, "second"),
     ]
     now = build(spec(), 20)
-    assert Durations(past).estimate(now.steps["partition:weights"], now) == pytest.approx(10.0, rel=0.1)
+    assert Durations(past, STEPS).estimate(now.steps["partition:weights"], now) == pytest.approx(10.0, rel=0.1)
 
 
 @pytest.mark.parametrize(("layers", "later"), [(1, 200), (200, 1)])
@@ -121,7 +122,7 @@ def test_the_typical_time_counts_not_the_first_with_its_imports() -> None:
     built = plan()
     past = [entry for entry in history(built, {"compile:": 10.0}) if entry.step.endswith(":block")]
     past = [past[0]._replace(seconds=100.0), past[0], past[1]]
-    assert Durations(past).estimate(built.steps["compile:decode-2x64:block"], built) == 10.0
+    assert Durations(past, STEPS).estimate(built.steps["compile:decode-2x64:block"], built) == 10.0
 
 
 @pytest.mark.parametrize(
@@ -137,11 +138,17 @@ def test_the_typical_time_counts_not_the_first_with_its_imports() -> None:
 def test_what_another_version_recorded_is_passed_over(factors: dict[str, object]) -> None:
     built = plan()
     past = [Past("partition:weights", 1.0, factors, frozenset({"x"})), *history(built, SECONDS)]
-    assert Durations(past).estimate(built.steps["partition:weights"], built) == 4.0
+    assert Durations(past, STEPS).estimate(built.steps["partition:weights"], built) == 4.0
 
 
-def of(**seconds: float) -> list[tuple[Step, float]]:
-    return [(Step(f"{action}{n}", action, ""), s) for n, (action, s) in enumerate(seconds.items())]  # type: ignore[arg-type]
+def of(**seconds: float) -> list[tuple[PlannedStep, float]]:
+    """Steps that take so long: a step of a plan for each kind, `compile_0` and `compile_1` are two of one."""
+    kinds = [name.partition("_")[0] for name in seconds]
+    found = []
+    for number, (kind, taken) in enumerate(zip(kinds, seconds.values(), strict=True)):
+        steps = [step for step in plan(spec(quantization=FP8)).steps.values() if step.action == kind]
+        found.append((steps[kinds[:number].count(kind)], taken))
+    return found
 
 
 def test_weights_and_programs_are_made_side_by_side() -> None:
@@ -150,20 +157,24 @@ def test_weights_and_programs_are_made_side_by_side() -> None:
 
 
 def test_workers_share_programs_but_not_one() -> None:
-    programs = [step for n in range(4) for step in of(compile=10 + n)]
+    programs = of(compile_0=10, compile_1=11, compile_2=12, compile_3=13)
     assert total_seconds(programs, 1, 2) == 23
     assert total_seconds(programs, 1, 8) == 13
 
 
 def test_weights_are_worked_on_one_at_a_time() -> None:
+    """What is laid out is what has been quantized."""
     assert total_seconds(of(quantize=8, shard=4, trace=4), 4, 1) == 12
 
 
-steps_and_seconds = st.lists(st.tuples(st.sampled_from(list(plan().steps.values())), st.floats(0, 1e6)))
+SOME = list(plan().steps.values())
+steps_and_seconds = st.dictionaries(st.integers(0, len(SOME) - 1), st.floats(0, 1e6)).map(
+    lambda found: [(SOME[number], found[number]) for number in sorted(found)]
+)
 
 
 @given(steps_and_seconds, st.integers(1, 16), st.integers(1, 16))
-def test_more_workers_never_take_longer(steps: list[tuple[Step, float]], builders: int, compilers: int) -> None:
+def test_more_workers_never_take_longer(steps: list[tuple[PlannedStep, float]], builders: int, compilers: int) -> None:
     together = total_seconds(steps, builders, compilers)
     assert total_seconds(steps, builders + 1, compilers + 1) <= together * (1 + 1e-9)
     longest, summed = max((seconds for _, seconds in steps), default=0.0), sum(seconds for _, seconds in steps)

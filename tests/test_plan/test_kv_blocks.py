@@ -18,6 +18,7 @@ from furiosa_build.plan.budget.placement import placement
 from furiosa_build.plan.budget.preflight import preflight
 from furiosa_build.plan.kv_blocks import KvBlocks, Room
 from furiosa_build.recipe.schema import BuildOptions, BuildSpec
+from furiosa_build.steps.registry import STEPS
 
 from .outlines import outline, plan, spec
 
@@ -49,7 +50,7 @@ def shortages(of: BuildSpec) -> dict[str, tuple[int, int | None]]:
     found = plan(of)
     places = Places(Disk(STORE, 1, None), Disk(STORE, 1, None))
     undone = dict.fromkeys(found.steps, True)
-    figures = preflight(found, BuildOptions(), undone, places, Machine(2, 64 * GB, 60 * GB), Durations([]))
+    figures = preflight(found, BuildOptions(), undone, places, Machine(2, 64 * GB, 60 * GB), Durations([], STEPS))
     return {short.need.what: (short.need.needed, short.need.available) for short in figures.shortages}
 
 

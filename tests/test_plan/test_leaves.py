@@ -13,11 +13,13 @@ from hypothesis.strategies import SearchStrategy
 from pydantic import BaseModel, ValidationError
 
 from furiosa_build.core.canonical_json import digest
-from furiosa_build.plan.planner import Plan, Step, make_plan
+from furiosa_build.plan.model import ModelPlan, plan_model
+from furiosa_build.plan.planner import Plan, PlannedStep, make_plan
 from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.draft import draft_spec
 from furiosa_build.recipe.schema import BuildOptions, BuildSpec, RewritingSpec, SpeculativeSpec
+from furiosa_build.steps.registry import STEPS
 
 from .outlines import DOWN, QUERY, outline
 
@@ -39,10 +41,10 @@ class Leaf(NamedTuple):
     """Values that a leaf may have, and whether a step that is there before and after reads it."""
 
     values: SearchStrategy[Any]
-    is_read_by: Callable[[Step, BuildSpec, BuildSpec], bool]
+    is_read_by: Callable[[PlannedStep, BuildSpec, BuildSpec], bool]
 
 
-def by(*names: str) -> Callable[[Step, BuildSpec, BuildSpec], bool]:
+def by(*names: str) -> Callable[[PlannedStep, BuildSpec, BuildSpec], bool]:
     """The steps of these names, or whose name begins and ends as NAME* or *NAME says."""
     return lambda step, *_: any(fnmatchcase(step.name, name) for name in names)
 
@@ -53,7 +55,7 @@ def scheme(of: BuildSpec, parameter: str) -> str:
     return next((rule.scheme for rule in rules if fnmatchcase(parameter, rule.match)), of.quantization.scheme)
 
 
-def by_what_is_quantized(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
+def by_what_is_quantized(step: PlannedStep, before: BuildSpec, after: BuildSpec) -> bool:
     """The artifact tells the recipe. All else depends on what becomes of the parameters, not on how that is said."""
     block = {f"model.layers.0.{name}" for name in (QUERY, DOWN)}
     changed = {name for name in {HEAD, *block} if scheme(before, name) != scheme(after, name)}
@@ -71,30 +73,30 @@ def by_what_is_quantized(step: Step, before: BuildSpec, after: BuildSpec) -> boo
     return False
 
 
-def by_what_parameters_there_are(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
+def by_what_parameters_there_are(step: PlannedStep, before: BuildSpec, after: BuildSpec) -> bool:
     """`fetch` lists them only when they are drawn."""
     del after
     drawn = before.model.seed_for_random_weight is not None
     return step.name == "package" or (step.name in WEIGHTS and (drawn or step.name != "fetch"))
 
 
-def by_kv_blocks(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
+def by_kv_blocks(step: PlannedStep, before: BuildSpec, after: BuildSpec) -> bool:
     """The artifact has their number."""
     return step.name == "package" and plan(before).kv_blocks.count != plan(after).kv_blocks.count
 
 
-def by_what_has_places(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
+def by_what_has_places(step: PlannedStep, before: BuildSpec, after: BuildSpec) -> bool:
     """Where nothing is divided, all parameters are in one place."""
     divided = before.parallel.is_divided and after.parallel.is_divided
     return step.name == "package" or (step.name == "partition:weights" and divided)
 
 
-def by_proposals(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
+def by_proposals(step: PlannedStep, before: BuildSpec, after: BuildSpec) -> bool:
     """The artifact says how many there are, however the recipe says it."""
     return step.name == "package" and before.num_speculative_tokens != after.num_speculative_tokens
 
 
-def by_what_has_several_rows(step: Step, before: BuildSpec, after: BuildSpec) -> bool:
+def by_what_has_several_rows(step: PlannedStep, before: BuildSpec, after: BuildSpec) -> bool:
     """An append bucket of one token has nothing to leave out."""
     several = by("partition:prefill-*:last", "partition:append-*:last", "package")(step, before, after)
     return several and not fnmatchcase(step.name, "partition:append-*x1x*:last")
@@ -225,19 +227,23 @@ def spec(values: Mapping[Path, Any]) -> BuildSpec:
 
 
 def plan(of: BuildSpec) -> Plan:
-    """As a build would make it: the model's config, its outline and the instruction set follow from the spec."""
-    layers = of.model.num_hidden_layers or 9
-    config = {**(of.model.architecture or ARCHITECTURE), "num_hidden_layers": layers}
-    checkpoint = None if of.quantization.quantize_artifact_path is None else QuantizedCheckpoint("fp8", ("Linear",), ())
-    draft = None
+    """As a build would make it: the models' configs, their outlines and the instruction set follow from the spec."""
+    models = {"": model(of)}
     if (name := of.speculative.recipe) is not None:
         own = {"name": name, "model": {"model_id_or_path": "org/small"}, "backend": {"name": "eager"}}
         small = BuildSpec.model_validate({**own, "target": {"name": "any"}})
-        draft = plan(draft_spec(small, of, "here"))
-    return make_plan(of, config, outline(layers), of.target.isa, checkpoint, draft)
+        models["draft"] = model(draft_spec(small, of, "here"))
+    return make_plan(models, STEPS)
 
 
-def own_factors(step: Step) -> str:
+def model(of: BuildSpec) -> ModelPlan:
+    layers = of.model.num_hidden_layers or 9
+    config = {**(of.model.architecture or ARCHITECTURE), "num_hidden_layers": layers}
+    checkpoint = None if of.quantization.quantize_artifact_path is None else QuantizedCheckpoint("fp8", ("Linear",), ())
+    return plan_model(of, config, outline(layers), of.target.isa, checkpoint)
+
+
+def own_factors(step: PlannedStep) -> str:
     """What a step reads, and of which steps it takes what: its key, but for what those have made."""
     return digest([step.action, dict(step.reads), dict(step.needs)])
 

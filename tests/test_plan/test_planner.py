@@ -8,10 +8,11 @@ import pytest
 
 from furiosa_build.ir.outline import Outline
 from furiosa_build.plan.keys import key_factors, key_of
-from furiosa_build.plan.planner import Plan, pretrained_id
+from furiosa_build.plan.model import ModelPlan
+from furiosa_build.plan.resolved import pretrained_id
 from furiosa_build.recipe.schema import BuildSpec, ModelSpec
 
-from .outlines import DOWN, QUERY, outline, plan, spec
+from .outlines import DOWN, QUERY, model_plan, outline, plan, spec
 
 # The steps
 
@@ -79,7 +80,7 @@ def test_buckets() -> None:
         "append_buckets": [[1, 16, 128]],
         "decode_buckets": [[4, 128]],
     }
-    shapes = {b.name: (b.phase, b.batch, b.query, b.context) for b in plan(spec(buckets=buckets)).buckets}
+    shapes = {b.name: (b.phase, b.batch, b.query, b.context) for b in model_plan(spec(buckets=buckets)).buckets}
     assert shapes == {
         "prefill-1x32": ("prefill", 1, 32, 32),
         "prefill-2x64": ("prefill", 2, 64, 64),
@@ -90,32 +91,32 @@ def test_buckets() -> None:
 
 def test_decode_buckets_have_a_row_for_each_beam() -> None:
     shared = {"beam_width": 3, "max_new_tokens": 16}
-    with_beams = plan(spec(buckets={"kv_cache_sharing_across_beams_config": shared}))
+    with_beams = model_plan(spec(buckets={"kv_cache_sharing_across_beams_config": shared}))
     assert [bucket.name for bucket in with_beams.buckets] == ["prefill-1x32", "decode-6x64"]
 
 
 # Kinds
 
 
-def kinds(of: Plan) -> dict[str, tuple[int, ...]]:
+def kinds(of: ModelPlan) -> dict[str, tuple[int, ...]]:
     """Those of the first bucket: others have the same."""
     return {kind.name: kind.layers for kind in of.kinds[of.buckets[0]]}
 
 
 def test_layers_of_one_graph_are_one_kind() -> None:
-    assert kinds(plan(model=outline(layers=80))) == {"first": (), "block": tuple(range(80)), "last": ()}
+    assert kinds(model_plan(model=outline(layers=80))) == {"first": (), "block": tuple(range(80)), "last": ()}
 
 
 def test_layers_of_other_graphs_are_other_kinds() -> None:
-    found = kinds(plan(model=outline(layers=4, sliding=(0, 2))))
+    found = kinds(model_plan(model=outline(layers=4, sliding=(0, 2))))
     assert found == {"first": (), "block0": (0, 2), "block1": (1, 3), "last": ()}
 
 
 def test_rules_on_some_layers_split_a_kind() -> None:
     rules = [{"match": "model.layers.1.mlp.*", "scheme": "none"}]
     built = plan(spec(quantization={"scheme": "int8", "rules": rules}), outline(layers=4))
-    assert kinds(built) == {"first": (), "block0": (0, 2, 3), "block1": (1,), "last": ()}
-    first, block0, block1, last = built.kinds[built.buckets[0]]
+    assert kinds(built.model) == {"first": (), "block0": (0, 2, 3), "block1": (1,), "last": ()}
+    first, block0, block1, last = built.model.kinds[built.model.buckets[0]]
     assert first.schemes == {}
     assert [dict(block.schemes) for block in block0.blocks] == [{QUERY: "int8", DOWN: "int8"}]
     assert [dict(block.schemes) for block in block1.blocks] == [{QUERY: "int8"}]
@@ -127,7 +128,7 @@ def test_rules_on_some_layers_split_a_kind() -> None:
 
 def test_only_linear_layers_are_quantized() -> None:
     built = plan(spec(quantization={"scheme": "fp8"}))
-    assert built.schemes() == {f"model.layers.{i}.{name}": "fp8" for name in (QUERY, DOWN) for i in range(3)}
+    assert built.model.schemes == {f"model.layers.{i}.{name}": "fp8" for name in (QUERY, DOWN) for i in range(3)}
 
 
 # What a change calls for

@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from furiosa_build.core.system import Disk, Machine
-from furiosa_build.plan.budget.costs import Places
+from furiosa_build.plan.budget.costs import Places, SourceState
 from furiosa_build.plan.budget.durations import Durations
 from furiosa_build.plan.budget.preflight import Preflight, preflight
 from furiosa_build.plan.budget.sizes import kv_cache_bytes, parameter_bytes
 from furiosa_build.plan.planner import Plan
 from furiosa_build.recipe.schema import BuildOptions, BuildSpec
+from furiosa_build.steps.registry import STEPS
 
-from .outlines import outline, plan, spec
+from .outlines import model_plan, outline, plan, spec
 
 GB = 10**9
 FP8, INT8 = {"scheme": "fp8"}, {"scheme": "int8"}
@@ -35,8 +36,7 @@ def places(store: int | None = 60 * GB, output: int | None = None, hub: int | No
     return Places(
         Disk(STORE, 1, store),
         Disk(OUTPUT, 1, store) if output is None else Disk(OUTPUT, 2, output),
-        None if hub is None else Disk(HUB, 3, hub),
-        cached,
+        {"": SourceState(None if hub is None else Disk(HUB, 3, hub), cached)},
     )
 
 
@@ -50,7 +50,7 @@ def figures(
 ) -> Preflight:
     """`steps` are to do (None: all). Those of `perhaps` may turn out to be up to date."""
     undone = {name: name not in set(perhaps) for name in (of.steps if steps is None else steps)}
-    return preflight(of, BuildOptions(**options), undone, at or places(), machine, Durations([]))
+    return preflight(of, BuildOptions(**options), undone, at or places(), machine, Durations([], STEPS))
 
 
 def refused(found: Preflight) -> dict[str, tuple[int, int | None]]:
@@ -74,7 +74,9 @@ def test_parameters_are_written_once(quantization: dict[str, str]) -> None:
     built = plan(spec(quantization=quantization))
     (disk,) = figures(built).disks
     assert parts(figures(built)) == {"/store": {"parameters", "programs"}}
-    assert parameter_bytes(built) < disk.parts["parameters"] < parameter_bytes(built) + 200 * 40  # and file headers
+    assert (
+        parameter_bytes(built.model) < disk.parts["parameters"] < parameter_bytes(built.model) + 200 * 40
+    )  # and file headers
 
 
 def test_a_copy_for_an_artifact_on_another_disk() -> None:
@@ -86,7 +88,7 @@ def test_a_copy_for_an_artifact_on_another_disk() -> None:
 
 def test_a_download_is_counted_where_the_hubs_cache_is() -> None:
     built = plan(spec(model=FROM_HUB, quantization=FP8))
-    source = parameter_bytes(plan())
+    source = parameter_bytes(model_plan())
     assert figures(built, places(hub=60 * GB)).disks[1].parts == {"download": source}
     assert figures(built, places(hub=60 * GB, cached=source - 5)).disks[1].parts == {"download": 5}
     assert len(figures(built, places(hub=60 * GB, cached=source + 5)).disks) == 1
@@ -95,7 +97,7 @@ def test_a_download_is_counted_where_the_hubs_cache_is() -> None:
 def test_what_shares_a_disk_is_added_up() -> None:
     built = plan(spec(model=FROM_HUB))
     one = Disk(STORE, 1, 60 * GB)
-    (disk,) = figures(built, Places(one, one, one)).disks
+    (disk,) = figures(built, Places(one, one, {"": SourceState(one)})).disks
     assert set(disk.parts) == {"parameters", "programs", "download"}
 
 
@@ -146,8 +148,8 @@ def test_for_a_step_that_may_be_up_to_date_nothing_is_refused() -> None:
 
 def test_bytes_of_every_step() -> None:
     built = plan(spec(model=FROM_HUB, quantization=FP8))
-    source, files = parameter_bytes(plan()), figures(built).disks[0].parts["parameters"]
-    found = figures(built, Places(Disk(STORE, 1, GB), Disk(OUTPUT, 2, GB), unread=77)).work
+    source, files = parameter_bytes(model_plan()), figures(built).disks[0].parts["parameters"]
+    found = figures(built, Places(Disk(STORE, 1, GB), Disk(OUTPUT, 2, GB), {"": SourceState(unread=77)})).work
     weights = {name: (work.read, work.written) for name, work in found.items() if ":" not in name or "weights" in name}
     assert weights == {
         "fetch": (77, 0),
@@ -299,7 +301,7 @@ def device(of: BuildSpec, **machine: int) -> Preflight:
     return figures(plan(of), machine=Machine(**{"cores": 2, "memory": 64 * GB, "available": 60 * GB, **machine}))
 
 
-KV, PARAMETERS = kv_cache_bytes(plan()), parameter_bytes(plan())
+KV, PARAMETERS = kv_cache_bytes(plan()), parameter_bytes(model_plan())
 
 
 def target(nbytes: int, **others: str) -> dict[str, object]:
@@ -396,11 +398,11 @@ def test_what_fits_a_small_machine_fits_a_larger_one(small: int, more: int, quan
 def test_constants_in_programs_are_written_once_for_each_bucket_and_held_in_memory() -> None:
     usual = plan(spec(backend=INDUCTOR))
     held = plan(spec(backend=INDUCTOR, rewriting={"embed_all_constants_into_graph": True}))
-    assert len(held.buckets) == 2
+    assert len(held.model.buckets) == 2
     layers = sum(name.startswith("compile") for name in held.steps) - sum(n.startswith("compile") for n in usual.steps)
     [before], [after] = figures(usual).disks, figures(held).disks
     # What else a program takes is counted for each; there is one for every layer now.
     more = layers * (500_000 + 20_000)
-    assert after.parts["programs"] == before.parts["programs"] + 2 * parameter_bytes(held) + more
+    assert after.parts["programs"] == before.parts["programs"] + 2 * parameter_bytes(held.model) + more
     largest = 100 * 8 * 4 + 8 * 4  # the head and its norm, float32
     assert figures(held).memory.parts["compiling"] == COMPILE_WORKER + 4 * largest

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from furiosa_build.ir.outline import ParameterOutline
 from furiosa_build.plan.budget.sizes import kv_cache_bytes, kv_slot_bytes, parameter_bytes, stored_bytes
 
-from .outlines import outline, plan, spec
+from .outlines import model_plan, outline, plan, spec
 
 # Of the model in outlines.py. float32: embedding and head of 100 x 8, a norm of 8.
 OUTSIDE = 2 * 100 * 8 * 4 + 8 * 4
@@ -24,7 +24,7 @@ OUTSIDE = 2 * 100 * 8 * 4 + 8 * 4
     ],
 )
 def test_parameters(scheme: str, layer: int) -> None:
-    assert parameter_bytes(plan(spec(quantization={"scheme": scheme}))) == OUTSIDE + 3 * layer
+    assert parameter_bytes(model_plan(spec(quantization={"scheme": scheme}))) == OUTSIDE + 3 * layer
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,13 @@ def test_rows_of_packed_int8_are_filled_up_to_whole_int32(form: str, expected: i
 def test_kv_cache() -> None:
     buckets = {"paged_attention_num_blocks": 64, "paged_attention_block_size": 16}
     found = plan(spec(buckets=buckets))
-    assert kv_slot_bytes(found.outline, range(3), 1) == 3 * 2 * (2 * 4) * 4  # layers, keys and values, heads, float32
-    assert kv_cache_bytes(found) == (64 + 1) * 16 * kv_slot_bytes(found.outline, range(3), 1), "a block for padding"
-    assert kv_slot_bytes(found.outline, [1], 4) == 2 * (1 * 4) * 4, "ranks share a head where there are too few"
+    assert (
+        kv_slot_bytes(found.model.outline, range(3), 1) == 3 * 2 * (2 * 4) * 4
+    )  # layers, keys and values, heads, float32
+    assert kv_cache_bytes(found) == (64 + 1) * 16 * kv_slot_bytes(found.model.outline, range(3), 1), (
+        "a block for padding"
+    )
+    assert kv_slot_bytes(found.model.outline, [1], 4) == 2 * (1 * 4) * 4, "ranks share a head where there are too few"
 
 
 def test_all_kinds_of_layers_have_a_kv_cache() -> None:
@@ -59,6 +63,6 @@ def test_all_kinds_of_layers_have_a_kv_cache() -> None:
 def test_a_layer_more_is_as_many_bytes_more(layers: int, scheme: str) -> None:
     of = spec(quantization={"scheme": scheme})
     plans = [plan(of, outline(layers=layers + more)) for more in (0, 1, 2)]
-    for count in (parameter_bytes, kv_cache_bytes):
+    for count in (lambda of: parameter_bytes(of.model), kv_cache_bytes):
         fewest, one_more, two_more = map(count, plans)
         assert two_more - one_more == one_more - fewest > 0

@@ -14,6 +14,8 @@ import pytest
 
 from furiosa_build.plan import source_code
 from furiosa_build.plan.source_code import SourceCode
+from furiosa_build.steps.registry import STEPS as REGISTERED
+from furiosa_build.steps.survey import Survey
 
 from .source_tree import PACKAGE, copied_package
 
@@ -87,9 +89,9 @@ def package(tmp_path: Path) -> Iterator[Path]:
 
 
 def digests(package: Path, memo: Path | None = None) -> dict[str, dict[str, str]]:
-    """Of each step's code."""
+    """The digests of each step's code: of its own module, and of those that it says it runs besides."""
     code = SourceCode(package, memo)
-    return {step: code.digests((f"furiosa_build.steps.{step}",)) for step in STEPS}
+    return {job.name: code.digests((type(job).__module__, *job.modules)) for job in (Survey(), *REGISTERED)}
 
 
 WITH_WEIGHTS = {"quantize", "shard", "qualify"}
@@ -101,7 +103,7 @@ EDITS = {
     "steps/trace.py": {"trace"},
     "steps/package.py": {"package"},
     "steps/fetch.py": {"fetch"},
-    "weights/listing.py": {"fetch", "package"},
+    "weights/listing.py": {"fetch", "package", *WITH_WEIGHTS},
     "quant/compressed_tensors.py": {"quantize", "package"},
     "steps/weights.py": WITH_WEIGHTS,
     "models/attention.py": {*WITH_GRAPHS, "qualify"},

@@ -37,8 +37,8 @@ def job(build: Build, step: str) -> Job:
     planned = build.plan.steps[step]
     for needed in planned.needs:
         run_with_needs(build, needed)
-    request: Request = build._request(planned)
-    return Job(planned.action, request, build._inputs(planned, request))
+    request: Request = planned.step.request(planned, build.files)
+    return Job(planned.action, request, build.files.inputs(request))
 
 
 def run_with_needs(build: Build, step: str) -> None:

@@ -22,8 +22,8 @@ from user_directory import (
 
 from furiosa_build.core.errors import UserError
 from furiosa_build.recipe.schema import ModelSpec
-from furiosa_build.steps import fetch
 from furiosa_build.weights import hub
+from furiosa_build.weights.describe import describe
 
 UP = "model.layers.0.mlp.up_proj.weight"
 GIVEN = "model.param_file_path=weights/tuned.safetensors"
@@ -167,6 +167,6 @@ def test_of_a_hub_model_no_weights_are_downloaded(
 
     monkeypatch.setattr(hub, "_in_process", download)
     model = ModelSpec(model_id_or_path="org/model", param_file_path=str(weights(user)))
-    fetch.run(model, (tmp_path,), {}, lambda _: "0" * 64, tmp_path)
+    describe(model, (tmp_path,), {}, lambda _: "0" * 64)
     assert not any("safetensors" in pattern for patterns in asked for pattern in patterns)
     assert "tokenizer.json" in asked[0]

@@ -148,7 +148,7 @@ def test_the_supertasks_one_after_another_are_the_model(
 
     bucket = "partition:prefill-1x32"
     run(traced(build, f"{bucket}:first"), {}, "")
-    kinds = next(iter(build.plan.kinds.values()))
+    kinds = next(iter(build.plan.model.kinds.values()))
     for layer in range(hf_config["num_hidden_layers"]):
         kind = next(kind for kind in kinds if layer in kind.layers)
         run(traced(build, f"{bucket}:{kind.name}"), kind.sources, f"model.layers.{layer}.")

@@ -9,7 +9,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,40 +17,58 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from furiosa_build.build.executors.base import Executor, FindInputs
+from furiosa_build.build.executors.in_process import InProcess, run_here
 from furiosa_build.build.executors.spawning import Spawn, begin_worker, track_quietly
 from furiosa_build.core.errors import StepError, UserError
 from furiosa_build.core.failpoints import doing
-from furiosa_build.core.peak_memory import Watch, give_back
+from furiosa_build.core.peak_memory import give_back
 from furiosa_build.core.progress import current, metered
-from furiosa_build.steps.base import Inputs, Request, Step
+from furiosa_build.recipe.schema import BuildOptions
+from furiosa_build.steps.base import Inputs, Job, Request
 from furiosa_build.store import Made
 
 
-class Pool:
-    """At most `workers` processes; none is started before it is needed."""
+def local_executors(options: BuildOptions, find: FindInputs) -> dict[str, Executor]:
+    """What runs the steps of a build on this machine, by what steps call their `worker`."""
+    return {
+        "here": InProcess(find),
+        "builder": WorkerPool(options.num_pipeline_builder_workers, find),
+        "compiler": WorkerPool(options.num_compile_workers, find),
+    }
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
+
+class WorkerPool:
+    """Runs steps in worker processes.
+
+    Args:
+        workers: At most so many processes; none is started before it is needed.
+        find: Finds the inputs of a request.
+    """
+
+    def __init__(self, workers: int, find: FindInputs) -> None:
+        self.workers, self._find = workers, find
         self._executor: ProcessPoolExecutor | None = None
         self._starting = threading.Lock()
         self._killed = False
 
-    def run(self, name: str, step: Step[Any], request: Request, inputs: Inputs, output: Path, log: Path) -> Made:
+    def run(self, name: str, job: Job[Any], request: Request, output: Path, log: Path) -> Made:
         """Runs a step, which is called `name`, in a worker and waits. The log is kept when the step fails.
 
         Raises UserError as the step raised it, StepError for anything else that goes wrong.
         """
+        inputs = self._find(request)
         with self._starting:
             if self._killed:
                 raise StepError(name, "the build was interrupted")
             if self._executor is None:
                 track_quietly()
-                self._executor = ProcessPoolExecutor(self._workers, Spawn(), initializer=begin_worker)
+                self._executor = ProcessPoolExecutor(self.workers, Spawn(), initializer=begin_worker)
             executor = self._executor
         meter = current()
         counted = None if meter is None else meter.path
         try:
-            outcome, value = executor.submit(_work, name, step, request, inputs, output, log, counted).result()
+            outcome, value = executor.submit(_work, name, job, request, inputs, output, log, counted).result()
         except BrokenProcessPool as error:
             with self._starting:
                 if self._executor is executor:  # another step may have begun a new one meanwhile
@@ -84,20 +101,12 @@ class Pool:
             self._executor = None
 
 
-def run_here(step: Step[Any], request: Request, inputs: Inputs, output: Path) -> Made:
-    """Runs a step in this process. The memory of what it starts, such as compilers, counts as its own."""
-    begin = time.monotonic()
-    with Watch(children=True) as watch:
-        digests = step.run(request, inputs, output)
-    return Made(digests or {}, time.monotonic() - begin, watch.peak)
-
-
 def _work(
-    name: str, step: Step[Any], request: Request, inputs: Inputs, output: Path, log: Path, counted: Path | None
+    name: str, job: Job[Any], request: Request, inputs: Inputs, output: Path, log: Path, counted: Path | None
 ) -> tuple[str, Any]:
     with _output_to(log), doing(name), metered(counted):
         try:
-            return "done", run_here(step, request, inputs, output)
+            return "done", run_here(job, request, inputs, output)
         except UserError as error:
             return "user error", {
                 "what": error.what,

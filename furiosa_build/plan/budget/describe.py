@@ -30,17 +30,17 @@ def lowered_text(figures: Preflight, asked: int) -> str:
 
 def kv_blocks_text(plan: Plan) -> str:
     """How many KV blocks a layer has, and what the number follows from."""
-    blocks, room = plan.kv_blocks, plan.kv_blocks.room
-    shown = f"{blocks.count} blocks of {plan.spec.buckets.paged_attention_block_size} tokens"
+    blocks, room, spec = plan.kv_blocks, plan.kv_blocks.room, plan.model.spec
+    shown = f"{blocks.count} blocks of {spec.buckets.paged_attention_block_size} tokens"
     filled = f"what the largest decode bucket fills{'' if blocks.source == 'bucket' else f': {blocks.needed}'}"
     if blocks.source == "given":
         return f"{shown}, as given ({filled})"
     if room is None or blocks.source == "bucket":
         return f"{shown}, derived: {filled}" + ("" if room is None else f"; the memory has room for {room.blocks}")
-    whose = "an element" if element_memory(plan.spec) is not None else "the device"
+    whose = "an element" if element_memory(spec) is not None else "the device"
     one = "" if room.blocks >= blocks.count else ", too few for one sequence"
     return (
-        f"{shown}, derived from the memory of target {plan.spec.target.name}: ({size_text(room.memory)} of {whose} - "
+        f"{shown}, derived from the memory of target {spec.target.name}: ({size_text(room.memory)} of {whose} - "
         f"{size_text(room.parameters)} of parameters) / {size_text(room.block)} a block, less one for padding: "
         f"{room.blocks}{one} ({filled})"
     )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from statistics import median
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from furiosa_build.ir.outline import ParameterOutline
-from furiosa_build.plan.budget.sizes import nbytes
-from furiosa_build.plan.planner import Plan, Step
-from furiosa_build.quant.scheme import summary
+from furiosa_build.plan.planner import Plan, PlannedStep
+
+if TYPE_CHECKING:
+    from furiosa_build.steps.base import Likeness, Step
 
 _FURTHEST = 10
 """A step that reads weights is compared with one that read up to so many times as much, or as little. Further away,
@@ -27,96 +27,80 @@ class Past(NamedTuple):
     outputs: frozenset[str]
 
 
-class _Kind(NamedTuple):
-    """Steps that are `alike` take as long as each other; where they have a size, in proportion to it."""
+class KnownStep(NamedTuple):
+    """What is known of a step that is planned, and of one that was done.
 
-    alike: tuple[str | bool, ...]
-    size: int | None = None
+    Attributes:
+        name: Its name among the steps of its model.
+        reads: What it reads of the BuildSpec and the outline.
+        needs: What the steps that it needs read, by their names.
+    """
+
+    name: str
+    reads: Mapping[str, Any]
+    needs: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def role(self) -> str:
+        """The kind of supertask that it is for, without a number: `block` of `compile:decode-1x512:block1`."""
+        return self.name.rpartition(":")[2].rstrip("0123456789")
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether it is known to use weights that are drawn from a seed."""
+        return "seed" in self.needs.get("fetch", {}) or "seed" in self.reads
 
 
 class Durations:
-    """Estimates from finished steps."""
+    """Estimates from finished steps, of these kinds."""
 
-    def __init__(self, history: Iterable[Past]) -> None:
+    def __init__(self, history: Iterable[Past], kinds: Iterable[Step[Any]]) -> None:
         self._known: dict[tuple[str | bool, ...], list[tuple[int | None, float]]] = {}
-        history = list(history)
+        history, of_name = list(history), {kind.name: kind for kind in kinds}
         makers = {sha256: past.factors for past in history for sha256 in past.outputs}
         for past in history:
             with suppress(KeyError, TypeError, AttributeError, ValueError):  # recorded by another version
-                kind = _kind_of_past(past, makers)
-                if kind is not None:
-                    self._known.setdefault(kind.alike, []).append((kind.size, past.seconds))
+                likeness = of_name[past.factors["step"]].likeness(_known_past(past, makers))
+                if likeness is not None:
+                    self._known.setdefault(_class(past.factors["step"], likeness), []).append(
+                        (likeness.size, past.seconds)
+                    )
 
-    def estimate(self, step: Step, plan: Plan) -> float | None:
+    def estimate(self, step: PlannedStep, plan: Plan) -> float | None:
         """Seconds; None when no such step has run, or none of a comparable size."""
-        seeded = plan.spec.model.seed_for_random_weight is not None
-        kind = _kind(step.name, step.action, step.reads, step.needs, seeded, plan.steps["package"].reads)
-        known = [] if kind is None else self._known.get(kind.alike, [])
-        if not known:
+        needed = {plan.steps[name].name_for(step): plan.steps[name].reads for name in step.needs}
+        likeness = step.step.likeness(KnownStep(step.own_name, step.reads, needed))
+        known = [] if likeness is None else self._known.get(_class(step.action, likeness), [])
+        if likeness is None or not known:
             return None
-        assert kind is not None
-        if kind.size is None:
+        if likeness.size is None:
             return median(seconds for _, seconds in known)
-        ratios = [(kind.size / size, seconds) for size, seconds in known if size]
+        ratios = [(likeness.size / size, seconds) for size, seconds in known if size]
         ratio, seconds = min(ratios, key=lambda found: abs(math.log(found[0])), default=(math.inf, 0.0))
         return seconds * ratio if 1 / _FURTHEST <= ratio <= _FURTHEST else None
 
 
-def total_seconds(estimates: Iterable[tuple[Step, float]], builders: int, compilers: int) -> float:
-    """How long the steps take together when so many trace and so many compile at a time."""
-    of: dict[str, list[float]] = {}
-    for step, seconds in estimates:
-        of.setdefault(step.action, []).append(seconds)
-    alone = {action: sum(seconds) for action, seconds in of.items()}
-    weights = alone.get("quantize", 0.0) + alone.get("shard", 0.0)
-    building = max(weights, (weights + alone.get("trace", 0.0)) / builders)
-    compiling = max(alone.get("compile", 0.0) / compilers, max(of.get("compile", ()), default=0.0))
-    return sum(alone.get(action, 0.0) for action in ("fetch", "package", "qualify")) + max(building, compiling)
+def total_seconds(estimates: Iterable[tuple[PlannedStep, float]], builders: int, compilers: int) -> float:
+    """How long the steps take together when so many build and so many compile at a time."""
+    taken = {step.name: (step, seconds) for step, seconds in estimates}
+    by_worker: dict[str, list[float]] = {"builder": [], "compiler": [], "here": []}
+    ends: dict[str, float] = {}
+    for name, (step, seconds) in taken.items():
+        by_worker["here" if step.step.alone else step.step.worker].append(seconds)
+        if step.step.worker == "builder" and not step.step.alone:
+            ends[name] = seconds + max((ends.get(needed, 0.0) for needed in step.needs), default=0.0)
+    building = max(max(ends.values(), default=0.0), sum(by_worker["builder"]) / builders)
+    compiling = max(sum(by_worker["compiler"]) / compilers, max(by_worker["compiler"], default=0.0))
+    return sum(by_worker["here"]) + max(building, compiling)
 
 
-def _kind_of_past(past: Past, makers: Mapping[str, Mapping[str, Any]]) -> _Kind | None:
-    inputs = past.factors["inputs"]
-
-    def read_by(needed: str) -> Mapping[str, Any]:
-        """What the step that made these inputs has read."""
-        made = (makers[sha256] for sha256 in inputs.get(needed, {}).values() if sha256 in makers)
-        return next(made, {}).get("reads", {})  # type: ignore[no-any-return]
-
-    seeded = "seed" in read_by("fetch") or "seed" in past.factors["reads"]
-    return _kind(past.step, past.factors["step"], past.factors["reads"], inputs, seeded, read_by("package"))
+def _class(action: str, likeness: Likeness) -> tuple[str | bool, ...]:
+    return (action, *likeness.alike)
 
 
-def _kind(
-    name: str,
-    action: str,
-    reads: Mapping[str, Any],
-    needs: Collection[str],
-    seeded: bool,
-    package: Mapping[str, Any],
-) -> _Kind | None:
-    """None for a step that is like no other. `seeded`: weights are drawn; `package`: what that step reads."""
-    scheme = summary(reads.get("schemes", {}).values())
-    role = name.rpartition(":")[2].rstrip("0123456789")
-    match action:
-        case "fetch":  # files that are hashed, or come through a network: nobody knows how fast
-            return _Kind((action,)) if seeded else None
-        case "quantize":
-            writes = scheme != "none" and "taken" not in reads  # else it looks at the weights' shapes
-            alike = (action, scheme if writes else "none", writes and seeded)
-            return _Kind(alike, _size(reads["parameters"]) if writes else None)
-        case "shard":
-            writes = "fetch" in needs  # else it links what quantize has written
-            return _Kind((action, writes, writes and seeded), _size(reads["parameters"]) if writes else None)
-        case "trace":
-            return _Kind((action, role, bool(reads["schemes"])))
-        case "compile":
-            return _Kind((action, reads["backend"], role))
-        case "qualify":
-            drawn = seeded and scheme == "none"
-            return _Kind((action, package["backend"]["name"], scheme, drawn), _size(package["outline"]["parameters"]))
-    return _Kind((action,))
-
-
-def _size(parameters: Mapping[str, Any]) -> int:
-    """Bytes of the parameters before they are quantized."""
-    return sum(nbytes(ParameterOutline.model_validate(parameter)) for parameter in parameters.values())
+def _known_past(past: Past, makers: Mapping[str, Mapping[str, Any]]) -> KnownStep:
+    needed: dict[str, Mapping[str, Any]] = {}
+    for step, files in past.factors["inputs"].items():
+        made = (makers[sha256]["reads"] for sha256 in files.values() if sha256 in makers)
+        needed[step] = next(made, {})
+    return KnownStep(past.step, past.factors["reads"], needed)

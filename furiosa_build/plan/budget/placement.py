@@ -10,6 +10,7 @@ from furiosa_build.core.devices import elements, kind_of
 from furiosa_build.core.errors import UserError
 from furiosa_build.ir.outline import Outline
 from furiosa_build.plan.budget.sizes import kv_cache_bytes_of, rank_parameter_bytes
+from furiosa_build.plan.model import ModelPlan
 from furiosa_build.plan.planner import Plan
 from furiosa_build.recipe.schema import BuildSpec
 
@@ -36,19 +37,18 @@ class Element:
 
 def placement(plan: Plan) -> list[Element]:
     """Every element that is used, replica by replica, stage by stage."""
-    spec = plan.spec
-    parallel, replicas = spec.parallel, spec.data_parallel_size
-    ranks, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
-    sizes = [_bytes(plan, stage) for stage in range(stages) for _ in range(ranks)]
-    if (draft := plan.draft) is not None:
-        of_draft = [_bytes(draft, stage) for stage in range(len(draft.stages)) for _ in range(_ranks(draft))]
-        for number, (parameters, kv_cache) in enumerate(of_draft):
+    spec = plan.model.spec
+    replicas, ranks, stages = spec.data_parallel_size, plan.model.ranks, len(plan.model.stages)
+    sizes = [(0, 0)] * (ranks * stages)
+    for model in plan.models.values():
+        of_model = [_bytes(plan, model, stage) for stage in range(len(model.stages)) for _ in range(model.ranks)]
+        for number, (parameters, kv_cache) in enumerate(of_model):
             sizes[number] = sizes[number][0] + parameters, sizes[number][1] + kv_cache
     found = []
     for number in range(replicas * stages * ranks):
         replica, place = divmod(number, stages * ranks)
         stage, rank = divmod(place, ranks)
-        layers = plan.stages[stage]
+        layers = plan.model.stages[stage]
         name, device = element_name(spec.devices, spec.target.num_elements, number)
         found.append(Element(name, device, replica, stage, rank, (layers[0], layers[-1]), *sizes[place]))
     return found
@@ -112,12 +112,7 @@ def _misfits(hf_config: Mapping[str, Any], outline: Outline, ranks: int) -> list
     return found
 
 
-def _bytes(plan: Plan, stage: int) -> tuple[int, int]:
+def _bytes(plan: Plan, model: ModelPlan, stage: int) -> tuple[int, int]:
     """Of the parameters and of the KV cache of a rank; every rank of a stage has as much."""
-    ranks = _ranks(plan)
-    parameters = rank_parameter_bytes(plan.outline, plan.stages, stage, ranks, plan.schemes())
-    return parameters, kv_cache_bytes_of(plan, plan.stages[stage], ranks)
-
-
-def _ranks(plan: Plan) -> int:
-    return plan.spec.parallel.tensor_parallel_size
+    parameters = rank_parameter_bytes(model.outline, model.stages, stage, model.ranks, model.schemes)
+    return parameters, kv_cache_bytes_of(model, plan.kv_blocks.count, model.stages[stage])

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from furiosa_build.core.system import Machine
-from furiosa_build.plan.budget.costs import Costs, Need, Places, Work
+from furiosa_build.plan.budget.costs import Costs, Need, Places
 from furiosa_build.plan.budget.durations import Durations, total_seconds
 from furiosa_build.plan.budget.placement import placement
 from furiosa_build.plan.budget.sizes import SCRATCH_BLOCKS
 from furiosa_build.plan.kv_blocks import element_memory
-from furiosa_build.plan.planner import Plan, Step
+from furiosa_build.plan.planner import Plan, PlannedStep
 from furiosa_build.recipe.schema import BuildOptions
 
-_KINDS = {"shard": "partition:weights", "trace": "partition"}
-"""Kinds of step as their names begin, where that is not the action."""
+if TYPE_CHECKING:
+    from furiosa_build.steps.base import Work
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ def preflight(
     costs, builders = Costs(plan, places), options.num_pipeline_builder_workers
     workers = _affordable_workers(costs, options, steps, machine)
     device, is_host = _device(plan, machine)
-    estimates = [(step, _estimate(durations, plan, step)) for step in steps]
-    unknown = (_KINDS.get(step.action, str(step.action)) for step, seconds in estimates if seconds is None)
+    estimates = [(step, durations.estimate(step, plan)) for step in steps]
+    unknown = (step.step.label for step, seconds in estimates if seconds is None)
     known = [(step, seconds) for step, seconds in estimates if seconds is not None]
     return Preflight(
         work={step.name: costs.work(step) for step in steps},
@@ -106,7 +107,7 @@ def preflight(
         device_is_host=is_host,
         compile_workers=workers,
         compile_worker=costs.compile_worker,
-        programs=sum(step.action == "compile" for step in steps),
+        programs=sum(step.step.worker == "compiler" for step in steps),
         seconds=total_seconds(known, min(builders, machine.cores), min(workers, machine.cores)),
         unknown_times=tuple(dict.fromkeys(unknown)),
         shortages=(
@@ -115,11 +116,6 @@ def preflight(
             *(_device_shortages(plan, device, is_host, machine) if "package" in undone else ()),
         ),
     )
-
-
-def _estimate(durations: Durations, plan: Plan, step: Step) -> float | None:
-    of, step = plan.origin(step)
-    return durations.estimate(step, of)
 
 
 _MORE_DISK = {
@@ -133,21 +129,21 @@ def _disk_shortages(plan: Plan, disks: Iterator[Need]) -> Iterator[Shortage]:
     for need in disks:
         if not need.fits:
             remedies = [remedy for what, remedy in _MORE_DISK.items() if what in need.parts]
-            if "parameters" in need.parts and not plan.schemes():
+            if "parameters" in need.parts and not plan.model.schemes:
                 remedies.append("quantization=fp8")
             yield Shortage(need, "; ".join(remedies) or _MORE_DISK["parameters"])
 
 
-def _affordable_workers(costs: Costs, options: BuildOptions, steps: Collection[Step], machine: Machine) -> int:
+def _affordable_workers(costs: Costs, options: BuildOptions, steps: Collection[PlannedStep], machine: Machine) -> int:
     """As many compile workers as the memory allows: at least one, at most what was asked for."""
     builders, asked = options.num_pipeline_builder_workers, options.num_compile_workers
-    if not any(step.action == "compile" for step in steps):
+    if not any(step.step.worker == "compiler" for step in steps):
         return asked
     fitting = (n for n in range(asked, 1, -1) if costs.memory(steps, builders, n, machine.available).fits)
     return next(fitting, 1)
 
 
-def _memory_shortages(costs: Costs, steps: Collection[Step], machine: Machine) -> Iterator[Shortage]:
+def _memory_shortages(costs: Costs, steps: Collection[PlannedStep], machine: Machine) -> Iterator[Shortage]:
     """With one worker of each kind: fewer workers are slower, and so is swapping, but neither is refused."""
     available = None if machine.available is None else machine.available + machine.swap
     need = costs.memory(steps, 1, 1, available)
@@ -157,7 +153,7 @@ def _memory_shortages(costs: Costs, steps: Collection[Step], machine: Machine) -
 
 def _device(plan: Plan, machine: Machine) -> tuple[Need, bool]:
     """What the artifact takes of a device, or of an element that has its share of one; whether it is this machine."""
-    target, share = plan.spec.target, element_memory(plan.spec)
+    target, share = plan.model.spec.target, element_memory(plan.model.spec)
     on: dict[str, dict[str, int]] = {}
     for element in placement(plan):
         # Replicas on a host map the same files.
@@ -183,7 +179,7 @@ def _device_shortages(plan: Plan, device: Need, is_host: bool, machine: Machine)
         del parts["parameters"]
         room += machine.swap
     whole = "an element" if device.what == "element" else "a device"
-    need = Need("this machine" if is_host else f"{whole} of target {plan.spec.target.name}", parts, room)
+    need = Need("this machine" if is_host else f"{whole} of target {plan.model.spec.target.name}", parts, room)
     if need.fits:
         return
     count, more = plan.kv_blocks.count, "a device with more memory (target.memory_gb)"
@@ -191,12 +187,12 @@ def _device_shortages(plan: Plan, device: Need, is_host: bool, machine: Machine)
         more = f"more elements (parallel.tensor_parallel_size, parallel.pipeline_parallel_size), or {more}"
     left, block = room - parts.get("parameters", 0), parts["KV cache"] // (count + SCRATCH_BLOCKS)
     blocks = max(0, left // block - SCRATCH_BLOCKS)
-    if blocks >= plan.spec.buckets.least_blocks:
+    if blocks >= plan.model.spec.buckets.least_blocks:
         remedy = f"buckets.paged_attention_num_blocks={blocks} or less ({count} now), or smaller "
         remedy += "buckets.decode_buckets"
     elif blocks:
         remedy = f"shorter buckets.decode_buckets, or {more}"
     else:
-        smaller = "" if plan.schemes() else "quantization=fp8, or "
+        smaller = "" if plan.model.schemes else "quantization=fp8, or "
         remedy = f"{smaller}{more}"
     yield Shortage(need, remedy)

@@ -10,6 +10,7 @@ from furiosa_build.ir.outline import Outline, ParameterOutline
 from furiosa_build.quant.scheme import scheme as find_scheme
 
 if TYPE_CHECKING:
+    from furiosa_build.plan.model import ModelPlan
     from furiosa_build.plan.planner import Plan
 
 SCRATCH_BLOCKS = 1
@@ -26,12 +27,10 @@ def stored_bytes(parameter: ParameterOutline, scheme: str = "none") -> int:
     return find_scheme(scheme).nbytes(parameter.layout)
 
 
-def parameter_bytes(plan: Plan) -> int:
-    """Bytes of all parameters in the artifact. Its files also have headers, some hundred bytes a parameter."""
-    schemes = plan.schemes()
-    return sum(
-        stored_bytes(parameter, schemes.get(name, "none")) for name, parameter in plan.outline.parameters.items()
-    )
+def parameter_bytes(model: ModelPlan) -> int:
+    """Bytes of a model's parameters in the artifact. Its files also have headers, some hundred bytes a parameter."""
+    parameters = model.outline.parameters.items()
+    return sum(stored_bytes(parameter, model.schemes.get(name, "none")) for name, parameter in parameters)
 
 
 def rank_parameter_bytes(
@@ -56,13 +55,13 @@ def kv_slot_bytes(outline: Outline, layers: Collection[int], ranks: int) -> int:
     return numbers * ITEMSIZE[outline.dtype]
 
 
-def kv_cache_bytes_of(plan: Plan, layers: Collection[int], ranks: int) -> int:
-    """Bytes of the whole KV cache of these layers, of one rank among `ranks`, with the block for padding."""
-    slots = (plan.kv_blocks.count + SCRATCH_BLOCKS) * plan.spec.buckets.paged_attention_block_size
-    return slots * kv_slot_bytes(plan.outline, layers, ranks)
+def kv_cache_bytes_of(model: ModelPlan, blocks: int, layers: Collection[int]) -> int:
+    """Bytes of the KV cache of these layers, of one rank: `blocks`, and the block for padding."""
+    slots = (blocks + SCRATCH_BLOCKS) * model.spec.buckets.paged_attention_block_size
+    return slots * kv_slot_bytes(model.outline, layers, model.ranks)
 
 
 def kv_cache_bytes(plan: Plan) -> int:
-    """Bytes of the whole KV cache, of all ranks together."""
-    ranks = plan.spec.parallel.tensor_parallel_size
-    return kv_cache_bytes_of(plan, [layer for stage in plan.stages for layer in stage], ranks) * ranks
+    """Bytes of the model's whole KV cache, of all ranks together; that of a draft model is not counted."""
+    layers = [layer for stage in plan.model.stages for layer in stage]
+    return kv_cache_bytes_of(plan.model, plan.kv_blocks.count, layers) * plan.model.ranks

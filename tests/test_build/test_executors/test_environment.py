@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from furiosa_build.build.executors.environment import clean_environment
-from furiosa_build.build.executors.local import Pool
-from furiosa_build.steps.base import Inputs, Request, Step
+from furiosa_build.build.executors.local import WorkerPool
+from furiosa_build.steps.base import Inputs, Job, Request
 
 KEPT = {
     "PATH": "/bin",
@@ -48,7 +48,7 @@ def test_what_is_listed_is_kept_and_all_else_is_cleared() -> None:
     assert dict(os.environ) == KEPT
 
 
-class TellEnvironment(Step[Request]):
+class TellEnvironment(Job[Request]):
     """Writes the environment, and the default of a setting that torch takes from it."""
 
     name = "tell"
@@ -66,8 +66,8 @@ def test_a_worker_sees_no_setting_of_the_users_environment(monkeypatch: pytest.M
     for name in SHAPING:
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("PYTHONPATH", "/project")
-    with closing(Pool(1)) as pool:
-        pool.run("tell", TellEnvironment(), Request(), Inputs({}, tmp_path), tmp_path, tmp_path / "log")
+    with closing(WorkerPool(1, lambda _: Inputs({}, tmp_path))) as pool:
+        pool.run("tell", TellEnvironment(), Request(), tmp_path, tmp_path / "log")
     told = json.loads((tmp_path / "told.json").read_text())
     assert not told["environment"].keys() & set(SHAPING)
     assert told["environment"]["PYTHONPATH"] == "/project"

@@ -8,9 +8,9 @@ import pytest
 from alone import alone
 
 from furiosa_build.build.executors import local
-from furiosa_build.build.executors.local import run_here
+from furiosa_build.build.executors.in_process import run_here
 from furiosa_build.core.errors import StepError
-from furiosa_build.steps.base import Inputs, Request, Step
+from furiosa_build.steps.base import Inputs, Job, Request
 
 SIZE = 64 * 2**20
 NOTHING = Inputs({}, Path("scratch"))
@@ -20,7 +20,7 @@ class SizeRequest(Request):
     size: int = 1
 
 
-class Write(Step[SizeRequest]):
+class Write(Job[SizeRequest]):
     """Writes as many bytes as it is asked for."""
 
     name = "write"

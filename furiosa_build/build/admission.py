@@ -1,0 +1,44 @@
+"""What is asked before steps run: whether their tools are there, and whether machine and target have what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from furiosa_build.build.executors.local import WorkerPool
+from furiosa_build.core.errors import PreflightError
+from furiosa_build.core.system import Machine
+from furiosa_build.plan.budget.describe import kv_blocks_text, lowered_text, refusal_text
+
+if TYPE_CHECKING:
+    from furiosa_build.build.build import Build
+
+
+def begin(build: Build, steps: Iterable[str], machine: Machine | None = None) -> list[str]:
+    """To be called before `steps` are run. Returns what a person should know.
+
+    Without steps that are to do it asks nothing of the machine. `machine`: not this one.
+
+    Raises UserError when a tool is missing, PreflightError when the steps that are to do cannot fit.
+    """
+    undone = [name for name in steps if not build.is_done(name)]
+    check_toolchain(build, undone)
+    if not undone:
+        return []
+    figures = build.preflight(undone, machine)
+    if figures.shortages:
+        raise PreflightError(refusal_text(figures))
+    notes = []
+    if build.plan.kv_blocks.source == "memory" and "package" in undone:
+        notes.append(f"KV cache: {kv_blocks_text(build.plan)}")
+    if figures.compile_workers != build.options.num_compile_workers:
+        build.executors["compiler"] = WorkerPool(figures.compile_workers, build.files.inputs)
+        notes.append(lowered_text(figures, build.options.num_compile_workers))
+    return notes
+
+
+def check_toolchain(build: Build, undone: Iterable[str]) -> None:
+    """Raises UserError when there are programs to compile in the steps `undone` and a tool for that is missing."""
+    compiling = [step for step in map(build.plan.steps.__getitem__, undone) if step.step.worker == "compiler"]
+    for model_id in {step.model_id for step in compiling}:
+        build.models[model_id].backend.check_toolchain()

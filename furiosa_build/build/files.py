@@ -1,0 +1,84 @@
+"""The files of a build: what its steps have made, and where on this machine the inputs of a request are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from furiosa_build.build.factors import Factors
+from furiosa_build.build.models import OpenModel
+from furiosa_build.core.errors import StepError
+from furiosa_build.plan.model import step_name
+from furiosa_build.plan.planner import Plan, PlannedStep
+from furiosa_build.steps.base import Inputs, Request
+from furiosa_build.store import ActionRecord, Output, Store
+from furiosa_build.weights.listing import MODEL_FILES, WEIGHTS, ModelFiles, Source
+
+
+class Files:
+    """Files in the store and of the models' sources: a `steps.base.Made`.
+
+    Args:
+        store: Where the outputs of steps are.
+        models: The models of the build, by id.
+        plan: Gives the build's plan, once it is needed.
+        factors: The factors of the steps' keys.
+        find: The action of a step, by the step's name, if it is known and done.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        models: Mapping[str, OpenModel],
+        plan: Callable[[], Plan],
+        factors: Factors,
+        find: Callable[[str], ActionRecord | None],
+    ) -> None:
+        self._store, self._models, self._plan, self._factors, self._find = store, models, plan, factors, find
+
+    def record(self, step: str) -> ActionRecord:
+        """The action of a step that is done. Raises StepError for one that is not."""
+        record = self._find(step)
+        if record is None:
+            raise StepError(step, "its output is not in the store; build again")
+        return record
+
+    def files(self, step: str) -> Mapping[str, Output]:
+        """The outputs of a step, by relative path."""
+        return self.record(step).outputs
+
+    def json(self, step: str, path: str) -> Any:
+        """The content of one of them."""
+        return self._store.read_json(self.record(step), path)
+
+    def source(self, model_id: str) -> tuple[Source, ModelFiles]:
+        """The files that a model's build begins with."""
+        return self._models[model_id].sources.describe(self._plan().models[model_id].outline.parameters)
+
+    def tools(self, step: PlannedStep) -> Mapping[str, str]:
+        """The versions that are part of a step's key."""
+        return self._factors.tools(step.step, self._models[step.model_id].backend, step.schemes)
+
+    def inputs(self, request: Request) -> Inputs:
+        """The inputs of a request. Raises UserError when one that is a source's is not as it was fetched."""
+        wanted = set(request.inputs.values())
+        found: dict[str, Path] = {}
+        for model_id in self._models if wanted else ():
+            if self._find(step_name(model_id, "fetch")) is not None:
+                found.update(self._source_files(model_id, wanted))
+        files = {name: found.get(sha256) or self._store.blob(sha256) for name, sha256 in request.inputs.items()}
+        return Inputs(files, self._store.scratch(self._models[""].spec.backend.name))
+
+    def _source_files(self, model_id: str, wanted: set[str]) -> Iterator[tuple[str, Path]]:
+        """By sha256, the files of a model's source that are wanted."""
+        fetched, sources = step_name(model_id, "fetch"), self._models[model_id].sources
+        weights = Source.model_validate(self.json(fetched, WEIGHTS))
+        others = ModelFiles.model_validate(self.json(fetched, MODEL_FILES))
+        if wanted & {file.sha256 for file in weights.files.values()}:
+            where = sources.unchanged_weights(weights.files, others.revision)
+            is_directory = where.is_dir()
+            yield from ((file.sha256, where / name if is_directory else where) for name, file in weights.files.items())
+        if wanted & {file.sha256 for file in others.files.values()}:
+            where = sources.unchanged_directory(others.files, others.revision)
+            yield from ((file.sha256, where / name) for name, file in others.files.items())

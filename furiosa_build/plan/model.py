@@ -1,0 +1,165 @@
+"""What is known of one model before a build: the facts that its steps are planned from. No I/O, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+from furiosa_build.ir.outline import Outline
+from furiosa_build.ir.sharding import Cut
+from furiosa_build.ir.stages import split_layers
+from furiosa_build.plan.kinds import Kind, find_kinds, outer_parameters
+from furiosa_build.plan.resolved import pretrained_id, without_place
+from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
+from furiosa_build.quant.scheme import summary
+from furiosa_build.recipe.schema import BuildSpec, ParallelSpec
+from furiosa_build.recipe.schema.buckets import Phase, bucket_name
+
+DRAFT = "draft"
+"""The id of the draft model; that of the model itself is empty."""
+
+
+def step_name(model_id: str, own_name: str) -> str:
+    """What people, logs and other models' keys call a step of a model: `compile`, or `draft:compile`."""
+    return f"{model_id}:{own_name}" if model_id else own_name
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A static shape that is compiled: `query` new tokens of each of `batch` sequences over a context of `context`."""
+
+    phase: Phase
+    batch: int
+    query: int
+    context: int
+
+    @property
+    def name(self) -> str:
+        """Such as `decode-4x512`, `append-1x64x512`."""
+        new = (self.query,) if self.phase == "append" else ()
+        return bucket_name(self.phase, (self.batch, *new, self.context))
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """One of the models of an artifact, and how it is divided.
+
+    Attributes:
+        spec: What is built of it.
+        hf_config: The fields of its config.json.
+        outline: The model's layers and parameters.
+        isa: The instruction set that its programs are compiled for.
+        schemes: The scheme of every quantized parameter, by full name.
+        taken: The weights are quantized already, and taken as they are.
+    """
+
+    spec: BuildSpec
+    hf_config: Mapping[str, Any]
+    outline: Outline
+    isa: str
+    schemes: Mapping[str, str]
+    taken: bool = False
+
+    @cached_property
+    def stages(self) -> list[list[int]]:
+        """The layers of each pipeline stage."""
+        return split_into_stages(self.outline.num_layers, self.spec.parallel)
+
+    @cached_property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The static shapes that are compiled."""
+        return tuple(_buckets(self.spec))
+
+    @cached_property
+    def kinds(self) -> Mapping[Bucket, tuple[Kind, ...]]:
+        """The kinds of supertask of each bucket."""
+        rewriting = self.spec.rewriting
+        return {
+            b: find_kinds(self.outline, self.schemes, self.stages, rewriting, _slices(self.spec, b))
+            for b in self.buckets
+        }
+
+    @property
+    def quantization(self) -> str:
+        """The schemes that quantized parameters have, such as `fp8` or `fp8+int8`, or `none`."""
+        return summary(self.schemes.values())
+
+    @property
+    def writes_checkpoint(self) -> bool:
+        """Whether `quantize` writes weights; else it checks those that there are."""
+        return not self.taken and bool(self.schemes)
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that the weights are drawn from; None: they are read."""
+        return self.spec.model.seed_for_random_weight
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of a stage."""
+        return self.spec.parallel.tensor_parallel_size
+
+    @property
+    def pretrained_id(self) -> str:
+        """The model's name, without directories of a machine."""
+        return pretrained_id(self.spec.model)
+
+    @property
+    def checkpoint_name(self) -> str | None:
+        """The name of the quantized checkpoint that is taken, without directories of a machine."""
+        path = self.spec.quantization.quantize_artifact_path
+        return None if path is None else without_place(path)
+
+    def parameters_of(self, kind: Kind) -> dict[str, str]:
+        """The parameters that the first supertask of a kind reads, by the names that it has for them.
+
+        Those outside of layers have their own names, those of a layer `NUMBER.NAME`.
+        """
+        segment = kind.segment
+        names = {name: name for name in outer_parameters(segment, self.outline)}
+        for number, (layer, block) in enumerate(zip(segment.layers, kind.blocks, strict=True)):
+            names |= {f"{number}.{n}": f"{self.outline.layer_prefix}{layer}.{n}" for n in block.outline.parameters}
+        return names
+
+    def cuts_of(self, kind: Kind) -> dict[str, Cut]:
+        """How these parameters are divided among ranks; those that are not are left out."""
+        cuts = {name: self.outline.parameters[full].cut for name, full in self.parameters_of(kind).items()}
+        return {name: cut for name, cut in cuts.items() if cut is not None}
+
+
+def plan_model(
+    spec: BuildSpec,
+    hf_config: Mapping[str, Any],
+    outline: Outline,
+    isa: str,
+    checkpoint: QuantizedCheckpoint | None = None,
+) -> ModelPlan:
+    """One of the models of an artifact. `checkpoint`: the quantized weights that its spec takes, if it does."""
+    scheme_of = spec.quantization.scheme_of if checkpoint is None else checkpoint.scheme_of
+    schemes = {name: scheme_of(name) for name, p in outline.parameters.items() if p.linear}
+    quantized = {name: scheme for name, scheme in schemes.items() if scheme != "none"}
+    return ModelPlan(spec, hf_config, outline, isa, quantized, checkpoint is not None)
+
+
+def split_into_stages(layers: int, parallel: ParallelSpec) -> list[list[int]]:
+    """The layers of each stage, in order: as given, or as many for each, the first ones one more if need be."""
+    if parallel.num_blocks_per_pp_stage is not None:
+        ends = list(accumulate(parallel.num_blocks_per_pp_stage))
+        return [list(range(begin, end)) for begin, end in zip([0, *ends], ends, strict=False)]
+    return [list(part) for part in split_layers(layers, parallel.pipeline_parallel_size)]
+
+
+def _buckets(spec: BuildSpec) -> Iterator[Bucket]:
+    for batch, length in spec.buckets.prefill_buckets:
+        yield Bucket("prefill", batch, length, length)
+    for batch, new, length in spec.append_buckets:
+        yield Bucket("append", batch, new, length)
+    for batch, length in spec.buckets.compiled_decode_buckets:
+        yield Bucket("decode", batch, 1, length)
+
+
+def _slices(spec: BuildSpec, bucket: Bucket) -> bool:
+    return spec.rewriting.add_prefill_last_block_slice and bucket.phase != "decode" and bucket.query > 1
