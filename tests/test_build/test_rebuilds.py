@@ -417,7 +417,31 @@ ROWS: Mapping[str, tuple[Change, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("change", "expected"), ROWS.values(), ids=ROWS)
+EVERYDAY = {
+    "nothing",
+    "other HOME, TZ, locale",
+    "scheduler configuration",
+    "one bucket added",
+    "a draft model that was built alone",
+    "new weights, same shapes",
+    "quantization scheme",
+    "torch",
+    "target instruction set",
+    "source of partition",
+    "source of the runtime",
+    "content changed with size and time kept, --verify-inputs",
+}
+"""The rows that `make test` runs too: one for each way in which a build can depend on something."""
+
+
+def test_rows_of_every_day_are_there() -> None:
+    assert set(ROWS) >= EVERYDAY
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [pytest.param(*row, id=name, marks=() if name in EVERYDAY else pytest.mark.grid) for name, row in ROWS.items()],
+)
 def test_what_a_change_runs(
     user: UserDirectory, tmp_path: Path, change: Change, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

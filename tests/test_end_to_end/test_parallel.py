@@ -124,6 +124,7 @@ def test_any_three_values_of_three_settings_meet() -> None:
     assert [set(values) for values in zip(*EVERYDAY, strict=True)] == [set(values) for values in SETTINGS]
 
 
+@pytest.mark.grid
 def test_a_cut_layer_adds_the_programs_between_its_collectives_and_no_more(users: dict[str, UserDirectory]) -> None:
     """And the ranks, stages and replicas share them all."""
     counts = {}
