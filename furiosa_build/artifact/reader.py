@@ -71,7 +71,7 @@ def open_artifact(path: str | Path, verify: Literal["fast", "full"] = "fast") ->
             checks sizes and headers. `full` reads those too.
 
     Raises:
-        UserError: It is no artifact, is damaged, is of another schema version, or cannot run on this machine.
+        UserError: It is not an artifact, is damaged, is of another schema version, or cannot run on this machine.
             One message, which names the file.
     """
     directory = artifact_directory(path)
@@ -90,7 +90,7 @@ def open_artifact(path: str | Path, verify: Literal["fast", "full"] = "fast") ->
 def find_damage(path: str | Path) -> list[UserError]:
     """Everything that is wrong with the artifact in directory `path`, each file by its name; every byte is read.
 
-    Raises UserError when it is no artifact at all.
+    Raises UserError when it is not an artifact at all.
     """
     directory = artifact_directory(path)
     try:
@@ -207,9 +207,9 @@ def _parse(path: Path) -> dict[str, Any]:
         depth = _depth(value)
         canonical_json(value)  # refuses what JSON has no form for, such as NaN, 1e999 and half a surrogate pair
     except (ValueError, RecursionError) as error:
-        raise _damaged(f"{path.name} is no JSON: {error}", path) from error
+        raise _damaged(f"{path.name} is not valid JSON: {error}", path) from error
     if not isinstance(value, dict):
-        raise _damaged(f"{path.name} is no JSON object", path)
+        raise _damaged(f"{path.name} is not a JSON object", path)
     if depth > _MAX_JSON_DEPTH:
         raise _damaged(f"{path.name} is nested {depth} levels deep, more than {_MAX_JSON_DEPTH}", path)
     return value
@@ -235,13 +235,13 @@ def _depth(value: Any) -> int:
 
 
 def _check_links(directory: Path) -> None:
-    """Before anything is opened: only regular files, and links to such that stay within the directory."""
+    """Checks, before any file is opened, that all are regular files or links to such within the directory."""
     for path in _walk(directory):
         name = path.relative_to(directory)
         if not Path(os.path.realpath(path)).is_relative_to(directory):
             raise _damaged(f"{name} is a link out of the artifact", path)
         if not path.is_file():
-            raise _damaged(f"{name} is no regular file", path)
+            raise _damaged(f"{name} is not a regular file", path)
 
 
 def _walk(directory: Path) -> Iterable[Path]:
@@ -254,11 +254,11 @@ def _walk(directory: Path) -> Iterable[Path]:
 
 
 def _check_names(directory: Path, manifest: Manifest) -> None:
-    """Before any file of the manifest is opened."""
+    """Checks the names in the manifest, before any of these files is opened."""
     manifest_path = directory / MANIFEST_FILE
     for name in manifest.files:
         if not _stays_inside(name):
-            raise _damaged(f"{MANIFEST_FILE} lists {name!r}, which is no plain path in the artifact", manifest_path)
+            raise _damaged(f"{MANIFEST_FILE} lists {name!r}, which is not a plain path in the artifact", manifest_path)
     if ARTIFACT_FILE not in manifest.files:
         raise _damaged(f"{MANIFEST_FILE} does not list {ARTIFACT_FILE}", manifest_path)
 

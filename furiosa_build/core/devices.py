@@ -12,7 +12,7 @@ _NPU = re.compile(r"npu:(\d+)(?::(\*|(\d+)(?:-(\d+))?))?")
 
 
 class DeviceError(ValueError):
-    """What is wrong with a list of devices; `valid` says what is not."""
+    """A list of devices is malformed; `valid` says what is valid."""
 
     def __init__(self, what: str, valid: str = FORMS) -> None:
         super().__init__(what)

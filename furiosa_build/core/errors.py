@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 
 class BuildError(Exception):
-    """Base of every error that is shown as one message, without a traceback."""
+    """Base class of every error that is shown as one message, without a traceback."""
 
     exit_status = 1
 
@@ -52,13 +52,13 @@ class StepError(BuildError):
 
 
 class PreflightError(BuildError):
-    """The build was refused before it began: this machine has not what it needs. The message gives the figures."""
+    """The build was refused before it began: this machine lacks what it needs. The message gives the figures."""
 
     exit_status = 4
 
 
 class VerificationError(BuildError):
-    """An artifact, a store or a repeated build is not what it should be. Every finding is one line."""
+    """Verification of an artifact, a store or a repeated build failed. Every finding is one line."""
 
     exit_status = 5
 

@@ -26,7 +26,7 @@ _step: ContextVar[str] = ContextVar("step", default="")
 
 @contextmanager
 def doing(step: str) -> Iterator[None]:
-    """What is done within is done for `step`."""
+    """Names the step that the block works for."""
     token = _step.set(step)
     try:
         yield
@@ -35,7 +35,7 @@ def doing(step: str) -> Iterator[None]:
 
 
 def reach(point: str) -> None:
-    """Says that the current step has come to `point`. Raises OSError when such a fault is asked for."""
+    """Marks that the current step has reached `point`. Raises OSError when such a fault is requested."""
     wanted = os.environ.get(VARIABLE)
     if not wanted:
         return

@@ -31,7 +31,7 @@ def hash_file(path: Path) -> str:
 class HashMemory:
     """Hashes seen before. A file that changes without changing its size, times and inode goes unnoticed.
 
-    A memory that cannot be read or written is no error: everything is hashed again.
+    A memory that cannot be read or written is ignored: everything is hashed again.
 
     Args:
         database: Where hashes are remembered between processes.

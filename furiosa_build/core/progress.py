@@ -16,14 +16,14 @@ _FORMAT = struct.Struct("<QQ")
 
 
 class Meter:
-    """Counts in the file `path`. A file that cannot be written is no error: it only informs."""
+    """Counts in the file `path`. A file that cannot be written is ignored, since it only informs."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.done = self.total = 0
 
     def note(self, done: int, total: int) -> None:
-        """So many bytes of so many are done."""
+        """Records that `done` of `total` bytes are done."""
         self.done, self.total = done, total
         with suppress(OSError):
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
@@ -38,7 +38,7 @@ _current: ContextVar[Meter | None] = ContextVar("meter", default=None)
 
 @contextmanager
 def metered(path: Path | None) -> Iterator[None]:
-    """What is streamed within is counted in `path`, which is gone afterwards. None: not at all."""
+    """Counts the bytes streamed in the block in the file `path`, which is removed afterwards. None: counts nothing."""
     token = _current.set(None if path is None else Meter(path))
     try:
         yield
@@ -55,14 +55,14 @@ def current() -> Meter | None:
 
 
 def expect(count: int) -> None:
-    """So many bytes more will be streamed."""
+    """Announces that `count` more bytes will be streamed."""
     meter = _current.get()
     if meter is not None:
         meter.note(meter.done, meter.total + count)
 
 
 def advance(count: int) -> None:
-    """So many bytes more are done."""
+    """Records that `count` more bytes are done."""
     meter = _current.get()
     if meter is not None:
         meter.note(meter.done + count, meter.total)

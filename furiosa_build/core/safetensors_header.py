@@ -47,7 +47,7 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
         except RecursionError as error:
             raise ValueError("the header is nested too deep") from error
     if not isinstance(header, dict):
-        raise ValueError("the header is no JSON object")  # noqa: TRY004 (the file is at fault)
+        raise ValueError("the header is not a JSON object")  # noqa: TRY004 (the file is at fault)
     header.pop("__metadata__", None)
     end = 0
     for begin, stop, name in sorted((*_extent(name, entry), name) for name, entry in header.items()):
@@ -60,7 +60,7 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Which of two tensors of one name counts would be up to the reader; the format forbids it."""
+    """Refuses two tensors of one name, which the format forbids: readers would differ in which one they take."""
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)

@@ -32,7 +32,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Disk:
-    """The file system that `path` is on, or will be: its number, and the bytes that this user may still write.
+    """The file system of `path`, which need not exist yet: its number, and the bytes that this user may still write.
 
     None where it does not say.
     """
@@ -65,7 +65,7 @@ def disk_of(path: Path) -> Disk:
 
 
 def _limits(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
-    """(limit, what is used and cannot be taken back) of every memory control group that this process is in."""
+    """(limit, used and not reclaimable) in bytes, of every memory control group that this process is in."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def size_text(number: int) -> str:
-    """Such as `334 MB`."""
+    """A number of bytes as text, such as `334 MB`."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if number >= size:
             return f"{number / size:.3g} {unit}"
@@ -14,19 +14,19 @@ def size_text(number: int) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Such as `8 s`, `12 min`, `3.5 h`."""
+    """A time as text, such as `8 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def memory_text(size: int | None) -> str:
-    """As `size_text`; None is unknown."""
+    """A size as `size_text` gives it; None as `unknown`."""
     return "unknown" if size is None else size_text(size)
 
 
 def count_text(number: int) -> str:
-    """Such as `8.03 B`."""
+    """A count with a unit, such as `8.03 B` for 8.03 billion."""
     for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size:
             return f"{number / size:.3g} {unit}"
@@ -34,12 +34,12 @@ def count_text(number: int) -> str:
 
 
 def steps_text(count: int) -> str:
-    """Such as `1 step`."""
+    """A number of things, such as `1 step`."""
     return "1 step" if count == 1 else f"{count} steps"
 
 
 def short_path(path: Path) -> str:
-    """The path relative to the current directory if it is below."""
+    """The path, relative to the current directory where it is below that."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
