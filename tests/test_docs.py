@@ -20,7 +20,7 @@ from user_directory import steps_in_this_process
 
 import furiosa_build
 from furiosa_build.build import artifact_builder
-from furiosa_build.cli import main
+from furiosa_build.cli import furiosa_llm, main
 from furiosa_build.core.errors import UserError
 from furiosa_build.recipe.compose import load_recipe
 
@@ -128,7 +128,7 @@ def commands() -> Iterator[Any]:
     """Every command of ours in a block, named by where it stands."""
     for block in BLOCKS:
         for line in block.text.replace("\\\n", "").splitlines() if block.language in ("", "console") else []:
-            if found := re.match(r"(?:\$ )?(?:\.venv/bin/)?((?:furiosa-build|make) .*)", line):
+            if found := re.match(r"(?:\$ )?(?:\.venv/bin/)?((?:furiosa-build|furiosa-llm|make) .*)", line):
                 yield pytest.param(shlex.split(found[1], comments=True), id=f"{block.where} {found[1]}")
 
 
@@ -138,12 +138,12 @@ def test_a_command_parses_and_its_recipe_is_composed(command: list[str]) -> None
     if program == "make":
         assert set(arguments) <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
         return
-    parsed: Any = typer.main.get_command(main.app)
+    parsed: Any = typer.main.get_command(furiosa_llm.app if program == "furiosa-llm" else main.app)
     while isinstance(parsed, click.Group):
         parsed = parsed.commands[arguments.pop(0)]
     context = parsed.make_context(program, arguments)
     recipe, overrides = context.params.get("name"), context.params.get("overrides") or []
-    if recipe is not None and "quantization=int9" not in overrides:  # the mistake that is shown
+    if program == "furiosa-build" and recipe and "quantization=int9" not in overrides:  # the mistake that is shown
         load_recipe(recipe, list(overrides), cwd=ROOT)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from grid import grid
 from quantized import FORMS, save_quantized
 from safetensors.torch import load_file, save_file
 from test_models.tiny import LLAMA, TIED, load, save_random_model
@@ -96,7 +97,7 @@ def compared(artifact: Path, checkpoint: Path) -> Iterator[tuple[Tensor, Tensor]
         yield logits, logits_of(reference, tokens[:-1])[-NEW_TOKENS:]
 
 
-@pytest.mark.parametrize("form", WEIGHTS_ONLY)
+@pytest.mark.parametrize("form", grid(WEIGHTS_ONLY, ["fp8", "int8-plain-tensor"]))
 def test_weights_of_every_form_give_the_logits_and_the_tokens_of_transformers(
     form: str, model: Path, quantized: Quantized, build_artifact: BuildArtifact
 ) -> None:
@@ -106,7 +107,7 @@ def test_weights_of_every_form_give_the_logits_and_the_tokens_of_transformers(
         assert logits.argmax(-1).equal(expected.argmax(-1))
 
 
-@pytest.mark.parametrize("form", DYNAMIC)
+@pytest.mark.parametrize("form", grid(DYNAMIC, ["int8-dynamic"]))
 def test_activations_are_rounded_as_transformers_rounds_them(
     form: str, model: Path, quantized: Quantized, build_artifact: BuildArtifact, tmp_path: Path
 ) -> None:
@@ -131,7 +132,7 @@ def test_activations_are_rounded_as_transformers_rounds_them(
     assert float(torch.cat(regret).max()) < without
 
 
-@pytest.mark.parametrize("form", ["fp8-dynamic", "int8-plain-tensor-dynamic", "int8-tensor"])
+@pytest.mark.parametrize("form", grid(["fp8-dynamic", "int8-plain-tensor-dynamic", "int8-tensor"], ["fp8-dynamic"]))
 def test_such_an_artifact_qualifies(form: str, model: Path, quantized: Quantized, start_build: StartBuild) -> None:
     build = start_build(model, checkpoint=quantized(form), **BUCKETS)
     for step in build.plan.steps:
