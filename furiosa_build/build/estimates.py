@@ -15,7 +15,7 @@ from furiosa_build.plan.planner import Plan
 from furiosa_build.recipe.schema import BuildOptions
 from furiosa_build.steps.registry import STEPS
 from furiosa_build.store import Store
-from furiosa_build.weights.hub import cached_bytes, hub_cache
+from furiosa_build.weights.hub import hub_cache
 
 
 class Estimates:
@@ -69,6 +69,6 @@ class Estimates:
 
 def _source_state(model: OpenModel, is_read: bool) -> SourceState:
     unread = 0 if is_read else model.sources.unread_bytes()
-    if model.sources.directory is None and model.sources.has_weights:
-        return SourceState(disk_of(hub_cache()), cached_bytes(model.spec.model), unread)
+    if (hub := model.sources.downloads) is not None:
+        return SourceState(disk_of(hub_cache()), hub.cached_bytes(), unread)
     return SourceState(unread=unread)

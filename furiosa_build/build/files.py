@@ -76,9 +76,8 @@ class Files:
         weights = Source.model_validate(self.json(fetched, WEIGHTS))
         others = ModelFiles.model_validate(self.json(fetched, MODEL_FILES))
         if wanted & {file.sha256 for file in weights.files.values()}:
-            where = sources.unchanged_weights(weights.files, others.revision)
-            is_directory = where.is_dir()
-            yield from ((file.sha256, where / name if is_directory else where) for name, file in weights.files.items())
+            found = sources.unchanged_weights(weights.files, others.revision)
+            yield from ((weights.files[name].sha256, path) for name, path in found.items())
         if wanted & {file.sha256 for file in others.files.values()}:
-            where = sources.unchanged_directory(others.files, others.revision)
-            yield from ((file.sha256, where / name) for name, file in others.files.items())
+            found = sources.unchanged_model_files(others.files, others.revision)
+            yield from ((others.files[name].sha256, path) for name, path in found.items())

@@ -16,7 +16,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     check_cancelled()
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)  # of a link the content is meant
     except OSError:
         copy(source, target)
         target.chmod(0o444)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from furiosa_build.ir.outline import Outline, ParameterOutline
 from furiosa_build.quant.scheme import summary
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from furiosa_build.plan.model import ModelPlan
     from furiosa_build.plan.planner import PlannedStep
     from furiosa_build.weights.source import TensorSource
+
+File = TypeVar("File")
 
 LARGEST_FILE = 4 << 30
 """Bytes in one file of parameters."""
@@ -53,7 +55,7 @@ def weights_request(step: PlannedStep, made: Made, of_checkpoint: bool = True) -
     source = listing.Source.model_validate(made.json(site.name_of("fetch"), listing.WEIGHTS))
     files = made.files(checkpoint_of(step)) if written else source.files
     return WeightsRequest(
-        inputs={name: file.sha256 for name, file in files.items() if name.endswith(".safetensors")},
+        inputs={name: file.sha256 for name, file in weight_files(files).items()},
         outline=model.outline,
         hf_config=dict(model.hf_config),
         schemes=dict(model.schemes),
@@ -85,19 +87,19 @@ def scheme_of(reads: Mapping[str, Any]) -> str:
     return summary(reads.get("schemes", {}).values())
 
 
-def weight_files(files: Mapping[str, Path]) -> dict[str, Path]:
-    """Those of `files` that hold weights."""
-    return {name: path for name, path in sorted(files.items()) if name.endswith(".safetensors")}
+def weight_files(files: Mapping[str, File]) -> dict[str, File]:
+    """Those of `files` that hold weights, in whatever format: configs and indices are JSON."""
+    return {name: path for name, path in sorted(files.items()) if not name.endswith(".json")}
 
 
 def open_weights(request: WeightsRequest, files: Mapping[str, Path]) -> TensorSource:
     """The weights of a request, whose inputs are `files`."""
+    from furiosa_build.weights.formats import open_weight_files
     from furiosa_build.weights.random import RandomSource
-    from furiosa_build.weights.safetensors import SafetensorsSource
 
     if request.seed is not None:
         return RandomSource(request.outline.parameters, request.seed)
-    return SafetensorsSource(list(weight_files(files).values()))
+    return open_weight_files(list(weight_files(files).values()))
 
 
 def described(files: Mapping[str, Path]) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from furiosa_build.core.errors import UserError
-from furiosa_build.core.safetensors_header import read_header
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHT_PATTERNS = ("model*.safetensors", INDEX_FILE)
@@ -36,16 +34,6 @@ LARGEST_PARSED = {
 than 100 kB, those of tokenizers about 1 MB; the index of a model with hundreds of experts has 15 MB."""
 
 
-def list_files(directory: Path) -> list[Path]:
-    """The files that count, sorted. Raises UserError for one that must not be read: see `check_file`."""
-    for name in (INDEX_FILE, *MODEL_FILES):
-        check_file(directory / name)
-    found = {path for pattern in (*WEIGHT_PATTERNS, *MODEL_FILES) for path in directory.glob(pattern)}
-    with suppress(UserError):
-        found.update(directory / name for name in weight_files(directory))
-    return sorted(path for path in found if path.is_file())
-
-
 def weight_files(directory: Path) -> list[str]:
     """Names of a directory's weight files. Raises UserError when one is missing or named outside the directory."""
     index = directory / INDEX_FILE
@@ -60,25 +48,13 @@ def weight_files(directory: Path) -> list[str]:
     try:
         names = sorted(set(read_json(index)["weight_map"].values()))
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{INDEX_FILE} is no index of safetensors files: {error!r}", where=str(index)) from error
+        raise UserError(f"{INDEX_FILE} is not an index of safetensors files: {error!r}", where=str(index)) from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise UserError(f"{INDEX_FILE} names a file outside its directory: {name!r}", where=str(index))
         if not (directory / name).is_file():
             raise UserError(f"weight file {name} is missing", where=str(directory), hint=f"{INDEX_FILE} lists it")
     return names
-
-
-def check_weight_file(path: Path) -> None:
-    """Raises UserError unless the header of a weight file is sound and agrees with its size. Reads only the header."""
-    try:
-        read_header(path)
-    except ValueError as error:
-        raise UserError(
-            f"{path.name} is not a sound safetensors file: {error}",
-            where=str(path),
-            hint="the download or copy may be cut short; fetch it again",
-        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -89,7 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path.name} is not readable JSON: {error}", where=str(path)) from error
     if not isinstance(data, dict):
-        raise UserError(f"{path.name} holds no JSON object", where=str(path))
+        raise UserError(f"{path.name} does not hold a JSON object", where=str(path))
     return data
 
 
@@ -112,8 +88,3 @@ def check_file(path: Path) -> None:
     largest = LARGEST_PARSED.get(path.name, LARGEST_JSON)
     if size > largest:
         raise UserError(f"{path.name} has {size} bytes", where=str(path), valid=f"at most {largest}")
-
-
-def source_files(directory: Path) -> list[str]:
-    """Names of what `weights.json` lists of a directory. Raises UserError when a weight file is missing."""
-    return [*weight_files(directory), *([INDEX_FILE] if (directory / INDEX_FILE).is_file() else [])]

@@ -16,17 +16,77 @@ from typing import Any
 from furiosa_build.core.cancellation import check_cancelled
 from furiosa_build.core.errors import UserError
 from furiosa_build.core.progress import current
-from furiosa_build.recipe.schema import ModelSpec
+from furiosa_build.weights.directory import ModelDirectory
 from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, WEIGHT_PATTERNS
+from furiosa_build.weights.model_source import ModelSource, Reference
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-
-
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+_WHOLE = (*MODEL_FILES, *WEIGHT_PATTERNS)
 
 _MODULE = "furiosa_build.weights.download"
 _POLL = 0.1
 """Seconds between two looks at whether a download has been cancelled."""
+
+
+class HubModel(ModelSource):
+    """A model on the hub, of a revision: a branch, a tag or a commit."""
+
+    is_remote = True
+
+    def __init__(self, name: str, revision: str | None = None) -> None:
+        self.name, self.revision = name, revision or "main"
+        self._fetched: dict[tuple[str, ...], ModelDirectory] = {}
+
+    @classmethod
+    def sniff(cls, reference: Reference) -> HubModel | None:
+        return cls(reference.name, reference.revision) if _HUB_ID.fullmatch(reference.name) else None
+
+    def config(self) -> dict[str, Any]:
+        return self._fetch(("config.json",)).config()
+
+    def commit(self) -> str | None:
+        """Known without asking the hub for a commit, and for a revision of which the hub's cache has files."""
+        if _COMMIT.fullmatch(self.revision):
+            return self.revision
+        snapshot = self._snapshot()
+        return None if snapshot is None else snapshot.name
+
+    def at(self, commit: str | None) -> HubModel:
+        return self if commit in (None, self.revision, self.commit()) else HubModel(self.name, commit)
+
+    def model_files(self) -> dict[str, Path]:
+        return (self._fetched.get(_WHOLE) or self._fetch(MODEL_FILES)).model_files()
+
+    def weight_files(self) -> dict[str, Path]:
+        return self._fetch(_WHOLE).weight_files()
+
+    def cached_bytes(self) -> int:
+        """Bytes that need no download any more: of the wanted files of this revision."""
+        snapshot = self._snapshot()
+        if snapshot is None:
+            return 0
+        found = {path for pattern in _WHOLE for path in snapshot.glob(pattern)}
+        return sum(path.stat().st_size for path in found if path.is_file())
+
+    def _snapshot(self) -> Path | None:
+        """The directory in the hub's cache that has files of this revision, if there is one."""
+        from huggingface_hub import try_to_load_from_cache
+
+        for directory in self._fetched.values():
+            return directory.path
+        for name in ("config.json", INDEX_FILE, "model.safetensors"):
+            file = try_to_load_from_cache(self.name, name, revision=self.revision, cache_dir=hub_cache())
+            if isinstance(file, str):
+                return Path(file).parent
+        return None
+
+    def _fetch(self, patterns: tuple[str, ...]) -> ModelDirectory:
+        """The files of these names; asks the hub once."""
+        if patterns not in self._fetched:
+            self._fetched[patterns] = ModelDirectory(download(self.name, self.revision, patterns))
+        return self._fetched[patterns]
 
 
 def hub_cache() -> Path:
@@ -36,46 +96,17 @@ def hub_cache() -> Path:
     return Path(HF_HUB_CACHE)
 
 
-def resolve_commit(model: ModelSpec) -> str | None:
-    """The commit that a hub model's revision stands for, if that is known without asking the hub."""
-    revision = model.revision or "main"
-    if _COMMIT.fullmatch(revision):
-        return revision
-    snapshot = cached_snapshot(model)
-    return None if snapshot is None else snapshot.name
-
-
-def cached_snapshot(model: ModelSpec) -> Path | None:
-    """The directory in the hub's cache that has files of the model's revision, if there is one."""
-    from huggingface_hub import try_to_load_from_cache
-
-    for name in ("config.json", INDEX_FILE, "model.safetensors"):
-        file = try_to_load_from_cache(model.model_id_or_path, name, revision=model.revision, cache_dir=hub_cache())
-        if isinstance(file, str):
-            return Path(file).parent
-    return None
-
-
-def cached_bytes(model: ModelSpec) -> int:
-    """Bytes of the model's files that need no download any more: of its revision, and of those that are wanted."""
-    snapshot = cached_snapshot(model)
-    if snapshot is None:
-        return 0
-    found = {path for pattern in (*WEIGHT_PATTERNS, *MODEL_FILES) for path in snapshot.glob(pattern)}
-    return sum(path.stat().st_size for path in found if path.is_file())
-
-
-def download(model: ModelSpec, revision: str | None, patterns: Sequence[str]) -> Path:
+def download(name: str, revision: str, patterns: Sequence[str]) -> Path:
     """Takes what is in the hub's cache, and fetches what is not. The result's name is the commit.
 
     Raises UserError where the files cannot be fetched, Cancelled within a second after the work is cancelled: whatever
     the network does, for another process waits for it.
     """
-    wanted, meter = revision or model.revision or "main", current()
+    meter = current()
     found = _in_process(
         {
-            "repository": model.model_id_or_path,
-            "revision": wanted,
+            "repository": name,
+            "revision": revision,
             "patterns": list(patterns),
             "meter": None if meter is None else str(meter.path),
         }
@@ -83,7 +114,7 @@ def download(model: ModelSpec, revision: str | None, patterns: Sequence[str]) ->
     if "error" in found:
         token = "set" if os.environ.get("HF_TOKEN") else "not set"
         raise UserError(
-            f"model {model.model_id_or_path!r} (revision {wanted}) could not be fetched: {found['error']}",
+            f"model {name!r} (revision {revision}) could not be fetched: {found['error']}",
             where="model.model_id_or_path",
             hint=f"is the network there, and does HF_TOKEN ({token}) give access? A local copy works as well: "
             "model.model_id_or_path=DIRECTORY. For random weights: model.seed_for_random_weight=0",

@@ -11,8 +11,6 @@ from furiosa_build.ir.outline import ParameterOutline
 
 WEIGHTS = "weights.json"
 MODEL_FILES = "model_files.json"
-PARAM_FILE = "model.safetensors"
-"""What `param_file_path` is listed as, whatever it is called: weights are the same under another name."""
 
 
 class SourceFile(BaseModel):

@@ -4,20 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.errors import UserError
+from furiosa_build.core.safetensors_header import read_header
 from furiosa_build.ir.tensors import Layout
-from furiosa_build.weights.hf_layout import weight_files
+from furiosa_build.weights.format import WeightFormat
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Safetensors(WeightFormat):
+    """https://huggingface.co/docs/safetensors."""
+
+    name = "safetensors"
+
+    def recognizes(self, file: Path) -> bool:
+        with file.open("rb") as opened:
+            return opened.read(9)[8:] == b"{"
+
+    def check(self, file: Path) -> None:
+        read_header(file)
+
+    def open(self, files: Sequence[Path]) -> SafetensorsSource:
+        return SafetensorsSource(files)
 
 
 class SafetensorsSource:
     """The tensors of several safetensors files. Raises UserError for a file that is not one."""
 
     def __init__(self, files: Sequence[Path]) -> None:
+        from safetensors import SafetensorError, safe_open
+
         self._files: dict[str, Any] = {}
         for file in files:
             try:
@@ -41,8 +60,3 @@ class SafetensorsSource:
 
     def read(self, name: str) -> Tensor:
         return self._files[name].get_tensor(name)  # type: ignore[no-any-return]
-
-
-def open_checkpoint(path: Path) -> SafetensorsSource:
-    """The weights of a directory in Hugging Face layout, or of one file."""
-    return SafetensorsSource([path / name for name in weight_files(path)] if path.is_dir() else [path])

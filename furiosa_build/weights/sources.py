@@ -1,8 +1,9 @@
-"""What a build begins with: the model's files, on this machine or on the hub, and weights from elsewhere."""
+"""What a build begins with: where the model is described, and where its weights come from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,21 @@ from furiosa_build.core.progress import expect
 from furiosa_build.ir.outline import ParameterOutline
 from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
 from furiosa_build.recipe.schema import BuildSpec
+from furiosa_build.weights.config import config_of
 from furiosa_build.weights.describe import describe
-from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, check_weight_file, list_files, source_files
-from furiosa_build.weights.hub import resolve_commit
-from furiosa_build.weights.listing import PARAM_FILE, ModelFiles, Source, SourceFile
-from furiosa_build.weights.locate import checkpoint_directory, local_directory, locate, param_file, read_config
+from furiosa_build.weights.directory import ModelDirectory
+from furiosa_build.weights.formats import check_weight_file
+from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES
+from furiosa_build.weights.hub import HubModel
+from furiosa_build.weights.kinds import find_source
+from furiosa_build.weights.listing import ModelFiles, Source, SourceFile
+from furiosa_build.weights.model_source import ModelSource, Reference
 from furiosa_build.weights.quantized import read_checkpoint
+from furiosa_build.weights.single_file import WeightFile
 
 
 class Sources:
-    """The sources of one model.
+    """The sources of one model. Raises UserError for one that does not exist.
 
     Args:
         spec: What is built.
@@ -31,97 +37,122 @@ class Sources:
     Attributes:
         quantized: The directory of the quantized checkpoint that is taken; None if none is.
         config: The fields of the model's config.json, or of the recipe's architecture.
+        weights: Where the weights come from.
+        downloads: The source that weights are downloaded from; None if they are on this machine or are drawn.
     """
 
     def __init__(self, spec: BuildSpec, roots: Sequence[Path], hashes: HashMemory) -> None:
-        self._model, self._roots, self._hashes = spec.model, roots, hashes
-        self.quantized = checkpoint_directory(spec.quantization, roots)
-        self.config: dict[str, Any] = read_config(spec.model, roots, weights=self.quantized is None)
-
-    @property
-    def directory(self) -> Path | None:
-        """The model's directory; None for a model that is not on this machine, or has none."""
-        return local_directory(self._model, self._roots)
-
-    @property
-    def param_file(self) -> Path | None:
-        """The one file that has all weights, if there is one. Raises UserError where it is not there."""
-        return param_file(self._model, self._roots)
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether the weights are those in the model's directory or on the hub."""
-        return self._model.seed_for_random_weight is None and self._model.param_file_path is None and not self.quantized
+        self._spec, self._roots, self._hashes = spec.model, roots, hashes
+        model = find_source(Reference(spec.model.model_id_or_path, roots, spec.model.revision))
+        if model is None and (spec.model.architecture is None or spec.model.seed_for_random_weight is None):
+            raise UserError(
+                f"model directory {spec.model.model_id_or_path!r} does not exist",
+                where="model.model_id_or_path",
+                valid="a directory in Hugging Face layout (also relative to the recipe's root), or a hub id: org/name",
+            )
+        self.quantized = self._find_quantized(spec.quantization.quantize_artifact_path)
+        weights = self._find_weights(model)
+        assert weights is not None  # its model exists, or they are drawn
+        self.weights = weights
+        self.config: dict[str, Any] = config_of(spec.model, model, own_weights=self.quantized is None)
+        # Of a model on the hub whose weights are drawn nothing is downloaded but the config.
+        self._description = None if model is None or (model.is_remote and self.weights.seed is not None) else model
+        self.downloads = self.weights if isinstance(self.weights, HubModel) else None
 
     def read_checkpoint(self) -> QuantizedCheckpoint | None:
         """The quantized checkpoint that is taken, if there is one."""
         if self.quantized is None:
             return None
-        checkpoint = read_checkpoint(self.quantized, self.config, self._model.num_hidden_layers)
-        source_files(self.quantized)  # a weight file that is missing is said now
+        checkpoint = read_checkpoint(self.quantized, self.config, self._spec.num_hidden_layers)
+        self.weights.weight_files()  # a weight file that is missing is said now
         return checkpoint
 
     def identity(self) -> dict[str, str | None]:
         """sha256 of the model's files, or the commit on the hub; None where it takes reading or downloading to know."""
-        known = {name: self._hashes.recall(file) for name, file in self._files().items()}
-        is_remote = self.directory is None and self._model.seed_for_random_weight is None
-        return known | ({"commit": resolve_commit(self._model)} if is_remote else {})
+        known = {name: self._hashes.recall(file) for name, file in self._files_here().items()}
+        if self._description is not None and self._description.is_remote:
+            known["commit"] = self._description.commit()
+        return known
 
     def unread_bytes(self) -> int:
-        """Of the files whose digest is not known."""
+        """Bytes of the files whose digest is not known."""
         return sum(file.stat().st_size for file in self._unread())
 
     def read(self) -> None:
         """Downloads what is on the hub, and reads what `identity` does not know."""
-        if self._model.seed_for_random_weight is None:
-            self._locate(None)  # the hub's commit is known then
+        self.weights.weight_files()
+        if self._description is not None:
+            self._description.model_files()  # the hub's commit is known then
         unread = self._unread()
         expect(sum(file.stat().st_size for file in unread))
         for file in unread:
             if file.name not in (*MODEL_FILES, INDEX_FILE):
-                check_weight_file(file)  # Before its terabytes are read, if that is what it says.
+                check_weight_file(file)  # before its terabytes are read, if that is what it says
             self._hashes.hash(file)
 
     def describe(self, parameters: Mapping[str, ParameterOutline]) -> tuple[Source, ModelFiles]:
         """The files, read and listed by digest; `parameters` are those that are drawn where weights are random."""
-        return describe(self._model, self._roots, parameters, self._hashes.hash, self.quantized)
+        return describe(self._spec, self._description, self.weights, parameters, self._hashes.hash)
 
-    def unchanged_directory(self, files: Mapping[str, SourceFile], revision: str | None) -> Path:
-        """Where the model's files are. Raises UserError when `files` are not as they were fetched."""
-        directory = self._locate(revision)
-        self.check_unchanged(directory, files)
-        return directory
+    def unchanged_weights(self, listed: Mapping[str, SourceFile], revision: str | None) -> dict[str, Path]:
+        """The files of weights, by name. Raises UserError when they are not as they were fetched."""
+        return self._unchanged(self.weights.at(revision).weight_files(), listed)
 
-    def unchanged_weights(self, files: Mapping[str, SourceFile], revision: str | None) -> Path:
-        """The directory that they are in, or the one file. Raises UserError when they are not as they were fetched."""
-        file = self.param_file
-        if file is None:
-            return self.unchanged_directory(files, revision)
-        if self._hashes.hash(file) != files[PARAM_FILE].sha256:
-            raise UserError(f"{file.name} has changed since it was fetched", where=str(file), hint="build again")
-        return file
+    def unchanged_model_files(self, listed: Mapping[str, SourceFile], revision: str | None) -> dict[str, Path]:
+        """The files beside them, by name. Raises UserError when they are not as they were fetched."""
+        found = {} if self._description is None else self._description.at(revision).model_files()
+        return self._unchanged(found, listed)
 
-    def check_unchanged(self, directory: Path, files: Mapping[str, SourceFile]) -> None:
-        """Raises UserError when `files` in a directory are not as they were fetched."""
-        for name, file in files.items():
-            if self._hashes.hash(directory / name) != file.sha256:
-                raise UserError(f"{name} has changed since it was fetched", where=str(directory), hint="build again")
+    def _unchanged(self, found: Mapping[str, Path], listed: Mapping[str, SourceFile]) -> dict[str, Path]:
+        for name, file in listed.items():
+            if name not in found or self._hashes.hash(found[name]) != file.sha256:
+                path = found.get(name)
+                raise UserError(
+                    f"{name if path is None else path.name} has changed since it was fetched",
+                    where="" if path is None else str(path),
+                    hint="build again",
+                )
+        return {name: found[name] for name in listed}
 
-    def _files(self) -> dict[str, Path]:
-        """Those on this machine, but for the hub's cache."""
-        directory, weights = self.directory, self.param_file
-        files = {} if directory is None else {file.name: file for file in list_files(directory)}
-        if not self.has_weights:
-            files = {name: file for name, file in files.items() if name in MODEL_FILES}
-        if weights is not None:
-            files[PARAM_FILE] = weights
-        if self.quantized is not None:
-            files |= {f"quantized/{name}": self.quantized / name for name in source_files(self.quantized)}
+    def _files_here(self) -> dict[str, Path]:
+        """The files on this machine, but for the hub's cache."""
+        files: dict[str, Path] = {}
+        if self._description is not None and not self._description.is_remote:
+            files |= self._description.model_files()
+        if not self.weights.is_remote:
+            inside = "quantized/" if self.quantized else ""
+            with suppress(UserError):  # `read` tells of it
+                files |= {f"{inside}{name}": file for name, file in self.weights.weight_files().items()}
         return files
 
     def _unread(self) -> list[Path]:
-        return [file for file in self._files().values() if self._hashes.recall(file) is None]
+        return [file for file in self._files_here().values() if self._hashes.recall(file) is None]
 
-    def _locate(self, revision: str | None) -> Path:
-        """Where the model's files are; the weights among them only if they are taken."""
-        return locate(self._model, self._roots, revision, weights=self.has_weights)
+    def _find_quantized(self, path: str | None) -> Path | None:
+        if path is None:
+            return None
+        found = ModelDirectory.sniff(Reference(path, self._roots))
+        if found is None:
+            raise UserError(
+                f"quantized checkpoint {path!r} does not exist",
+                where="quantization.quantize_artifact_path",
+                valid="a directory with a compressed-tensors checkpoint (also relative to the recipe's root)",
+            )
+        return found.path
+
+    def _find_weights(self, model: ModelSource | None) -> ModelSource | None:
+        """The weights are the model's own unless the recipe names others; None: there are none."""
+        if self._spec.seed_for_random_weight is not None:
+            return find_source(Reference(seed=self._spec.seed_for_random_weight))
+        if self.quantized is not None:
+            return ModelDirectory(self.quantized)
+        if self._spec.param_file_path is None:
+            return model
+        found = WeightFile.sniff(Reference(self._spec.param_file_path, self._roots))
+        if found is None:
+            raise UserError(
+                f"parameter file {self._spec.param_file_path!r} does not exist, or is not a file",
+                where="model.param_file_path",
+                valid="a file that holds all parameters of the model, by their names in its state dict",
+            )
+        return found

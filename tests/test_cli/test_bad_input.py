@@ -164,7 +164,9 @@ WEIGHTS = {
     "config.json is no JSON": Case(
         build(), ("config.json is not readable JSON", "where: "), write("tiny/config.json", "{")
     ),
-    "config.json is a list": Case(build(), ("config.json holds no JSON object",), write("tiny/config.json", "[]")),
+    "config.json is a list": Case(
+        build(), ("config.json does not hold a JSON object",), write("tiny/config.json", "[]")
+    ),
     "no weights": Case(
         build(), ("has no weights", "valid: model.safetensors, or shards"), remove("tiny/model.safetensors")
     ),
@@ -189,7 +191,7 @@ WEIGHTS = {
     ),
     "an index that is a list": Case(
         build(),
-        ("model.safetensors.index.json holds no JSON object",),
+        ("model.safetensors.index.json does not hold a JSON object",),
         write("tiny/model.safetensors.index.json", "[1]"),
     ),
     "weights cut within the header": weights(

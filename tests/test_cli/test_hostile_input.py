@@ -26,7 +26,9 @@ from furiosa_build.core.errors import UserError
 from furiosa_build.core.file_digests import HashMemory
 from furiosa_build.recipe.schema import ModelSpec
 from furiosa_build.weights.describe import describe
-from furiosa_build.weights.hf_layout import LARGEST_JSON, LARGEST_PARSED, check_file, check_weight_file, read_json
+from furiosa_build.weights.directory import ModelDirectory
+from furiosa_build.weights.formats import check_weight_file
+from furiosa_build.weights.hf_layout import LARGEST_JSON, LARGEST_PARSED, check_file, read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HUGE = 1 << 40
@@ -210,9 +212,10 @@ def test_a_weight_file_of_the_hub_is_judged_before_it_is_hashed(tmp_path: Path) 
 
     (tmp_path / "config.json").write_text("{}")
     safetensors(b"{}", HUGE, 1 << 63)(tmp_path)
+    source = ModelDirectory(tmp_path)
     model = ModelSpec(model_id_or_path=str(tmp_path))
     with pytest.raises(UserError, match=UNSOUND):
-        describe(model, (), {}, lambda path: "" if path.name == "config.json" else hash_file(path))
+        describe(model, source, source, {}, hash_file)
 
 
 def test_a_weight_file_of_a_directory_is_judged_before_it_is_hashed(

@@ -140,7 +140,6 @@ def test_of_a_model_on_the_hub_no_weights_are_fetched(
         return {"directory": str(commit)}
 
     monkeypatch.setattr("furiosa_build.weights.hub._in_process", download)
-    monkeypatch.setattr("furiosa_build.weights.sources.resolve_commit", lambda _: commit.name)
     assert user.build(TAKEN, "model.model_id_or_path=org/model") == ["fetch", "package", "qualify"]
     assert "config.json" in asked
     assert not any("safetensors" in pattern for pattern in asked)

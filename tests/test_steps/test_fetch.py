@@ -21,9 +21,7 @@ from user_directory import (
 )
 
 from furiosa_build.core.errors import UserError
-from furiosa_build.recipe.schema import ModelSpec
 from furiosa_build.weights import hub
-from furiosa_build.weights.describe import describe
 
 UP = "model.layers.0.mlp.up_proj.weight"
 GIVEN = "model.param_file_path=weights/tuned.safetensors"
@@ -144,7 +142,7 @@ def test_a_file_that_is_not_the_weights_is_refused(
 def test_a_seed_contradicts_it(user: UserDirectory) -> None:
     ran = furiosa_build(user, "plan", "tiny", GIVEN, "model.seed_for_random_weight=3")
     assert ran.status == 2
-    assert "seed_for_random_weight=3: weights are either read or random" in ran.err
+    assert "seed_for_random_weight=3: weights are read, or drawn" in ran.err
     assert "valid: one of the two" in ran.err
 
 
@@ -160,13 +158,15 @@ def test_of_a_hub_model_no_weights_are_downloaded(
     user: UserDirectory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked = []
+    commit = tmp_path / ("c" * 40)
+    shutil.copytree(user.root / "tiny", commit)
 
     def download(request: dict[str, Any]) -> dict[str, str]:
         asked.append(request["patterns"])
-        return {"directory": str(tmp_path)}
+        return {"directory": str(commit)}
 
     monkeypatch.setattr(hub, "_in_process", download)
-    model = ModelSpec(model_id_or_path="org/model", param_file_path=str(weights(user)))
-    describe(model, (tmp_path,), {}, lambda _: "0" * 64)
+    with closing(user.open(GIVEN, "model.model_id_or_path=org/model")) as build:
+        build.run("fetch")
     assert not any("safetensors" in pattern for patterns in asked for pattern in patterns)
-    assert "tokenizer.json" in asked[0]
+    assert [patterns for patterns in asked if "tokenizer.json" in patterns] != []

@@ -12,8 +12,9 @@ from furiosa_build.core.errors import UserError
 from furiosa_build.ir.outline import ParameterOutline
 from furiosa_build.ir.tensors import Layout
 from furiosa_build.weights.checkpoint import check_parameters
+from furiosa_build.weights.directory import ModelDirectory
 from furiosa_build.weights.random import RandomSource
-from furiosa_build.weights.safetensors import SafetensorsSource, open_checkpoint
+from furiosa_build.weights.safetensors import SafetensorsSource
 
 
 def parameter(*shape: int, dtype: str = "float32") -> ParameterOutline:
@@ -158,10 +159,11 @@ def sharded(directory: Path, weight_map: dict[str, str]) -> None:
 
 
 def test_a_directory_has_one_file_or_an_index(file: Path) -> None:
-    assert open_checkpoint(file.parent).names() == {"a", "b"}
+    assert set(ModelDirectory(file.parent).weight_files()) == {"model.safetensors"}
     save_file({"c": torch.zeros(1)}, file.with_name("second.safetensors"))
     sharded(file.parent, {"a": "model.safetensors", "b": "model.safetensors", "c": "second.safetensors"})
-    assert open_checkpoint(file.parent).names() == {"a", "b", "c"}
+    index = "model.safetensors.index.json"
+    assert set(ModelDirectory(file.parent).weight_files()) == {"model.safetensors", "second.safetensors", index}
 
 
 @pytest.mark.parametrize(
@@ -179,20 +181,20 @@ def test_an_index_names_files_beside_it(file: Path, index: dict[str, str], messa
     directory.mkdir()
     sharded(directory, index)
     with pytest.raises(UserError, match=message):
-        open_checkpoint(directory)
+        ModelDirectory(directory).weight_files()
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}'])
 def test_an_index_of_another_form_is_refused(file: Path, text: str) -> None:
     (file.parent / "model.safetensors.index.json").write_text(text)
     with pytest.raises(UserError, match=r"model\.safetensors\.index\.json"):
-        open_checkpoint(file.parent)
+        ModelDirectory(file.parent).weight_files()
 
 
 def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UserError, match="has no weights") as error:
-        open_checkpoint(tmp_path)
+        ModelDirectory(tmp_path).weight_files()
     assert "model.safetensors" in str(error.value.valid)
 
 

@@ -15,10 +15,7 @@ import pytest
 
 from furiosa_build.core.cancellation import CancellationToken, Cancelled, cancelled_by
 from furiosa_build.core.errors import UserError
-from furiosa_build.recipe.schema import ModelSpec
 from furiosa_build.weights import hub
-
-MODEL = ModelSpec(model_id_or_path="org/model")
 
 STALLED = """\
 import os, sys, threading
@@ -63,7 +60,7 @@ def test_a_download_that_stalls_is_cancelled(pipe: Path) -> None:
 
     def download() -> None:
         with pytest.raises(Cancelled) as caught:
-            hub.download(MODEL, None, ["*"])
+            hub.download("org/model", "main", ["*"])
         ended.append(caught.value)
 
     with cancelled_by(token):
@@ -77,10 +74,7 @@ def test_a_download_that_stalls_is_cancelled(pipe: Path) -> None:
 
 
 def test_it_ends_with_the_build_however_that_ends(pipe: Path) -> None:
-    code = (
-        "from furiosa_build.weights import hub; from furiosa_build.recipe.schema import ModelSpec\n"
-        "hub._MODULE = 'stalled'; hub.download(ModelSpec(model_id_or_path='org/model'), None, ['*'])"
-    )
+    code = "from furiosa_build.weights import hub\nhub._MODULE = 'stalled'; hub.download('org/model', 'main', ['*'])"
     with subprocess.Popen([sys.executable, "-c", code]) as build:
         pid = int(pipe.read_text())
         build.send_signal(signal.SIGKILL)
@@ -93,10 +87,10 @@ def test_what_the_hub_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(
         UserError, match=r"model 'org/model' \(revision main\) could not be fetched: LocalEntryNotFound"
     ):
-        hub.download(MODEL, None, ["config.json"])
+        hub.download("org/model", "main", ["config.json"])
 
 
 def test_a_download_that_breaks_is_an_error_of_this_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_MODULE", "there.is.none")
     with pytest.raises(RuntimeError, match=r"the download ended with status 1: .*there"):
-        hub.download(MODEL, None, ["config.json"])
+        hub.download("org/model", "main", ["config.json"])

@@ -1,0 +1,62 @@
+"""The fields of a model's config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from furiosa_build.core.errors import UserError
+from furiosa_build.recipe.schema import ModelSpec
+from furiosa_build.weights.hf_layout import read_json
+from furiosa_build.weights.model_source import ModelSource
+
+_MUST_AGREE = ("model_type", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+
+
+def config_of(model: ModelSpec, source: ModelSource | None, own_weights: bool) -> dict[str, Any]:
+    """The recipe's `architecture`, or what the source says.
+
+    Unless the source's own weights are used, these may be quantized.
+    """
+    if model.architecture is None:
+        assert source is not None
+        config = source.config()
+    else:
+        config = dict(model.architecture)
+    if not own_weights:
+        config.pop("quantization_config", None)
+    if "quantization_config" in config:
+        raise UserError(
+            f"the weights of {model.model_id_or_path} are quantized already",
+            where="config.json, quantization_config",
+            valid="weights in float32, bfloat16 or float16",
+            hint="name the original model; recipes quantize it themselves (quantization=fp8), or take weights that are "
+            "quantized already: quantization.quantize_artifact_path=DIRECTORY",
+        )
+    return config
+
+
+def cut_config(config: Mapping[str, Any], model: ModelSpec) -> dict[str, Any]:
+    """The config of the model's first `num_hidden_layers` layers, if that is given."""
+    wanted, all_layers = model.num_hidden_layers, config["num_hidden_layers"]
+    if wanted is None:
+        return dict(config)
+    cut = {
+        key: value[:wanted] if isinstance(value, list) and len(value) == all_layers else value
+        for key, value in config.items()
+    }
+    return {**cut, "num_hidden_layers": wanted}
+
+
+def check_architecture_of_weights(model: ModelSpec, path: Path) -> None:
+    """Raises UserError unless a recipe's architecture is that of the config.json beside the weights."""
+    found = read_json(path)
+    for key in _MUST_AGREE:
+        expected = (model.architecture or {}).get(key)
+        if expected is not None and key in found and found[key] != expected:
+            raise UserError(
+                f"config.json says {key}={found[key]!r}, the recipe's architecture says {expected!r}",
+                where=f"{path}, model.architecture.{key}",
+                hint="name the weights that the recipe describes, or set model.architecture=null",
+            )
