@@ -120,17 +120,22 @@ def test_the_log_of_a_step_that_fails_is_kept_and_named_and_the_next_build_tries
     assert log.exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_compilation_ends_its_processes_and_the_next_build_goes_on(
-    fresh: UserDirectory, artifact_id: str, tmp_path: Path, number: signal.Signals
-) -> None:
-    reached = tmp_path / "reached"
+def make_waiting_compiler(directory: Path) -> tuple[Path, Path]:
+    """A compiler that never ends, after two paths: a named pipe that it writes its process id to, and itself."""
+    reached, compiler = directory / "reached", directory / "compiler"
     os.mkfifo(reached)
-    compiler = tmp_path / "compiler"
     compiler.write_text(
         f'#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\necho $$ > "{reached}"\nexec sleep 600\n'
     )
     compiler.chmod(0o755)
+    return reached, compiler
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_compilation_ends_its_processes_and_the_next_build_goes_on(
+    fresh: UserDirectory, artifact_id: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    reached, compiler = make_waiting_compiler(tmp_path)
     with building(fresh, "backend=inductor", CXX=str(compiler)) as process:
         compiling = int(reached.read_text())
         processes = [*descendants(process.pid), compiling]
@@ -146,3 +151,40 @@ def test_an_interrupted_compilation_ends_its_processes_and_the_next_build_goes_o
     assert {"survey", "fetch"} <= kept
     assert not kept & set(build(fresh))
     assert_sound(fresh, artifact_id)
+
+
+SCRIPT = """
+import multiprocessing
+from furiosa_build.artifact.builder import ArtifactBuilder
+buckets = {"prefill_buckets": [(1, 32)], "decode_buckets": [(2, 64)], "max_seq_len_to_capture": 64}
+builder = ArtifactBuilder("tiny", "cpu", tensor_parallel_size=1, **buckets)
+try:
+    builder.build("out")
+except KeyboardInterrupt as interrupt:
+    print(interrupt, multiprocessing.active_children())
+"""
+
+
+def test_ctrl_c_in_a_script_is_keyboard_interrupt_after_the_workers_have_ended(
+    fresh: UserDirectory, tmp_path: Path
+) -> None:
+    """A build from Python prints nothing, and leaves the script to go on."""
+    reached, compiler = make_waiting_compiler(tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        cwd=fresh.root,
+        env={**os.environ, "FURIOSA_BUILD_CACHE": str(fresh.store), "CXX": str(compiler)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            processes = [int(reached.read_text()), *descendants(process.pid)]
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out, err) == (0, "interrupted by SIGINT []\n", "")
+    for pid in processes:
+        wait_for_the_end(pid)
+    assert {"survey", "fetch"} <= {record.step for record, _, _ in Store(fresh.store).records()}
