@@ -30,8 +30,8 @@ from furiosa_build.artifact.schema import (
     artifact_id,
     to_json,
 )
-from furiosa_build.backends.base import Target
 from furiosa_build.backends.registry import find_backend
+from furiosa_build.backends.target import Target
 from furiosa_build.core.canonical_json import canonical_json
 from furiosa_build.core.errors import UserError
 from furiosa_build.core.safetensors_header import check_safetensors

@@ -5,11 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
-from furiosa_build.backends import cpu
+from furiosa_build.backends.target import Target, check_isa, check_torch
 from furiosa_build.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     from furiosa_build.backends.device import Device
     from furiosa_build.backends.graph import Graph
+    from furiosa_build.ir.tensors import Layout
 
 
 Option = bool | int | str
@@ -28,19 +28,6 @@ class LoadedProgram(Protocol):
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Runs on tensors in the program's calling order. KV caches among `inputs` are updated in place."""
         ...
-
-
-@dataclass(frozen=True)
-class Target:
-    """What programs need of the machine that runs them, as the artifact states it.
-
-    Attributes:
-        isa: The instruction set, by a name of the backend's; `any` for portable programs.
-        torch: The release of torch; `any` or nothing if any will do.
-    """
-
-    isa: str
-    torch: str
 
 
 class ProgramLocation(NamedTuple):
@@ -63,6 +50,21 @@ class Costs:
     worker: int | None = None
     program: int = 20_000
     scratch: int = 0
+
+
+class Packer(ABC):
+    """The layout that a backend gives to stored parameters: a function of scheme, shape and target.
+
+    A parameter is stored as one tensor or several, its parts: `scheme` and `part` are those of `quant.scheme`.
+    """
+
+    @abstractmethod
+    def layout(self, scheme: str, part: str, layout: Layout) -> Layout:
+        """The layout of a packed tensor, from that of the tensor. Does not need torch."""
+
+    @abstractmethod
+    def pack(self, scheme: str, part: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor, packed."""
 
 
 class Backend(ABC):
@@ -95,17 +97,20 @@ class Backend(ABC):
 
         Cheap: does not import torch. Loading a program does not tell: a wrong instruction set kills the process later.
         """
-        if not cpu.supports(target.isa):
-            raise UserError(
-                f"the artifact's programs need instruction set {target.isa!r}, this is {cpu.host_isa()!r}",
-                where=where,
-                hint="build it for this machine, or use backend eager",
-            )
+        check_isa(target, where)
         check_torch(target, where)
 
     def key_factors(self) -> Mapping[str, str]:
-        """Names and versions of the tools that shape a program. Cheap: does not import torch."""
+        """Names and versions of the tools that shape a program or a packed parameter. Cheap: does not import torch."""
         return {}
+
+    def packer(self, isa: str) -> Packer | None:
+        """How parameters are packed for programs for `isa`; None: they are stored as they are.
+
+        The `device` of a backend that packs says how a program takes a packed parameter. Does not need torch.
+        """
+        del isa
+        return None
 
     @abstractmethod
     def compile(
@@ -150,37 +155,6 @@ class Backend(ABC):
     @abstractmethod
     def device(self) -> Device:
         """Where programs run."""
-
-
-def check_torch(target: Target, where: str) -> None:
-    """Raises UserError when the installed torch is not of the release that `target` names."""
-    if target.torch in ("", "any"):
-        return
-    try:
-        installed = version("torch")
-    except PackageNotFoundError:
-        installed = "(none)"
-    if _release(target.torch) != _release(installed):
-        raise UserError(
-            f"the artifact's programs need torch {target.torch}, and torch {installed} is installed",
-            where=where,
-            hint=f"pip install torch=={_release(target.torch)}, or build the artifact again",
-        )
-
-
-def _release(torch_version: str) -> str:
-    """Without the local part: `2.13.0+cpu` and `2.13.0` load the same programs."""
-    return torch_version.partition("+")[0]
-
-
-def unknown_target(backend: str, requested: str, valid: Sequence[str], hint: str = "") -> UserError:
-    """The refusal of a `target.isa` that a backend does not compile for."""
-    return UserError(
-        f"backend {backend} makes no programs for instruction set {requested!r}",
-        where="target.isa",
-        valid=", ".join(valid),
-        hint=hint or nearest(requested, valid),
-    )
 
 
 def check_options(backend: Backend, overrides: Mapping[str, Option]) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from furiosa_build.backends import cpu
-from furiosa_build.backends.base import Backend, LoadedProgram, Option, unknown_target
+from furiosa_build.backends.base import Backend, LoadedProgram, Option
+from furiosa_build.backends.target import unknown_target
 
 if TYPE_CHECKING:
     import torch

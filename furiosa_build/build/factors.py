@@ -78,7 +78,7 @@ class Factors:
     ) -> dict[str, Any]:
         """The factors of work that reads this, has these inputs, and is about weights of these schemes."""
         modules = [type(job).__module__, *job.modules]
-        modules += [type(backend).__module__] if job.backend_code else []
+        modules += [type(backend).__module__] if job.runs_backend(reads) else []
         modules += scheme_modules(schemes) if job.uses_schemes else []
         # Another package's step or backend has a version instead.
         digests = self._code.digests([module for module in modules if module.startswith(_OWN)])

@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+from furiosa_build.backends.registry import get_backend
 from furiosa_build.ir.outline import Outline
 from furiosa_build.ir.sharding import Cut
 from furiosa_build.ir.stages import split_layers
@@ -91,6 +92,12 @@ class ModelPlan:
     def writes_checkpoint(self) -> bool:
         """Whether `quantize` writes weights; else it checks those that there are."""
         return not self.taken and bool(self.schemes)
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether parameters are stored in a layout of the backend's own. Those that programs hold are not."""
+        embeds = self.spec.rewriting.embed_all_constants_into_graph
+        return not embeds and get_backend(self.spec.backend.name).packer(self.isa) is not None
 
     @property
     def seed(self) -> int | None:

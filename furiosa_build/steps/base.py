@@ -128,6 +128,11 @@ class Job(ABC, Generic[R]):
     backend_code: ClassVar[bool] = False
     uses_schemes: ClassVar[bool] = False
 
+    def runs_backend(self, reads: Mapping[str, Any]) -> bool:
+        """Whether work whose key has these `reads` runs the backend: its code is part of the key then."""
+        del reads
+        return self.backend_code
+
     @abstractmethod
     def run(self, request: R, inputs: Inputs, output: Path) -> Mapping[str, str] | None:
         """Writes the outputs into the directory `output`, as the request says.

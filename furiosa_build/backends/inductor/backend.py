@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from furiosa_build.backends import cpu
-from furiosa_build.backends.base import Backend, Costs, LoadedProgram, Option, unknown_target
+from furiosa_build.backends.base import Backend, Costs, LoadedProgram, Option
 from furiosa_build.backends.inductor.compiler import (
     WORK_VARIABLE,
     check_compiler,
@@ -23,6 +23,7 @@ from furiosa_build.backends.inductor.compiler import (
     path_free_compiler,
     plain_path,
 )
+from furiosa_build.backends.target import unknown_target
 
 if TYPE_CHECKING:
     import torch
