@@ -1,4 +1,4 @@
-"""The application: all routes, and what stands before them."""
+"""The application: all routes and middleware."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from furiosa_build.server.routes import service as service_routes
 from furiosa_build.server.service import Service
 
 CLIENT_GONE = 499
-"""What the log says of a request whose client left before the answer. Nobody is sent it."""
+"""The status in the log for a client that disconnected before the response. It is never sent."""
 
 
 def create_app(service: Service, api_keys: Sequence[str] = ()) -> FastAPI:

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class ClientGoneError(Exception):
-    """The client has closed the connection: there is nobody to answer."""
+    """The client has closed the connection."""
 
 
 class Generation:
@@ -31,7 +31,7 @@ class Generation:
 
     Args:
         service: Whose engine generates.
-        request: What it is for; its log line tells how it went.
+        request: The HTTP request; its log line tells the outcome.
         prompts: Token ids.
         params: n of them.
 
@@ -46,11 +46,11 @@ class Generation:
         self._name: str = request.state.admitted_as
         self._metrics = service.metrics
         self._jobs = [(prompt, each) for prompt in prompts for each in params]
-        self._news: dict[int, RequestOutput] = {}
+        self._updates: dict[int, RequestOutput] = {}
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._left = len(self._jobs)
+        self._unfinished = len(self._jobs)
         self._reasons: list[str] = []
         self.prompt_tokens = sum(map(len, prompts))
         self.generated_tokens = 0
@@ -60,28 +60,30 @@ class Generation:
         most = self._service.options.max_prompt_tokens
         longest = max(map(len, prompts))
         if most is not None and longest > most:
-            raise bad_request(f"a prompt of {longest} tokens; at most {most} are taken", "prompt", "prompt_too_long")
-        places = self._service.engine.artifact.generator_config.default_scheduler_config.max_processing_samples
-        if len(self._jobs) > places:
-            raise bad_request(f"{len(self._jobs)} texts at once; at most {places} are generated", "n")
+            raise bad_request(
+                f"the prompt has {longest} tokens; at most {most} are accepted", "prompt", "prompt_too_long"
+            )
+        limit = self._service.engine.artifact.generator_config.default_scheduler_config.max_processing_samples
+        if len(self._jobs) > limit:
+            raise bad_request(f"{len(self._jobs)} texts requested; at most {limit} are generated at once", "n")
 
     async def stream(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """The texts' states as they come: (text, state). Each text's last is finished.
 
         Raises:
-            ApiError: Instead of the rest: what a text failed of, the time limit, the server's end.
+            ApiError: A text has failed, the time limit is reached, or the server shuts down.
         """
         self._tasks = [
             asyncio.create_task(self._run(index, f"{self._name}-{index}")) for index in range(len(self._jobs))
         ]
         limit = asyncio.create_task(self._end_in_time())
         try:
-            while self._left or self._news:
+            while self._unfinished or self._updates:
                 await self._changed.wait()
                 self._changed.clear()
-                news, self._news = self._news, {}
-                for index in sorted(news):
-                    yield index, news[index]
+                updates, self._updates = self._updates, {}
+                for index in sorted(updates):
+                    yield index, updates[index]
                 if self._error is not None:
                     raise api_error(self._error) from self._error
         finally:
@@ -107,7 +109,7 @@ class Generation:
     async def _end_in_time(self) -> None:
         seconds = self._service.options.request_timeout_s
         try:
-            await asyncio.wait_for(self._service.cut.wait(), seconds)
+            await asyncio.wait_for(self._service.aborting.wait(), seconds)
         except TimeoutError:
             self._error = timed_out(seconds)
         else:
@@ -115,7 +117,7 @@ class Generation:
         self._stop()
 
     def _stop(self) -> None:
-        """Ends what has not ended. Does not wait for a client that does not read: blocks are free at once."""
+        """Aborts unfinished texts. Does not wait for a client that does not read: blocks are free at once."""
         for task in self._tasks:
             task.cancel()
         self._changed.set()
@@ -136,7 +138,7 @@ class Generation:
                         self._metrics.queue.observe(state.queued_s)
                         self._metrics.first_token.observe(first[0] - started)
                         self._log.setdefault("first_token_s", round(first[0] - started, 6))
-                    self._news[index] = state
+                    self._updates[index] = state
                     self._changed.set()
                     if state.finished:
                         reason = state.outputs[0].finish_reason or "stop"
@@ -154,7 +156,7 @@ class Generation:
             self._metrics.generated_tokens.inc(tokens)
             self.generated_tokens += tokens
             self._reasons.append(reason)
-            self._left -= 1
+            self._unfinished -= 1
             self._changed.set()
 
 

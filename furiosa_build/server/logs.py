@@ -22,7 +22,7 @@ class _Json(logging.Formatter):
 
 
 def set_up() -> None:
-    """Has this server, uvicorn and Python's warnings write so."""
+    """Sets up the log of this server, uvicorn and Python's warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json())
     logging.captureWarnings(True)

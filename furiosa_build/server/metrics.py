@@ -1,4 +1,4 @@
-"""What Prometheus is told. Each server has a registry of its own."""
+"""Metrics for Prometheus. Each server has a registry of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Metrics:
     """The counts and times of one server.
 
     Args:
-        stats: The engine's numbers as they are now; None while there is no engine.
+        stats: Gives the engine's statistics; None while there is no engine.
     """
 
     def __init__(self, stats: Callable[[], EngineStats | None]) -> None:
@@ -30,7 +30,7 @@ class Metrics:
         )
         self.finished = Counter(
             "furiosa_requests_finished",
-            "Texts that ended: stop, length, abort (the client left, or it was cut), error.",
+            "Texts that ended: stop, length, abort (the client disconnected, or the server shut down), error.",
             ["reason"],
             registry=self._registry,
         )
@@ -41,56 +41,56 @@ class Metrics:
         )
         self.queue = self._seconds("furiosa_queue_seconds", "From a request to its first step.")
         self.duration = self._seconds("furiosa_request_seconds", "From a request to the end of its text.")
-        self._registry.register(_OfEngine(stats))
+        self._registry.register(_EngineCollector(stats))
         tasks = Gauge("furiosa_tasks", "Coroutines under way.", registry=self._registry)
         tasks.set_function(lambda: len(asyncio.all_tasks()))
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
-        """In the form that Prometheus reads. Called in the event loop's thread."""
+        """The metrics in Prometheus' text format. To be called in the event loop's thread."""
         return generate_latest(self._registry)
 
     def _seconds(self, name: str, help_text: str) -> Histogram:
         return Histogram(name, help_text, buckets=_SECONDS, registry=self._registry)
 
 
-class _OfEngine(Collector):
-    """The engine's own numbers, asked for when Prometheus asks. There are none while there is no engine."""
+class _EngineCollector(Collector):
+    """The engine's own statistics at the time of a scrape; nothing while there is no engine."""
 
     def __init__(self, stats: Callable[[], EngineStats | None]) -> None:
         self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
-        """One family after the other."""
+        """The metric families."""
         stats = self._stats()
         if stats is None:
             return
-        for name, text in _NOW.items():
+        for name, text in _GAUGES.items():
             yield GaugeMetricFamily(f"furiosa_{name}", text, getattr(stats, name))
-        for name, (field, text) in _SINCE_THE_START.items():
+        for name, (field, text) in _COUNTERS.items():
             yield CounterMetricFamily(f"furiosa_{name}", text, getattr(stats, field))
-        for name, text in _OF_BUCKETS.items():
+        for name, text in _BUCKET_COUNTERS.items():
             family = CounterMetricFamily(f"furiosa_bucket_{name}", text, labels=_BUCKET)
             for use in stats.buckets.values():
                 family.add_metric([str(getattr(use, label)) for label in _BUCKET], getattr(use, name))
             yield family
 
 
-_NOW = {
+_GAUGES = {
     "running": "Texts that are being generated.",
     "waiting": "Texts that wait for their first step, or to go on.",
     "kv_blocks": "KV blocks that there are.",
     "kv_blocks_used": "KV blocks in use.",
 }
-_SINCE_THE_START = {
+_COUNTERS = {
     "prompt_tokens": ("prompt_tokens", "Tokens of the prompts that have begun to run."),
     "cached_prompt_tokens": ("cached_tokens", "Those of them that were in the KV cache already."),
-    "preemptions": ("preemptions", "Texts that gave their KV blocks back for others, and were computed again."),
+    "preemptions": ("preemptions", "Texts that were preempted and recomputed."),
     "draft_proposals": ("proposals", "Steps of a text in which the draft model proposed tokens."),
     "draft_proposed_tokens": ("proposed_tokens", "What it proposed."),
     "draft_accepted_tokens": ("accepted_tokens", "Those of them that were accepted."),
 }
-_OF_BUCKETS = {
+_BUCKET_COUNTERS = {
     "batches": "Runs of a bucket.",
     "tokens": "Tokens computed in them.",
     "places": "Places for tokens in them. Those without a token are padding.",

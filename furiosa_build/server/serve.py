@@ -29,11 +29,11 @@ logger = logging.getLogger("furiosa_build.server")
 
 
 def serve(artifact: Callable[[], str | Path], options: ServerOptions) -> None:
-    """Serves an artifact until SIGTERM or SIGINT, then drains. A second signal cuts what is under way.
+    """Serves an artifact until SIGTERM or SIGINT, then drains. A second signal aborts what is in flight.
 
     Args:
         artifact: Finds its directory, or builds it, which may take hours: called when nothing else can be refused.
-        options: Of the server.
+        options: The server's options.
 
     Raises:
         UserError: The artifact cannot be used, or an option is not valid.
@@ -117,7 +117,7 @@ class _Server(uvicorn.Server):
             logger.info("draining", extra={"fields": {"signal": why}})
             self._drain = asyncio.create_task(self._end())
         else:
-            self._service.cut.set()
+            self._service.aborting.set()
 
     async def _end(self) -> None:
         await self._service.drain()

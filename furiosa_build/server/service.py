@@ -1,4 +1,4 @@
-"""The state of a server: whether it is ready, what it runs on, who is under way."""
+"""The state of a server: its phase, its engine, its requests in flight."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from furiosa_build.server.http.errors import ApiError, overloaded, unavailable
 from furiosa_build.server.metrics import Metrics
 from furiosa_build.server.options import ServerOptions
 
-CUT_TIMEOUT_S = 2.0
-"""For those that are cut, to tell their clients."""
+ABORT_TIMEOUT_S = 2.0
+"""Seconds for aborted requests to tell their clients, and for the engine to end."""
 
 
 class Service:
-    """What all routes share.
+    """The state that all routes share.
 
     Args:
-        options: Of the server.
+        options: The server's options.
 
     Attributes:
         phase: `loading` until there is an engine, `draining` from SIGTERM on.
-        metrics: Of this server.
+        metrics: This server's metrics.
     """
 
     def __init__(self, options: ServerOptions) -> None:
@@ -37,12 +37,12 @@ class Service:
         self._in_flight: set[str] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self.cut = asyncio.Event()
-        """Set when the time to drain is over: what runs then ends."""
+        self.aborting = asyncio.Event()
+        """Set when the time to drain is over: requests in flight are then aborted."""
 
     @property
     def is_healthy(self) -> bool:
-        """Whether requests are taken."""
+        """Whether requests are accepted."""
         return self.phase == "ready" and not self.engine.is_dead
 
     @property
@@ -56,7 +56,7 @@ class Service:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises ApiError if the artifact has none."""
         if self.engine.tokenizer is None:
-            raise ApiError(400, "the artifact has no tokenizer, so it takes token ids only")
+            raise ApiError(400, "the artifact has no tokenizer, so it accepts token ids only")
         return self.engine.tokenizer
 
     @property
@@ -67,34 +67,34 @@ class Service:
     def check_model(self, name: str | None) -> None:
         """Raises ApiError (404) for the name of another model."""
         if name is not None and name != self.model_name:
-            message = f"there is no model {name!r}; this server has {self.model_name!r}"
+            message = f"the model {name!r} does not exist; this server has {self.model_name!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
     def start(self, engine: AsyncLLMEngine) -> None:
-        """The engine is loaded."""
+        """Takes requests from now on, for this engine."""
         self._engine = engine
         if self.phase == "loading":
             self.phase = "ready"
 
     async def drain(self) -> None:
-        """Takes no new requests, and waits for those under way. After `drain_timeout_s`, or at `cut`, they end."""
+        """Refuses new requests and waits for those in flight; aborts them after `drain_timeout_s`, or when told to."""
         self.phase = "draining"
-        waits = [asyncio.ensure_future(event.wait()) for event in (self._idle, self.cut)]
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._idle, self.aborting)]
         await asyncio.wait(waits, timeout=self.options.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not self._idle.is_set():
-            self.cut.set()
+            self.aborting.set()
             # A client that does not read holds its request up; it is not waited for.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), CUT_TIMEOUT_S)
+                await asyncio.wait_for(self._idle.wait(), ABORT_TIMEOUT_S)
         for each in waits:
             each.cancel()
 
     async def shutdown(self) -> bool:
-        """Ends the engine. Returns whether it has ended: it does not before the step under way does."""
+        """Ends the engine. Returns whether it has ended in time; it ends after the step under way."""
         if self._engine is None:
             return True
         try:
-            await asyncio.wait_for(self._engine.shutdown(), CUT_TIMEOUT_S)
+            await asyncio.wait_for(self._engine.shutdown(), ABORT_TIMEOUT_S)
         except TimeoutError:
             return False
         return True
@@ -110,7 +110,7 @@ class Service:
             raise unavailable("the server is shutting down")
         _ = self.engine
         if len(self._in_flight) >= self.options.max_requests_in_flight:
-            raise overloaded(f"{len(self._in_flight)} requests are in flight, no more are taken")
+            raise overloaded(f"too many requests: {len(self._in_flight)} are in flight")
         own = uuid.uuid4().hex if request_id in self._in_flight else request_id
         self._in_flight.add(own)
         self._idle.clear()

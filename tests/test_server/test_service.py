@@ -82,7 +82,7 @@ def test_a_step_that_fails_ends_its_request_alone(running: Server) -> None:
         answer = post(running, SHORT | {"n": 2}, **broken)
         assert (answer.status_code, answer.headers["X-Request-Id"]) == (500, "broken")
         assert answer.json()["error"] == {
-            "message": "the server failed at this request",
+            "message": "internal server error",
             "type": "server_error",
             "param": None,
             "code": "internal_error",

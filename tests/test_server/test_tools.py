@@ -20,7 +20,7 @@ from furiosa_build.runtime.text.tokenizer import Tokenizer
 from furiosa_build.server.app import create_app
 from furiosa_build.server.openai import tools
 from furiosa_build.server.openai.protocol import ChatRequest
-from furiosa_build.server.openai.tools import Call, Deltas, Said
+from furiosa_build.server.openai.tools import Call, MessageDeltas, ParsedText
 from furiosa_build.server.options import ServerOptions
 from furiosa_build.server.service import Service
 
@@ -61,9 +61,9 @@ def named(name: str) -> dict[str, Any]:
 # What a model writes of its own accord
 
 
-def auto(**fields: object) -> tools.Reader:
+def auto(**fields: object) -> tools.Parser:
     body = {"model": MODEL, "messages": HELLO, "tools": TOOLS, **fields}
-    return tools.use_of(ChatRequest.model_validate(body)).read
+    return tools.tool_use(ChatRequest.model_validate(body)).parse
 
 
 def hermes(name: str, **arguments: object) -> str:
@@ -74,13 +74,13 @@ NOW = Call("now", "{}")
 SEA = Call("weather", '{"place": "sea"}')
 
 WRITTEN = [
-    ("Hello <b> you.\n", Said("Hello <b> you.\n")),
-    (hermes("now"), Said("", [NOW])),
-    (f"Let me look.\n\n{hermes('now')}\n{hermes('weather', place='sea')}\n", Said("Let me look.", [NOW, SEA])),
-    (f"{hermes('now')} That is all.", Said(" That is all.", [NOW])),
-    (hermes("now").removesuffix("</tool_call>"), Said("", [NOW])),  # a stop token stood for the end
-    ('{"name": "weather", "parameters": {"place": "sea"}}', Said("", [SEA])),  # Llama 3
-    (' {"name": "now", "arguments": {}}\n', Said("", [NOW])),
+    ("Hello <b> you.\n", ParsedText("Hello <b> you.\n")),
+    (hermes("now"), ParsedText("", [NOW])),
+    (f"Let me look.\n\n{hermes('now')}\n{hermes('weather', place='sea')}\n", ParsedText("Let me look.", [NOW, SEA])),
+    (f"{hermes('now')} That is all.", ParsedText(" That is all.", [NOW])),
+    (hermes("now").removesuffix("</tool_call>"), ParsedText("", [NOW])),  # a stop token stood for the end
+    ('{"name": "weather", "parameters": {"place": "sea"}}', ParsedText("", [SEA])),  # Llama 3
+    (' {"name": "now", "arguments": {}}\n', ParsedText("", [NOW])),
 ]
 NO_CALLS = [
     hermes("tomorrow"),
@@ -98,17 +98,17 @@ NO_CALLS = [
 ]
 
 
-@pytest.mark.parametrize(("text", "said"), [*WRITTEN, *((text, Said(text)) for text in NO_CALLS)])
-def test_calls_in_a_models_own_words(text: str, said: Said) -> None:
-    assert auto()(text, True) == said
+@pytest.mark.parametrize(("text", "parsed"), [*WRITTEN, *((text, ParsedText(text)) for text in NO_CALLS)])
+def test_calls_in_a_models_own_words(text: str, parsed: ParsedText) -> None:
+    assert auto()(text, True) == parsed
 
 
 @pytest.mark.parametrize("text", [*(text for text, _ in WRITTEN), *(text for text in NO_CALLS if len(text) < 500)])
 def test_a_stream_of_them_adds_up(text: str) -> None:
     """However a text is cut: what was sent is never taken back, and adds up to the message."""
-    read, deltas = auto(), Deltas()
-    sent = [deltas.of(read(text[:end], False)) for end in range(len(text))]
-    sent.append(deltas.of(read(text, True)))
+    read, deltas = auto(), MessageDeltas()
+    sent = [deltas.next(read(text[:end], False)) for end in range(len(text))]
+    sent.append(deltas.next(read(text, True)))
     assert added_up(sent) == [read(text, True).content, *read(text, True).calls]
     assert [delta.get("role") for delta in sent] == ["assistant"] + [None] * (len(sent) - 1)
 
@@ -129,22 +129,22 @@ def added_up(deltas: list[dict[str, Any]]) -> list[str | Call]:
 
 def test_text_is_sent_as_soon_as_it_is_no_call() -> None:
     read = auto()
-    assert read("It is <too", False) == Said("It is")
-    assert read("It is <too late", False) == Said("It is <too late")
+    assert read("It is <too", False) == ParsedText("It is")
+    assert read("It is <too late", False) == ParsedText("It is <too late")
 
 
 def test_calls_beyond_the_first_are_left_out_if_so_asked() -> None:
     text = hermes("now") * 2
     assert auto()(text, True).calls == [NOW, NOW]
-    assert auto(parallel_tool_calls=False)(text, True) == Said("", [NOW])
+    assert auto(parallel_tool_calls=False)(text, True) == ParsedText("", [NOW])
 
 
 def test_a_list_of_calls_grows() -> None:
     read = auto(tool_choice="required")
     nested = '{"place": "a \\"}\\\\", "x": [{"y": {}}, "]"]}'
     text = f'[{{"name": "weather", "arguments": {nested}}}, {{"name":"now","arguments":{{}}}}]'
-    deltas = Deltas()
-    sent = [deltas.of(read(text[:end], False)) for end in range(len(text) + 1)]
+    deltas = MessageDeltas()
+    sent = [deltas.next(read(text[:end], False)) for end in range(len(text) + 1)]
     assert added_up(sent) == ["", Call("weather", nested), NOW]
 
 
@@ -161,8 +161,8 @@ class Speaking:
     async def generate(self, prompt: list[int], _: object, request_id: str) -> AsyncGenerator[RequestOutput, None]:
         for end in range(1, len(self.text) + 1):
             reason: FinishReason | None = "stop" if end == len(self.text) else None
-            said = CompletionOutput(0, self.text[:end], list(range(end)), None, None, reason, None)
-            yield RequestOutput(request_id, None, prompt, [said], reason is not None, None)
+            parsed = CompletionOutput(0, self.text[:end], list(range(end)), None, None, reason, None)
+            yield RequestOutput(request_id, None, prompt, [parsed], reason is not None, None)
 
 
 def test_calls_of_its_own_accord_are_answered_as_calls(chat_artifact: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_conversation_goes_on_after_a_call(running: Server) -> None:
         ({"tool_choice": {"type": "function", "function": {"name": ["now"]}}}, "tool_choice", "one of them"),
         ({"tools": [tool("x"), tool("x")]}, "tools", "same name"),
         ({"tools": [tool("x y")]}, "tools.0.function.name", "pattern"),
-        ({"tools": [tool("x", {"type": "string"})]}, "tools", "no schema of an object"),
+        ({"tools": [tool("x", {"type": "string"})]}, "tools", "not the schema of an object"),
         ({"tools": [tool("x", {"properties": {"y": {"type": "z"}}})], "tool_choice": named("x")}, "tools", "served"),
         ({"tools": [tool("x", {"properties": {"y": {"$ref": "#/z"}}})], "tool_choice": "required"}, "tools", "served"),
         ({"tools": None, "parallel_tool_calls": True}, "parallel_tool_calls", "requests with tools"),

@@ -1,4 +1,4 @@
-"""HTTP itself, as uvicorn has it, but what is no HTTP is answered in OpenAI's shape too."""
+"""HTTP as uvicorn implements it; but invalid HTTP gets an error response in OpenAI's shape too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ABORT = "furiosa_build.abort"
 
 
 def abort(scope: MutableMapping[str, Any]) -> None:
-    """Ends a request's connection at once; what the client has not read yet is dropped."""
+    """Closes a request's connection at once; what the client has not read yet is lost."""
     scope["state"][_ABORT]()
 
 
@@ -81,7 +81,7 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def _answer(self, error: ApiError) -> None:
-        """Without the application: there is no request."""
+        """Responds without the application, as there is no request."""
         response = error.response()
         headers = [*response.raw_headers, (b"Connection", b"close")]
         for event in (

@@ -25,13 +25,13 @@ _TYPES = {
 
 
 class ApiError(HTTPException):
-    """An answer other than what was asked for.
+    """An error response.
 
     Args:
-        status: Of HTTP.
-        message: For a person.
+        status: The HTTP status.
+        message: A message for people.
         param: The request's field that is wrong.
-        code: For a program.
+        code: A name for programs.
     """
 
     def __init__(
@@ -52,44 +52,44 @@ class ApiError(HTTPException):
         default = "server_error" if self.status_code >= 500 else "invalid_request_error"
         kind = _TYPES.get(self.status_code, default)
         named = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        # A request's own words may hold what no UTF-8 can say.
+        # What a request contains may not be encodable in UTF-8.
         return {"error": {key: text and text.encode(errors="replace").decode() for key, text in named.items()}}
 
     def response(self) -> JSONResponse:
-        """The answer."""
+        """The response."""
         return JSONResponse(self.content, self.status_code, self.headers)
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """400."""
+    """The error 400."""
     return ApiError(400, message, param=param, code=code)
 
 
 def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """400, for the first of pydantic's errors."""
+    """The error 400 for the first of pydantic's errors."""
     first = errors[0]
     param = ".".join(str(part) for part in first["loc"] if part != "body") or None
     return bad_request(f"{param}: {first['msg']}" if param else first["msg"], param, first["type"])
 
 
 def timed_out(seconds: float) -> ApiError:
-    """408. OpenAI's client would do it all again, unless told not to."""
+    """The error 408. OpenAI's client would retry it, unless told not to."""
     message = f"the request took longer than {seconds} s"
     return ApiError(408, message, code="timeout", headers={"x-should-retry": "false"})
 
 
 def overloaded(message: str) -> ApiError:
-    """429, with when to come again."""
+    """The error 429, with when to retry."""
     return ApiError(429, message, code="overloaded", headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 def unavailable(message: str) -> ApiError:
-    """503, with when to come again."""
+    """The error 503, with when to retry."""
     return ApiError(503, message, code="unavailable", headers={"Retry-After": str(RETRY_AFTER_S)})
 
 
 def api_error(error: BaseException) -> ApiError:
-    """The answer to an exception of the engine, or of whatever else went wrong."""
+    """The error response to any exception."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, EngineFullError):
@@ -100,7 +100,7 @@ def api_error(error: BaseException) -> ApiError:
         return unavailable(str(error))
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
-    return ApiError(500, "the server failed at this request", code="internal_error")
+    return ApiError(500, "internal server error", code="internal_error")
 
 
 def _param(where: str) -> str | None:
@@ -111,7 +111,7 @@ def _param(where: str) -> str | None:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Has every error of `app` answered in this shape."""
+    """Gives every error response of `app` this shape."""
 
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         return invalid_request(error.errors()).response()

@@ -18,12 +18,12 @@ DONE = "data: [DONE]\n\n"
 
 
 def event(content: dict[str, Any]) -> str:
-    """One event, of JSON."""
+    """An event with JSON data."""
     return f"data: {json.dumps(content)}\n\n"
 
 
 class _EventStream(StreamingResponse):
-    """Closes its generator when the client goes, so that what it generates ends at once."""
+    """Closes its generator when the client goes, so that its texts are aborted at once."""
 
     def __init__(self, events: AsyncGenerator[str, None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})

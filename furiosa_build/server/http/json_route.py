@@ -36,7 +36,7 @@ def json_route(service: Service) -> type[APIRoute]:
             body = await Request(scope, receive).body()
             with service.admit(log_fields(scope)["request_id"]) as name:
                 scope.setdefault("state", {})["admitted_as"] = name
-                await super().handle(scope, _again(body, receive), send)
+                await super().handle(scope, _replay(body, receive), send)
 
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handler = super().get_route_handler()
@@ -50,14 +50,14 @@ def json_route(service: Service) -> type[APIRoute]:
     return JsonRoute
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """Gives a body that was received once more, then what comes after it."""
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Replays a body that has been received, then receives what comes after it."""
     messages: list[Message] = [{"type": "http.request", "body": body}]
 
-    async def receive_again() -> Message:
+    async def replay() -> Message:
         return messages.pop() if messages else await receive()
 
-    return receive_again
+    return replay
 
 
 class _StrictRequest(Request):
@@ -75,7 +75,7 @@ class _StrictRequest(Request):
         body = await super().body()
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if body and kind != "application/json":
-            raise ApiError(415, f"the body is {kind or 'of no stated type'}; it must be application/json")
+            raise ApiError(415, f"the body must be application/json, not {kind or 'of an unstated type'}")
         return body
 
     async def json(self) -> Any:

@@ -1,4 +1,4 @@
-"""What stands before every route: ids, the log, who may come in, how much they may bring."""
+"""Middleware before every route: request ids, the log, API keys, limits of time and size."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
 def log_fields(scope: MutableMapping[str, Any]) -> dict[str, Any]:
-    """What the log line of this request will say."""
+    """The fields of this request's log line."""
     return scope.setdefault(_FIELDS, {})  # type: ignore[no-any-return]
 
 
 class RequestLog:
     """Gives every request an id, its own `X-Request-Id` if it has a usable one, and a line in the log when it ends.
 
-    A failure that no route has dealt with is answered here, with 500.
+    An exception that no route has handled becomes a 500 here.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -66,7 +66,7 @@ class RequestLog:
         except Exception:
             logger.exception("a request failed", extra={"fields": {"request_id": request_id}})
             if fields["status"] is None:
-                await ApiError(500, "the server failed at this request").response()(scope, receive, answer)
+                await ApiError(500, "internal server error").response()(scope, receive, answer)
         finally:
             fields["duration_s"] = round(time.monotonic() - started, 6)
             # Not the path itself: whoever asks for many would make as many time series.
@@ -76,20 +76,20 @@ class RequestLog:
 
 
 class ApiKeys:
-    """Lets in who has one of the keys, as `Authorization: Bearer KEY`; everybody to `/health`."""
+    """Requires one of the keys, as `Authorization: Bearer KEY`, except for `/health`."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
         self._digests = [_digest(key) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not (_is_health(scope) or self._is_known(Headers(scope=scope))):
-            error = ApiError(401, "no valid API key was given", code="invalid_api_key")
+        if scope["type"] == "http" and not (_is_health(scope) or self._is_authorized(Headers(scope=scope))):
+            error = ApiError(401, "no valid API key provided", code="invalid_api_key")
             await error.response()(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _is_known(self, headers: Headers) -> bool:
+    def _is_authorized(self, headers: Headers) -> bool:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = _digest(key)
         # Digests, so that not even lengths can be told from the time; all, so that nothing tells which.
@@ -106,7 +106,7 @@ def _digest(key: str) -> bytes:
 
 
 class TimeLimit:
-    """Refuses bodies that do not come within this time, and cuts off clients that do not take their answer.
+    """Refuses bodies that do not arrive in time, and disconnects clients that do not read their response.
 
     A generation ends by itself in this time; a client has `GRACE_S` more to read what it was.
     """
@@ -154,7 +154,7 @@ class TimeLimit:
 
 
 class BodyLimit:
-    """Refuses bodies of more bytes, whether they say so beforehand or not."""
+    """Refuses bodies of more bytes, with and without a Content-Length."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app, self._max_bytes = app, max_bytes

@@ -1,4 +1,4 @@
-"""How /openapi.json describes what is answered. The routes make their answers themselves."""
+"""The responses as /openapi.json describes them. The routes make them themselves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 Described = dict[int | str, dict[str, Any]]
 
 RETRY_AFTER = {
-    "Retry-After": {"description": "Seconds after which to come again.", "schema": {"type": "string"}, "required": True}
+    "Retry-After": {"description": "Seconds after which to retry.", "schema": {"type": "string"}, "required": True}
 }
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 _EVENTS = {"text/event-stream": {"schema": _EVENT}}
@@ -20,7 +20,7 @@ class _Object(BaseModel):
 
 
 class Error(_Object):
-    """What is wrong."""
+    """An error."""
 
     message: str
     type: str
@@ -29,7 +29,7 @@ class Error(_Object):
 
 
 class ErrorBody(_Object):
-    """Any answer other than what was asked for."""
+    """The response to a request that failed."""
 
     error: Error
 
@@ -43,7 +43,7 @@ class Usage(_Object):
 
 
 class CompletionLogprobs(_Object):
-    """Of each token of a text."""
+    """Log probabilities of the tokens of a text."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -52,7 +52,7 @@ class CompletionLogprobs(_Object):
 
 
 class CompletionChoice(_Object):
-    """A text."""
+    """A completion."""
 
     index: int
     text: str
@@ -61,7 +61,7 @@ class CompletionChoice(_Object):
 
 
 class Completion(_Object):
-    """Answer of /v1/completions. With `stream`, events each with a part of it."""
+    """Response of /v1/completions. With `stream`, events with a chunk each."""
 
     id: str
     object: Literal["text_completion"]
@@ -72,7 +72,7 @@ class Completion(_Object):
 
 
 class TokenLogprob(_Object):
-    """A token, and how likely it was."""
+    """A token and its log probability."""
 
     token: str
     logprob: float
@@ -80,20 +80,20 @@ class TokenLogprob(_Object):
 
 
 class ChatLogprob(TokenLogprob):
-    """The token that was chosen, and the likeliest ones."""
+    """The token that was chosen, and the most likely ones."""
 
     top_logprobs: list[TokenLogprob]
 
 
 class ChatLogprobs(_Object):
-    """Of each token of a message."""
+    """Log probabilities of the tokens of a message."""
 
     content: list[ChatLogprob]
     refusal: None
 
 
 class AssistantMessage(_Object):
-    """What the model says."""
+    """The model's message."""
 
     role: Literal["assistant"]
     content: str | None
@@ -102,7 +102,7 @@ class AssistantMessage(_Object):
 
 
 class ChatChoice(_Object):
-    """An answer."""
+    """A choice of a chat completion."""
 
     index: int
     message: AssistantMessage
@@ -111,7 +111,7 @@ class ChatChoice(_Object):
 
 
 class ChatCompletion(_Object):
-    """Answer of /v1/chat/completions. With `stream`, events each with a part of it."""
+    """Response of /v1/chat/completions. With `stream`, events with a chunk each."""
 
     id: str
     object: Literal["chat.completion"]
@@ -122,7 +122,7 @@ class ChatCompletion(_Object):
 
 
 class Model(_Object):
-    """What is served."""
+    """The model that is served."""
 
     id: str
     object: Literal["model"]
@@ -133,14 +133,14 @@ class Model(_Object):
 
 
 class Models(_Object):
-    """The one model that is served."""
+    """A list of the one model that is served."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class Tokens(_Object):
-    """Answer of /tokenize."""
+    """Response of /tokenize."""
 
     tokens: list[int]
     count: int
@@ -148,38 +148,38 @@ class Tokens(_Object):
 
 
 class Text(_Object):
-    """Answer of /detokenize."""
+    """Response of /detokenize."""
 
     prompt: str
 
 
 class Version(_Object):
-    """Of this package."""
+    """Version of this package."""
 
     version: str
 
 
 class Continuation(_Object):
-    """What continues a prompt."""
+    """A text that continues a prompt."""
 
     text: str
 
 
 class ContinuedPrompt(_Object):
-    """A prompt, and what continues it."""
+    """A prompt and the texts that continue it."""
 
     prompt: str
     responses: list[Continuation]
 
 
 class Generated(_Object):
-    """Answer of /generate to a list; that to one prompt is the text."""
+    """Response of /generate to a list; that to one prompt is the text."""
 
     responses: list[ContinuedPrompt]
 
 
 def answers(model: type[BaseModel], *, streams: bool = False) -> Described:
-    """What is answered when all is well."""
+    """The description of a successful response."""
     return {200: {"model": model, **({"content": _EVENTS} if streams else {})}}
 
 
@@ -196,12 +196,12 @@ def _errors(**meanings: str) -> Described:
     return found
 
 
-OF_ALL = _errors(_401="No valid API key.", _500="The server failed.", _4XX="Otherwise not as it must be.")
+OF_ALL = _errors(_401="No valid API key.", _500="Internal server error.", _4XX="Another invalid request.")
 OF_BODIES = _errors(
     _400="The request is not valid; `param` names the field.",
-    _404="There is no such model.",
+    _404="The model does not exist.",
     _408="It took longer than `request_timeout_s`.",
     _413="The body has more than `max_body_bytes`.",
     _503="The model is being loaded, or the server is shutting down.",
 )
-OF_GENERATION = {**OF_BODIES, **_errors(_429="As many requests are under way as are taken.")}
+OF_GENERATION = {**OF_BODIES, **_errors(_429="Too many requests are in flight.")}

@@ -1,4 +1,4 @@
-"""Texts and conversations to token ids and back. Long ones take long, so another thread does it."""
+"""Texts and conversations to token ids and back. In another thread, as long ones take long."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from furiosa_build.server.http.errors import bad_request
 from furiosa_build.server.openai.protocol import Message
 
 
-async def of_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:
+async def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:
     """Token ids of a text. Raises ApiError for one that is not valid Unicode."""
     return await asyncio.to_thread(_encode, tokenizer, text, add_special_tokens)
 
 
-async def of_messages(
+async def render(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     tools: list[dict[str, Any]] | None = None,
@@ -25,29 +25,29 @@ async def of_messages(
     """The prompt of a conversation, as text and as token ids.
 
     Raises:
-        ApiError: The artifact's chat template does not know of tools.
+        ApiError: The artifact's chat template does not support tools.
         UserError: The artifact has no chat template, or it rejects the messages.
     """
     turns = [message.for_template() for message in messages]
 
-    def render() -> tuple[str, list[int]]:
+    def apply_template() -> tuple[str, list[int]]:
         options = {"add_generation_prompt": add_generation_prompt}
         text = tokenizer.apply_chat_template(turns, tools=tools, **options)
         if tools and text == tokenizer.apply_chat_template(turns, tools=None, **options):
-            raise bad_request("the artifact's chat template takes no tools", "tools")
+            raise bad_request("the artifact's chat template does not support tools", "tools")
         return text, _encode(tokenizer, text, add_special_tokens=False)
 
-    return await asyncio.to_thread(render)
+    return await asyncio.to_thread(apply_template)
 
 
-async def text_of(tokenizer: Tokenizer, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+async def decode(tokenizer: Tokenizer, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
     """The text of token ids."""
     return await asyncio.to_thread(tokenizer.decode, ids, skip_special_tokens)
 
 
-async def shown(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> str:
+async def as_text(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> str:
     """A prompt as text, where an answer repeats it."""
-    return prompt if isinstance(prompt, str) else await text_of(tokenizer, prompt)
+    return prompt if isinstance(prompt, str) else await decode(tokenizer, prompt)
 
 
 def _encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:

@@ -1,4 +1,4 @@
-"""Requests of OpenAI's API, as far as they have an effect here. Unknown fields are refused, not overlooked."""
+"""Requests of OpenAI's API, as far as they have an effect here. Unknown fields are refused, not ignored."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StreamOptions(Body):
 
 
 class Sampling(Body):
-    """What completions and chats have in common. Fields from `top_k` on are vLLM's additions."""
+    """The fields that completions and chats have in common. Fields from `top_k` on are vLLM's additions."""
 
     model: str
     n: int = Field(1, ge=1, le=MAX_N)
@@ -46,7 +46,7 @@ class Sampling(Body):
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, description="Taken, and not looked at.")
+    user: str | None = Field(None, description="Accepted and ignored.")
     response_format: dict[str, Any] | None = None
 
     top_k: int | None = Field(None, ge=-1)
@@ -65,12 +65,12 @@ class Sampling(Body):
     def params(
         self, max_tokens: int | None, logprobs: int | None, schema: dict[str, Any] | None = None
     ) -> list[SamplingParams]:
-        """How each of the `n` texts is sampled; `schema`: of what it is to be. Raises ApiError and UserError."""
+        """Sampling parameters of each of the `n` texts, which `schema` constrains. Raises ApiError and UserError."""
         if self.stream_options is not None and not self.stream:
             raise bad_request("stream_options is for streams only: give stream=true", "stream_options")
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > MAX_STOPS:
-            raise bad_request(f"{len(stops)} stop strings; at most {MAX_STOPS} are taken", "stop")
+            raise bad_request(f"{len(stops)} stop strings; at most {MAX_STOPS} are accepted", "stop")
         optional = (
             "temperature",
             "top_p",
@@ -156,7 +156,7 @@ class Message(Body):
     tool_call_id: str | None = None
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates expect it: the content is one text, what is not given is not there."""
+        """The message for a chat template: the content is one text, absent fields are left out."""
         content = "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content
         given = self.model_dump(exclude_none=True) | {"content": content or ""}
         if self.tool_calls is not None:
@@ -176,7 +176,7 @@ def _with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
 
 
 class Function(Body):
-    """What a tool is called with. `strict` changes nothing: where calls are constrained, they always obey."""
+    """A function that can be called. `strict` changes nothing: constrained calls always follow the schema."""
 
     name: str = Field(pattern="^[a-zA-Z0-9_-]{1,64}$")
     description: str | None = None
@@ -185,7 +185,7 @@ class Function(Body):
 
 
 class Tool(Body):
-    """A function that the model is told of."""
+    """A tool that is offered to the model."""
 
     type: Literal["function"]
     function: Function
@@ -204,7 +204,7 @@ class ChatRequest(Sampling):
     parallel_tool_calls: bool | None = None
 
     def chat_params(self, schema: dict[str, Any] | None = None) -> list[SamplingParams]:
-        """How each of the `n` answers is sampled; `schema`: of what it is to be. Raises ApiError and UserError."""
+        """Sampling parameters of each of the `n` answers, which `schema` constrains. Raises ApiError and UserError."""
         if self.top_logprobs is not None and not self.logprobs:
             raise bad_request("top_logprobs needs logprobs=true", "top_logprobs")
         limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens

@@ -1,7 +1,7 @@
-"""Calls of tools: what makes a model write them, and how they are found in what it has written.
+"""Tool calls: what makes a model write them, and how they are parsed.
 
 With `tool_choice` "required" the text is a JSON list of `{"name", "arguments"}`, with a named function it is that
-function's arguments; llguidance sees to both. With "auto" the model writes as it was trained to, and two ways of doing
+function's arguments; llguidance enforces both. With "auto" the model writes as it was trained to, and two ways of doing
 so are known: `<tool_call>{"name", "arguments"}</tool_call>` of Hermes and Qwen anywhere in the text, and
 `{"name", "parameters"}` of Llama 3 as all of it.
 """
@@ -21,11 +21,11 @@ from furiosa_build.server.openai.protocol import ChatRequest, Function
 Json = dict[str, Any]
 
 MAX_CALLS = 16
-"""In a text that must be calls: models were seen to go on until there is no room for more."""
+"""In a text that must be calls: models were seen to go on until the context is full."""
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
-# What llguidance lets a list of calls look like: see `_JSON` in runtime/guided.py.
+# The form that llguidance allows a list of calls: see `_JSON` in runtime/sampling/guided.py.
 _HEAD = re.compile(r'[\[,] ?\{"name": ?"([^"]*)", ?"arguments": ?(?=\{)')
 # Numbers stay texts, as Python refuses long ones. It is quick enough to read the arguments so far again at every token.
 _DECODER = json.JSONDecoder(parse_int=str, parse_float=str, strict=False)
@@ -40,34 +40,34 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a text says: what is meant for a person, and calls. As the text grows, both are only appended to."""
+class ParsedText:
+    """A text as content for a person, and calls. As the text grows, both are only appended to."""
 
     content: str
     calls: list[Call] = field(default_factory=list)
 
 
-Reader = Callable[[str, bool], Said]
-"""What a text says so far, and, once it is finished, altogether."""
+Parser = Callable[[str, bool], ParsedText]
+"""Parses a text so far; with True, a finished one."""
 
 
 @dataclass(frozen=True)
 class ToolUse:
-    """What a request's tools mean.
+    """The use of tools that a request asks for.
 
     Attributes:
-        offered: For the chat template; None: it gets none.
-        schema: What the text must be; None: what the model likes.
-        read: Takes the text apart.
+        offered: The tools for the chat template; None: it gets none.
+        schema: The schema of the text; None: it is free.
+        parse: Parses the text.
     """
 
     offered: list[Json] | None
     schema: Json | None
-    read: Reader
+    parse: Parser
 
 
-def use_of(body: ChatRequest) -> ToolUse:
-    """What the tools of a request mean. Raises ApiError where tools, choice and response format do not fit."""
+def tool_use(body: ChatRequest) -> ToolUse:
+    """The use of tools that a request asks for. Raises ApiError where tools, choice and response format conflict."""
     functions = _functions(body)
     choice = _choice(body, functions)
     if choice == "none":
@@ -78,11 +78,11 @@ def use_of(body: ChatRequest) -> ToolUse:
     offered = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
     most = 1 if body.parallel_tool_calls is False else None
     if choice == "auto":
-        return ToolUse(offered, None, lambda text, finished: _found(text, finished, functions, most))
+        return ToolUse(offered, None, lambda text, finished: _parse_free_text(text, finished, functions, most))
     if choice == "required":
-        return ToolUse(offered, _list_schema(functions, most or MAX_CALLS), lambda text, _: _listed(text))
+        return ToolUse(offered, _list_schema(functions, most or MAX_CALLS), lambda text, _: _parse_list(text))
     name = choice.removeprefix("function ")
-    return ToolUse(offered, _arguments_schema(functions[name]), lambda text, _: Said("", [Call(name, text)]))
+    return ToolUse(offered, _arguments_schema(functions[name]), lambda text, _: ParsedText("", [Call(name, text)]))
 
 
 def _functions(body: ChatRequest) -> dict[str, Function]:
@@ -91,7 +91,7 @@ def _functions(body: ChatRequest) -> dict[str, Function]:
         raise bad_request("several tools have the same name", "tools")
     for name, function in functions.items():
         if (function.parameters or {}).get("type", "object") != "object":
-            raise bad_request(f"the parameters of {name!r} are no schema of an object", "tools")
+            raise bad_request(f"the parameters of {name!r} are not the schema of an object", "tools")
     if not functions and body.parallel_tool_calls is not None:
         raise bad_request("parallel_tool_calls is for requests with tools", "parallel_tool_calls")
     return functions
@@ -116,7 +116,7 @@ def _named(name: str) -> Json:
     return {"type": "function", "function": {"name": name}}
 
 
-# What is written
+# Schemas
 
 
 def _arguments_schema(function: Function) -> Json:
@@ -142,41 +142,41 @@ def _list_schema(functions: dict[str, Function], most: int) -> Json:
     return {"type": "array", "items": {"anyOf": calls}, "minItems": 1, "maxItems": most}
 
 
-# What is read
+# Parsing
 
 
-def _content(text: str, finished: bool) -> Said:
+def _content(text: str, finished: bool) -> ParsedText:
     del finished
-    return Said(text)
+    return ParsedText(text)
 
 
-def _listed(text: str) -> Said:
-    """The calls of a list that llguidance has seen to. The last may lack its end."""
+def _parse_list(text: str) -> ParsedText:
+    """The calls of a list that llguidance has enforced. The last may be incomplete."""
     calls, position = [], 0
     while head := _HEAD.match(text, position):
-        end = _end_of_object(text, head.end())
+        end = _object_end(text, head.end())
         calls.append(Call(head[1], text[head.end() : end]))
         if end is None:
             break
         position = end + len("}")
-    return Said("", calls)
+    return ParsedText("", calls)
 
 
-def _end_of_object(text: str, start: int) -> int | None:
-    """Where the JSON object that begins at `start` ends; None if it does not yet, or is deeper than anybody reads."""
+def _object_end(text: str, start: int) -> int | None:
+    """Where the JSON object that begins at `start` ends; None if it is incomplete or nested too deeply."""
     try:
         return _DECODER.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
         return None
 
 
-def _found(text: str, finished: bool, names: Collection[str], most: int | None) -> Said:
-    """The calls in a model's own words. What is not surely one is content, when that is sure."""
+def _parse_free_text(text: str, finished: bool, names: Collection[str], most: int | None) -> ParsedText:
+    """The calls in free text. What is not a call is content, as soon as that is certain."""
     if text.lstrip().startswith("{"):
         if not finished:
-            return Said("")
+            return ParsedText("")
         whole = _call(text, names)
-        return Said(text) if whole is None else Said("", [whole])
+        return ParsedText(text) if whole is None else ParsedText("", [whole])
     content, calls, position = "", [], 0
     while (begin := text.find(OPEN, position)) >= 0:
         content += text[position:begin]
@@ -191,19 +191,19 @@ def _found(text: str, finished: bool, names: Collection[str], most: int | None) 
         else:
             calls.append(call)
     rest = text[position:]
-    content += rest if finished else rest[: len(rest) - _begun(rest)]
+    content += rest if finished else rest[: len(rest) - _partial_open_length(rest)]
     if calls or not finished:  # white space before and between calls says nothing
         content = content.rstrip()
-    return Said(content, calls[:most])
+    return ParsedText(content, calls[:most])
 
 
-def _begun(text: str) -> int:
-    """How many of the last characters may be the beginning of OPEN."""
+def _partial_open_length(text: str) -> int:
+    """The number of last characters that may be the beginning of OPEN."""
     return next((size for size in range(len(OPEN) - 1, 0, -1) if text.endswith(OPEN[:size])), 0)
 
 
 def _call(text: str, names: Collection[str]) -> Call | None:
-    """The call that a JSON text is; None if it is none, or of a function that there is not."""
+    """The call that a JSON text is; None if it is not one, or names an unknown function."""
     try:
         value = json.loads(text, strict=False)
         if not isinstance(value, dict) or value.get("name") not in names:
@@ -214,32 +214,32 @@ def _call(text: str, names: Collection[str]) -> Call | None:
         return None
 
 
-# What is sent
+# Responses
 
 
-def message(said: Said) -> Json:
-    """The message of an answer."""
-    if not said.calls:
-        return {"role": "assistant", "content": said.content, "refusal": None}
-    calls = [{"id": _new_id(), "type": "function", "function": vars(call)} for call in said.calls]
-    return {"role": "assistant", "content": said.content or None, "refusal": None, "tool_calls": calls}
+def message(parsed: ParsedText) -> Json:
+    """The message of a response."""
+    if not parsed.calls:
+        return {"role": "assistant", "content": parsed.content, "refusal": None}
+    calls = [{"id": _new_id(), "type": "function", "function": vars(call)} for call in parsed.calls]
+    return {"role": "assistant", "content": parsed.content or None, "refusal": None, "tool_calls": calls}
 
 
-class Deltas:
-    """What of a message is new in a stream."""
+class MessageDeltas:
+    """Follows one message and gives what is new of it."""
 
     def __init__(self) -> None:
-        self._shown: Said | None = None
+        self._sent: ParsedText | None = None
 
-    def of(self, said: Said) -> Json:
+    def next(self, parsed: ParsedText) -> Json:
         """The next `delta`."""
-        before = Said("") if self._shown is None else self._shown
-        delta: Json = {} if self._shown else {"role": "assistant"}
-        self._shown = said
-        if not said.calls or len(said.content) > len(before.content):
-            delta["content"] = said.content[len(before.content) :]
+        before = ParsedText("") if self._sent is None else self._sent
+        delta: Json = {} if self._sent else {"role": "assistant"}
+        self._sent = parsed
+        if not parsed.calls or len(parsed.content) > len(before.content):
+            delta["content"] = parsed.content[len(before.content) :]
         calls = []
-        for index, call in enumerate(said.calls):
+        for index, call in enumerate(parsed.calls):
             if index >= len(before.calls):
                 calls.append({"index": index, "id": _new_id(), "type": "function", "function": vars(call)})
             elif more := call.arguments[len(before.calls[index].arguments) :]:

@@ -10,9 +10,9 @@ from furiosa_build.server.http.errors import bad_request
 from furiosa_build.server.http.json_route import json_route
 from furiosa_build.server.metrics import CONTENT_TYPE
 from furiosa_build.server.openai import prompts
-from furiosa_build.server.openai.answers import Json
 from furiosa_build.server.openai.descriptions import HEALTH, METRICS, OF_BODIES, Text, Tokens, Version, answers
 from furiosa_build.server.openai.protocol import DetokenizeRequest, TokenizeRequest
+from furiosa_build.server.openai.responses import Json
 from furiosa_build.server.service import Service
 
 
@@ -40,9 +40,9 @@ def make_router(service: Service) -> APIRouter:
             raise bad_request("either prompt or messages is given", "prompt")
         if body.messages is not None:
             options = {"add_generation_prompt": body.add_generation_prompt}
-            _, tokens = await prompts.of_messages(service.tokenizer, body.messages, **options)  # type: ignore[arg-type]
+            _, tokens = await prompts.render(service.tokenizer, body.messages, **options)  # type: ignore[arg-type]
         else:
-            tokens = await prompts.of_text(service.tokenizer, body.prompt or "", body.add_special_tokens)
+            tokens = await prompts.encode(service.tokenizer, body.prompt or "", body.add_special_tokens)
         longest = service.engine.artifact.generator_config.max_seq_len_to_capture
         return {"tokens": tokens, "count": len(tokens), "max_model_len": longest}
 
@@ -53,6 +53,6 @@ def make_router(service: Service) -> APIRouter:
         for token in body.tokens:
             if token >= vocabulary:
                 raise bad_request(f"{token} is not a token id: there are 0 to {vocabulary - 1}", "tokens")
-        return {"prompt": await prompts.text_of(service.tokenizer, body.tokens, body.skip_special_tokens)}
+        return {"prompt": await prompts.decode(service.tokenizer, body.tokens, body.skip_special_tokens)}
 
     return router

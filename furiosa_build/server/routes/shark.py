@@ -22,9 +22,9 @@ from furiosa_build.server.http.errors import bad_request
 from furiosa_build.server.http.json_route import json_route
 from furiosa_build.server.http.middleware import log_fields
 from furiosa_build.server.openai import prompts
-from furiosa_build.server.openai.answers import News
 from furiosa_build.server.openai.descriptions import GENERATED, OF_GENERATION
 from furiosa_build.server.openai.protocol import MAX_N, Body, TokenIds
+from furiosa_build.server.openai.responses import TextDeltas
 from furiosa_build.server.service import Service
 
 Text = Annotated[str, Field(min_length=1)]
@@ -32,7 +32,7 @@ Name = Annotated[str, Field(pattern="^[!-~]{1,128}$")]
 
 
 class SharkSampling(Body):
-    """How shark's server is told to sample. Greedy, unless temperature, top_k or top_p is given."""
+    """Sampling parameters of shark's server. Greedy, unless temperature, top_k or top_p is given."""
 
     max_completion_tokens: int = Field(50, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
@@ -40,7 +40,7 @@ class SharkSampling(Body):
     top_p: float | None = Field(None, gt=0, le=1)
 
     def params(self) -> SamplingParams:
-        """As the engine has it."""
+        """The engine's sampling parameters."""
         given = self.model_dump(exclude={"max_completion_tokens"}, exclude_none=True)
         return SamplingParams(max_tokens=self.max_completion_tokens, **(given or {"temperature": 0}))
 
@@ -85,7 +85,7 @@ def make_router(service: Service) -> APIRouter:
     async def generate(body: GenerateRequest, request: Request) -> Response:
         given = body.prompts()
         names = body.names(len(given))
-        tokens = [await prompts.of_text(service.tokenizer, each) if isinstance(each, str) else each for each in given]
+        tokens = [await prompts.encode(service.tokenizer, each) if isinstance(each, str) else each for each in given]
         if service.options.log_prompts:
             log_fields(request.scope)["prompts"] = given
         generation = Generation(service, request, tokens, [body.sampling_params.params()])
@@ -95,7 +95,7 @@ def make_router(service: Service) -> APIRouter:
         if body.is_single:
             return PlainTextResponse(texts[0])
         responses = [
-            {"prompt": await prompts.shown(service.tokenizer, prompt), "responses": [{"text": text}]}
+            {"prompt": await prompts.as_text(service.tokenizer, prompt), "responses": [{"text": text}]}
             for prompt, text in zip(given, texts, strict=True)
         ]
         return JSONResponse({"responses": responses})
@@ -104,9 +104,9 @@ def make_router(service: Service) -> APIRouter:
 
 
 async def _events(generation: Generation, names: Sequence[str]) -> AsyncGenerator[str, None]:
-    known: dict[int, News] = {}
+    deltas: dict[int, TextDeltas] = {}
     async with aclosing(generation.stream()) as states:
         async for index, state in states:
-            text, _, _ = known.setdefault(index, News()).of(state.outputs[0])
+            text, _, _ = deltas.setdefault(index, TextDeltas()).next(state.outputs[0])
             yield f"data({names[index]}): {text}\n\n"
     yield event_stream.DONE

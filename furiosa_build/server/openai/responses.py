@@ -1,4 +1,4 @@
-"""Bodies of OpenAI's answers, and what of a text's states is new for a stream."""
+"""Bodies of OpenAI's responses, and the deltas of a stream."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from furiosa_build.runtime.request import CompletionOutput, Logprob
 Json = dict[str, Any]
 
 
-class Answer:
-    """What is the same in all chunks of an answer.
+class ResponseWriter:
+    """Writes the response to one request, whole or in chunks.
 
     Args:
         kind: `text_completion` or `chat.completion`.
-        prefix: Of its id.
-        model: As the request calls it.
+        prefix: The prefix of its id.
+        model: The model's name in the request.
     """
 
     def __init__(self, kind: str, prefix: str, model: str) -> None:
@@ -26,17 +26,17 @@ class Answer:
         self._head = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def body(self, choices: list[Json], usage: Json) -> Json:
-        """All of it."""
+        """The whole response."""
         return {**self._head, "object": self._kind, "choices": choices, "usage": usage}
 
     def chunk(self, choices: list[Json], **usage: Json | None) -> Json:
-        """A part of it."""
+        """A chunk of a stream."""
         kind = self._kind + ".chunk" if self._kind == "chat.completion" else self._kind
         return {**self._head, "object": kind, "choices": choices, **usage}
 
 
 def usage(prompt_tokens: int, generated_tokens: int) -> Json:
-    """The numbers of tokens."""
+    """The number of tokens of prompts and completions."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": generated_tokens,
@@ -44,15 +44,15 @@ def usage(prompt_tokens: int, generated_tokens: int) -> Json:
     }
 
 
-class News:
-    """What has come to a text since last time. `is_first` until something has."""
+class TextDeltas:
+    """Follows one text and gives what is new of it. `is_first` until something has been given."""
 
     def __init__(self) -> None:
         self._characters = self._tokens = 0
         self._offset = 0
         self.is_first = True
 
-    def of(self, output: CompletionOutput) -> tuple[str, list[int], list[dict[int, Logprob]] | None]:
+    def next(self, output: CompletionOutput) -> tuple[str, list[int], list[dict[int, Logprob]] | None]:
         """New text, new tokens, and their log probabilities if asked for."""
         self.is_first = False
         text = output.text[self._characters :]
@@ -62,7 +62,7 @@ class News:
         return text, tokens, logprobs
 
     def completion_logprobs(self, tokens: Sequence[int], logprobs: Sequence[dict[int, Logprob]], number: int) -> Json:
-        """As in /v1/completions. The offsets are those of the tokens' own texts one after the other."""
+        """The log probabilities for /v1/completions. Offsets are those of the tokens' own texts one after the other."""
         texts = [_text(entry[token]) for token, entry in zip(tokens, logprobs, strict=True)]
         offsets = []
         for text in texts:
@@ -80,7 +80,7 @@ class News:
 
 
 def chat_logprobs(tokens: Sequence[int], logprobs: Sequence[dict[int, Logprob]], number: int) -> Json:
-    """As in /v1/chat/completions."""
+    """The log probabilities in the form of /v1/chat/completions."""
     return {
         "content": [
             _chat_logprob(entry[token])
