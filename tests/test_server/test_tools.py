@@ -161,8 +161,8 @@ class Speaking:
     async def generate(self, prompt: list[int], _: object, request_id: str) -> AsyncGenerator[RequestOutput, None]:
         for end in range(1, len(self.text) + 1):
             reason: FinishReason | None = "stop" if end == len(self.text) else None
-            parsed = CompletionOutput(0, self.text[:end], list(range(end)), None, None, reason, None)
-            yield RequestOutput(request_id, None, prompt, [parsed], reason is not None, None)
+            output = CompletionOutput(0, self.text[:end], list(range(end)), None, None, reason, None)
+            yield RequestOutput(request_id, None, prompt, [output], reason is not None, None)
 
 
 def test_calls_of_its_own_accord_are_answered_as_calls(chat_artifact: Path) -> None:
