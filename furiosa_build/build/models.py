@@ -27,6 +27,7 @@ class OpenModel:
     Attributes:
         spec: What is built of it.
         backend: What compiles it.
+        isa: The instruction set that it is compiled for.
         sources: Its files.
         checkpoint: The quantized weights that are taken, if the build does not quantize them itself.
         hf_config: The fields of its config.json, of the layers that are built.
@@ -34,17 +35,17 @@ class OpenModel:
 
     spec: BuildSpec
     backend: Backend
+    isa: str
     sources: Sources
     checkpoint: QuantizedCheckpoint | None
     hf_config: Mapping[str, Any]
 
     def plan(self, outline: Outline) -> ModelPlan:
         """The model for a plan. Raises UserError when it cannot be divided or is not quantized as its spec says."""
-        isa = self.backend.isa(self.spec.target.isa)
         check_parallel(self.spec, self.hf_config, outline)
         if self.checkpoint is not None:
             check_quantizes(self.checkpoint, outline)
-        return plan_model(self.spec, self.hf_config, outline, isa, self.checkpoint)
+        return plan_model(self.spec, self.hf_config, outline, self.isa, self.checkpoint)
 
 
 def open_models(recipe: Recipe, hashes: HashMemory) -> dict[str, OpenModel]:
@@ -65,8 +66,9 @@ def _open(recipe: Recipe, hashes: HashMemory) -> OpenModel:
     spec = recipe.spec
     backend = get_backend(spec.backend.name)
     check_options(backend, spec.backend.compiler_config_overrides)
+    isa = backend.isa(spec.target.isa)
     sources = Sources(spec, recipe.roots, hashes)
     where = "model.architecture" if spec.model.architecture else "config.json"
     check_architecture(spec, sources.config, where)
     checkpoint, hf_config = sources.read_checkpoint(), cut_config(sources.config, spec.model)
-    return OpenModel(spec, backend, sources, checkpoint, hf_config)
+    return OpenModel(spec, backend, isa, sources, checkpoint, hf_config)

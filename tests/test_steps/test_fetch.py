@@ -142,7 +142,7 @@ def test_a_file_that_is_not_the_weights_is_refused(
 def test_a_seed_contradicts_it(user: UserDirectory) -> None:
     ran = furiosa_build(user, "plan", "tiny", GIVEN, "model.seed_for_random_weight=3")
     assert ran.status == 2
-    assert "seed_for_random_weight=3: weights are read, or drawn" in ran.err
+    assert "seed_for_random_weight=3: weights are either read or random" in ran.err
     assert "valid: one of the two" in ran.err
 
 
