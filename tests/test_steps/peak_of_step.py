@@ -21,8 +21,7 @@ from furiosa_build.steps import qualify
 from furiosa_build.steps.base import Inputs
 from furiosa_build.steps.quantize import Quantize
 from furiosa_build.steps.registry import find
-from furiosa_build.steps.shard import Shard
-from furiosa_build.steps.weights import WeightsRequest
+from furiosa_build.steps.shard import Shard, ShardRequest
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -77,11 +76,11 @@ def measure(step: str, scheme: str, source: str, config: dict[str, Any], outline
     return watch.peak.private / 2**20
 
 
-Made = tuple[WeightsRequest, dict[str, Path]]
+Made = tuple[ShardRequest, dict[str, Path]]
 
 
 def make_request(scheme: str, source: str, config: dict[str, Any], outline: Outline, work: Path) -> Made:
-    request = WeightsRequest(
+    request = ShardRequest(
         outline=outline,
         hf_config=config,
         schemes={n: scheme for n, p in outline.parameters.items() if p.linear and scheme != "none"},
@@ -98,14 +97,14 @@ def make_request(scheme: str, source: str, config: dict[str, Any], outline: Outl
     return request.model_copy(update={"seed": None, "inputs": inputs}), {"model.safetensors": work / "model" / name}
 
 
-def make_checkpoint(request: WeightsRequest, files: dict[str, Path], directory: Path) -> Made:
+def make_checkpoint(request: ShardRequest, files: dict[str, Path], directory: Path) -> Made:
     """The quantized checkpoint, as it is handed to the steps after `quantize`."""
     directory.mkdir()
     digests = Quantize().run(request, Inputs(files, directory), directory)
     return request.model_copy(update={"seed": None, "inputs": digests}), {name: directory / name for name in digests}
 
 
-def compare_with_noise(request: WeightsRequest, files: dict[str, Path], work: Path) -> None:
+def compare_with_noise(request: ShardRequest, files: dict[str, Path], work: Path) -> None:
     """The reference's part of `qualify`: to find that the logits are not the model's it has to compute all layers."""
     probed = work / "probed.safetensors"
     save_file({"tokens.0": torch.arange(8), "logits.0": torch.full((4, CONFIG["vocab_size"]), 1e6)}, probed)

@@ -130,7 +130,8 @@ def test_a_quantized_checkpoint_is_linked_and_not_copied(
     made = quantize_it.run(checkpoint)
     assert len(made) > 2
     files = Inputs({name: checkpoint / name for name in made}, tmp_path)
-    digests = shard.Shard().run(quantize_it.request.model_copy(update={"inputs": made}), files, output)
+    request = shard.ShardRequest(**{**dict(quantize_it.request), "inputs": made})
+    digests = shard.Shard().run(request, files, output)
     assert sorted(digests) == [f"stage-0-rank-0-{i + 1:05d}-of-{len(made):05d}.safetensors" for i in range(len(made))]
     for (name, sha256), (original, expected) in zip(sorted(digests.items()), sorted(made.items()), strict=True):
         assert sha256 == expected
