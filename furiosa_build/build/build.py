@@ -25,7 +25,6 @@ from furiosa_build.core.cancellation import CancellationToken, cancelled_by
 from furiosa_build.core.events import Emitter, Listener
 from furiosa_build.core.failpoints import doing
 from furiosa_build.core.progress import metered
-from furiosa_build.core.progress import read as read_meter
 from furiosa_build.core.system import Machine
 from furiosa_build.plan.budget.preflight import Preflight
 from furiosa_build.plan.explain import Explanation, explain_step
@@ -138,11 +137,6 @@ class Build:
     def estimate_seconds(self, name: str) -> float | None:
         """How long a step will take, from earlier steps of its kind; None when there is none to compare with."""
         return self._estimates.seconds(name)
-
-    def bytes_done(self, name: str) -> tuple[int, int] | None:
-        """Of a step that streams bytes and runs: how many are done, and of how many."""
-        path = self.store.meter_path(name)
-        return None if path is None else read_meter(path)
 
     def begin(self, steps: Iterable[str], machine: Machine | None = None) -> list[str]:
         """To be called before `steps` are run: see `build.admission`."""
