@@ -9,13 +9,14 @@ from itertools import accumulate
 from typing import Any
 
 from furiosa_build.backends.registry import get_backend
+from furiosa_build.core.errors import UserError
 from furiosa_build.ir.outline import Outline
-from furiosa_build.ir.sharding import Cut
+from furiosa_build.ir.sharding import Cut, Share
 from furiosa_build.ir.stages import split_layers
 from furiosa_build.plan.kinds import Kind, find_kinds, outer_parameters
 from furiosa_build.plan.resolved import pretrained_id, without_place
 from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
-from furiosa_build.quant.scheme import summary
+from furiosa_build.quant.scheme import scheme, summary
 from furiosa_build.recipe.schema import BuildSpec, ParallelSpec
 from furiosa_build.recipe.schema.buckets import Phase, bucket_name
 
@@ -144,11 +145,24 @@ def plan_model(
     isa: str,
     checkpoint: QuantizedCheckpoint | None = None,
 ) -> ModelPlan:
-    """One of the models of an artifact. `checkpoint`: the quantized weights that its spec takes, if it does."""
+    """One of the models of an artifact. `checkpoint`: the quantized weights that its spec takes, if it does.
+
+    Raises UserError where a scheme cannot store a weight, or a rank's share of it.
+    """
     scheme_of = spec.quantization.scheme_of if checkpoint is None else checkpoint.scheme_of
     schemes = {name: scheme_of(name) for name, p in outline.parameters.items() if p.linear}
-    quantized = {name: scheme for name, scheme in schemes.items() if scheme != "none"}
+    quantized = {name: text for name, text in schemes.items() if text != "none"}
+    _check_schemes(outline, quantized, spec.parallel.tensor_parallel_size)
     return ModelPlan(spec, hf_config, outline, isa, quantized, checkpoint is not None)
+
+
+def _check_schemes(outline: Outline, schemes: Mapping[str, str], ranks: int) -> None:
+    for name, text in schemes.items():
+        parameter = outline.parameters[name]
+        local = Share(parameter.layout, parameter.cut if ranks > 1 else None, ranks).local
+        if reason := scheme(text).refusal(local):
+            shared = f" for {ranks} ranks" if local != parameter.layout else ""
+            raise UserError(f"{name} cannot be quantized to {text}{shared}: {reason}", where="quantization")
 
 
 def split_into_stages(layers: int, parallel: ParallelSpec) -> list[list[int]]:

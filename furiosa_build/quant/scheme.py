@@ -170,6 +170,11 @@ def scheme(text: str) -> QuantScheme:
     return _scheme(text)
 
 
+def exists(name: str) -> bool:
+    """Whether recipes may name this scheme."""
+    return name in _OWN or name in _others()
+
+
 def names() -> list[str]:
     """The families: what recipes may name."""
     return [*_OWN, *sorted(_others())]

@@ -8,13 +8,13 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticKnownError
 
-from furiosa_build.quant.scheme import names
+from furiosa_build.quant.scheme import exists, names
 from furiosa_build.recipe.schema.section import Section, as_tuple, invalid
 
 
 def _known(scheme: str) -> str:
-    *others, last = map(repr, known := names())
-    if scheme not in known:
+    if not exists(scheme):
+        *others, last = map(repr, names())
         raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
     return scheme
 
