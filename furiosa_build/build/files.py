@@ -13,7 +13,7 @@ from furiosa_build.plan.model import step_name
 from furiosa_build.plan.planner import Plan, PlannedStep
 from furiosa_build.steps.base import Inputs, Request
 from furiosa_build.store import ActionRecord, Output, Store
-from furiosa_build.weights.listing import MODEL_FILES, WEIGHTS, ModelFiles, Source
+from furiosa_build.weights.listing import MODEL_FILES, WEIGHTS, ListedWeights, ModelFiles
 
 
 class Files:
@@ -52,7 +52,7 @@ class Files:
         """The content of one of them."""
         return self._store.read_json(self.record(step), path)
 
-    def source(self, model_id: str) -> tuple[Source, ModelFiles]:
+    def source(self, model_id: str) -> tuple[ListedWeights, ModelFiles]:
         """The files that a model's build begins with."""
         return self._models[model_id].sources.describe(self._plan().models[model_id].outline.parameters)
 
@@ -73,7 +73,7 @@ class Files:
     def _source_files(self, model_id: str, wanted: set[str]) -> Iterator[tuple[str, Path]]:
         """By sha256, the files of a model's source that are wanted."""
         fetched, sources = step_name(model_id, "fetch"), self._models[model_id].sources
-        weights = Source.model_validate(self.json(fetched, WEIGHTS))
+        weights = ListedWeights.model_validate(self.json(fetched, WEIGHTS))
         others = ModelFiles.model_validate(self.json(fetched, MODEL_FILES))
         if wanted & {file.sha256 for file in weights.files.values()}:
             found = sources.unchanged_weights(weights.files, others.revision)

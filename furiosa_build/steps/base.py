@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from furiosa_build.plan.budget.costs import Costs
     from furiosa_build.plan.budget.durations import KnownStep
     from furiosa_build.plan.planner import PlannedStep, Site
-    from furiosa_build.weights.listing import ModelFiles, Source
+    from furiosa_build.weights.listing import ListedWeights, ModelFiles
 
 
 class Request(BaseModel):
@@ -68,7 +68,7 @@ class Made(Protocol):
         """The content of one of them."""
         ...
 
-    def source(self, model_id: str) -> tuple[Source, ModelFiles]:
+    def source(self, model_id: str) -> tuple[ListedWeights, ModelFiles]:
         """The files that a model's build begins with, which have been read."""
         ...
 

@@ -41,7 +41,7 @@ from furiosa_build.ir.tensors import TensorSpec
 from furiosa_build.plan.kinds import Kind, Use
 from furiosa_build.plan.model import Bucket, ModelPlan
 from furiosa_build.steps.provenance import provenance
-from furiosa_build.weights.listing import ModelFiles, Source
+from furiosa_build.weights.listing import ListedWeights, ModelFiles
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class BuiltModel:
     kv_blocks: int
     programs: list[BuiltProgram]
     parameters: Mapping[str, FileRecord]
-    weights: Source
+    weights: ListedWeights
     others: ModelFiles
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class FetchRequest(Request):
     """The source as it has been found and read, where the build has access to it."""
 
-    weights: listing.Source
+    weights: listing.ListedWeights
     model_files: listing.ModelFiles
 
 

@@ -21,7 +21,7 @@ from furiosa_build.plan.resolved import portable_spec, resolved_recipe
 from furiosa_build.recipe.schema import BuildSpec
 from furiosa_build.steps.base import Entry, Inputs, Made, Request, Step, Work
 from furiosa_build.steps.described_artifact import BuiltModel, BuiltProgram, file_record, package
-from furiosa_build.weights.listing import MODEL_FILES, WEIGHTS, ModelFiles, Source
+from furiosa_build.weights.listing import MODEL_FILES, WEIGHTS, ListedWeights, ModelFiles
 
 if TYPE_CHECKING:
     from furiosa_build.plan.budget.costs import Costs
@@ -55,7 +55,7 @@ class MadeModel(BaseModel):
     schemes: dict[str, str]
     programs: dict[str, dict[str, FileRecord]]
     parameters: dict[str, FileRecord]
-    weights: Source
+    weights: ListedWeights
     others: ModelFiles
 
 
@@ -156,7 +156,7 @@ def _made_model(site: Site, model_id: str, made: Made) -> MadeModel:
         schemes=dict(model.schemes),
         programs={program: files(f"compile:{program}") for program in programs},
         parameters={} if model.spec.rewriting.embed_all_constants_into_graph else files("partition:weights"),
-        weights=Source.model_validate(made.json(fetched, WEIGHTS)),
+        weights=ListedWeights.model_validate(made.json(fetched, WEIGHTS)),
         others=ModelFiles.model_validate(made.json(fetched, MODEL_FILES)),
     )
 

@@ -15,7 +15,7 @@ from furiosa_build.artifact.schema import DRAFT_DIRECTORY, FileRecord
 from furiosa_build.core.canonical_json import digest
 from furiosa_build.plan.model import ModelPlan
 from furiosa_build.plan.resolved import resolved_recipe
-from furiosa_build.weights.listing import ModelFiles, Source
+from furiosa_build.weights.listing import ListedWeights, ModelFiles
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
@@ -24,7 +24,9 @@ BUILDER = "urn:furiosa-build"
 
 
 def provenance(
-    models: Sequence[tuple[ModelPlan, Source, ModelFiles]], subjects: Mapping[str, FileRecord], tools: Mapping[str, str]
+    models: Sequence[tuple[ModelPlan, ListedWeights, ModelFiles]],
+    subjects: Mapping[str, FileRecord],
+    tools: Mapping[str, str],
 ) -> dict[str, Any]:
     """The statement. No path of this machine, no user and no time is in it.
 
@@ -77,7 +79,7 @@ def project_digest() -> str:
     return digest({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
 
 
-def _dependencies(plan: ModelPlan, weights: Source, others: ModelFiles, directory: str) -> list[dict[str, Any]]:
+def _dependencies(plan: ModelPlan, weights: ListedWeights, others: ModelFiles, directory: str) -> list[dict[str, Any]]:
     """`directory`: what tells the draft's files from those of the model."""
     files = {**weights.files, **others.files}
     found: list[dict[str, Any]] = [

@@ -52,7 +52,7 @@ def weights_request(step: PlannedStep, made: Made, of_checkpoint: bool = True) -
     """The request of a step that reads weights: those of the checkpoint, if there is one, or those of the source."""
     model, site = step.model, step.site
     written = of_checkpoint and model.writes_checkpoint
-    source = listing.Source.model_validate(made.json(site.name_of("fetch"), listing.WEIGHTS))
+    source = listing.ListedWeights.model_validate(made.json(site.name_of("fetch"), listing.WEIGHTS))
     files = made.files(checkpoint_of(step)) if written else source.files
     return WeightsRequest(
         inputs={name: file.sha256 for name, file in weight_files(files).items()},

@@ -10,7 +10,7 @@ from furiosa_build.recipe.schema import ModelSpec
 from furiosa_build.weights.config import check_architecture_of_weights
 from furiosa_build.weights.formats import check_weight_file
 from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES
-from furiosa_build.weights.listing import ModelFiles, Source, SourceFile
+from furiosa_build.weights.listing import ListedFile, ListedWeights, ModelFiles
 from furiosa_build.weights.model_source import ModelSource
 
 
@@ -20,7 +20,7 @@ def describe(
     weights: ModelSource,
     parameters: Mapping[str, ParameterOutline],
     hash_file: Callable[[Path], str],
-) -> tuple[Source, ModelFiles]:
+) -> tuple[ListedWeights, ModelFiles]:
     """The weights, and the files that travel beside them. Fetches those that are not on this machine.
 
     Args:
@@ -31,9 +31,9 @@ def describe(
         hash_file: sha256 of a file; may remember.
     """
     if weights.seed is None:
-        listed = Source(files=_listed(weights.weight_files(), hash_file))
+        listed = ListedWeights(files=_listed(weights.weight_files(), hash_file))
     else:
-        listed = Source(seed=weights.seed, parameters=dict(parameters))
+        listed = ListedWeights(seed=weights.seed, parameters=dict(parameters))
     if described_by is None:
         return listed, ModelFiles()
     files = described_by.model_files()
@@ -43,8 +43,8 @@ def describe(
     return listed, ModelFiles(files=_listed(files, hash_file), revision=described_by.commit())
 
 
-def _listed(files: Mapping[str, Path], hash_file: Callable[[Path], str]) -> dict[str, SourceFile]:
+def _listed(files: Mapping[str, Path], hash_file: Callable[[Path], str]) -> dict[str, ListedFile]:
     for name, path in files.items():
         if name not in (*MODEL_FILES, INDEX_FILE):
             check_weight_file(path)
-    return {name: SourceFile(size=path.stat().st_size, sha256=hash_file(path)) for name, path in files.items()}
+    return {name: ListedFile(size=path.stat().st_size, sha256=hash_file(path)) for name, path in files.items()}

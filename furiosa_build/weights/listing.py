@@ -13,7 +13,7 @@ WEIGHTS = "weights.json"
 MODEL_FILES = "model_files.json"
 
 
-class SourceFile(BaseModel):
+class ListedFile(BaseModel):
     """Size in bytes and sha256 (hex)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -21,11 +21,11 @@ class SourceFile(BaseModel):
     sha256: str
 
 
-class Source(BaseModel):
+class ListedWeights(BaseModel):
     """weights.json: the safetensors files and their index; or, for random weights, what is drawn from `seed`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    files: dict[str, SourceFile] = {}
+    files: dict[str, ListedFile] = {}
     seed: int | None = None
     parameters: dict[str, ParameterOutline] = {}
 
@@ -34,5 +34,5 @@ class ModelFiles(BaseModel):
     """model_files.json: tokenizer, generation config, chat template; and the commit of a model on the hub."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    files: dict[str, SourceFile] = {}
+    files: dict[str, ListedFile] = {}
     revision: str | None = None

@@ -20,7 +20,7 @@ from furiosa_build.weights.formats import check_weight_file
 from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES
 from furiosa_build.weights.hub import HubModel
 from furiosa_build.weights.kinds import find_source
-from furiosa_build.weights.listing import ModelFiles, Source, SourceFile
+from furiosa_build.weights.listing import ListedFile, ListedWeights, ModelFiles
 from furiosa_build.weights.model_source import ModelSource, Reference
 from furiosa_build.weights.quantized import read_checkpoint
 from furiosa_build.weights.single_file import WeightFile
@@ -90,20 +90,20 @@ class Sources:
                 check_weight_file(file)  # before its terabytes are read, if that is what it says
             self._hashes.hash(file)
 
-    def describe(self, parameters: Mapping[str, ParameterOutline]) -> tuple[Source, ModelFiles]:
+    def describe(self, parameters: Mapping[str, ParameterOutline]) -> tuple[ListedWeights, ModelFiles]:
         """The files, read and listed by digest; `parameters` are those that are drawn where weights are random."""
         return describe(self._spec, self._description, self.weights, parameters, self._hashes.hash)
 
-    def unchanged_weights(self, listed: Mapping[str, SourceFile], revision: str | None) -> dict[str, Path]:
+    def unchanged_weights(self, listed: Mapping[str, ListedFile], revision: str | None) -> dict[str, Path]:
         """The files of weights, by name. Raises UserError when they are not as they were fetched."""
         return self._unchanged(self.weights.at(revision).weight_files(), listed)
 
-    def unchanged_model_files(self, listed: Mapping[str, SourceFile], revision: str | None) -> dict[str, Path]:
+    def unchanged_model_files(self, listed: Mapping[str, ListedFile], revision: str | None) -> dict[str, Path]:
         """The files beside them, by name. Raises UserError when they are not as they were fetched."""
         found = {} if self._description is None else self._description.at(revision).model_files()
         return self._unchanged(found, listed)
 
-    def _unchanged(self, found: Mapping[str, Path], listed: Mapping[str, SourceFile]) -> dict[str, Path]:
+    def _unchanged(self, found: Mapping[str, Path], listed: Mapping[str, ListedFile]) -> dict[str, Path]:
         for name, file in listed.items():
             if name not in found or self._hashes.hash(found[name]) != file.sha256:
                 path = found.get(name)
