@@ -8,8 +8,8 @@ from pathlib import Path
 
 from furiosa_build.build.models import OpenModel
 from furiosa_build.core.system import Machine, disk_of, this_machine
-from furiosa_build.plan.budget.costs import Places, SourceState
-from furiosa_build.plan.budget.durations import Durations, Past
+from furiosa_build.plan.budget.costs import Disks, SourceState
+from furiosa_build.plan.budget.durations import Durations, FinishedStep
 from furiosa_build.plan.budget.preflight import Preflight, preflight
 from furiosa_build.plan.planner import Plan
 from furiosa_build.recipe.schema import BuildOptions
@@ -35,10 +35,10 @@ class Estimates:
         self._plan, self._options, self._models, self._store, self._output = plan, options, models, store, output
 
     @cached_property
-    def history(self) -> list[Past]:
+    def history(self) -> list[FinishedStep]:
         """The steps that the store knows of, the last used first."""
         return [
-            Past(record.step, record.seconds, factors, frozenset(o.sha256 for o in record.outputs.values()))
+            FinishedStep(record.step, record.seconds, factors, frozenset(o.sha256 for o in record.outputs.values()))
             for record, factors, _ in sorted(self._store.records(), key=lambda found: -found[2])
         ]
 
@@ -54,17 +54,17 @@ class Estimates:
             read: The ids of the models whose source has been read.
             machine: Not this one.
         """
-        places = self._places(read)
-        return preflight(self._plan, self._options, undone, places, machine or this_machine(), self._durations)
+        disks = self._disks(read)
+        return preflight(self._plan, self._options, undone, disks, machine or this_machine(), self._durations)
 
     @cached_property
     def _durations(self) -> Durations:
         return Durations(self.history, STEPS)
 
-    def _places(self, read: Collection[str]) -> Places:
+    def _disks(self, read: Collection[str]) -> Disks:
         store = self._store.root if self._store.is_writable else self._output.parent
         sources = {id: _source_state(model, id in read) for id, model in self._models.items()}
-        return Places(disk_of(store), disk_of(self._output), sources)
+        return Disks(disk_of(store), disk_of(self._output), sources)
 
 
 def _source_state(model: OpenModel, is_read: bool) -> SourceState:

@@ -26,7 +26,7 @@ SCHEMA_VERSION = 1
 METADATA_FILE = "metadata.json"
 STEP = "partition:weights"
 _SUFFIXES = ("_packed", "_scale", "_shape")
-"""Of the tensors that a quantized weight is stored as."""
+"""Endings of the names of the tensors that a quantized weight is stored as."""
 
 
 def check_output(directory: Path) -> None:

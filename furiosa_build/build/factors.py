@@ -9,7 +9,7 @@ from typing import Any
 from furiosa_build.backends.base import Backend
 from furiosa_build.build.models import OpenModel
 from furiosa_build.core.errors import StepError
-from furiosa_build.plan.explain import Place
+from furiosa_build.plan.explain import FactorPath
 from furiosa_build.plan.keys import key_factors, tool_versions
 from furiosa_build.plan.planner import Plan, PlannedStep
 from furiosa_build.plan.source_code import SourceCode
@@ -35,10 +35,10 @@ class Factors:
     ) -> None:
         self._models, self._code, self._find = models, code, find
 
-    def known(self, plan: Plan, step: PlannedStep) -> tuple[dict[str, Any], list[Place]]:
+    def known(self, plan: Plan, step: PlannedStep) -> tuple[dict[str, Any], list[FactorPath]]:
         """The factors that are known, and where in them something will stand that is not known yet."""
         inputs: dict[str, Mapping[str, str]] = {}
-        missing: list[Place] = []
+        missing: list[FactorPath] = []
         for name, pattern in step.needs.items():
             record, known_as = self._find(name), plan.steps[name].name_for(step)
             if record is None:

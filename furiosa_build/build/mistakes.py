@@ -1,4 +1,4 @@
-"""Whose mistake it is: errors name the step that fails, and the model whose recipe is wrong."""
+"""Errors with what they concern: the step that fails, the model whose recipe is wrong."""
 
 from __future__ import annotations
 

@@ -7,22 +7,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Place = tuple[str | int, ...]
-"""Where in the factors something stands, such as ("reads", "bucket", 1)."""
+FactorPath = tuple[str | int, ...]
+"""The path of a factor among the factors of a key, such as ("reads", "bucket", 1)."""
 
 ABSENT = "(absent)"
 UNKNOWN = "(not known yet)"
 
 _DIGEST = re.compile(r"[0-9a-f]{40,64}")
 _LONGEST = 60
-"""Of a value, when people read it."""
+"""Characters of a value, when people read it."""
 
 
 @dataclass(frozen=True)
 class Change:
     """One factor that differs. `before` or `after` is ABSENT where there is none, `after` UNKNOWN where that is."""
 
-    place: Place
+    place: FactorPath
     before: Any
     after: Any
 
@@ -62,7 +62,7 @@ class Explanation:
 
 
 def explain_step(
-    step: str, factors: Mapping[str, Any], missing: Sequence[Place], earlier: Iterable[Mapping[str, Any]]
+    step: str, factors: Mapping[str, Any], missing: Sequence[FactorPath], earlier: Iterable[Mapping[str, Any]]
 ) -> Explanation:
     """Why the store has no action for a step.
 
@@ -72,7 +72,7 @@ def explain_step(
         missing: Where in them something will stand that is not known yet.
         earlier: Factors of the actions of this step that the store knows of.
     """
-    waits_for = tuple(str(place[-1]) for place in missing)
+    waits_for = tuple(str(path[-1]) for path in missing)
     changes = nearest(factors, missing, earlier)
     if changes is None:
         return Explanation(step, "to do", "never done", waits_for=waits_for)
@@ -85,14 +85,14 @@ def explain_step(
 
 
 def nearest(
-    factors: Mapping[str, Any], missing: Sequence[Place], earlier: Iterable[Mapping[str, Any]]
+    factors: Mapping[str, Any], missing: Sequence[FactorPath], earlier: Iterable[Mapping[str, Any]]
 ) -> tuple[Change, ...] | None:
-    """What surely differs from the one that differs least; of equals the first. None when there are none."""
+    """The changes since the earlier action that differs least; of equals the first. None when there is none."""
     found = [tuple(differences(before, _with_missing(factors, missing, before))) for before in earlier]
     return min(found, key=len, default=None)
 
 
-def differences(before: Any, after: Any, at: Place = ()) -> Iterator[Change]:
+def differences(before: Any, after: Any, at: FactorPath = ()) -> Iterator[Change]:
     """The leaves that differ between two values made of mappings, lists and scalars.
 
     Lists of one length are compared element by element; of others the whole list is the leaf.
@@ -110,27 +110,29 @@ def differences(before: Any, after: Any, at: Place = ()) -> Iterator[Change]:
         yield Change(at, before, after)
 
 
-def _with_missing(factors: Mapping[str, Any], missing: Sequence[Place], before: Mapping[str, Any]) -> dict[str, Any]:
-    """The factors, if what is not known turned out to be as it was before."""
+def _with_missing(
+    factors: Mapping[str, Any], missing: Sequence[FactorPath], before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The factors, with those that are not known yet as they were before."""
     assumed = dict(factors)
-    for place in missing:
+    for path in missing:
         old: Any = before
         new = assumed
-        for key in place[:-1]:
+        for key in path[:-1]:
             old = old.get(key, {}) if isinstance(old, Mapping) else {}
             new[str(key)] = new = dict(new.get(str(key), {}))
-        new[str(place[-1])] = old.get(place[-1], UNKNOWN) if isinstance(old, Mapping) else UNKNOWN
+        new[str(path[-1])] = old.get(path[-1], UNKNOWN) if isinstance(old, Mapping) else UNKNOWN
     return assumed
 
 
 def lines(changes: Iterable[Change]) -> list[str]:
     """The changes as a person reads them. Entries of one mapping that changed in the same way are one line."""
-    alike: dict[tuple[Place, str], list[Change]] = {}
+    alike: dict[tuple[FactorPath, str], list[Change]] = {}
     for change in changes:
         alike.setdefault((change.place[:-1], change.how), []).append(change)
     return [
-        str(group[0]) if len(group) == 1 else f"{_name(place)}: {len(group)} entries, each {how}, {_examples(group)}"
-        for (place, how), group in alike.items()
+        str(group[0]) if len(group) == 1 else f"{_name(path)}: {len(group)} entries, each {how}, {_examples(group)}"
+        for (path, how), group in alike.items()
     ]
 
 
@@ -139,9 +141,9 @@ def _examples(group: list[Change]) -> str:
     return f"such as {names[0]}" if len(names) > 2 else " and ".join(names)
 
 
-def _name(place: Place) -> str:
+def _name(path: FactorPath) -> str:
     """What a person calls a factor, such as `model.safetensors` or `source furiosa_build.steps.trace`."""
-    match place:
+    match path:
         case ("inputs", "source", file):
             return str(file)
         case ("inputs", step, file):
@@ -152,7 +154,7 @@ def _name(place: Place) -> str:
             return f"source {module}"
         case ("reads" | "tools", *rest) if rest:
             return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in rest).removeprefix(".")
-    return ".".join(map(str, place))
+    return ".".join(map(str, path))
 
 
 def _lists(before: list[Any], after: list[Any]) -> str:

@@ -53,7 +53,7 @@ class Kind:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Of all its supertasks."""
+        """The layers of all its supertasks."""
         return tuple(layer for use in self.uses for layer in use.layers)
 
 
@@ -136,7 +136,7 @@ def _blocks(outline: Outline, schemes: Mapping[str, str]) -> dict[int, Block]:
 
 
 def _arguments(blocks: Sequence[Block]) -> tuple[tuple[dict[str, str], ...], dict[str, str]]:
-    """For each layer: argument -> input of the program; and of every such input the tensor of the pipeline.
+    """The inputs of a program: for each layer argument -> input; and for every input the tensor of the pipeline.
 
     Layers that take the same tensor share an input. It is called as the argument, if no other is called so already.
     """

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Room:
-    """Bytes of memory that a place has, that its parameters take there, and that one KV block of its layers takes.
+class MemoryBudget:
+    """Bytes that an element or a device has, that parameters take of it, and that one KV block of its layers takes.
 
-    Those of the draft model, if there is one, are counted as well.
+    The draft model's parameters and KV blocks, if there is one, are counted as well.
     """
 
     memory: int
@@ -27,7 +27,7 @@ class Room:
 
     @property
     def blocks(self) -> int:
-        """How many fit beside the parameters, and the one for padding."""
+        """The number of KV blocks that fit beside the parameters and the block for padding."""
         return max(0, (self.memory - self.parameters) // max(1, self.block) - SCRATCH_BLOCKS)
 
 
@@ -36,7 +36,7 @@ class KvBlocks:
     """The number of KV blocks of a layer, and what it follows from.
 
     Attributes:
-        count: How many.
+        count: The number.
         source: `given` in the recipe; what the largest decode `bucket` fills; or fewer, for the `memory` has no more
             room. Never fewer than one sequence fills: where these do not fit, the build is refused.
         needed: What the largest decode bucket fills.
@@ -46,14 +46,14 @@ class KvBlocks:
     count: int
     source: Literal["given", "bucket", "memory"]
     needed: int
-    room: Room | None
+    room: MemoryBudget | None
 
 
 def find_kv_blocks(model: ModelPlan, draft: ModelPlan | None = None) -> KvBlocks:
     """The KV blocks of `model`; `draft`, which lies on the same elements, has as many."""
     buckets = model.spec.buckets
-    rooms = _rooms(model.spec, _shares(model), [] if draft is None else _shares(draft))
-    room = min(rooms, key=lambda room: (room.blocks, -room.parameters), default=None)
+    budgets = _memory_budgets(model.spec, _shares(model), [] if draft is None else _shares(draft))
+    room = min(budgets, key=lambda budget: (budget.blocks, -budget.parameters), default=None)
     if buckets.paged_attention_num_blocks is not None:
         return KvBlocks(buckets.paged_attention_num_blocks, "given", buckets.needed_blocks, room)
     if room is None or room.blocks >= buckets.needed_blocks:
@@ -81,8 +81,10 @@ def _shares(model: ModelPlan) -> list[tuple[int, int]]:
     return [of_stage for of_stage in of_stages for _ in range(model.ranks)]
 
 
-def _rooms(spec: BuildSpec, shares: list[tuple[int, int]], of_draft: list[tuple[int, int]]) -> list[Room]:
-    """That of each element of a replica; or of the one device that holds all."""
+def _memory_budgets(
+    spec: BuildSpec, shares: list[tuple[int, int]], of_draft: list[tuple[int, int]]
+) -> list[MemoryBudget]:
+    """The memory of each element of a replica; or of the one device that holds all."""
     if spec.target.memory_gb is None:
         return []
     both = [
@@ -91,6 +93,6 @@ def _rooms(spec: BuildSpec, shares: list[tuple[int, int]], of_draft: list[tuple[
     ]
     share = element_memory(spec)
     if share is not None:
-        return [Room(share, *of_element) for of_element in both]
+        return [MemoryBudget(share, *of_element) for of_element in both]
     parameters, blocks = (spec.data_parallel_size * sum(each) for each in zip(*both, strict=True))
-    return [Room(int(spec.target.memory_gb * 1e9), parameters, blocks)]
+    return [MemoryBudget(int(spec.target.memory_gb * 1e9), parameters, blocks)]

@@ -40,7 +40,7 @@ class Bucket:
 
     @property
     def name(self) -> str:
-        """Such as `decode-4x512`, `append-1x64x512`."""
+        """The name of the bucket, such as `decode-4x512`, `append-1x64x512`."""
         new = (self.query,) if self.phase == "append" else ()
         return bucket_name(self.phase, (self.batch, *new, self.context))
 

@@ -7,7 +7,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.text import count_text, duration_text, size_text
-from furiosa_build.plan.budget.describe import available_text, kv_blocks_text, lowered_text, need_text, shortage_lines
+from furiosa_build.plan.budget.describe import (
+    available_text,
+    kv_blocks_text,
+    lowered_text,
+    requirement_text,
+    shortage_lines,
+)
 from furiosa_build.plan.budget.placement import placement
 from furiosa_build.plan.model import DRAFT, step_name
 from furiosa_build.ui.lines import placement_lines, random_note
@@ -16,7 +22,7 @@ if TYPE_CHECKING:
     from furiosa_build.build.build import Build
     from furiosa_build.build.models import OpenModel
     from furiosa_build.core.system import Machine
-    from furiosa_build.plan.budget.costs import Need
+    from furiosa_build.plan.budget.costs import Requirement
     from furiosa_build.plan.budget.preflight import Preflight
     from furiosa_build.plan.model import ModelPlan
 
@@ -84,12 +90,12 @@ def plan_data(build: Build, machine: Machine | None = None) -> dict[str, Any]:
         "num_compile_workers": figures.compile_workers,
         "read": figures.read,
         "written": figures.written,
-        "disks": [_need_data(need) for need in figures.disks],
-        "memory": _need_data(figures.memory),
-        "device": _need_data(figures.device),
+        "disks": [_requirement_data(need) for need in figures.disks],
+        "memory": _requirement_data(figures.memory),
+        "device": _requirement_data(figures.device),
         "kv_blocks": asdict(build.plan.kv_blocks),
         "seconds": None if figures.unknown_times else figures.seconds,
-        "refused": [{**_need_data(short.need), "remedy": short.remedy} for short in figures.shortages],
+        "refused": [{**_requirement_data(short.requirement), "remedy": short.remedy} for short in figures.shortages],
     }
 
 
@@ -102,11 +108,11 @@ def _need_lines(build: Build, figures: Preflight) -> Iterator[str]:
     if figures.work:
         yield f"bytes     {size_text(figures.read)} to read, {size_text(figures.written)} to write"
     for need in figures.disks:
-        yield f"disk      {need_text(need)} of {available_text(need)} free in {need.what}"
+        yield f"disk      {requirement_text(need)} of {available_text(need)} free in {need.what}"
     if figures.work:
-        yield f"memory    {need_text(figures.memory)} of {available_text(figures.memory)} available"
+        yield f"memory    {requirement_text(figures.memory)} of {available_text(figures.memory)} available"
     yield f"KV cache  {kv_blocks_text(build.plan)}"
-    yield f"device    {need_text(figures.device)}{_device_note(figures)}"
+    yield f"device    {requirement_text(figures.device)}{_device_note(figures)}"
     if figures.work:
         yield f"time      {_time_text(figures)}"
 
@@ -131,7 +137,7 @@ def _time_text(figures: Preflight) -> str:
     return f"about {duration_text(figures.seconds)}, as such steps took before{unknown}"
 
 
-def _need_data(need: Need) -> dict[str, Any]:
+def _requirement_data(need: Requirement) -> dict[str, Any]:
     return {"what": need.what, "needed": need.needed, "parts": dict(need.parts), "available": need.available}
 
 

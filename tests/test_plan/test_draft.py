@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from furiosa_build.core.system import Disk, Machine
-from furiosa_build.plan.budget.costs import Costs, Need, Places, SourceState
+from furiosa_build.plan.budget.costs import Costs, Disks, Requirement, SourceState
 from furiosa_build.plan.budget.durations import Durations
 from furiosa_build.plan.budget.placement import placement
 from furiosa_build.plan.budget.preflight import Preflight, preflight
@@ -198,7 +198,7 @@ def test_what_is_derived_from_the_memory_fits_it(memory: int, devices: str, repl
 
 
 def figures(of: Plan, workers: int = 2) -> Preflight:
-    places = Places(STORE, OUTPUT)
+    places = Disks(STORE, OUTPUT)
     options = BuildOptions(num_compile_workers=workers)
     return preflight(
         of, options, dict.fromkeys(of.steps, True), places, Machine(2, 64 * GB, 60 * GB), Durations([], STEPS)
@@ -227,14 +227,14 @@ def test_the_figures_are_the_sum_of_both() -> None:
 def test_weights_of_both_may_be_written_at_a_time() -> None:
     """Of each the largest: the head, of the same vocabulary."""
     steps = {name: step for name, step in both().steps.items() if step.action == "shard"}
-    costs = Costs(both(), Places(STORE, OUTPUT))
+    costs = Costs(both(), Disks(STORE, OUTPUT))
     head = 100 * 8 * 4
     assert costs.memory(steps.values(), 2, 1, None).parts["weights"] == 2 * head
     for name in steps:
         assert costs.memory([steps[name]], 2, 1, None).parts["weights"] == head
 
 
-def sum_of_parts(disks: tuple[Need, ...]) -> dict[str, int]:
+def sum_of_parts(disks: tuple[Requirement, ...]) -> dict[str, int]:
     return {what: size for need in disks for what, size in need.parts.items()}
 
 
@@ -242,7 +242,7 @@ def sum_of_parts(disks: tuple[Need, ...]) -> dict[str, int]:
 def test_the_largest_compile_worker_counts(in_draft: bool) -> None:
     """That of the model whose parameters are in the programs."""
     of = spec(**SPECULATIVE, rewriting={"embed_all_constants_into_graph": not in_draft})
-    places, own = Places(STORE, OUTPUT), {"rewriting": {"embed_all_constants_into_graph": in_draft}}
+    places, own = Disks(STORE, OUTPUT), {"rewriting": {"embed_all_constants_into_graph": in_draft}}
     workers = [Costs(each, places).compile_worker for each in (plan(of, MODEL), alone(of, **own))]
     assert Costs(both(of, **own), places).compile_worker == max(workers)
     assert (workers[1] > workers[0]) == in_draft
@@ -251,7 +251,7 @@ def test_the_largest_compile_worker_counts(in_draft: bool) -> None:
 def test_each_model_is_downloaded_to_where_it_belongs() -> None:
     """The model is in a directory, the draft on the hub."""
     found = both(model={"seed_for_random_weight": None})
-    costs = Costs(found, Places(STORE, STORE, {DRAFT: SourceState(HUB)}))
+    costs = Costs(found, Disks(STORE, STORE, {DRAFT: SourceState(HUB)}))
     needs = {need.what: need.parts for need in costs.disks(found.steps.values(), 1)}
     assert needs["/hub"] == {"download": parameters(alone(spec(**SPECULATIVE), model={"seed_for_random_weight": None}))}
     assert "download" not in needs["/store"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from furiosa_build.plan.budget.durations import Durations, Past, total_seconds
+from furiosa_build.plan.budget.durations import Durations, FinishedStep, total_seconds
 from furiosa_build.plan.keys import key_factors
 from furiosa_build.plan.planner import Plan, PlannedStep
 from furiosa_build.recipe.schema import BuildSpec
@@ -21,12 +21,12 @@ def build(of: BuildSpec, layers: int = 3) -> Plan:
     return plan(of, outline(layers=layers))
 
 
-def history(built: Plan, seconds: Mapping[str, float], run: str = "0") -> list[Past]:
+def history(built: Plan, seconds: Mapping[str, float], run: str = "0") -> list[FinishedStep]:
     """What remains of a build whose steps took `seconds`, by the beginning of their names. `run`: another time."""
     files = {"fetch": "weights.json", "quantize": "model.safetensors", "package": "artifact.json"}
     made = {name: {files.get(name, "output"): f"{run} {name}"} for name in built.steps}
     return [
-        Past(
+        FinishedStep(
             name,
             next(took for beginning, took in seconds.items() if name.startswith(beginning)),
             key_factors(step.action, step.reads, {needed: made[needed] for needed in step.needs}, {}, {}),
@@ -137,7 +137,7 @@ def test_the_typical_time_counts_not_the_first_with_its_imports() -> None:
 )
 def test_what_another_version_recorded_is_passed_over(factors: dict[str, object]) -> None:
     built = plan()
-    past = [Past("partition:weights", 1.0, factors, frozenset({"x"})), *history(built, SECONDS)]
+    past = [FinishedStep("partition:weights", 1.0, factors, frozenset({"x"})), *history(built, SECONDS)]
     assert Durations(past, STEPS).estimate(built.steps["partition:weights"], built) == 4.0
 
 

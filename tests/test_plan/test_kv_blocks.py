@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from furiosa_build.core.system import Disk, Machine
-from furiosa_build.plan.budget.costs import Places
+from furiosa_build.plan.budget.costs import Disks
 from furiosa_build.plan.budget.describe import kv_blocks_text
 from furiosa_build.plan.budget.durations import Durations
 from furiosa_build.plan.budget.placement import placement
 from furiosa_build.plan.budget.preflight import preflight
-from furiosa_build.plan.kv_blocks import KvBlocks, Room
+from furiosa_build.plan.kv_blocks import KvBlocks, MemoryBudget
 from furiosa_build.recipe.schema import BuildOptions, BuildSpec
 from furiosa_build.steps.registry import STEPS
 
@@ -48,10 +48,12 @@ def npu(memory: int, **others: Any) -> dict[str, Any]:
 
 def shortages(of: BuildSpec) -> dict[str, tuple[int, int | None]]:
     found = plan(of)
-    places = Places(Disk(STORE, 1, None), Disk(STORE, 1, None))
+    places = Disks(Disk(STORE, 1, None), Disk(STORE, 1, None))
     undone = dict.fromkeys(found.steps, True)
     figures = preflight(found, BuildOptions(), undone, places, Machine(2, 64 * GB, 60 * GB), Durations([], STEPS))
-    return {short.need.what: (short.need.needed, short.need.available) for short in figures.shortages}
+    return {
+        short.requirement.what: (short.requirement.needed, short.requirement.available) for short in figures.shortages
+    }
 
 
 def test_what_the_largest_decode_bucket_fills_where_no_memory_is_stated() -> None:
@@ -72,7 +74,9 @@ def test_what_is_given_is_taken() -> None:
 def test_at_most_what_the_device_has_room_for_beside_the_parameters(blocks: int, count: int, source: str) -> None:
     parameters, block = FIRST + 3 * LAYER + LAST, 3 * 16 * SLOT
     of = recipe({"memory_gb": (parameters + (blocks + 1) * block) / GB})
-    assert plan(of).kv_blocks == KvBlocks(count, source, 16, Room(parameters + (blocks + 1) * block, parameters, block))  # type: ignore[arg-type]
+    assert plan(of).kv_blocks == KvBlocks(
+        count, source, 16, MemoryBudget(parameters + (blocks + 1) * block, parameters, block)
+    )  # type: ignore[arg-type]
     assert shortages(of) == {}
 
 
@@ -82,7 +86,7 @@ def test_an_element_has_its_share_and_the_fullest_stage_decides() -> None:
     memory = 2 * LAYER + LAST + room
     found = derived(npu(memory), layers=4, devices="npu:0:*", parallel={"pipeline_parallel_size": 2})
     assert (found.count, found.source) == (5, "memory")
-    assert found.room == Room(memory, 2 * LAYER + LAST, 2 * 16 * SLOT)
+    assert found.room == MemoryBudget(memory, 2 * LAYER + LAST, 2 * 16 * SLOT)
 
 
 def test_replicas_on_a_cpu_share_its_memory() -> None:

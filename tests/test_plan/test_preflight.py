@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from furiosa_build.core.system import Disk, Machine
-from furiosa_build.plan.budget.costs import Places, SourceState
+from furiosa_build.plan.budget.costs import Disks, SourceState
 from furiosa_build.plan.budget.durations import Durations
 from furiosa_build.plan.budget.preflight import Preflight, preflight
 from furiosa_build.plan.budget.sizes import kv_cache_bytes, parameter_bytes
@@ -31,9 +31,9 @@ STORE, OUTPUT, HUB = (Path("/") / name for name in ("store", "artifacts", "hub")
 WORKER, COMPILE_WORKER, PROBE = 300_000_000, 760_000_000, 170_000_000
 
 
-def places(store: int | None = 60 * GB, output: int | None = None, hub: int | None = None, cached: int = 0) -> Places:
+def places(store: int | None = 60 * GB, output: int | None = None, hub: int | None = None, cached: int = 0) -> Disks:
     """Disks with so many free bytes; where `output` is not given the artifact is on the store's."""
-    return Places(
+    return Disks(
         Disk(STORE, 1, store),
         Disk(OUTPUT, 1, store) if output is None else Disk(OUTPUT, 2, output),
         {"": SourceState(None if hub is None else Disk(HUB, 3, hub), cached)},
@@ -42,7 +42,7 @@ def places(store: int | None = 60 * GB, output: int | None = None, hub: int | No
 
 def figures(
     of: Plan,
-    at: Places | None = None,
+    at: Disks | None = None,
     machine: Machine = BIG,
     steps: Iterable[str] | None = None,
     perhaps: Iterable[str] = (),
@@ -55,7 +55,9 @@ def figures(
 
 def refused(found: Preflight) -> dict[str, tuple[int, int | None]]:
     """What is short: bytes needed and there."""
-    return {short.need.what: (short.need.needed, short.need.available) for short in found.shortages}
+    return {
+        short.requirement.what: (short.requirement.needed, short.requirement.available) for short in found.shortages
+    }
 
 
 def remedies(found: Preflight) -> str:
@@ -97,7 +99,7 @@ def test_a_download_is_counted_where_the_hubs_cache_is() -> None:
 def test_what_shares_a_disk_is_added_up() -> None:
     built = plan(spec(model=FROM_HUB))
     one = Disk(STORE, 1, 60 * GB)
-    (disk,) = figures(built, Places(one, one, {"": SourceState(one)})).disks
+    (disk,) = figures(built, Disks(one, one, {"": SourceState(one)})).disks
     assert set(disk.parts) == {"parameters", "programs", "download"}
 
 
@@ -149,7 +151,7 @@ def test_for_a_step_that_may_be_up_to_date_nothing_is_refused() -> None:
 def test_bytes_of_every_step() -> None:
     built = plan(spec(model=FROM_HUB, quantization=FP8))
     source, files = parameter_bytes(model_plan()), figures(built).disks[0].parts["parameters"]
-    found = figures(built, Places(Disk(STORE, 1, GB), Disk(OUTPUT, 2, GB), {"": SourceState(unread=77)})).work
+    found = figures(built, Disks(Disk(STORE, 1, GB), Disk(OUTPUT, 2, GB), {"": SourceState(unread=77)})).work
     weights = {name: (work.read, work.written) for name, work in found.items() if ":" not in name or "weights" in name}
     assert weights == {
         "fetch": (77, 0),

@@ -1,1 +1,1 @@
-"""Where steps run."""
+"""What runs steps: in this process, in worker processes."""

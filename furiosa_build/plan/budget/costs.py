@@ -50,8 +50,8 @@ class SourceState:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the build reads and writes.
+class Disks:
+    """The disks that the build reads and writes.
 
     Attributes:
         store: The disk of the store.
@@ -65,7 +65,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Need:
+class Requirement:
     """The bytes that something takes, by part, and the bytes there are for it; None: nobody knows.
 
     `what` is a directory for a disk, else `memory`, `device`, or the device's name.
@@ -180,9 +180,9 @@ class ModelCosts:
 class Costs:
     """What the steps of a plan cost, in bytes."""
 
-    def __init__(self, plan: Plan, places: Places) -> None:
-        self._plan, self._places = plan, places
-        sources = places.sources
+    def __init__(self, plan: Plan, disks: Disks) -> None:
+        self._plan, self._disks = plan, disks
+        sources = disks.sources
         self._models = {id: ModelCosts(model, sources.get(id, SourceState())) for id, model in plan.models.items()}
 
     def of(self, step: PlannedStep) -> ModelCosts:
@@ -197,7 +197,7 @@ class Costs:
     @property
     def is_copied(self) -> bool:
         """Whether the artifact's files are copies: it is not on the store's disk."""
-        return self._places.store.device != self._places.output.device
+        return self._disks.store.device != self._disks.output.device
 
     @cached_property
     def compile_worker(self) -> int:
@@ -213,7 +213,7 @@ class Costs:
         """What a step reads and writes."""
         return step.step.work(step, self)
 
-    def disks(self, steps: Collection[PlannedStep], compilers: int) -> Iterator[Need]:
+    def disks(self, steps: Collection[PlannedStep], compilers: int) -> Iterator[Requirement]:
         """What is written to each file system. Hard links take no space."""
         parts: dict[int, dict[str, int]] = {}
         on: dict[int, Disk] = {}
@@ -230,11 +230,13 @@ class Costs:
                     add(self._disk(step), step.step.product, self.work(step).written)
             if kept == "store":
                 scratch = sorted(step.step.scratch(step, self) for step in steps)
-                add(self._places.store, "the compiler's files", sum(scratch[-compilers:]))
+                add(self._disks.store, "the compiler's files", sum(scratch[-compilers:]))
         for device, disk in on.items():
-            yield Need(str(disk.path), parts[device], disk.free)
+            yield Requirement(str(disk.path), parts[device], disk.free)
 
-    def memory(self, steps: Collection[PlannedStep], builders: int, compilers: int, available: int | None) -> Need:
+    def memory(
+        self, steps: Collection[PlannedStep], builders: int, compilers: int, available: int | None
+    ) -> Requirement:
         """Private memory at the peak: while graphs are made and compiled, or while the artifact qualifies."""
         building = [step for step in steps if step.step.worker == "builder" and not step.step.alone]
         alone = [step for step in steps if step.step.alone]
@@ -254,13 +256,13 @@ class Costs:
             "qualification": max((step.step.held(step, self) for step in alone), default=0),
         }
         parts = max([making, qualifying] if alone else [making], key=lambda parts: sum(parts.values()))
-        return Need("memory", {what: size for what, size in parts.items() if size}, available)
+        return Requirement("memory", {what: size for what, size in parts.items() if size}, available)
 
     def _disk(self, step: PlannedStep) -> Disk:
         """The disk that what a step writes is kept on."""
         match step.step.kept:
             case "output":
-                return self._places.output
+                return self._disks.output
             case "downloads":
-                return self.of(step).source.downloads or self._places.store
-        return self._places.store
+                return self.of(step).source.downloads or self._disks.store
+        return self._disks.store

@@ -9,7 +9,7 @@ from furiosa_build.core.text import size_text
 from furiosa_build.plan.kv_blocks import element_memory
 
 if TYPE_CHECKING:
-    from furiosa_build.plan.budget.costs import Need
+    from furiosa_build.plan.budget.costs import Requirement
     from furiosa_build.plan.budget.preflight import Preflight
     from furiosa_build.plan.planner import Plan
 
@@ -20,7 +20,7 @@ def refusal_text(figures: Preflight) -> str:
 
 
 def lowered_text(figures: Preflight, asked: int) -> str:
-    """That fewer programs are compiled at a time than was asked for."""
+    """A note that fewer programs are compiled at a time than was asked for."""
     assert figures.memory.available is not None
     return (
         f"num_compile_workers: {asked} asked for, the memory is for {figures.compile_workers} "
@@ -46,17 +46,20 @@ def kv_blocks_text(plan: Plan) -> str:
     )
 
 
-def need_text(need: Need) -> str:
-    """Such as `2.5 GB (parameters 2.4 GB, programs 100 MB)`."""
-    parts = ", ".join(f"{what} {size_text(size)}" for what, size in need.parts.items())
-    return size_text(need.needed) + (f" ({parts})" if len(need.parts) > 1 else "")
+def requirement_text(requirement: Requirement) -> str:
+    """A requirement by its parts, such as `2.5 GB (parameters 2.4 GB, programs 100 MB)`."""
+    parts = ", ".join(f"{what} {size_text(size)}" for what, size in requirement.parts.items())
+    return size_text(requirement.needed) + (f" ({parts})" if len(requirement.parts) > 1 else "")
 
 
-def available_text(need: Need) -> str:
-    return "an unknown amount" if need.available is None else size_text(need.available)
+def available_text(requirement: Requirement) -> str:
+    """The bytes that there are for a requirement."""
+    return "an unknown amount" if requirement.available is None else size_text(requirement.available)
 
 
 def shortage_lines(figures: Preflight) -> Iterator[str]:
+    """Two lines for each shortage: what is missing, and what to do about it."""
     for short in figures.shortages:
-        yield f"  {short.need.what}: {need_text(short.need)} needed, {available_text(short.need)} there"
+        missing = short.requirement
+        yield f"  {missing.what}: {requirement_text(missing)} needed, {available_text(missing)} there"
         yield f"    hint: {short.remedy}"

@@ -18,7 +18,7 @@ _FURTHEST = 10
 what does not grow with the weights (importing torch) would spoil the comparison."""
 
 
-class Past(NamedTuple):
+class FinishedStep(NamedTuple):
     """A finished step: its name, the seconds it took, the factors of its key, the sha256 of the files it made."""
 
     step: str
@@ -54,7 +54,7 @@ class KnownStep(NamedTuple):
 class Durations:
     """Estimates from finished steps, of these kinds."""
 
-    def __init__(self, history: Iterable[Past], kinds: Iterable[Step[Any]]) -> None:
+    def __init__(self, history: Iterable[FinishedStep], kinds: Iterable[Step[Any]]) -> None:
         self._known: dict[tuple[str | bool, ...], list[tuple[int | None, float]]] = {}
         history, of_name = list(history), {kind.name: kind for kind in kinds}
         makers = {sha256: past.factors for past in history for sha256 in past.outputs}
@@ -98,7 +98,7 @@ def _class(action: str, likeness: Likeness) -> tuple[str | bool, ...]:
     return (action, *likeness.alike)
 
 
-def _known_past(past: Past, makers: Mapping[str, Mapping[str, Any]]) -> KnownStep:
+def _known_past(past: FinishedStep, makers: Mapping[str, Mapping[str, Any]]) -> KnownStep:
     needed: dict[str, Mapping[str, Any]] = {}
     for step, files in past.factors["inputs"].items():
         made = (makers[sha256]["reads"] for sha256 in files.values() if sha256 in makers)

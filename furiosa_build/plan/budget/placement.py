@@ -113,6 +113,6 @@ def _misfits(hf_config: Mapping[str, Any], outline: Outline, ranks: int) -> list
 
 
 def _bytes(plan: Plan, model: ModelPlan, stage: int) -> tuple[int, int]:
-    """Of the parameters and of the KV cache of a rank; every rank of a stage has as much."""
+    """Bytes of the parameters and of the KV cache of a rank; every rank of a stage has as much."""
     parameters = rank_parameter_bytes(model.outline, model.stages, stage, model.ranks, model.schemes)
     return parameters, kv_cache_bytes_of(model, plan.kv_blocks.count, model.stages[stage])

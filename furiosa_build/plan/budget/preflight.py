@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from furiosa_build.core.system import Machine
-from furiosa_build.plan.budget.costs import Costs, Need, Places
+from furiosa_build.plan.budget.costs import Costs, Disks, Requirement
 from furiosa_build.plan.budget.durations import Durations, total_seconds
 from furiosa_build.plan.budget.placement import placement
 from furiosa_build.plan.budget.sizes import SCRATCH_BLOCKS
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shortage:
-    """What cannot be, and what to do about it."""
+    """A requirement that is not met, and what to do about it."""
 
-    need: Need
+    requirement: Requirement
     remedy: str
 
 
@@ -51,9 +51,9 @@ class Preflight:
     """
 
     work: Mapping[str, Work]
-    disks: tuple[Need, ...]
-    memory: Need
-    device: Need
+    disks: tuple[Requirement, ...]
+    memory: Requirement
+    device: Requirement
     device_is_host: bool
     compile_workers: int
     compile_worker: int
@@ -77,7 +77,7 @@ def preflight(
     plan: Plan,
     options: BuildOptions,
     undone: Mapping[str, bool],
-    places: Places,
+    disks: Disks,
     machine: Machine,
     durations: Durations,
 ) -> Preflight:
@@ -87,13 +87,13 @@ def preflight(
         plan: The steps.
         options: How many workers were asked for.
         undone: The steps that are to do; False for one that may yet turn out to be up to date.
-        places: Where the build reads and writes.
+        disks: The disks that the build reads and writes.
         machine: What there is.
         durations: How long steps took before.
     """
     steps = [plan.steps[name] for name in undone]
     certain = [plan.steps[name] for name, is_certain in undone.items() if is_certain]
-    costs, builders = Costs(plan, places), options.num_pipeline_builder_workers
+    costs, builders = Costs(plan, disks), options.num_pipeline_builder_workers
     workers = _affordable_workers(costs, options, steps, machine)
     device, is_host = _device(plan, machine)
     estimates = [(step, durations.estimate(step, plan)) for step in steps]
@@ -125,7 +125,7 @@ _MORE_DISK = {
 }
 
 
-def _disk_shortages(plan: Plan, disks: Iterator[Need]) -> Iterator[Shortage]:
+def _disk_shortages(plan: Plan, disks: Iterator[Requirement]) -> Iterator[Shortage]:
     for need in disks:
         if not need.fits:
             remedies = [remedy for what, remedy in _MORE_DISK.items() if what in need.parts]
@@ -151,7 +151,7 @@ def _memory_shortages(costs: Costs, steps: Collection[PlannedStep], machine: Mac
         yield Shortage(need, "end what else uses the memory, or build on a machine that has more")
 
 
-def _device(plan: Plan, machine: Machine) -> tuple[Need, bool]:
+def _device(plan: Plan, machine: Machine) -> tuple[Requirement, bool]:
     """What the artifact takes of a device, or of an element that has its share of one; whether it is this machine."""
     target, share = plan.model.spec.target, element_memory(plan.model.spec)
     on: dict[str, dict[str, int]] = {}
@@ -163,14 +163,14 @@ def _device(plan: Plan, machine: Machine) -> tuple[Need, bool]:
         parts["KV cache"] += element.kv_cache
     parts = max(on.values(), key=lambda parts: sum(parts.values()))
     if share is not None:
-        return Need("element", parts, share), False
+        return Requirement("element", parts, share), False
     if target.memory_gb is not None:
-        return Need("device", parts, int(target.memory_gb * 1e9)), False
+        return Requirement("device", parts, int(target.memory_gb * 1e9)), False
     is_host = target.isa == "native" and machine.memory is not None
-    return Need("device", parts, machine.memory if is_host else None), is_host
+    return Requirement("device", parts, machine.memory if is_host else None), is_host
 
 
-def _device_shortages(plan: Plan, device: Need, is_host: bool, machine: Machine) -> Iterator[Shortage]:
+def _device_shortages(plan: Plan, device: Requirement, is_host: bool, machine: Machine) -> Iterator[Shortage]:
     """A device holds parameters and KV cache. A host maps the parameters: there only the KV cache has to fit."""
     if device.available is None:
         return
@@ -179,7 +179,7 @@ def _device_shortages(plan: Plan, device: Need, is_host: bool, machine: Machine)
         del parts["parameters"]
         room += machine.swap
     whole = "an element" if device.what == "element" else "a device"
-    need = Need("this machine" if is_host else f"{whole} of target {plan.model.spec.target.name}", parts, room)
+    need = Requirement("this machine" if is_host else f"{whole} of target {plan.model.spec.target.name}", parts, room)
     if need.fits:
         return
     count, more = plan.kv_blocks.count, "a device with more memory (target.memory_gb)"
