@@ -24,7 +24,7 @@ from furiosa_build.core.errors import BuildError, StepError
 from furiosa_build.runtime.probe import probe
 from furiosa_build.steps import qualify
 from furiosa_build.steps.base import Job, Request
-from furiosa_build.store import Made
+from furiosa_build.store import ActionResult
 
 CONFIG: dict[str, Any] = {**LLAMA, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "vocab_size": 64}
 
@@ -140,7 +140,7 @@ def steps_in_this_process() -> Iterator[pytest.MonkeyPatch]:
 
     def run_in_this_process(
         self: WorkerPool, name: str, job: Job[Any], request: Request, output: Path, log: Path
-    ) -> Made:
+    ) -> ActionResult:
         inputs = self._find(request)
         try:
             with one_at_a_time:

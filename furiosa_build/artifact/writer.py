@@ -28,7 +28,7 @@ def version_of(artifact_id: str) -> str:
 
 
 def check_is_directory(path: Path, where: str) -> None:
-    """Raises UserError when `path` is no directory and cannot become one. `where`: the option that names it."""
+    """Raises UserError when `path` is not a directory and cannot become one. `where`: the option that names it."""
     nearest = next(place for place in (path, *path.parents) if os.path.lexists(place))
     if not nearest.is_dir():
         hint = "choose another directory, or move what is there"
@@ -230,7 +230,7 @@ def latest_is(directory: Path) -> bool:
 
 
 def _is_version(path: Path) -> bool:
-    """By its name: one that has lost files is still ours, and will be replaced."""
+    """Whether its name is that of a version. One that has lost files is still ours, and will be replaced."""
     return _VERSION.fullmatch(path.name) is not None and path.is_dir()
 
 

@@ -194,7 +194,7 @@ def _renumber(arg: Any, number: Mapping[int, int]) -> Any:
 def _lifted_tensor(program: ExportedProgram, target: str) -> torch.Tensor:
     tensor = program.constants.get(target, program.state_dict.get(target))
     if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"the exported graph lifted {target!r}, which is no tensor")
+        raise TypeError(f"the exported graph lifted {target!r}, which is not a tensor")
     return tensor
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def begin(build: Build, steps: Iterable[str], machine: Machine | None = None) -> list[str]:
-    """To be called before `steps` are run. Returns what a person should know.
+    """Checks, before `steps` are run, that they can be. Returns notes for people.
 
     Without steps that are to do it asks nothing of the machine. `machine`: not this one.
 

@@ -34,7 +34,7 @@ from furiosa_build.plan.source_code import SourceCode
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import Recipe
 from furiosa_build.steps.registry import STEPS
-from furiosa_build.store import ActionRecord, Made, Store, default_store_root
+from furiosa_build.store import ActionRecord, ActionResult, Store, default_store_root
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Build:
         cache = self.options.cache_dir
         root = (Path(cache).expanduser() if cache else default_store_root()).absolute()
         self.store = Store(root, self.options.verify_inputs, self.directory.parent)
-        self.store.tell = self.events.note
+        self.store.notify = self.events.note
         self.models = open_models(recipe, self.store.hashes)
         self.done: dict[str, Done] = {}
         self._cancellation = CancellationToken()
@@ -107,7 +107,7 @@ class Build:
         with mistakes, failing(name), cancelled_by(self._cancellation), doing(name), meter:
             if self._find(name) is None:
                 factors = self._factors.complete(self.plan, step)
-                record, ran = self.store.obtain(
+                record, ran = self.store.get_or_run(
                     key_of(factors), step.own_name, factors, lambda output: self._execute(step, output)
                 )
                 self.done[name] = Done(record, ran)
@@ -118,7 +118,7 @@ class Build:
         return self.done[name]
 
     def explain(self) -> Iterator[Explanation]:
-        """For each step: up to date, or why not. Runs nothing."""
+        """Tells for each step whether it is up to date, or why not. Runs nothing."""
         for name in self.plan.steps:
             if self.is_done(name):
                 yield Explanation(name, "up to date")
@@ -139,7 +139,7 @@ class Build:
         return self._estimates.seconds(name)
 
     def begin(self, steps: Iterable[str], machine: Machine | None = None) -> list[str]:
-        """To be called before `steps` are run: see `build.admission`."""
+        """Checks, before `steps` are run, that they can be: see `build.admission`."""
         return admission.begin(self, steps, machine)
 
     def interrupt(self) -> None:
@@ -163,7 +163,7 @@ class Build:
     def _publication(self) -> Publication:
         return Publication(self.directory, self.store, self.files.record("package"))
 
-    def _execute(self, step: PlannedStep, output: Path) -> Made:
+    def _execute(self, step: PlannedStep, output: Path) -> ActionResult:
         request, log = step.step.request(step, self.files), self.store.log_path(step.name)
         return self.executors[step.step.worker].run(step.name, step.step, request, output, log)
 

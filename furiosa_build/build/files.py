@@ -71,7 +71,7 @@ class Files:
         return Inputs(files, self._store.scratch(self._models[""].spec.backend.name))
 
     def _source_files(self, model_id: str, wanted: set[str]) -> Iterator[tuple[str, Path]]:
-        """By sha256, the files of a model's source that are wanted."""
+        """The files of a model's source that are wanted, with their sha256."""
         fetched, sources = step_name(model_id, "fetch"), self._models[model_id].sources
         weights = ListedWeights.model_validate(self.json(fetched, WEIGHTS))
         others = ModelFiles.model_validate(self.json(fetched, MODEL_FILES))

@@ -54,7 +54,7 @@ class Publication:
         hashes = self._store.hashes
         if writer.publish(self.directory, self._manifest, files, hashes.hash, hashes.remember):
             text = f"the signature of {self.directory} is removed: it is not of these files; sign it again"
-            self._store.tell(text)
+            self._store.notify(text)
 
     def accept(self, qualified: ActionRecord) -> None:
         """Writes down how the artifact qualified, and makes `latest` point to it."""

@@ -20,7 +20,7 @@ def outline_of(model: OpenModel, store: Store, factors: Factors, executor: Execu
     if record is None:
         events.emit(SurveyStarted())
         log = store.log_path(job.name)
-        record, _ = store.obtain(
+        record, _ = store.get_or_run(
             key_of(of_key),
             job.name,
             of_key,

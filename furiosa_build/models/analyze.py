@@ -55,7 +55,7 @@ def survey(hf_config: Mapping[str, Any]) -> Outline:
 
 
 def _tensor_sources(tracer: Tracer) -> list[dict[str, str]]:
-    """For every layer: argument -> pipeline tensor. Layers that are passed the same tensor share its name.
+    """The tensors that every layer is passed: argument -> pipeline tensor. Layers that share a tensor share its name.
 
     Layers without a paged cache are refused here, at a short length: some take time in proportion to it.
     """

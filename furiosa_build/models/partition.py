@@ -109,7 +109,7 @@ def _is_written(node: Node) -> bool:
 
 
 def _drop_conversions_to_the_same(program: ExportedProgram) -> None:
-    """They do nothing, and would be parts of their own behind a collective."""
+    """Removes conversions to a tensor's own dtype, which would be parts of their own behind a collective."""
     for node in list(program.graph.nodes):
         if node.target is torch.ops.aten.to.dtype and node.args[0].meta["val"].dtype == node.meta["val"].dtype:
             node.replace_all_uses_with(node.args[0])

@@ -112,7 +112,7 @@ class Rank:
         return joined
 
     def _embedding(self, embed: Callable[[Tensor], Tensor], rows: int) -> Callable[[Tensor], Tensor]:
-        """Of tokens that other ranks have the rows of: zeros, which the sum over the ranks replaces."""
+        """An embedding of a rank's rows: zeros for tokens of other ranks' rows, which the sum over ranks replaces."""
 
         def forward(ids: Tensor) -> Tensor:
             if self._rank is None:  # only the shape is asked for

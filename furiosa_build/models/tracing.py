@@ -161,7 +161,7 @@ class _Trace:
         return self._inputs.export(self._forward, names)
 
     def _add_arguments(self) -> list[dict[str, int]]:
-        """For every layer: argument -> the input that it takes."""
+        """The inputs that every layer takes: argument -> number of the input."""
         added: dict[str, int] = {}
         arguments = []
         for block, layer in enumerate(self._segment.layers):
@@ -345,7 +345,7 @@ def _quantize_modules(model: nn.Module, schemes: Mapping[str, str]) -> None:
 
 
 def _at(tensor: Tensor, size: Sequence[int], at: Tensor) -> Tensor:
-    """Of each row the token `at` [batch], where `tensor` is of all tokens; `size` is its size for one token."""
+    """The token `at` [batch] of each row, where `tensor` has all tokens. `size` is its size for one token."""
     if tensor.shape == tuple(size):
         return tensor
     if tensor.shape[1] == 1 or (*tensor.shape[:1], 1, *tensor.shape[2:]) != tuple(size):

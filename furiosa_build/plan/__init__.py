@@ -1,1 +1,1 @@
-"""From a BuildSpec to steps: what there is to do and what each step depends on. Nothing here imports torch."""
+"""Planning: which steps a BuildSpec needs, and what each of them depends on. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""From models to the steps of a build: a pure function, no I/O, no torch."""
+"""Plans the steps of a build from its models: a pure function, no I/O, no torch."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Int8(EightBit):
         return numbers.float() if self.plain else numbers.float() - ZERO
 
     def round(self, x: Tensor, largest: Tensor) -> Tensor:
-        """As compressed-tensors does: 255 / 2 steps to the largest number, not 127, so that that one is clamped."""
+        """Rounds as compressed-tensors does: the largest number is 255 / 2 steps, not 127, and so it is clamped."""
         import torch
 
         scale = largest / 127.5

@@ -89,7 +89,7 @@ class AsyncLLMEngine:
 
     @property
     def stats(self) -> EngineStats:
-        """As `LLMEngine.stats`."""
+        """The figures of `LLMEngine.stats`, from any thread."""
         return self._worker.stats
 
     @property
@@ -125,7 +125,7 @@ class AsyncLLMEngine:
 
 
 class _Stream:
-    """From the engine's thread to one coroutine: the newest output, and how it ends."""
+    """Passes the newest output, and how it ends, from the engine's thread to one coroutine."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -1,4 +1,4 @@
-"""Actions: what a step made, under the key of all that determined it.
+"""Actions: the outputs of a step, under the key of all that determined them.
 
 blobs/ab/abcd...                  content by sha256
 actions/ab/KEY/manifest.json      the outputs of one action; its presence is what makes the action done, its time of
@@ -42,12 +42,12 @@ _POLL = 0.05
 """Seconds between two looks at a lock that another process holds."""
 
 
-class Made(NamedTuple):
-    """What the work of an action says of itself.
+class ActionResult(NamedTuple):
+    """What the work of an action reports about itself.
 
     Attributes:
-        digests: sha256 of output files (relative paths) that the work already knows.
-        seconds: How long it worked, without waiting for its turn; None: all the time counts.
+        digests: sha256 (hex) of output files, by relative path, where the work knows them already.
+        seconds: How long it worked, without waiting for its turn; None: all of the elapsed time.
         peak: The memory it used at its peak; None: unknown.
     """
 
@@ -59,22 +59,22 @@ class Made(NamedTuple):
 class Store:
     """A store in `root`. Every method may be called by several processes at once.
 
-    A store that cannot be written is used as it is; what it lacks is made in a directory that `close` removes.
+    A store that cannot be written is used as it is; what it lacks is built in a directory that `close` removes.
 
     Args:
         root: The store's directory; need not exist.
-        verify: Read every file again, instead of trusting that one that looks unchanged is.
-        spare: Where to make, in a directory of its own, what a store that cannot be written lacks; None: in TMPDIR.
+        verify: Read every file again, also those that look unchanged.
+        fallback: Where to build, in a directory of its own, what a store that cannot be written lacks; None: in TMPDIR.
 
     Attributes:
-        tell: Called with what a person may want to know: whom a step waits for, that nothing can be kept.
+        notify: Called with messages for people: which process a step waits for, or that nothing can be kept.
     """
 
-    def __init__(self, root: Path, verify: bool = False, spare: Path | None = None) -> None:
+    def __init__(self, root: Path, verify: bool = False, fallback: Path | None = None) -> None:
         self.root = root
-        self.tell: Callable[[str], None] = lambda _: None
+        self.notify: Callable[[str], None] = lambda _: None
         self.hashes = HashMemory(root / "hashes.sqlite", trust=not verify)
-        self._spare = spare
+        self._fallback = fallback
         self._blobs = Blobs(root / "blobs", self.hashes)
         self._session = Session(root)
         self._interrupted = False
@@ -117,32 +117,32 @@ class Store:
             try:
                 record, factors = read_action(manifest.parent)
                 last_used = manifest.stat().st_mtime
-            except (OSError, ValueError):  # removed or damaged: as good as not there
+            except (OSError, ValueError):  # removed or damaged: the same as missing
                 continue
             yield record, factors, last_used
 
     def scratch(self, name: str) -> Path:
         """A directory that survives, for a tool's own caches; nothing may depend on what is in it."""
-        return self._written().root / "scratch" / name
+        return self._writable().root / "scratch" / name
 
     def log_path(self, step: str) -> Path:
-        """Where a step's log goes."""
-        path = self._written().root / _LOGS / f"{step.replace(':', '-')}-{os.getpid()}.log"
+        """The path of a step's log."""
+        path = self._writable().root / _LOGS / f"{step.replace(':', '-')}-{os.getpid()}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def meter_path(self, step: str) -> Path | None:
-        """Where a running step counts its bytes; None: nowhere."""
+        """The file in which a running step counts its bytes; None: the store cannot be written."""
         return self._session.path(f"{step.replace(':', '-')}.bytes") if self.is_writable else None
 
     @contextmanager
     def lock(self, key: str, step: str) -> Iterator[None]:
-        """Saves two processes from doing the same work. Nothing is wrong without it."""
+        """Keeps two processes from doing the same work. Correctness does not depend on it."""
         path = self.root / "locks" / key
         descriptor = open_lock(path)
         try:
             if not try_lock(descriptor):
-                self.tell(f"{step}: waiting for {_read(path) or 'another process'}, which is doing it")
+                self.notify(f"{step}: waiting for {_read(path) or 'another process'}, which is doing it")
             while not try_lock(descriptor):
                 if self._interrupted:
                     raise StepError(step, "the build was interrupted")
@@ -153,20 +153,20 @@ class Store:
         finally:
             os.close(descriptor)
 
-    def obtain(
+    def get_or_run(
         self,
         key: str,
         step: str,
         factors: Mapping[str, Any],
-        work: Callable[[Path], Made],
+        work: Callable[[Path], ActionResult],
     ) -> tuple[ActionRecord, bool]:
-        """The action of this key; `work` makes its outputs in a directory if it is not done yet.
+        """The action of this key. If it is not done yet, `work` writes its outputs into a directory.
 
         Returns the action and whether `work` ran. When `work` raises, nothing is recorded.
         """
         if not self.is_writable:
             found = self.find(key)
-            return (found, False) if found is not None else self._written().obtain(key, step, factors, work)
+            return (found, False) if found is not None else self._writable().get_or_run(key, step, factors, work)
         with doing(step), self.lock(key, step):
             found = self.find(key)
             if found is not None:
@@ -178,7 +178,7 @@ class Store:
                 return self._commit(key, step, staged, factors, made, time.monotonic() - begin), True
 
     def interrupt(self) -> None:
-        """Makes steps that wait for another process fail at once. For signal handlers."""
+        """Makes steps that wait for another process fail at once. May be called by signal handlers."""
         self._interrupted = True
 
     def close(self) -> None:
@@ -203,22 +203,22 @@ class Store:
                 os.utime(directory / MANIFEST)
         return record
 
-    def _written(self) -> Store:
-        """The store that takes what is new: this one, or its substitute."""
+    def _writable(self) -> Store:
+        """The store that new actions are written to: this one, or its substitute."""
         if self.is_writable:
             return self
         with self._making_substitute:
             if self._substitute is None:
-                if self._spare is not None:
-                    self._spare.mkdir(parents=True, exist_ok=True)
-                self._substitute = Store(Path(tempfile.mkdtemp(dir=self._spare, prefix=".store-")))
-                self.tell(f"the store {self.root} cannot be written: what is built is not kept there")
+                if self._fallback is not None:
+                    self._fallback.mkdir(parents=True, exist_ok=True)
+                self._substitute = Store(Path(tempfile.mkdtemp(dir=self._fallback, prefix=".store-")))
+                self.notify(f"the store {self.root} cannot be written: what is built is not kept there")
             return self._substitute
 
     def _commit(
-        self, key: str, step: str, staged: Path, factors: Mapping[str, Any], made: Made, elapsed: float
+        self, key: str, step: str, staged: Path, factors: Mapping[str, Any], made: ActionResult, elapsed: float
     ) -> ActionRecord:
-        """Takes all files of `staged` in and publishes the action by one rename."""
+        """Adopts all files of `staged` and publishes the action by one rename."""
         with shared(self.root):
             outputs = {}
             for file in sorted(path for path in staged.rglob("*") if path.is_file()):
@@ -239,7 +239,7 @@ class Store:
 
 
 def _remove_but_logs(root: Path) -> None:
-    """There are logs of steps that failed, if of any; messages have named them."""
+    """Removes a substitute but for the logs of failed steps, which messages have named."""
     for path in root.iterdir():
         if path.name != _LOGS:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()

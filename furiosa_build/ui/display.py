@@ -118,7 +118,7 @@ class Bars(Progress):
 
 
 def time_left_text(left: Mapping[str, float | None], workers: int) -> str:
-    """From the seconds that each step still takes. Compile workers share the compiling."""
+    """The time left, from the seconds that each step still takes. Compile workers share the compiling."""
     known = {name: seconds for name, seconds in left.items() if seconds is not None}
     if len(known) < len(left):
         return "time left not known yet"

@@ -12,7 +12,7 @@ _MOST_CHANGES = 8
 
 
 def explain_text(explanations: Iterable[Explanation]) -> str:
-    """For each step whether it is up to date, and if not, why."""
+    """Lines that tell for each step whether it is up to date, and if not, why."""
     found = list(explanations)
     width = max(len(one.step) for one in found)
     lines = []

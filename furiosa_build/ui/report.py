@@ -1,6 +1,6 @@
 """What a build did, for machines and for people: VERSION.build-report.json and .html beside the artifact.
 
-Times are real times, so the report is no part of the artifact.
+Times are real times, so the report is not part of the artifact.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def _child(user: UserDirectory, recipe: str, fault: str, tell: Path | None, outp
             os.environ[failpoints.VARIABLE] = fault
         with closing(user.open(recipe=recipe)) as opened:
             if tell is not None:
-                opened.store.tell = lambda message: void(tell.write_text(message))
+                opened.store.notify = lambda message: void(tell.write_text(message))
             output.write_text(json.dumps({"ran": run(opened)}))
     except BaseException as error:
         output.write_text(json.dumps({"error": str(error), "trace": traceback.format_exc()}))

@@ -76,7 +76,7 @@ def told_by(user: UserDirectory, *overrides: str) -> Facts:
     """A build: the steps that ran, what it said of the store, and where the artifact is."""
     told: list[str] = []
     with closing(user.open(*overrides)) as opened:
-        opened.store.tell = told.append
+        opened.store.notify = told.append
         return {"ran": run(opened), "told": told, "version": opened.version_directory.name}
 
 

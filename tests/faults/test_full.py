@@ -113,7 +113,7 @@ def test_a_store_that_cannot_be_written_is_used_and_left_as_it_is(
     before = contents(user.store)
     told: list[str] = []
     with closing(user.open("save_dir=elsewhere")) as opened:
-        opened.store.tell = told.append
+        opened.store.notify = told.append
         ran = [name for name in opened.plan.steps if not opened.is_done(name) and opened.run(name).ran]
         assert ran == ["compile:decode-2x64:block"]
         assert opened.version_directory.name == artifact_id[:12]

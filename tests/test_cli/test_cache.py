@@ -11,7 +11,7 @@ import pytest
 from user_directory import Ran, UserDirectory, furiosa_build
 
 from furiosa_build.core.canonical_json import digest
-from furiosa_build.store import Made, Store
+from furiosa_build.store import ActionResult, Store
 
 DAY = 86400
 
@@ -22,12 +22,12 @@ def user(tmp_path: Path) -> UserDirectory:
     (tmp_path / "user").mkdir()
     store = Store(tmp_path / "store")
 
-    def work(output: Path) -> Made:
+    def work(output: Path) -> ActionResult:
         (output / "f").write_text(output.name.ljust(1000))
-        return Made(seconds=2.5)
+        return ActionResult(seconds=2.5)
 
     for days, step in ((0, "new"), (10, "old"), (20, "older")):
-        store.obtain(key(step), step, {"step": step}, work)
+        store.get_or_run(key(step), step, {"step": step}, work)
         used = time.time() - days * DAY - 60
         os.utime(manifest(tmp_path / "store", step), (used, used))
     store.close()

@@ -10,7 +10,7 @@ import pytest
 
 from furiosa_build.core import failpoints
 from furiosa_build.core.canonical_json import canonical_json, digest
-from furiosa_build.store import Made, Store, default_store_root
+from furiosa_build.store import ActionResult, Store, default_store_root
 
 from .working import FACTORS, KEY, OTHER_KEY, TWO_FILES, blob, no_work, obtain, overwrite, writing
 
@@ -56,7 +56,7 @@ def test_outputs_are_read_only(store: Store) -> None:
 def test_what_the_work_says_of_itself_is_taken(store: Store) -> None:
     """A digest that the work computed while it wrote, and its own time: it may have waited for its turn."""
     sha256 = digest("as if computed while writing")
-    record, _ = obtain(store, writing({"one": "1"}, Made({"one": sha256}, seconds=12.5)))
+    record, _ = obtain(store, writing({"one": "1"}, ActionResult({"one": sha256}, seconds=12.5)))
     assert record.outputs["one"].sha256 == sha256
     assert record.seconds == 12.5
 
@@ -65,8 +65,8 @@ def test_what_the_work_says_of_itself_is_taken(store: Store) -> None:
 
 
 def test_equal_output_has_an_equal_digest_whatever_the_key_and_the_time(store: Store) -> None:
-    one, _ = obtain(store, writing({"a": "1", "b": "2"}, Made(seconds=1.0)))
-    other, ran = obtain(store, writing({"b": "2", "a": "1"}, Made(seconds=2.0)), OTHER_KEY)
+    one, _ = obtain(store, writing({"a": "1", "b": "2"}, ActionResult(seconds=1.0)))
+    other, ran = obtain(store, writing({"b": "2", "a": "1"}, ActionResult(seconds=2.0)), OTHER_KEY)
     assert ran
     assert one.digest == other.digest
     assert blob(store, one, "a") == blob(store, other, "a"), "and is stored once"
@@ -84,7 +84,7 @@ def test_other_output_has_another_digest(store: Store, files: dict[str, str]) ->
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()], ids=["failed", "interrupted"])
 def test_a_failure_is_not_recorded(store: Store, error: BaseException) -> None:
-    def work(output: Path) -> Made:
+    def work(output: Path) -> ActionResult:
         TWO_FILES(output)
         raise error
 

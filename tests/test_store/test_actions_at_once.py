@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from furiosa_build.core.errors import StepError
-from furiosa_build.store import ActionRecord, Made, Store
+from furiosa_build.store import ActionRecord, ActionResult, Store
 
 from .working import KEY, OTHER_KEY, TWO_FILES, no_work, obtain
 
@@ -28,7 +28,7 @@ def test_many_threads_do_the_work_once(store: Store) -> None:
     count, start = 8, threading.Barrier(8)
     works: list[Path] = []
 
-    def work(output: Path) -> Made:
+    def work(output: Path) -> ActionResult:
         works.append(output)
         return TWO_FILES(output)
 
@@ -46,7 +46,7 @@ def test_many_threads_do_the_work_once(store: Store) -> None:
 def test_other_keys_do_not_wait_for_each_other(store: Store) -> None:
     both_work = threading.Barrier(2)
 
-    def work(output: Path) -> Made:
+    def work(output: Path) -> ActionResult:
         both_work.wait(60)
         return TWO_FILES(output)
 
@@ -64,7 +64,7 @@ def test_with_locks_that_do_nothing_the_result_is_right(store: Store, monkeypatc
     monkeypatch.setattr(Store, "lock", nothing)
     count, all_have_written = 4, threading.Barrier(4)
 
-    def work(output: Path) -> Made:
+    def work(output: Path) -> ActionResult:
         made = TWO_FILES(output)
         all_have_written.wait(60)  # So that all of them publish at the same time.
         return made
@@ -81,7 +81,7 @@ def test_with_locks_that_do_nothing_the_result_is_right(store: Store, monkeypatc
 
 
 def _obtain_in_process(root: Path, runs: Path, start: Barrier, results: Queue[Any]) -> None:
-    def work(output: Path) -> Made:
+    def work(output: Path) -> ActionResult:
         with runs.open("a") as file:
             file.write("ran\n")
         return TWO_FILES(output)
@@ -144,7 +144,7 @@ def test_who_waits_says_for_whom_and_goes_on_when_that_is_killed(store: Store, h
         holder.kill()
         killed_at.append(time.monotonic())
 
-    store.tell, pid = tell, holder.pid
+    store.notify, pid = tell, holder.pid
     assert obtain(store, TWO_FILES)[1]
     assert time.monotonic() - killed_at[0] < 5
     assert told == [f"test: waiting for process {pid} on {platform.node()}, which is doing it"]
@@ -154,7 +154,7 @@ def test_who_waits_says_for_whom_and_goes_on_when_that_is_killed(store: Store, h
 
 
 def test_who_waits_can_be_interrupted(store: Store, holder: Holder) -> None:
-    store.tell = lambda _: store.interrupt()
+    store.notify = lambda _: store.interrupt()
     with pytest.raises(StepError, match="step test failed: the build was interrupted"):
         obtain(store, no_work)
     holder.kill()

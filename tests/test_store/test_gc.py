@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from furiosa_build.core.canonical_json import digest
 from furiosa_build.core.errors import UserError
-from furiosa_build.store import Made, Store, gc
+from furiosa_build.store import ActionResult, Store, gc
 
 LONG_AGO = 1_000_000_000
 
@@ -34,13 +34,13 @@ def key_of(step: str) -> str:
 def add(store: Store, step: str, files: Mapping[str, str], last_used: float | None = None) -> None:
     """An action of a build that has ended."""
 
-    def work(output: Path) -> Made:
+    def work(output: Path) -> ActionResult:
         for name, text in files.items():
             (output / name).write_text(text)
-        return Made()
+        return ActionResult()
 
     with_session = Store(store.root)
-    with_session.obtain(key_of(step), step, {"step": step}, work)
+    with_session.get_or_run(key_of(step), step, {"step": step}, work)
     with_session.close()
     if last_used is not None:
         os.utime(directory_of(store, step) / "manifest.json", (last_used, last_used))
@@ -227,7 +227,9 @@ def test_what_a_running_build_uses_stays(store: Store) -> None:
     building = Store(store.root)
     building.find(key_of("found"))
     with building._session.staging() as staged:
-        building.obtain(key_of("made"), "made", {"step": "made"}, lambda output: void((output / "f").write_text("m")))
+        building.get_or_run(
+            key_of("made"), "made", {"step": "made"}, lambda output: void((output / "f").write_text("m"))
+        )
         (staged / "f").write_text("half")
         scratch = building.scratch("tool") / "cache"
         scratch.parent.mkdir(parents=True)
@@ -274,12 +276,12 @@ def test_gc_waits_for_a_commit_and_a_commit_for_gc(store: Store, monkeypatch: py
         return adopt(file, sha256)
 
     monkeypatch.setattr(store._blobs, "adopt", look)
-    store.obtain(key_of("b"), "b", {"step": "b"}, lambda output: void((output / "f").write_text("b")))
+    store.get_or_run(key_of("b"), "b", {"step": "b"}, lambda output: void((output / "f").write_text("b")))
     assert held == [fcntl.LOCK_EX], "others may commit as well, and gc may not"
 
 
-def void(_: object) -> Made:
-    return Made()
+def void(_: object) -> ActionResult:
+    return ActionResult()
 
 
 def test_without_locks_gc_refuses(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

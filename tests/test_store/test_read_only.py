@@ -26,7 +26,7 @@ def sealed(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     store.close()
     monkeypatch.setattr(Store, "is_writable", property(lambda self: self.root != tmp_path / "store"))
     before = written(store.root)
-    yield Store(store.root, spare=tmp_path / "spare" / "deep")
+    yield Store(store.root, fallback=tmp_path / "fallback" / "deep")
     assert written(store.root) == before
 
 
@@ -35,12 +35,12 @@ def test_what_it_has_is_used(sealed: Store, tmp_path: Path) -> None:
     assert not ran
     assert blob(sealed, record, "one").read_text() == "1"
     sealed.close()
-    assert not (tmp_path / "spare").exists()
+    assert not (tmp_path / "fallback").exists()
 
 
 def test_what_it_lacks_is_made_beside_it_and_said_once(sealed: Store, tmp_path: Path) -> None:
     told: list[str] = []
-    sealed.tell = told.append
+    sealed.notify = told.append
     sealed.log_path("test")
     record, ran = obtain(sealed, writing({"new": "[2]"}), OTHER_KEY)
     assert ran
@@ -48,9 +48,9 @@ def test_what_it_lacks_is_made_beside_it_and_said_once(sealed: Store, tmp_path: 
     assert obtain(sealed, no_work, OTHER_KEY) == (record, False)
     assert sealed.find(OTHER_KEY) == record
     assert sealed.read_json(record, "new") == [2]
-    assert tmp_path / "spare" / "deep" in blob(sealed, record, "new").parents
+    assert tmp_path / "fallback" / "deep" in blob(sealed, record, "new").parents
     sealed.close()
-    assert list((tmp_path / "spare" / "deep").iterdir()) == []
+    assert list((tmp_path / "fallback" / "deep").iterdir()) == []
 
 
 def test_the_log_of_a_step_that_fails_stays(sealed: Store, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_the_log_of_a_step_that_fails_stays(sealed: Store, tmp_path: Path) -> No
     log.write_text("why")
     sealed.close()
     assert log.read_text() == "why"
-    assert [path for path in (tmp_path / "spare").rglob("*") if not path.is_dir()] == [log]
+    assert [path for path in (tmp_path / "fallback").rglob("*") if not path.is_dir()] == [log]
 
 
 def test_what_is_damaged_there_is_made_beside_it(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def test_what_is_damaged_there_is_made_beside_it(store: Store, tmp_path: Path, m
     overwrite(blob(store, record, "one"), b"?")
     store.close()
     monkeypatch.setattr(Store, "is_writable", property(lambda self: self.root != tmp_path / "store"))
-    sealed = Store(store.root, spare=tmp_path / "spare")
+    sealed = Store(store.root, fallback=tmp_path / "fallback")
     again, ran = obtain(sealed, TWO_FILES)
     assert ran
     assert blob(sealed, again, "one").read_text() == "1"

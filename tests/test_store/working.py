@@ -6,33 +6,33 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from furiosa_build.core.canonical_json import digest
-from furiosa_build.store import ActionRecord, Made, Store
+from furiosa_build.store import ActionRecord, ActionResult, Store
 
 FACTORS = {"step": "test", "reads": {"b": 1, "a": [1, 2]}}
 OTHER_FACTORS = {"step": "test", "reads": {"b": 2}}
 KEY, OTHER_KEY = digest(FACTORS), digest(OTHER_FACTORS)
 
-Work = Callable[[Path], Made]
+Work = Callable[[Path], ActionResult]
 
 
-def writing(files: Mapping[str, str], made: Made | None = None) -> Work:
+def writing(files: Mapping[str, str], made: ActionResult | None = None) -> Work:
     """Work that writes these files."""
 
-    def work(output: Path) -> Made:
+    def work(output: Path) -> ActionResult:
         for name, text in files.items():
             (output / name).parent.mkdir(parents=True, exist_ok=True)
             (output / name).write_text(text)
-        return made or Made()
+        return made or ActionResult()
 
     return work
 
 
-def no_work(output: Path) -> Made:
+def no_work(output: Path) -> ActionResult:
     raise AssertionError(f"the work ran, in {output}")
 
 
 def obtain(store: Store, work: Work, key: str = KEY) -> tuple[ActionRecord, bool]:
-    return store.obtain(key, "test", {KEY: FACTORS, OTHER_KEY: OTHER_FACTORS}[key], work)
+    return store.get_or_run(key, "test", {KEY: FACTORS, OTHER_KEY: OTHER_FACTORS}[key], work)
 
 
 def blob(store: Store, record: ActionRecord, name: str) -> Path:

@@ -15,4 +15,4 @@ LOWERINGS: Lowerings = {
 }
 
 CORE_ATEN_LOWERINGS: Lowerings = {**LOWERINGS, QUANTIZED_LINEAR: quantized_linear_reference}
-"""Those of a program that is made of operators of core ATen only."""
+"""The lowerings of a program that is made of operators of core ATen only."""

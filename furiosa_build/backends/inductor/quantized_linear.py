@@ -20,7 +20,7 @@ _INT8_KERNEL_ROWS = 32
 Both bounds by measurement at 2048 x 8192 on one core with AVX-512; `benchmarks/block.py` shows the effect.
 """
 _INT8_KERNEL_COLUMNS = 16
-"""That kernel reads a row of bfloat16 in pieces of so many, beyond its end if it has no whole number of them."""
+"""Numbers of a row of bfloat16 that the kernel reads at a time, beyond the row's end if they do not divide it."""
 
 
 def lower_quantized_linear(x: Tensor, weight: list[Tensor], largest: Tensor | None, scheme: str) -> Tensor:

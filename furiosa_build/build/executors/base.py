@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from furiosa_build.steps.base import Inputs, Job, Request
-from furiosa_build.store import Made
+from furiosa_build.store import ActionResult
 
 FindInputs = Callable[[Request], Inputs]
 """Finds the inputs of a request on this machine."""
@@ -16,7 +16,7 @@ FindInputs = Callable[[Request], Inputs]
 class Executor(Protocol):
     """Runs steps, in processes or on machines of its own."""
 
-    def run(self, name: str, job: Job[Any], request: Request, output: Path, log: Path) -> Made:
+    def run(self, name: str, job: Job[Any], request: Request, output: Path, log: Path) -> ActionResult:
         """Runs the step that is called `name` and waits; what it and its tools print goes to `log`.
 
         Raises UserError as the step raised it, StepError for anything else that goes wrong.

@@ -9,7 +9,7 @@ from typing import Any
 from furiosa_build.build.executors.base import FindInputs
 from furiosa_build.core.peak_memory import Watch
 from furiosa_build.steps.base import Inputs, Job, Request
-from furiosa_build.store import Made
+from furiosa_build.store import ActionResult
 
 
 class InProcess:
@@ -22,7 +22,7 @@ class InProcess:
     def __init__(self, find: FindInputs) -> None:
         self._find = find
 
-    def run(self, name: str, job: Job[Any], request: Request, output: Path, log: Path) -> Made:
+    def run(self, name: str, job: Job[Any], request: Request, output: Path, log: Path) -> ActionResult:
         """Runs a step."""
         del name, log
         return run_here(job, request, self._find(request), output, children=False)
@@ -34,9 +34,9 @@ class InProcess:
         """There is nothing to end."""
 
 
-def run_here(job: Job[Any], request: Request, inputs: Inputs, output: Path, children: bool = True) -> Made:
+def run_here(job: Job[Any], request: Request, inputs: Inputs, output: Path, children: bool = True) -> ActionResult:
     """Runs a step in this process. With `children`, the memory of what it starts, such as compilers, is its own too."""
     begin = time.monotonic()
     with Watch(children=children) as watch:
         digests = job.run(request, inputs, output)
-    return Made(digests or {}, time.monotonic() - begin, watch.peak)
+    return ActionResult(digests or {}, time.monotonic() - begin, watch.peak)

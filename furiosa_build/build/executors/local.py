@@ -26,7 +26,7 @@ from furiosa_build.core.peak_memory import give_back
 from furiosa_build.core.progress import current, metered
 from furiosa_build.recipe.schema import BuildOptions
 from furiosa_build.steps.base import Inputs, Job, Request
-from furiosa_build.store import Made
+from furiosa_build.store import ActionResult
 
 
 def local_executors(options: BuildOptions, find: FindInputs) -> dict[str, Executor]:
@@ -52,7 +52,7 @@ class WorkerPool:
         self._starting = threading.Lock()
         self._killed = False
 
-    def run(self, name: str, job: Job[Any], request: Request, output: Path, log: Path) -> Made:
+    def run(self, name: str, job: Job[Any], request: Request, output: Path, log: Path) -> ActionResult:
         """Runs a step, which is called `name`, in a worker and waits. The log is kept when the step fails.
 
         Raises UserError as the step raised it, StepError for anything else that goes wrong.

@@ -17,7 +17,7 @@ from furiosa_build.build.executors.environment import clean_environment
 class _Process(SpawnProcess):
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 (multiprocessing calls it so)
-        """As multiprocessing does it, but the worker does not run the program that builds once more.
+        """Starts a worker as multiprocessing does, but the worker does not import the main program again.
 
         That would be the script of somebody who calls `ArtifactBuilder` without `if __name__ == "__main__"`.
         """
@@ -43,7 +43,7 @@ class Spawn(SpawnContext):
 
 
 def begin_worker() -> None:
-    """In a new worker: makes a process group of it and its compilers, which ends when the build's process does."""
+    """Makes a new worker and its compilers a process group, which ends when the build's process does."""
     clean_environment()
     os.setpgid(0, 0)
     parent = multiprocessing.parent_process()

@@ -135,7 +135,7 @@ def _disk_shortages(plan: Plan, disks: Iterator[Requirement]) -> Iterator[Shorta
 
 
 def _affordable_workers(costs: Costs, options: BuildOptions, steps: Collection[PlannedStep], machine: Machine) -> int:
-    """As many compile workers as the memory allows: at least one, at most what was asked for."""
+    """The number of compile workers that memory allows: at least one, at most what was asked for."""
     builders, asked = options.num_pipeline_builder_workers, options.num_compile_workers
     if not any(step.step.worker == "compiler" for step in steps):
         return asked
@@ -144,7 +144,7 @@ def _affordable_workers(costs: Costs, options: BuildOptions, steps: Collection[P
 
 
 def _memory_shortages(costs: Costs, steps: Collection[PlannedStep], machine: Machine) -> Iterator[Shortage]:
-    """With one worker of each kind: fewer workers are slower, and so is swapping, but neither is refused."""
+    """Memory that is missing even with one worker of each kind. Fewer workers or swapping are slow, but not refused."""
     available = None if machine.available is None else machine.available + machine.swap
     need = costs.memory(steps, 1, 1, available)
     if not need.fits:

@@ -1,1 +1,1 @@
-"""From logits to the next tokens."""
+"""Choosing the next tokens from logits."""

@@ -1,4 +1,4 @@
-"""From logits to the next token of a request, its text and its end; or to the next step of its beam search."""
+"""Turns logits into the next token of a request, its text and its end; or into the next step of its beam search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From one row of logits to one token. A row is sampled alone, so batch mates cannot change it.
+"""Samples one token from one row of logits. A row is sampled alone, so batch mates cannot change it.
 
 The order is that of transformers: bias, repetition penalty, presence and frequency penalties (as in vLLM;
 transformers lacks them), forbidden tokens, temperature, top_k, top_p, min_p. Each filter sees what the one
