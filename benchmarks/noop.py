@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -34,7 +35,8 @@ def main(runs: int) -> None:
         root = Path(directory)
         for name in ("recipes", "conf", "examples"):
             shutil.copytree(REPOSITORY / name, root / name)
-        dodo = (REPOSITORY / "furiosa_build" / "build" / "graph.py").as_posix()
+        settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["doit"]
+        dodo = (REPOSITORY / settings["dodoFile"]).as_posix()
         (root / "pyproject.toml").write_text(f'[tool.doit]\ndodoFile = "{dodo}"\ncwdPath = "."\n')
         environment = {**os.environ, "FURIOSA_BUILD_CACHE": str(root / "store")}
 

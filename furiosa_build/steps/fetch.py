@@ -32,7 +32,7 @@ class Fetch(Step[FetchRequest]):
     Request = FetchRequest
     worker = "here"
     reads_source = True
-    modules = ("furiosa_build.weights.describe",)
+    modules = ("furiosa_build.weights.describe", "furiosa_build.weights.kinds")
     product = "download"
     kept = "downloads"
 

@@ -104,6 +104,8 @@ EDITS = {
     "steps/package.py": {"package"},
     "steps/fetch.py": {"fetch"},
     "weights/listing.py": {"fetch", "package", *WITH_WEIGHTS},
+    "weights/directory.py": {"fetch"},
+    "weights/safetensors.py": {"fetch", *WITH_WEIGHTS},
     "quant/compressed_tensors.py": {"quantize", "package"},
     "steps/weights.py": WITH_WEIGHTS,
     "models/attention.py": {*WITH_GRAPHS, "qualify"},
