@@ -6,6 +6,7 @@ Weights that are taken as they are, quantized or not, are only checked.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from furiosa_build.core.canonical_json import canonical_json
 from furiosa_build.core.progress import expect
 from furiosa_build.ir.outline import Outline
 from furiosa_build.quant.compressed_tensors import quantization_config
-from furiosa_build.quant.scheme import scheme
+from furiosa_build.quant.scheme import QuantScheme, scheme
 from furiosa_build.steps.base import Entry, Inputs, Likeness, Made, Step, Work
 from furiosa_build.steps.weights import (
     LARGEST_FILE,
@@ -29,10 +30,14 @@ from furiosa_build.steps.weights import (
 from furiosa_build.weights.hf_layout import INDEX_FILE
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from furiosa_build.ir.tensors import Layout
     from furiosa_build.plan.budget.costs import Costs
     from furiosa_build.plan.budget.durations import KnownStep
     from furiosa_build.plan.model import ModelPlan
     from furiosa_build.plan.planner import PlannedStep, Site
+    from furiosa_build.weights.source import TensorSource
 
 CONFIG = "config.json"
 
@@ -93,29 +98,38 @@ def _description(model: ModelPlan) -> str:
 
 
 def _write(request: WeightsRequest, inputs: Inputs, output: Path) -> dict[str, str]:
-    import torch
-
     from furiosa_build.weights.checkpoint import check_parameters, check_stored
-    from furiosa_build.weights.safetensors_writer import SafetensorsWriter, file_names, split_into_files
 
     outline, schemes, config = request.outline, request.schemes, dict(request.hf_config)
     source = open_weights(request, inputs.files)
     if request.taken:
         check_stored(source, outline, schemes, described(inputs.files))
+    else:
+        check_parameters(source, outline.parameters, described(inputs.files))
+    if request.taken or not schemes:
         (output / CONFIG).write_bytes(canonical_json(config))
         return {}
-    check_parameters(source, outline.parameters, described(inputs.files))
-    if not schemes:
-        (output / CONFIG).write_bytes(canonical_json(config))
-        return {}
+    digests = _write_weights(outline, schemes, source, output)
+    ignored = sorted(n.removesuffix(".weight") for n, p in outline.parameters.items() if p.linear and n not in schemes)
+    quantized = {name.removesuffix(".weight"): text for name, text in schemes.items()}
+    config["quantization_config"] = quantization_config(quantized, [*ignored, *_tied_head(outline)])
+    (output / CONFIG).write_text(
+        json.dumps({"architectures": [outline.architecture], **config}, indent=2, sort_keys=True)
+    )
+    return digests
+
+
+def _write_weights(outline: Outline, schemes: Mapping[str, str], source: TensorSource, output: Path) -> dict[str, str]:
+    """Quantizes parameter by parameter into the files of a checkpoint; returns their sha256."""
+    from furiosa_build.weights.safetensors_writer import SafetensorsWriter, file_names, split_into_files
 
     found = {name: scheme(schemes.get(name, "none")) for name in outline.parameters}
-    groups = [found[name].layouts(name, parameter.layout) for name, parameter in outline.parameters.items()]
-    files = split_into_files(groups, LARGEST_FILE)
+    parameters = {name: parameter.layout for name, parameter in outline.parameters.items()}
+    files = split_into_files((found[name].layouts(name, layout) for name, layout in parameters.items()), LARGEST_FILE)
     origin = {
         found[name].stored_name(name, part): (name, part)
-        for name, parameter in outline.parameters.items()
-        for part in found[name].parts(parameter.layout)
+        for name, layout in parameters.items()
+        for part in found[name].parts(layout)
     }
     names, digests = file_names(len(files)), {}
     expect(sum(layout.nbytes for stored in files for layout in stored.values()))
@@ -124,30 +138,28 @@ def _write(request: WeightsRequest, inputs: Inputs, output: Path) -> dict[str, s
             at_hand, parts = "", dict[str, Any]()
             for tensor in writer.order:
                 name, part = origin[tensor]
-                parameter = outline.parameters[name]
                 # Only the parts of the matrix at hand are kept. They stand side by side but for those that follow from
                 # its shape: small, they come last, and kept from every matrix they would scatter the heap.
-                if (derived := found[name].derived(part, parameter.layout)) is not None:
+                if (derived := found[name].derived(part, parameters[name])) is not None:
                     writer.write(tensor, derived)
                     continue
                 if name != at_hand:
                     at_hand, parts = name, {}
-                    parts = found[name].quantize(source.read(name).to(getattr(torch, parameter.dtype)))
+                    parts = _quantized(found[name], source.read(name), parameters[name])
                 writer.write(tensor, parts[part])
         digests[file] = writer.sha256
     if len(files) > 1:
-        index = {
-            "metadata": {},
-            "weight_map": {t: f for f, group in zip(names, files, strict=True) for t in group},
-        }
-        (output / INDEX_FILE).write_text(json.dumps(index, indent=1, sort_keys=True))
-    ignored = sorted(n.removesuffix(".weight") for n, p in outline.parameters.items() if p.linear and n not in schemes)
-    quantized = {name.removesuffix(".weight"): text for name, text in schemes.items()}
-    config["quantization_config"] = quantization_config(quantized, [*ignored, *_tied_head(outline)])
-    (output / CONFIG).write_text(
-        json.dumps({"architectures": [outline.architecture], **config}, indent=2, sort_keys=True)
-    )
+        weight_map = {tensor: file for file, stored in zip(names, files, strict=True) for tensor in stored}
+        (output / INDEX_FILE).write_text(
+            json.dumps({"metadata": {}, "weight_map": weight_map}, indent=1, sort_keys=True)
+        )
     return digests
+
+
+def _quantized(own: QuantScheme, weight: Tensor, layout: Layout) -> dict[str, Tensor]:
+    import torch
+
+    return own.quantize(weight.to(getattr(torch, layout.dtype)))
 
 
 def _tied_head(outline: Outline) -> list[str]:
