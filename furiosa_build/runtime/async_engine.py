@@ -40,8 +40,8 @@ class AsyncLLMEngine:
             that has computed, and once all together are more than the cores they wait for each other the slow way.
 
     Attributes:
-        artifact: As `LLMEngine.artifact`.
-        tokenizer: As `LLMEngine.tokenizer`.
+        artifact: The engine's `artifact`.
+        tokenizer: The engine's `tokenizer`.
 
     Raises:
         Exception: What `load` raises.
@@ -135,7 +135,7 @@ class _Stream:
         self._error: BaseException | None = None
 
     async def next(self) -> RequestOutput | None:
-        """What is newest, when there is something new; None at the end."""
+        """The newest output, once there is a new one; None at the end."""
         await self._changed.wait()
         output, self._output = self._output, None
         if output is None and self._error is not None:

@@ -1,4 +1,4 @@
-"""What a caller gives an engine, checked and made into a request."""
+"""From a caller's prompt and parameters to a request of the engine."""
 
 from __future__ import annotations
 

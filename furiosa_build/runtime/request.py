@@ -30,7 +30,7 @@ class Logprob:
 
 @dataclass(frozen=True)
 class CompletionOutput:
-    """What has been generated so far.
+    """A completion so far.
 
     Attributes:
         index: 0, 1, ... of the completions of a prompt.

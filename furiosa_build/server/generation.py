@@ -1,4 +1,4 @@
-"""One HTTP request's texts: several requests of the engine, which begin together and end together."""
+"""The texts of an HTTP request: several requests of the engine, which begin together and end together."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Generation:
     """Texts of prompts: text i is of prompt i // n, sampled by parameters i % n.
 
     Args:
-        service: Whose engine generates.
+        service: The server, whose engine generates.
         request: The HTTP request; its log line tells the outcome.
         prompts: Token ids.
         params: n of them.

@@ -93,7 +93,7 @@ def test_the_youngest_is_preempted_and_recomputed() -> None:
     for name in ("old", "young"):
         runner.scheduler.add(request(name, 4, max_tokens=7))
     names = runner.run_all()
-    # Both prefilled, 2 steps; the young one gives way, 4 more steps of the old one; then it is prefilled again,
+    # Both prefilled, 2 steps; the young one is preempted, 4 more steps of the old one; then it is prefilled again,
     # its 2 tokens run without sampling, and 4 more with.
     assert names == ["prefill-2x4"] + ["decode-2x12"] * 6 + ["prefill-2x4"] + ["decode-2x12"] * 6
     assert runner.finished["young"] == continuation([1, 2, 3, 4], 7)

@@ -43,7 +43,7 @@ class FinishedBeam:
 
 
 class BeamSearch:
-    """One search.
+    """The state of one beam search.
 
     Args:
         width: Beams that are followed at a time.

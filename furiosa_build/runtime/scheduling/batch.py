@@ -1,4 +1,4 @@
-"""What runs in one step."""
+"""The batch of one step."""
 
 from __future__ import annotations
 

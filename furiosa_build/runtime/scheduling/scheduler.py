@@ -270,7 +270,7 @@ class Scheduler:
         return self._buckets.for_prefill(starts, [1 + number for number in numbers])
 
     def _num_proposals(self, request: Request) -> int:
-        """How many tokens after its next one a draft may propose: none that could not be used."""
+        """The number of tokens after its next one that a draft may propose: none that could not be used."""
         if request.beams is not None or request.num_computed < len(request.tokens) - 1:
             return 0
         most = self.max_context - len(request.tokens)

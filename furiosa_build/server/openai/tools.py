@@ -163,7 +163,7 @@ def _parse_list(text: str) -> ParsedText:
 
 
 def _object_end(text: str, start: int) -> int | None:
-    """Where the JSON object that begins at `start` ends; None if it is incomplete or nested too deeply."""
+    """The end of the JSON object that begins at `start` ends; None if it is incomplete or nested too deeply."""
     try:
         return _DECODER.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
