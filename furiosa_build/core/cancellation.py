@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 
-class Cancelled(Exception):  # noqa: N818 (it is no error of the program)
+class Cancelled(Exception):  # noqa: N818 (not an error of the program)
     """The work was cancelled."""
 
 

@@ -33,13 +33,13 @@ def main(request: dict[str, Any]) -> None:
 def fetch(repository: str, revision: str, patterns: list[str]) -> dict[str, str]:
     """Takes what is in the hub's cache, and fetches what is not."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         directory = snapshot_download(
             repository, revision=revision, allow_patterns=patterns, tqdm_class=download_meter()
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first_line = (str(error).splitlines() or [""])[0]
         return {"error": f"{type(error).__name__}: {first_line}"}
     return {"directory": str(directory)}

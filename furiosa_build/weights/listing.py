@@ -1,6 +1,6 @@
 """What `fetch` writes: which weights are used, and the files that travel beside them. Neither says where they lie.
 
-Two files, so that another tokenizer or chat template is no other weights.
+Two files, so that another tokenizer or chat template does not count as other weights.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Sources:
         if self.quantized is None:
             return None
         checkpoint = read_checkpoint(self.quantized, self.config, self._spec.num_hidden_layers)
-        self.weights.weight_files()  # a weight file that is missing is said now
+        self.weights.weight_files()  # raises for one that is missing
         return checkpoint
 
     def identity(self) -> dict[str, str | None]:
@@ -121,7 +121,7 @@ class Sources:
             files |= self._description.model_files()
         if not self.weights.is_remote:
             inside = "quantized/" if self.quantized else ""
-            with suppress(UserError):  # `read` tells of it
+            with suppress(UserError):  # `read` raises it
                 files |= {f"{inside}{name}": file for name, file in self.weights.weight_files().items()}
         return files
 
