@@ -39,6 +39,6 @@ def begin(build: Build, steps: Iterable[str], machine: Machine | None = None) ->
 
 def check_toolchain(build: Build, undone: Iterable[str]) -> None:
     """Raises UserError when there are programs to compile in the steps `undone` and a tool for that is missing."""
-    compiling = [step for step in map(build.plan.steps.__getitem__, undone) if step.step.worker == "compiler"]
+    compiling = [step for step in map(build.plan.steps.__getitem__, undone) if step.type.worker == "compiler"]
     for model_id in {step.model_id for step in compiling}:
         build.models[model_id].backend.check_toolchain()

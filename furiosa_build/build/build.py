@@ -131,7 +131,7 @@ class Build:
         """What is to do of `steps` (None: of all) needs, and what cannot fit. `machine`: not this one."""
         undone = [name for name in (self.plan.steps if steps is None else steps) if not self.is_done(name)]
         certain = {name: self._why_not_done(self.plan.steps[name]).state == "to do" for name in undone}
-        fetches = [step for step in self.plan.steps.values() if step.step.reads_source and self.is_done(step.name)]
+        fetches = [step for step in self.plan.steps.values() if step.type.reads_source and self.is_done(step.name)]
         return self._estimates.preflight(certain, {step.model_id for step in fetches}, machine)
 
     def estimate_seconds(self, name: str) -> float | None:
@@ -164,8 +164,8 @@ class Build:
         return Publication(self.directory, self.store, self.files.record("package"))
 
     def _execute(self, step: PlannedStep, output: Path) -> ActionResult:
-        request, log = step.step.request(step, self.files), self.store.log_path(step.name)
-        return self.executors[step.step.worker].run(step.name, step.step, request, output, log)
+        request, log = step.type.request(step, self.files), self.store.log_path(step.name)
+        return self.executors[step.type.worker].run(step.name, step.type, request, output, log)
 
     def _find(self, name: str) -> ActionRecord | None:
         """The step's action, if its key is known and the store has it."""

@@ -47,18 +47,18 @@ class Factors:
                 files = record.outputs.items()
                 inputs[known_as] = {path: output.sha256 for path, output in files if fnmatchcase(path, pattern)}
         model = self._models[step.model_id]
-        if step.step.reads_source:
+        if step.type.reads_source:
             identity = model.sources.identity()
             inputs["source"] = {name: known for name, known in identity.items() if known is not None}
             missing += [("inputs", "source", name) for name, known in identity.items() if known is None]
-        return self.of(step.step, model.backend, step.reads, inputs, step.schemes), missing
+        return self.of(step.type, model.backend, step.reads, inputs, step.schemes), missing
 
     def complete(self, plan: Plan, step: PlannedStep) -> dict[str, Any]:
         """All factors of a step that is to be done; the source is read if they depend on it. Raises StepError."""
         factors, missing = self.known(plan, step)
         if not missing:
             return factors
-        if not step.step.reads_source:
+        if not step.type.reads_source:
             raise StepError(step.name, "a step that it needs has not run")
         model = self._models[step.model_id]
         model.sources.read()

@@ -17,7 +17,7 @@ from furiosa_build.weights.listing import MODEL_FILES, WEIGHTS, ListedWeights, M
 
 
 class Files:
-    """Files in the store and of the models' sources: a `steps.base.Made`.
+    """Files in the store and of the models' sources: a `steps.base.BuildState`.
 
     Args:
         store: Where the outputs of steps are.
@@ -58,7 +58,7 @@ class Files:
 
     def tools(self, step: PlannedStep) -> Mapping[str, str]:
         """The versions that are part of a step's key."""
-        return self._factors.tools(step.step, self._models[step.model_id].backend, step.schemes)
+        return self._factors.tools(step.type, self._models[step.model_id].backend, step.schemes)
 
     def inputs(self, request: Request) -> Inputs:
         """The inputs of a request. Raises UserError when one that is a source's is not as it was fetched."""

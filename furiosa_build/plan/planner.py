@@ -59,7 +59,7 @@ class Site:
     def maker(self, product: str) -> str:
         """The name of the step that `product` of this model is taken from: the last of those that make it."""
         own = (step for step in self.before.values() if step.model_id == self.model_id)
-        return [step.name for step in own if step.step.makes == product][-1]
+        return [step.name for step in own if step.type.makes == product][-1]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,7 +67,7 @@ class PlannedStep:
     """One node of the build graph.
 
     Attributes:
-        step: What kind of step it is.
+        type: The kind of step.
         site: Where it stands in the plan.
         own_name: Its name among the steps of its model, such as `compile:decode-1x512:block`.
         description: One line for listings.
@@ -75,7 +75,7 @@ class PlannedStep:
         reads: What it reads of the BuildSpec and the outline: part of its key.
     """
 
-    step: Step[Any]
+    type: Step[Any]
     site: Site
     own_name: str
     description: str
@@ -90,7 +90,7 @@ class PlannedStep:
     @property
     def action(self) -> str:
         """The name of its kind; all steps of a kind run the same code."""
-        return self.step.name
+        return self.type.name
 
     @property
     def model_id(self) -> str:

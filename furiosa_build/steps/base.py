@@ -57,8 +57,8 @@ class OutputFile(Protocol):
     def sha256(self) -> str: ...
 
 
-class Made(Protocol):
-    """What steps of a plan have made, by their names in it."""
+class BuildState(Protocol):
+    """What is known in a build when a step is to be done: outputs of steps by their names in the plan, and more."""
 
     def files(self, step: str) -> Mapping[str, OutputFile]:
         """The outputs of a step, by relative path."""
@@ -169,7 +169,7 @@ class Step(Job[R]):
         """What a plan says of the step that is planned at `site`."""
 
     @abstractmethod
-    def request(self, step: PlannedStep, made: Made) -> R:
+    def request(self, step: PlannedStep, state: BuildState) -> R:
         """What the step is to do. The steps that it needs are done."""
 
     def work(self, step: PlannedStep, costs: Costs) -> Work:

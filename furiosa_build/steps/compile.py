@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from furiosa_build.backends.base import Option
 from furiosa_build.backends.registry import get_backend
-from furiosa_build.steps.base import Entry, Inputs, Likeness, Made, Request, Step, Work
+from furiosa_build.steps.base import BuildState, Entry, Inputs, Likeness, Request, Step, Work
 
 if TYPE_CHECKING:
     from furiosa_build.backends.graph import Graph
@@ -66,12 +66,12 @@ class Compile(Step[CompileRequest]):
         text = f"compile {site.program_text} with {spec.backend.name} for {isa}"
         return Entry(f"compile:{bucket.name}:{kind.name}", text, needs, reads)
 
-    def request(self, step: PlannedStep, made: Made) -> CompileRequest:
+    def request(self, step: PlannedStep, state: BuildState) -> CompileRequest:
         model, (_, kind) = step.model, step.site.program
         graphs, *weights = step.needs
-        inputs, prefixes = {GRAPHS: made.files(graphs)[GRAPHS].sha256}, None
+        inputs, prefixes = {GRAPHS: state.files(graphs)[GRAPHS].sha256}, None
         for needed in weights:
-            files = made.files(needed).items()
+            files = state.files(needed).items()
             of_stage = {name: file.sha256 for name, file in files if fnmatchcase(name, step.needs[needed])}
             inputs |= {f"{CONSTANTS}{name}": sha256 for name, sha256 in of_stage.items()}
             prefixes = [f"{model.outline.layer_prefix}{layer}." for layer in kind.segment.layers]

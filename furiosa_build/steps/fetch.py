@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.canonical_json import canonical_json
-from furiosa_build.steps.base import Entry, Inputs, Likeness, Made, Request, Step, Work
+from furiosa_build.steps.base import BuildState, Entry, Inputs, Likeness, Request, Step, Work
 from furiosa_build.weights import listing
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class Fetch(Step[FetchRequest]):
             reads |= {"seed": model.seed, "parameters": parameters}
         return Entry(self.name, f"find the {weights} of {origin} and list them by digest", needs={}, reads=reads)
 
-    def request(self, step: PlannedStep, made: Made) -> FetchRequest:
-        weights, model_files = made.source(step.model_id)
+    def request(self, step: PlannedStep, state: BuildState) -> FetchRequest:
+        weights, model_files = state.source(step.model_id)
         return FetchRequest(weights=weights, model_files=model_files)
 
     def run(self, request: FetchRequest, inputs: Inputs, output: Path) -> None:

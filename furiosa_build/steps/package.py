@@ -19,8 +19,8 @@ from furiosa_build.plan.kinds import Kind
 from furiosa_build.plan.model import DRAFT, Bucket, ModelPlan, step_name
 from furiosa_build.plan.resolved import portable_spec, resolved_recipe
 from furiosa_build.recipe.schema import BuildSpec
-from furiosa_build.steps.base import Entry, Inputs, Made, Request, Step, Work
-from furiosa_build.steps.described_artifact import BuiltModel, BuiltProgram, file_record, package
+from furiosa_build.steps.artifact_description import BuiltModel, BuiltProgram, file_record, package
+from furiosa_build.steps.base import BuildState, Entry, Inputs, Request, Step, Work
 from furiosa_build.weights.listing import MODEL_FILES, WEIGHTS, ListedWeights, ModelFiles
 
 if TYPE_CHECKING:
@@ -91,22 +91,22 @@ class Package(Step[PackageRequest]):
         if DRAFT in site.models:
             reads["draft"] = _reads(site.models[DRAFT], site.kv_blocks)
         # A checkpoint is what parameters are made of; the artifact has none.
-        needs = {name: "*" for name, step in site.before.items() if step.step.makes != "checkpoint"}
+        needs = {name: "*" for name, step in site.before.items() if step.type.makes != "checkpoint"}
         return Entry(self.name, f"publish artifact {site.model.spec.name}", needs, reads)
 
-    def request(self, step: PlannedStep, made: Made) -> PackageRequest:
+    def request(self, step: PlannedStep, state: BuildState) -> PackageRequest:
         site = step.site
-        models = {id: _made_model(site, id, made) for id in site.models}
+        models = {id: _made_model(site, id, state) for id in site.models}
         inputs = {f"{MODEL}{name}": file.sha256 for name, file in models[""].others.files.items()}
         for id, model in models.items():
             for program in model.programs:
-                graphs = made.files(step_name(id, f"partition:{program}"))["graphs.json"]
+                graphs = state.files(step_name(id, f"partition:{program}"))["graphs.json"]
                 inputs[f"{GRAPHS}{id}:{program}"] = graphs.sha256
         return PackageRequest(
             inputs=inputs,
             models=models,
             kv_blocks=site.kv_blocks,
-            tools=made.tools(step),
+            tools=state.tools(step),
         )
 
     def run(self, request: PackageRequest, inputs: Inputs, output: Path) -> None:
@@ -139,11 +139,11 @@ def _reads(model: ModelPlan, kv_blocks: int) -> dict[str, Any]:
     }
 
 
-def _made_model(site: Site, model_id: str, made: Made) -> MadeModel:
+def _made_model(site: Site, model_id: str, state: BuildState) -> MadeModel:
     model = site.models[model_id]
 
     def files(own_name: str) -> dict[str, FileRecord]:
-        found = made.files(step_name(model_id, own_name))
+        found = state.files(step_name(model_id, own_name))
         return {name: FileRecord(size=file.size, sha256=file.sha256) for name, file in found.items()}
 
     fetched = step_name(model_id, "fetch")
@@ -156,20 +156,20 @@ def _made_model(site: Site, model_id: str, made: Made) -> MadeModel:
         schemes=dict(model.schemes),
         programs={program: files(f"compile:{program}") for program in programs},
         parameters={} if model.spec.rewriting.embed_all_constants_into_graph else files("partition:weights"),
-        weights=ListedWeights.model_validate(made.json(fetched, WEIGHTS)),
-        others=ModelFiles.model_validate(made.json(fetched, MODEL_FILES)),
+        weights=ListedWeights.model_validate(state.json(fetched, WEIGHTS)),
+        others=ModelFiles.model_validate(state.json(fetched, MODEL_FILES)),
     )
 
 
 def _built(made: MadeModel, kv_blocks: int, graphs: Mapping[str, Path]) -> BuiltModel:
-    plan = ModelPlan(made.spec, made.hf_config, made.outline, made.isa, made.schemes)
+    model = ModelPlan(made.spec, made.hf_config, made.outline, made.isa, made.schemes)
     programs = [
         program
-        for bucket, kinds in plan.kinds.items()
+        for bucket, kinds in model.kinds.items()
         for kind in kinds
         for program in _programs(made, bucket, kind, graphs[f"{bucket.name}:{kind.name}"])
     ]
-    return BuiltModel(plan, kv_blocks, programs, made.parameters, made.weights, made.others)
+    return BuiltModel(model, kv_blocks, programs, made.parameters, made.weights, made.others)
 
 
 def _programs(made: MadeModel, bucket: Bucket, kind: Kind, graphs: Path) -> Iterator[BuiltProgram]:

@@ -31,13 +31,13 @@ def provenance(
     """The statement. No path of this machine, no user and no time is in it.
 
     Args:
-        models: The model, and its draft if it has one. Of each the build, the source of the parameters, and the source
+        models: The model, and its draft if it has one. Of each the model, the source of the parameters, and the source
             of the tokenizer and such with the commit of a model on the hub.
         subjects: The artifact's files.
         tools: Names and versions of what made the artifact.
     """
-    recipes = [{"recipe": resolved_recipe(plan.spec)} for plan, *_ in models]
-    internals = [{"isa": plan.isa, "hf_config": dict(plan.hf_config)} for plan, *_ in models]
+    recipes = [{"recipe": resolved_recipe(model.spec)} for model, *_ in models]
+    internals = [{"isa": model.isa, "hf_config": dict(model.hf_config)} for model, *_ in models]
     return {
         "_type": STATEMENT,
         "subject": [{"name": name, "digest": {"sha256": record.sha256}} for name, record in sorted(subjects.items())],
@@ -79,14 +79,14 @@ def project_digest() -> str:
     return digest({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
 
 
-def _dependencies(plan: ModelPlan, weights: ListedWeights, others: ModelFiles, directory: str) -> list[dict[str, Any]]:
+def _dependencies(model: ModelPlan, weights: ListedWeights, others: ModelFiles, directory: str) -> list[dict[str, Any]]:
     """`directory`: what tells the draft's files from those of the model."""
     files = {**weights.files, **others.files}
     found: list[dict[str, Any]] = [
         {"name": f"{directory}{name}", "digest": {"sha256": file.sha256}} for name, file in sorted(files.items())
     ]
     if others.revision is not None:
-        name = plan.pretrained_id
+        name = model.pretrained_id
         found.insert(
             0,
             {

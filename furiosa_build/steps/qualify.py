@@ -20,7 +20,7 @@ from furiosa_build.core.files import link_or_copy
 from furiosa_build.core.progress import advance, expect
 from furiosa_build.ir.outline import Outline
 from furiosa_build.quant.scheme import QuantScheme, scheme
-from furiosa_build.steps.base import Entry, Inputs, Likeness, Made, Step, Work
+from furiosa_build.steps.base import BuildState, Entry, Inputs, Likeness, Step, Work
 from furiosa_build.steps.weights import (
     CHECKPOINT,
     SOURCE,
@@ -80,12 +80,12 @@ class Qualify(Step[WeightsRequest]):
             },
         )
 
-    def request(self, step: PlannedStep, made: Made) -> WeightsRequest:
-        weights = weights_request(step, made)
+    def request(self, step: PlannedStep, state: BuildState) -> WeightsRequest:
+        weights = weights_request(step, state)
         inputs = {f"{WEIGHTS}{name}": sha256 for name, sha256 in weights.inputs.items()}
-        manifest = Manifest.model_validate(made.json("package", MANIFEST_FILE))
+        manifest = Manifest.model_validate(state.json("package", MANIFEST_FILE))
         inputs |= {f"{ARTIFACT}{name}": file.sha256 for name, file in manifest.files.items()}
-        inputs[f"{ARTIFACT}{MANIFEST_FILE}"] = made.files("package")[MANIFEST_FILE].sha256
+        inputs[f"{ARTIFACT}{MANIFEST_FILE}"] = state.files("package")[MANIFEST_FILE].sha256
         return weights.model_copy(update={"inputs": inputs})
 
     def work(self, step: PlannedStep, costs: Costs) -> Work:

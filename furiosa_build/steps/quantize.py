@@ -15,7 +15,7 @@ from furiosa_build.core.progress import expect
 from furiosa_build.ir.outline import Outline
 from furiosa_build.quant.compressed_tensors import quantization_config
 from furiosa_build.quant.scheme import QuantScheme, scheme
-from furiosa_build.steps.base import Entry, Inputs, Likeness, Made, Step, Work
+from furiosa_build.steps.base import BuildState, Entry, Inputs, Likeness, Step, Work
 from furiosa_build.steps.weights import (
     LARGEST_FILE,
     SOURCE,
@@ -69,8 +69,8 @@ class Quantize(Step[WeightsRequest]):
             },
         )
 
-    def request(self, step: PlannedStep, made: Made) -> WeightsRequest:
-        return weights_request(step, made, of_checkpoint=False)
+    def request(self, step: PlannedStep, state: BuildState) -> WeightsRequest:
+        return weights_request(step, state, of_checkpoint=False)
 
     def work(self, step: PlannedStep, costs: Costs) -> Work:
         sizes = costs.of(step)

@@ -15,7 +15,7 @@ from furiosa_build.core.files import link_or_copy
 from furiosa_build.core.progress import expect
 from furiosa_build.ir.sharding import Share
 from furiosa_build.quant.scheme import QuantScheme, scheme
-from furiosa_build.steps.base import Entry, Inputs, Likeness, Made, Step, Work
+from furiosa_build.steps.base import BuildState, Entry, Inputs, Likeness, Step, Work
 from furiosa_build.steps.weights import (
     CHECKPOINT,
     LARGEST_FILE,
@@ -78,8 +78,8 @@ class Shard(Step[ShardRequest]):
     def runs_backend(self, reads: Mapping[str, Any]) -> bool:
         return "packing" in reads
 
-    def request(self, step: PlannedStep, made: Made) -> ShardRequest:
-        model, weights = step.model, weights_request(step, made)
+    def request(self, step: PlannedStep, state: BuildState) -> ShardRequest:
+        model, weights = step.model, weights_request(step, state)
         packed_for = (model.spec.backend.name, model.isa) if model.packs else None
         return ShardRequest(**dict(weights), packed_for=packed_for)
 

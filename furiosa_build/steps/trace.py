@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from furiosa_build.core.canonical_json import canonical_json
 from furiosa_build.ir.segment import Segment
 from furiosa_build.ir.sharding import Cut
-from furiosa_build.steps.base import Entry, Inputs, Likeness, Made, Request, Step, Work
+from furiosa_build.steps.base import BuildState, Entry, Inputs, Likeness, Request, Step, Work
 
 if TYPE_CHECKING:
     from furiosa_build.plan.budget.costs import Costs
@@ -60,7 +60,7 @@ class Trace(Step[TraceRequest]):
             reads=_reads(site),
         )
 
-    def request(self, step: PlannedStep, made: Made) -> TraceRequest:
+    def request(self, step: PlannedStep, state: BuildState) -> TraceRequest:
         model, (bucket, kind) = step.model, step.site.program
         return TraceRequest(
             hf_config=dict(model.hf_config),

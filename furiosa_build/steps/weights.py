@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from furiosa_build.ir.outline import Outline, ParameterOutline
 from furiosa_build.quant.scheme import summary
-from furiosa_build.steps.base import Made, Request
+from furiosa_build.steps.base import BuildState, Request
 from furiosa_build.weights import listing
 
 if TYPE_CHECKING:
@@ -48,12 +48,12 @@ class WeightsRequest(Request):
     stages: list[list[int]]
 
 
-def weights_request(step: PlannedStep, made: Made, of_checkpoint: bool = True) -> WeightsRequest:
+def weights_request(step: PlannedStep, state: BuildState, of_checkpoint: bool = True) -> WeightsRequest:
     """The request of a step that reads weights: those of the checkpoint, if there is one, or those of the source."""
     model, site = step.model, step.site
     written = of_checkpoint and model.writes_checkpoint
-    source = listing.ListedWeights.model_validate(made.json(site.name_of("fetch"), listing.WEIGHTS))
-    files = made.files(checkpoint_of(step)) if written else source.files
+    source = listing.ListedWeights.model_validate(state.json(site.name_of("fetch"), listing.WEIGHTS))
+    files = state.files(checkpoint_of(step)) if written else source.files
     return WeightsRequest(
         inputs={name: file.sha256 for name, file in weight_files(files).items()},
         outline=model.outline,
@@ -68,7 +68,7 @@ def weights_request(step: PlannedStep, made: Made, of_checkpoint: bool = True) -
 
 def checkpoint_of(step: PlannedStep) -> str:
     """The step whose checkpoint a step takes: the one that it needs of those that make one."""
-    [maker] = [name for name in step.needs if step.site.before[name].step.makes == "checkpoint"]
+    [maker] = [name for name in step.needs if step.site.before[name].type.makes == "checkpoint"]
     return maker
 
 

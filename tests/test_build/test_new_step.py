@@ -20,7 +20,7 @@ from user_directory import UserDirectory, furiosa_build, make_new_directory, run
 from furiosa_build.core.safetensors_header import read_header
 from furiosa_build.plan import keys
 from furiosa_build.plan.explain import Explanation
-from furiosa_build.steps.base import Entry, Inputs, Likeness, Made, Request, Step, Work
+from furiosa_build.steps.base import BuildState, Entry, Inputs, Likeness, Request, Step, Work
 from furiosa_build.steps.registry import registered
 from furiosa_build.ui.explain_text import explain_text
 from furiosa_build.ui.plan_text import plan_data, plan_text
@@ -50,9 +50,9 @@ class Count(Step[CountRequest]):
         needs = {site.maker("checkpoint"): "*.safetensors"}
         return Entry(self.name, "copy the checkpoint and count its tensors", needs, {"weight": self.weight})
 
-    def request(self, step: PlannedStep, made: Made) -> CountRequest:
+    def request(self, step: PlannedStep, state: BuildState) -> CountRequest:
         [checkpoint] = step.needs
-        files = {name: file.sha256 for name, file in made.files(checkpoint).items() if name.endswith(".safetensors")}
+        files = {name: file.sha256 for name, file in state.files(checkpoint).items() if name.endswith(".safetensors")}
         return CountRequest(inputs=files, weight=self.weight)
 
     def run(self, request: CountRequest, inputs: Inputs, output: Path) -> dict[str, str]:

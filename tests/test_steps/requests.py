@@ -37,7 +37,7 @@ def job(build: Build, step: str) -> Job:
     planned = build.plan.steps[step]
     for needed in planned.needs:
         run_with_needs(build, needed)
-    request: Request = planned.step.request(planned, build.files)
+    request: Request = planned.type.request(planned, build.files)
     return Job(planned.action, request, build.files.inputs(request))
 
 

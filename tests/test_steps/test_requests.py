@@ -41,7 +41,7 @@ def test_every_step_does_the_same_from_its_request_as_text(user: UserDirectory, 
         assert {step.action for step in build.plan.steps.values() if step.model_id} >= {"fetch", "trace", "compile"}
         for name, step in build.plan.steps.items():
             made = {path: output.sha256 for path, output in build.run(name).record.outputs.items()}
-            request = step.step.request(step, build.files)
+            request = step.type.request(step, build.files)
             text = request.model_dump_json()
             assert str(user.root.parent) not in text, "no path of this machine"
             elsewhere, output = tmp_path / "blobs", tmp_path / "output"
@@ -51,7 +51,7 @@ def test_every_step_does_the_same_from_its_request_as_text(user: UserDirectory, 
                 shutil.copyfile(path, elsewhere / hash_file(path))
             received = type(request).model_validate_json(text)
             inputs = {input: elsewhere / sha256 for input, sha256 in received.inputs.items()}
-            run_here(step.step, received, Inputs(inputs, tmp_path / "scratch"), output)
+            run_here(step.type, received, Inputs(inputs, tmp_path / "scratch"), output)
             files = [path for path in output.rglob("*") if path.is_file()]
             assert {path.relative_to(output).as_posix(): hash_file(path) for path in files} == made, name
             for directory in (elsewhere, output):

@@ -202,7 +202,7 @@ class Costs:
     @cached_property
     def compile_worker(self) -> int:
         """Memory of one compile worker: the most that a step of the plan takes."""
-        return max(s.step.worker_memory(s, self) for s in self._plan.steps.values() if s.step.worker == "compiler")
+        return max(s.type.worker_memory(s, self) for s in self._plan.steps.values() if s.type.worker == "compiler")
 
     @property
     def builder_worker(self) -> int:
@@ -211,7 +211,7 @@ class Costs:
 
     def work(self, step: PlannedStep) -> Work:
         """What a step reads and writes."""
-        return step.step.work(step, self)
+        return step.type.work(step, self)
 
     def disks(self, steps: Collection[PlannedStep], compilers: int) -> Iterator[Requirement]:
         """What is written to each file system. Hard links take no space."""
@@ -226,10 +226,10 @@ class Costs:
 
         for kept in ("store", "output", "downloads"):
             for step in steps:
-                if step.step.kept == kept:
-                    add(self._disk(step), step.step.product, self.work(step).written)
+                if step.type.kept == kept:
+                    add(self._disk(step), step.type.product, self.work(step).written)
             if kept == "store":
-                scratch = sorted(step.step.scratch(step, self) for step in steps)
+                scratch = sorted(step.type.scratch(step, self) for step in steps)
                 add(self._disks.store, "the compiler's files", sum(scratch[-compilers:]))
         for device, disk in on.items():
             yield Requirement(str(disk.path), parts[device], disk.free)
@@ -238,29 +238,29 @@ class Costs:
         self, steps: Collection[PlannedStep], builders: int, compilers: int, available: int | None
     ) -> Requirement:
         """Private memory at the peak: while graphs are made and compiled, or while the artifact qualifies."""
-        building = [step for step in steps if step.step.worker == "builder" and not step.step.alone]
-        alone = [step for step in steps if step.step.alone]
+        building = [step for step in steps if step.type.worker == "builder" and not step.type.alone]
+        alone = [step for step in steps if step.type.alone]
         tracing = min(builders, len(building))
-        compiling = min(compilers, sum(step.step.worker == "compiler" for step in steps))
+        compiling = min(compilers, sum(step.type.worker == "compiler" for step in steps))
         making = {
             "tracing": tracing * _WORKER,
             # Of each model one step at a time writes weights; those of several models may do so at the same time.
             "weights": sum(
-                max((step.step.held(step, self) for step in building if step.model_id == id), default=0)
+                max((step.type.held(step, self) for step in building if step.model_id == id), default=0)
                 for id in self._models
             ),
             "compiling": compiling * self.compile_worker if compiling else 0,
         }
         qualifying = {
             "workers": (max(tracing, 1) + compiling) * _WORKER,
-            "qualification": max((step.step.held(step, self) for step in alone), default=0),
+            "qualification": max((step.type.held(step, self) for step in alone), default=0),
         }
         parts = max([making, qualifying] if alone else [making], key=lambda parts: sum(parts.values()))
         return Requirement("memory", {what: size for what, size in parts.items() if size}, available)
 
     def _disk(self, step: PlannedStep) -> Disk:
         """The disk that what a step writes is kept on."""
-        match step.step.kept:
+        match step.type.kept:
             case "output":
                 return self._disks.output
             case "downloads":

@@ -69,7 +69,7 @@ class Durations:
     def estimate(self, step: PlannedStep, plan: Plan) -> float | None:
         """Seconds; None when no such step has run, or none of a comparable size."""
         needed = {plan.steps[name].name_for(step): plan.steps[name].reads for name in step.needs}
-        likeness = step.step.likeness(KnownStep(step.own_name, step.reads, needed))
+        likeness = step.type.likeness(KnownStep(step.own_name, step.reads, needed))
         known = [] if likeness is None else self._known.get(_class(step.action, likeness), [])
         if likeness is None or not known:
             return None
@@ -86,8 +86,8 @@ def total_seconds(estimates: Iterable[tuple[PlannedStep, float]], builders: int,
     by_worker: dict[str, list[float]] = {"builder": [], "compiler": [], "here": []}
     ends: dict[str, float] = {}
     for name, (step, seconds) in taken.items():
-        by_worker["here" if step.step.alone else step.step.worker].append(seconds)
-        if step.step.worker == "builder" and not step.step.alone:
+        by_worker["here" if step.type.alone else step.type.worker].append(seconds)
+        if step.type.worker == "builder" and not step.type.alone:
             ends[name] = seconds + max((ends.get(needed, 0.0) for needed in step.needs), default=0.0)
     building = max(max(ends.values(), default=0.0), sum(by_worker["builder"]) / builders)
     compiling = max(sum(by_worker["compiler"]) / compilers, max(by_worker["compiler"], default=0.0))

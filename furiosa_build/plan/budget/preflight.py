@@ -97,7 +97,7 @@ def preflight(
     workers = _affordable_workers(costs, options, steps, machine)
     device, is_host = _device(plan, machine)
     estimates = [(step, durations.estimate(step, plan)) for step in steps]
-    unknown = (step.step.label for step, seconds in estimates if seconds is None)
+    unknown = (step.type.label for step, seconds in estimates if seconds is None)
     known = [(step, seconds) for step, seconds in estimates if seconds is not None]
     return Preflight(
         work={step.name: costs.work(step) for step in steps},
@@ -107,7 +107,7 @@ def preflight(
         device_is_host=is_host,
         compile_workers=workers,
         compile_worker=costs.compile_worker,
-        programs=sum(step.step.worker == "compiler" for step in steps),
+        programs=sum(step.type.worker == "compiler" for step in steps),
         seconds=total_seconds(known, min(builders, machine.cores), min(workers, machine.cores)),
         unknown_times=tuple(dict.fromkeys(unknown)),
         shortages=(
@@ -137,7 +137,7 @@ def _disk_shortages(plan: Plan, disks: Iterator[Requirement]) -> Iterator[Shorta
 def _affordable_workers(costs: Costs, options: BuildOptions, steps: Collection[PlannedStep], machine: Machine) -> int:
     """The number of compile workers that memory allows: at least one, at most what was asked for."""
     builders, asked = options.num_pipeline_builder_workers, options.num_compile_workers
-    if not any(step.step.worker == "compiler" for step in steps):
+    if not any(step.type.worker == "compiler" for step in steps):
         return asked
     fitting = (n for n in range(asked, 1, -1) if costs.memory(steps, builders, n, machine.available).fits)
     return next(fitting, 1)

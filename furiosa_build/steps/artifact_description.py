@@ -70,7 +70,7 @@ class BuiltProgram:
 class BuiltModel:
     """What the steps have made of one model: of the artifact's own, or of its draft, with as many KV blocks."""
 
-    plan: ModelPlan
+    model: ModelPlan
     kv_blocks: int
     programs: list[BuiltProgram]
     parameters: Mapping[str, FileRecord]
@@ -98,7 +98,7 @@ def package(
         records.update(draft_records)
     artifact, records = _describe_with_files(model, "", records, of_draft)
     records[ARTIFACT_FILE] = file_record(to_json(artifact))
-    models = [(built.plan, built.weights, built.others) for built in (model, draft) if built is not None]
+    models = [(built.model, built.weights, built.others) for built in (model, draft) if built is not None]
     record = provenance(models, records, tools)
     records[PROVENANCE_FILE] = file_record(to_json(record))
     manifest = Manifest(artifact_id=artifact.metadata.artifact_id, files=dict(sorted(records.items())))
@@ -151,8 +151,8 @@ def _program_files(programs: list[BuiltProgram], names: Mapping[str, str], direc
 def _describe(
     built: BuiltModel, directory: str, names: Mapping[str, str], files: Mapping[str, str], draft: Artifact | None
 ) -> Artifact:
-    plan, programs, parameter_files = built.plan, built.programs, sorted(built.parameters)
-    spec, buckets = plan.spec, plan.spec.buckets
+    model, programs, parameter_files = built.model, built.programs, sorted(built.parameters)
+    spec, buckets = model.spec, model.spec.buckets
     beams = buckets.kv_cache_sharing_across_beams_config
     last_only = spec.model.calculate_logit_only_for_last_token
     return Artifact(
@@ -177,19 +177,19 @@ def _describe(
             num_speculative_tokens=spec.num_speculative_tokens,
             default_scheduler_config=SchedulerDefaults(**spec.scheduler.model_dump()),
         ),
-        hf_config=dict(plan.hf_config),
+        hf_config=dict(model.hf_config),
         model_metadata=ModelMetadata(
-            pretrained_id=plan.pretrained_id,
+            pretrained_id=model.pretrained_id,
             revision=built.others.revision,
             weights_digest=digest(built.weights.model_dump(mode="json")),
             seed_for_random_weight=built.weights.seed,
-            architecture=plan.outline.architecture,
-            dtype=plan.outline.dtype,
-            num_hidden_layers=plan.outline.num_layers,
-            layer_prefix=plan.outline.layer_prefix,
-            vocab_size=plan.outline.vocab_size,
-            num_parameters=plan.outline.num_parameters,
-            quantization=plan.quantization,
+            architecture=model.outline.architecture,
+            dtype=model.outline.dtype,
+            num_hidden_layers=model.outline.num_layers,
+            layer_prefix=model.outline.layer_prefix,
+            vocab_size=model.outline.vocab_size,
+            num_parameters=model.outline.num_parameters,
+            quantization=model.quantization,
         ),
         model_rewriting_config=ModelRewritingConfig(
             **spec.rewriting.model_dump(),
@@ -202,7 +202,7 @@ def _describe(
         ),
         backend=spec.backend.name,
         target=Target(
-            name=spec.target.name, num_elements=spec.target.num_elements, isa=plan.isa, torch=_torch_release()
+            name=spec.target.name, num_elements=spec.target.num_elements, isa=model.isa, torch=_torch_release()
         ),
         programs={
             names[p.identity]: Program(
@@ -214,7 +214,7 @@ def _describe(
             )
             for p in reversed(programs)
         },
-        pipelines=[_pipeline(plan, bucket, programs, names) for bucket in plan.buckets],
+        pipelines=[_pipeline(model, bucket, programs, names) for bucket in model.buckets],
         parameters=[
             ParameterFiles(
                 stage=stage,
@@ -231,12 +231,12 @@ def _describe(
         kv_cache=[
             KvCacheSpec(
                 layer=layer,
-                stage=_stage_of(plan, layer),
-                dtype=plan.outline.dtype,
+                stage=_stage_of(model, layer),
+                dtype=model.outline.dtype,
                 shape_per_slot=rank_cache_shape(block, spec.parallel.tensor_parallel_size),
             )
             for layer, block in sorted(
-                ((layer, block) for block in plan.outline.blocks for layer in block.layers), key=lambda item: item[0]
+                ((layer, block) for block in model.outline.blocks for layer in block.layers), key=lambda item: item[0]
             )
         ],
         draft=draft,
@@ -248,17 +248,17 @@ def _torch_release() -> str:
     return version("torch").partition("+")[0]
 
 
-def _pipeline(plan: ModelPlan, bucket: Bucket, programs: list[BuiltProgram], names: Mapping[str, str]) -> Pipeline:
+def _pipeline(model: ModelPlan, bucket: Bucket, programs: list[BuiltProgram], names: Mapping[str, str]) -> Pipeline:
     parts: dict[str, list[BuiltProgram]] = {}
     for program in programs:
         if program.bucket == bucket:
             parts.setdefault(program.kind.name, []).append(program)
-    uses = sorted(((use, kind) for kind in plan.kinds[bucket] for use in kind.uses), key=lambda item: item[0].number)
+    uses = sorted(((use, kind) for kind in model.kinds[bucket] for use in kind.uses), key=lambda item: item[0].number)
     tasks = [
         task
         for use, kind in uses
         for program in parts[kind.name]
-        for task in _supertasks(plan, program, names[program.identity], use)
+        for task in _supertasks(model, program, names[program.identity], use)
     ]
     return Pipeline(
         name=bucket.name,
@@ -270,15 +270,15 @@ def _pipeline(plan: ModelPlan, bucket: Bucket, programs: list[BuiltProgram], nam
     )
 
 
-def _stage_of(plan: ModelPlan, layer: int) -> int:
-    return next(stage for stage, layers in enumerate(plan.stages) if layer in layers)
+def _stage_of(model: ModelPlan, layer: int) -> int:
+    return next(stage for stage, layers in enumerate(model.stages) if layer in layers)
 
 
-def _supertasks(plan: ModelPlan, program: BuiltProgram, name: str, use: Use) -> Iterator[Supertask]:
+def _supertasks(model: ModelPlan, program: BuiltProgram, name: str, use: Use) -> Iterator[Supertask]:
     """A program, and the collectives that follow it."""
     sources = program.kind.sources
     activations = [spec["name"] for spec in program.graph["inputs"] if spec["role"] == "activation"]
-    ranks = list(range(plan.spec.parallel.tensor_parallel_size))
+    ranks = list(range(model.spec.parallel.tensor_parallel_size))
     yield Supertask(
         kind="comp",
         program=name,
