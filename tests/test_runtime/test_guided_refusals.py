@@ -28,6 +28,7 @@ from .guides import END, VOCAB, make
         ({"guided_json": {"const": 5.960464477539063e-08}}, "5.960464477539063e-08"),
         ({"guided_json": {"multipleOf": 0.1}}, "multipleOf is not an integer"),
         ({"guided_json": {"maximum": 2**63 - 1}}, "9223372036854775807"),
+        ({"guided_json": {"enum": [-41, -41.0]}}, "guided_json cannot be served: llguidance cannot handle it"),
         ({"guided_json": {"title": "\ud800"}}, "end of hex escape"),
         ({"guided_json": {"title": "x" * 40000}}, "40013 bytes"),
         ({"guided_regex": "(?=a)b"}, "look-around"),

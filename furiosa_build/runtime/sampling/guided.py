@@ -265,4 +265,6 @@ def _short(message: str) -> str:
     message = message.removesuffix("<non-verbose/>").strip()
     if message.startswith("NoExtension"):
         return "no text can follow what there is"
+    if message.startswith("panic"):  # with a backtrace
+        return "llguidance cannot handle it"
     return message if len(message) <= _LONGEST_MESSAGE else message[:_LONGEST_MESSAGE] + " ..."
