@@ -69,7 +69,7 @@ def plan(
     """Show the steps with their state, what each bucket compiles, and what a build needs: bytes, memory, disk, time."""
     from furiosa_build.ui.plan_text import plan_data, plan_text
 
-    opened = running.open_build(name, overrides or [])
+    opened = running.open_to_look(name, overrides or [])
     try:
         print(json.dumps(plan_data(opened)) if as_json else plan_text(opened))
     finally:
@@ -86,7 +86,7 @@ def explain(
 
     from furiosa_build.ui.explain_text import explain_text
 
-    opened = running.open_build(name, overrides or [])
+    opened = running.open_to_look(name, overrides or [])
     try:
         if as_json:
             for explanation in opened.explain():

@@ -35,6 +35,14 @@ def open_recipe(recipe: Recipe, as_json: bool = False) -> Build:
     return build
 
 
+def open_to_look(name: str, overrides: list[str]) -> Build:
+    """The build of the recipe of that name, which is not run: nothing is printed on stdout. Raises UserError."""
+    from furiosa_build.build import build as builds
+    from furiosa_build.ui.console import error_lines
+
+    return builds.open_build(name, overrides, listeners=[error_lines()])
+
+
 def run(build: Build, task: str = "build", shards: Path | None = None) -> int:
     """Runs a task as `build.graph.run` does; returns the exit status. Raises KeyboardInterrupt."""
     from furiosa_build.build import graph

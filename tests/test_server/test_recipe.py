@@ -8,7 +8,7 @@ import pytest
 from user_directory import UserDirectory, furiosa_build, make_model, make_user_directory, steps_in_this_process
 
 from furiosa_build.artifact.reader import open_artifact
-from furiosa_build.server import launch
+from furiosa_build.cli import serving
 from furiosa_build.server.options import ServerOptions
 
 from .process import PATIENCE_S, server
@@ -62,7 +62,7 @@ def test_a_recipe_is_built_if_it_must_be(user: UserDirectory) -> None:
 
 def test_overrides_may_stand_anywhere(user: UserDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[tuple[Path, ServerOptions]] = []
-    monkeypatch.setattr(launch, "launch", lambda artifact, given: served.append((artifact(), given)))
+    monkeypatch.setattr(serving, "launch", lambda artifact, options: served.append((artifact(), options)))
     with steps_in_this_process():
         ran = furiosa_build(user, "serve", "--seed", "2", "tiny", "--port", "1", "scheduler.max_processing_samples=7")
     assert (ran.status, ran.err) == (0, "")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from user_directory import UserDirectory, furiosa_build, make_built_directory, steps_in_this_process
+
+from furiosa_build.build.build import Build
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +79,23 @@ def test_an_error_is_an_event_as_well(built: UserDirectory, monkeypatch: pytest.
     assert events[-1]["event"] == "build-ended"
     assert events[-1]["status"] == 3
     assert "No space left" in next(event["message"] for event in events if event["event"] == "error")
+
+
+@pytest.mark.parametrize("command", ["plan", "explain"])
+def test_notes_do_not_get_between_the_lines_of_json(
+    built: UserDirectory, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Such as that the store cannot be written."""
+    is_done = Build.is_done
+
+    def is_done_with_a_note(self: Build, *step: Any) -> bool:
+        self.store.notify("a note")
+        return is_done(self, *step)
+
+    monkeypatch.setattr(Build, "is_done", is_done_with_a_note)
+    ran = furiosa_build(built, command, "tiny", "--json")
+    assert (ran.status, ran.err) == (0, "")
+    assert all(isinstance(json.loads(line), dict) for line in ran.out.splitlines())
 
 
 def test_explain_names_the_factor(built: UserDirectory) -> None:
