@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,58 +10,28 @@ from hypothesis import strategies as st
 
 from furiosa_build.core.system import Disk, Machine
 from furiosa_build.plan.budget.costs import Disks, SourceState
-from furiosa_build.plan.budget.durations import Durations
-from furiosa_build.plan.budget.preflight import Preflight, preflight
-from furiosa_build.plan.budget.sizes import kv_cache_bytes, parameter_bytes
+from furiosa_build.plan.budget.preflight import Preflight
+from furiosa_build.plan.budget.sizes import parameter_bytes
 from furiosa_build.plan.planner import Plan
-from furiosa_build.recipe.schema import BuildOptions, BuildSpec
-from furiosa_build.steps.registry import STEPS
 
+from .figures import (
+    COMPILE_WORKER,
+    COMPILING,
+    FP8,
+    FROM_HUB,
+    GB,
+    INDUCTOR,
+    INT8,
+    OUTPUT,
+    PROBE,
+    STORE,
+    WORKER,
+    figures,
+    places,
+    refused,
+    remedies,
+)
 from .outlines import model_plan, outline, plan, spec
-
-GB = 10**9
-FP8, INT8 = {"scheme": "fp8"}, {"scheme": "int8"}
-INDUCTOR = {"name": "inductor"}
-FROM_HUB = {"seed_for_random_weight": None}
-BIG = Machine(cores=8, memory=64 * GB, available=60 * GB)
-STORE, OUTPUT, HUB = (Path("/") / name for name in ("store", "artifacts", "hub"))
-
-# Memory of a worker, of one that compiles with inductor, and of the process that runs the artifact: see plan/needs.py.
-WORKER, COMPILE_WORKER, PROBE = 300_000_000, 760_000_000, 170_000_000
-
-
-def places(store: int | None = 60 * GB, output: int | None = None, hub: int | None = None, cached: int = 0) -> Disks:
-    """Disks with so many free bytes; where `output` is not given the artifact is on the store's."""
-    return Disks(
-        Disk(STORE, 1, store),
-        Disk(OUTPUT, 1, store) if output is None else Disk(OUTPUT, 2, output),
-        {"": SourceState(None if hub is None else Disk(HUB, 3, hub), cached)},
-    )
-
-
-def figures(
-    of: Plan,
-    at: Disks | None = None,
-    machine: Machine = BIG,
-    steps: Iterable[str] | None = None,
-    perhaps: Iterable[str] = (),
-    **options: int,
-) -> Preflight:
-    """`steps` are to do (None: all). Those of `perhaps` may turn out to be up to date."""
-    undone = {name: name not in set(perhaps) for name in (of.steps if steps is None else steps)}
-    return preflight(of, BuildOptions(**options), undone, at or places(), machine, Durations([], STEPS))
-
-
-def refused(found: Preflight) -> dict[str, tuple[int, int | None]]:
-    """What is short: bytes needed and there."""
-    return {
-        short.requirement.what: (short.requirement.needed, short.requirement.available) for short in found.shortages
-    }
-
-
-def remedies(found: Preflight) -> str:
-    return "\n".join(short.remedy for short in found.shortages)
-
 
 # Disk
 
@@ -178,9 +147,6 @@ def test_sums() -> None:
 # Memory
 
 
-COMPILING = tuple(name for name in plan().steps if name.startswith(("compile", "partition:decode")))
-
-
 def test_workers_side_by_side() -> None:
     built = plan(spec(backend=INDUCTOR))
     found = figures(built, steps=COMPILING, num_compile_workers=3, num_pipeline_builder_workers=2).memory
@@ -294,70 +260,6 @@ def test_memory_is_not_refused_for_what_may_be_up_to_date() -> None:
     built = plan(spec(backend=INDUCTOR))
     heavy = [name for name in built.steps if not name.startswith("partition:decode")]
     assert refused(figures(built, machine=machine(WORKER), perhaps=heavy)) == {}
-
-
-# The device
-
-
-def device(of: BuildSpec, **machine: int) -> Preflight:
-    return figures(plan(of), machine=Machine(**{"cores": 2, "memory": 64 * GB, "available": 60 * GB, **machine}))
-
-
-KV, PARAMETERS = kv_cache_bytes(plan()), parameter_bytes(model_plan())
-
-
-def target(nbytes: int, **others: str) -> dict[str, object]:
-    return {"name": "npu", "memory_gb": nbytes / GB, **others}
-
-
-def test_a_target_holds_parameters_and_kv_cache() -> None:
-    enough = device(spec(target=target(PARAMETERS + KV)))
-    assert dict(enough.device.parts) == {"parameters": PARAMETERS, "KV cache": KV}
-    assert (refused(enough), enough.device.fits, enough.device_is_host) == ({}, True, False)
-    found = device(spec(target=target(PARAMETERS + KV - 1)))
-    assert refused(found) == {"a device of target npu": (PARAMETERS + KV, PARAMETERS + KV - 1)}
-
-
-def test_the_remedy_is_a_number_of_blocks_that_fits() -> None:
-    short = PARAMETERS + KV * 769 // 1025  # a block more, for padding
-    assert "paged_attention_num_blocks=768 or less (1024 now)" in remedies(device(spec(target=target(short))))
-    better = spec(target=target(short), buckets={"paged_attention_num_blocks": 768})
-    assert refused(device(better)) == {}
-
-
-def test_where_not_one_sequence_fits_fewer_blocks_are_no_remedy() -> None:
-    found = remedies(device(spec(target=target(PARAMETERS + KV // 100))))
-    assert "num_blocks" not in found
-    assert "decode_buckets" in found
-
-
-def test_where_the_parameters_do_not_fit_smaller_ones_are_the_remedy() -> None:
-    assert "quantization=fp8" in remedies(device(spec(target=target(PARAMETERS // 2))))
-    assert "quantization" not in remedies(device(spec(target=target(PARAMETERS // 9), quantization=FP8)))
-
-
-def test_this_machine_maps_the_parameters_so_the_kv_cache_has_to_fit() -> None:
-    found = device(spec(), memory=KV)
-    assert (found.device.available, found.device_is_host, found.device.fits) == (KV, True, False)
-    assert refused(found) == {}
-    assert refused(device(spec(), memory=KV - 1)) == {"this machine": (KV, KV - 1)}
-    assert refused(device(spec(), memory=KV - 5, swap=5)) == {}
-
-
-def test_of_another_machine_nothing_is_known() -> None:
-    found = device(spec(target={"name": "x86-64-v3", "isa": "x86-64-v3"}), memory=1)
-    assert (found.device.available, found.device.fits, refused(found)) == (None, True, {})
-
-
-def test_a_target_that_says_how_much_it_has_is_believed() -> None:
-    found = device(spec(target=target(GB, isa="native")), memory=1)
-    assert (found.device.available, found.device_is_host, refused(found)) == (GB, False, {})
-
-
-def test_an_artifact_that_is_not_to_be_made_is_not_refused() -> None:
-    short = plan(spec(target=target(1)))
-    assert refused(figures(short, steps=COMPILING)) == {}
-    assert refused(figures(short, steps=["package"])) != {}
 
 
 # Growing
