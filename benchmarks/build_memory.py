@@ -145,11 +145,10 @@ def make_checkpoint(config: dict[str, Any], directory: Path) -> None:
     from furiosa_build.models.analyze import survey
     from furiosa_build.weights.random import RandomSource
     from furiosa_build.weights.safetensors_writer import SafetensorsWriter, file_names, split_into_files
-    from furiosa_build.weights.source import layout_of
 
     parameters = survey(config).parameters
     source = RandomSource(parameters, seed=0)
-    files = split_into_files(({name: layout_of(p)} for name, p in parameters.items()), 5 << 30)
+    files = split_into_files(({name: source.layout(name)} for name in parameters), 5 << 30)
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
     index = {}
