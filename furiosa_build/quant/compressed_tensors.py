@@ -155,13 +155,13 @@ def _read(path: Path, config: Mapping[str, Any]) -> QuantizedCheckpoint:
         at = f"config_groups.{name}"
         if not isinstance(group, dict):
             raise refuser.refusal(at, group, "a mapping")
-        found = _group_scheme(refuser, path, name, group, config.get("format")).text
+        found = _group_scheme(refuser, name, group, config.get("format")).text
         targets.update(dict.fromkeys(_names(refuser, f"{at}.targets", group.get("targets")), found))
     ignore = _names(refuser, "ignore", config.get("ignore") or [])
     return QuantizedCheckpoint(targets, tuple(ignore))
 
 
-def _group_scheme(refuser: Refuser, path: Path, name: str, group: Mapping[str, Any], format_of_all: Any) -> QuantScheme:
+def _group_scheme(refuser: Refuser, name: str, group: Mapping[str, Any], format_of_all: Any) -> QuantScheme:
     """The scheme of a group, by the first family that takes it."""
     own = group.get("format")
     at, format_ = ("format", format_of_all) if own is None else (f"config_groups.{name}.format", own)
@@ -171,7 +171,7 @@ def _group_scheme(refuser: Refuser, path: Path, name: str, group: Mapping[str, A
     for family in known:
         if format_ in family.formats:
             try:
-                return family.read(ConfigGroup(path, name, group, format_))
+                return family.read(ConfigGroup(refuser.path, name, group, format_))
             except UserError as error:
                 refused.append(error)
     raise refused[0]

@@ -165,9 +165,14 @@ class QuantScheme(ABC):
         """`weights`, `input_activations`, `output_activations` and `format` of a config group of compressed-tensors."""
 
 
+@cache
 def scheme(text: str) -> QuantScheme:
     """The scheme that a text names. Raises UserError, with the names there are, for an unknown one."""
-    return _scheme(text)
+    name, *words = text.split("-")
+    family = _family(name)
+    if unknown := set(words) - set(family.words):
+        raise UserError(f"{text!r} is not a form of {name}: it has no {sorted(unknown)}", where="quantization")
+    return family(**dict.fromkeys(words, True))
 
 
 def exists(name: str) -> bool:
@@ -192,24 +197,17 @@ def summary(schemes: Iterable[str]) -> str:
 
 def modules(schemes: Iterable[str]) -> list[str]:
     """The modules of this project that define these schemes: what a step that uses them runs."""
-    found = {type(_scheme(text)).__module__ for text in ("none", *schemes)}
+    found = {type(scheme(text)).__module__ for text in ("none", *schemes)}
     return sorted(name for name in found if name.startswith("furiosa_build."))
 
 
 def versions(schemes: Iterable[str]) -> dict[str, str]:
     """Versions of the other packages that define some of these schemes, by the package's name."""
-    wanted = {text.partition("-")[0] for text in schemes}
-    found = (entry.dist for entry in entry_points(group=_GROUP) if entry.name in wanted) if wanted - _OWN.keys() else ()
-    return {dist.name: dist.version for dist in found if dist is not None}
-
-
-@cache
-def _scheme(text: str) -> QuantScheme:
-    name, *words = text.split("-")
-    family = _family(name)
-    if unknown := set(words) - set(family.words):
-        raise UserError(f"{text!r} is not a form of {name}: it has no {sorted(unknown)}", where="quantization")
-    return family(**dict.fromkeys(words, True))
+    wanted = {text.partition("-")[0] for text in schemes} - _OWN.keys()
+    if not wanted:
+        return {}
+    packages = (entry.dist for entry in entry_points(group=_GROUP) if entry.name in wanted)
+    return {package.name: package.version for package in packages if package is not None}
 
 
 def _family(name: str) -> type[QuantScheme]:

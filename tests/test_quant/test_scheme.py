@@ -7,7 +7,7 @@ import pytest
 from quantized import FORMS
 
 from furiosa_build.core.errors import UserError
-from furiosa_build.quant.scheme import families, names, scheme, summary
+from furiosa_build.quant.scheme import families, modules, names, scheme, summary, versions
 
 
 @pytest.mark.parametrize("text", [*FORMS, "none"])
@@ -40,6 +40,13 @@ def test_an_unknown_scheme_is_refused_with_the_names_there_are() -> None:
     assert error.value.hint == "did you mean 'fp8'?"
     with pytest.raises(UserError, match=r"'fp8-plain' is not a form of fp8: it has no \['plain'\]"):
         scheme("fp8-plain")
+
+
+def test_a_step_runs_the_code_of_its_own_schemes_only() -> None:
+    """So a change of another scheme does not make it run again."""
+    assert modules(["fp8", "fp8-tensor"]) == ["furiosa_build.quant.fp8", "furiosa_build.quant.none"]
+    assert modules([]) == ["furiosa_build.quant.none"]
+    assert versions(["fp8", "int8-plain"]) == {}
 
 
 def test_several_schemes_are_one_text() -> None:
