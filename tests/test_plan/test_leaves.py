@@ -109,7 +109,7 @@ appended = st.sets(st.sampled_from([(1, 4, 8), (1, 8, 64), (2, 8, 64)]), min_siz
 )
 schemes = st.sampled_from(["none", "int8", "fp8"])
 matches = st.sampled_from(["lm_head*", "*mlp*", "*q_proj*", "nothing"])
-rules = st.lists(matches.map(lambda match: {"match": match, "scheme": "none"}), max_size=2)
+rules = st.lists(st.fixed_dictionaries({"match": matches, "scheme": schemes}), max_size=2)
 
 LEAVES: Mapping[Path, Leaf] = {
     ("devices",): Leaf(st.sampled_from(["cpu", "npu:0:*", "npu:0:*,npu:1:*"]), by("package")),
@@ -239,7 +239,7 @@ def plan(of: BuildSpec) -> Plan:
 def model(of: BuildSpec) -> ModelPlan:
     layers = of.model.num_hidden_layers or 9
     config = {**(of.model.architecture or ARCHITECTURE), "num_hidden_layers": layers}
-    checkpoint = None if of.quantization.quantize_artifact_path is None else QuantizedCheckpoint("fp8", ("Linear",), ())
+    checkpoint = None if of.quantization.quantize_artifact_path is None else QuantizedCheckpoint({"Linear": "fp8"}, ())
     return plan_model(of, config, outline(layers), of.target.isa, checkpoint)
 
 

@@ -112,6 +112,17 @@ def test_layers_of_other_graphs_are_other_kinds() -> None:
     assert found == {"first": (), "block0": (0, 2), "block1": (1, 3), "last": ()}
 
 
+def test_schemes_differ_by_layer() -> None:
+    rules = [{"match": "model.layers.1.*", "scheme": "fp8"}, {"match": "*mlp*", "scheme": "fp8"}]
+    built = plan(spec(quantization={"scheme": "int8", "rules": rules}), outline(layers=3))
+    assert kinds(built.model) == {"first": (), "block0": (0, 2), "block1": (1,), "last": ()}
+    _, block0, block1, _ = built.model.kinds[built.model.buckets[0]]
+    assert [dict(block.schemes) for block in block0.blocks] == [{QUERY: "int8", DOWN: "fp8"}]
+    assert [dict(block.schemes) for block in block1.blocks] == [{QUERY: "fp8", DOWN: "fp8"}]
+    assert built.model.quantization == "fp8+int8"
+    assert built.steps["quantize"].description == "quantize 7 weights to fp8+int8"
+
+
 def test_rules_on_some_layers_split_a_kind() -> None:
     rules = [{"match": "model.layers.1.mlp.*", "scheme": "none"}]
     built = plan(spec(quantization={"scheme": "int8", "rules": rules}), outline(layers=4))
