@@ -8,10 +8,11 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from functools import cache
+from functools import cache, cached_property
 from importlib.util import resolve_name
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +48,7 @@ class SourceCode:
         self._known: dict[str, Analysis] | None = None
         self._memo_grew = False
         self._of_modules: dict[str, Analysis] = {}
+        self._imports: dict[str, list[str]] = {}
         self._closures: dict[tuple[str, ...], frozenset[str]] = {}
 
     def digests(self, modules: Iterable[str]) -> dict[str, str]:
@@ -76,12 +78,22 @@ class SourceCode:
         path = self._package.joinpath(*module.split(".")[1:])
         return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
-    def _direct_imports(self, module: str) -> Iterator[str]:
-        package = module if self.path(module).name == "__init__.py" else module.rpartition(".")[0]
-        for name in self._analysis(module).imports:
-            absolute = resolve_name(name, package)
-            if absolute.split(".")[0] == self._package.name and self.path(absolute).is_file():
-                yield absolute
+    def _direct_imports(self, module: str) -> list[str]:
+        if module not in self._imports:
+            package = module if self.path(module).name == "__init__.py" else module.rpartition(".")[0]
+            named = (resolve_name(name, package) for name in self._analysis(module).imports)
+            self._imports[module] = [name for name in named if name in self._modules]
+        return self._imports[module]
+
+    @cached_property
+    def _modules(self) -> frozenset[str]:
+        """The names of the project's modules."""
+        found = set()
+        for directory, _, files in os.walk(self._package):
+            inside = directory.removeprefix(str(self._package)).replace(os.sep, ".")
+            names = (file.removesuffix(".py") for file in files if file.endswith(".py"))
+            found |= {f"{self._package.name}{inside}" + ("" if name == "__init__" else f".{name}") for name in names}
+        return frozenset(found)
 
     def _analysis(self, module: str) -> Analysis:
         if module not in self._of_modules:
