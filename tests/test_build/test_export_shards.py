@@ -20,6 +20,7 @@ from user_directory import Ran, UserDirectory, furiosa_build, make_user_director
 
 from furiosa_build.backends.inductor import InductorBackend
 from furiosa_build.build import export_shards, graph
+from furiosa_build.build.reporter import EventReporter
 
 STEPS = ["fetch", "quantize", "partition:weights"]
 DIVIDED = ("parallel.tensor_parallel_size=4", "parallel.pipeline_parallel_size=2")
@@ -215,7 +216,8 @@ def test_a_mistake_or_a_full_disk_leaves_nothing(user: UserDirectory, monkeypatc
 
 
 def test_without_a_directory_there_is_no_such_task(user: UserDirectory) -> None:
-    names = [task["basename"] for task in graph.doit_tasks(user.open())]
+    build = user.open()
+    names = [task["basename"] for task in graph.doit_tasks(build, EventReporter(build))]
     assert "shard" not in names
 
 
