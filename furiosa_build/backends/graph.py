@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 from torch.fx import Node
 
 from furiosa_build.core.canonical_json import canonical_json
@@ -115,6 +115,24 @@ class Graph:
                 outputs=old.outputs,
             )
         )
+
+
+def export_module(
+    module: torch.nn.Module, inputs: Sequence[TensorSpec]
+) -> tuple[ExportedProgram, tuple[torch.Tensor, ...]]:
+    """A module that takes tensors as `inputs` says, exported, with the fake inputs used; free dimensions stay free.
+
+    Operators stay as they are called: nothing is decomposed, and what is written in place is.
+    """
+    slots = Dim("slots", min=2)
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        examples = tuple(
+            torch.empty([64 if size is None else size for size in spec.shape], dtype=getattr(torch, spec.dtype))
+            for spec in inputs
+        )
+    dynamic = tuple({i: slots for i, size in enumerate(spec.shape) if size is None} for spec in inputs)
+    with torch.no_grad():
+        return torch.export.export(module, examples, dynamic_shapes=(dynamic,), strict=False), examples
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from furiosa_build.backends.core_aten import decompose
-from furiosa_build.backends.graph import Graph
+from furiosa_build.backends.graph import Graph, export_module
 from furiosa_build.backends.graph_interpreter import GraphInterpreter
 
 Lowerings = Mapping[str, Callable[..., Any]]
@@ -22,16 +22,7 @@ Lowerings = Mapping[str, Callable[..., Any]]
 
 def export(graph: Graph, lowerings: Lowerings) -> tuple[ExportedProgram, tuple[torch.Tensor, ...]]:
     """The lowered graph as an exported program, with the fake inputs used; free dimensions stay free."""
-    slots = Dim("slots", min=2)
-    with torch._subclasses.FakeTensorMode():
-        examples = tuple(
-            torch.empty([64 if size is None else size for size in spec.shape], dtype=getattr(torch, spec.dtype))
-            for spec in graph.inputs
-        )
-    dynamic = tuple({i: slots for i, size in enumerate(spec.shape) if size is None} for spec in graph.inputs)
-    module = GraphInterpreter(graph, lowerings)
-    with torch.no_grad():
-        return torch.export.export(module, examples, dynamic_shapes=(dynamic,), strict=False), examples
+    return export_module(GraphInterpreter(graph, lowerings), graph.inputs)
 
 
 def lower_to_core_aten(graph: Graph, lowerings: Lowerings) -> Graph:

@@ -10,23 +10,21 @@ state dict.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
 from torch.utils._pytree import tree_map
 
-from furiosa_build.backends.graph import dtype_name
 from furiosa_build.core.errors import UserError
 from furiosa_build.ir.segment import Segment
 from furiosa_build.ir.sharding import Cut
-from furiosa_build.ir.tensors import Role, TensorSpec
 from furiosa_build.models.attention import CacheProbe, PagedCache
-from furiosa_build.models.partition import CutGraph, cut
+from furiosa_build.models.graph_inputs import GraphInputs, fake_tensors
+from furiosa_build.models.partition import CutGraph
 from furiosa_build.models.skeleton import LayerCall, Skeleton, TensorName, functional
 from furiosa_build.models.tensor_parallel import Rank
 from furiosa_build.quant.linear import QuantizedLinear
@@ -62,7 +60,7 @@ class Tracer:
         hf_config: The fields of the model's config.json.
         schemes: Full parameter name -> scheme (`quant.scheme`), of the quantized weights of linear layers.
         cuts: Full parameter name -> how ranks share it.
-        ranks: Of a tensor-parallel group.
+        ranks: Ranks of a tensor-parallel group.
     """
 
     def __init__(
@@ -80,7 +78,7 @@ class Tracer:
 
     def layer_calls(self, shape: BucketShape) -> list[LayerCall]:
         """How each layer is called in this bucket, with fake tensors."""
-        with _fake():
+        with fake_tensors():
             ids = torch.zeros((shape.batch, shape.query), dtype=torch.int64)
             positions = torch.zeros_like(ids)
             parameters = {name: _like(p) for name, p in self.skeleton.outer_parameters().items()}
@@ -92,7 +90,7 @@ class Tracer:
         """The graph of a supertask.
 
         Args:
-            shape: Of the bucket.
+            shape: The sizes of the bucket.
             segment: What the supertask computes.
             last_token_only: Prefill gives logits of one position only: the one that `logits_indices` [batch] names.
         """
@@ -101,7 +99,7 @@ class Tracer:
     def cache_shape(self, layer: int, call: LayerCall) -> tuple[int, ...]:
         """(kv_heads, head_dim) of a layer's KV cache. Raises UserError when the layer keeps its state elsewhere."""
         probe, module = CacheProbe(), self.skeleton.layers[layer]
-        with _fake(call.hidden_states):
+        with fake_tensors(call.hidden_states):
             own = {name: _like(p) for name, p in module.named_parameters()}
             kwargs = _fill(call.kwargs, call.tensors)
             functional(own, module, lambda: module(call.hidden_states, **kwargs, paged=probe))
@@ -125,7 +123,7 @@ class _Trace:
     def __init__(self, tracer: Tracer, shape: BucketShape, segment: Segment, last_token_only: bool) -> None:
         self._tracer, self._skeleton = tracer, tracer.skeleton
         self._shape, self._segment = shape, segment
-        self._inputs = inputs = _Inputs()
+        self._inputs = inputs = GraphInputs()
         self._calls = tracer.layer_calls(shape) if segment.layers else []
         # How layers are called for one token of each row.
         self._sliced_calls = tracer.layer_calls(replace(shape, query=1)) if segment.slices else []
@@ -282,47 +280,6 @@ class _Trace:
         return {name: values[i] for name, i in inputs.items()}
 
 
-class _Inputs:
-    """The inputs of a graph to be: specs in calling order. `add` returns an input's position."""
-
-    def __init__(self) -> None:
-        self.specs: list[TensorSpec] = []
-
-    def add(
-        self, name: str, role: Role, shape: Sequence[int | None], dtype: torch.dtype, block: int | None = None
-    ) -> int:
-        self.specs.append(TensorSpec(name=name, role=role, dtype=dtype_name(dtype), shape=list(shape), block=block))
-        return len(self.specs) - 1
-
-    def add_parameters(self, parameters: Mapping[str, Tensor], block: int | None = None) -> dict[str, int]:
-        return {name: self.add(name, "parameter", p.shape, p.dtype, block) for name, p in sorted(parameters.items())}
-
-    def export(self, forward: Callable[..., tuple[Tensor, ...]], outputs: Sequence[str]) -> CutGraph:
-        module = _Function(forward)
-        slots = Dim("slots", min=2)
-        with _fake():
-            examples = tuple(
-                torch.empty([64 if n is None else n for n in spec.shape], dtype=getattr(torch, spec.dtype))
-                for spec in self.specs
-            )
-        dynamic = tuple({i: slots for i, n in enumerate(spec.shape) if n is None} for spec in self.specs)
-        with torch.no_grad():
-            program = torch.export.export(module, examples, dynamic_shapes=(dynamic,), strict=False)
-        return cut(program, self.specs, outputs)
-
-
-class _Function(nn.Module):
-    """A function as a module without parameters, which is what `torch.export` takes."""
-
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
-        super().__init__()
-        self._function = function
-
-    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        # A compiled program takes its inputs' strides for granted: what one returns and the next takes is contiguous.
-        return tuple(value.contiguous() for value in self._function(*values))
-
-
 def _record(skeleton: Skeleton, ids: Tensor, positions: Tensor, calls: list[LayerCall]) -> Tensor:
     calls.extend(skeleton.record_layer_calls(ids, positions))
     return calls[0].hidden_states
@@ -350,7 +307,7 @@ def _at(tensor: Tensor, size: Sequence[int], at: Tensor) -> Tensor:
         return tensor
     if tensor.shape[1] == 1 or (*tensor.shape[:1], 1, *tensor.shape[2:]) != tuple(size):
         raise UserError(
-            f"a layer is called with a tensor of size {list(tensor.shape)}, which has no token at its second place",
+            f"a layer is called with a tensor of size {list(tensor.shape)}, whose second dimension is not tokens",
             where="rewriting.add_prefill_last_block_slice",
             valid="false",
         )
@@ -360,11 +317,3 @@ def _at(tensor: Tensor, size: Sequence[int], at: Tensor) -> Tensor:
 
 def _like(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype)
-
-
-@contextmanager
-def _fake(tensor: Tensor | None = None) -> Iterator[None]:
-    """Tensors made inside are fake: shapes without memory. Joins the mode that `tensor` was made in."""
-    mode = getattr(tensor, "fake_mode", None) or torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.no_grad(), mode:
-        yield

@@ -179,7 +179,7 @@ def test_threads_end_with_an_engine_that_nobody_closes(users: dict[str, UserDire
 ABANDON = """
 import sys
 from furiosa_build.runtime import LLMEngine
-from furiosa_build.runtime.execution.rank import Row
+from furiosa_build.runtime.execution.input_buffers import Row
 engine = LLMEngine(sys.argv[1])
 for replica in engine._replicas:
     for _ in range(20):

@@ -9,8 +9,8 @@ from torch import Tensor
 from furiosa_build.backends.graph import Graph
 from furiosa_build.backends.graph_interpreter import GraphInterpreter
 from furiosa_build.backends.ops import all_gather, all_reduce
+from furiosa_build.models.graph_inputs import GraphInputs
 from furiosa_build.models.partition import CutGraph
-from furiosa_build.models.tracing import _Inputs
 
 
 def run(graph: CutGraph, fed: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -30,7 +30,7 @@ def run(graph: CutGraph, fed: list[dict[str, Tensor]]) -> list[dict[str, Tensor]
 
 
 def test_parts_and_sums_are_the_function() -> None:
-    inputs = _Inputs()
+    inputs = GraphInputs()
     for name in ("x", "w", "v"):
         inputs.add(name, "activation", (4, 4), torch.float32)
 
@@ -52,7 +52,7 @@ def test_parts_and_sums_are_the_function() -> None:
 
 
 def test_a_collective_may_be_the_last_thing() -> None:
-    inputs = _Inputs()
+    inputs = GraphInputs()
     inputs.add("x", "activation", (2, 3), torch.float32)
     graph = inputs.export(lambda x: (all_gather(x.exp(), 2),), ["y"])
     assert len(graph.parts) == 1
@@ -62,7 +62,7 @@ def test_a_collective_may_be_the_last_thing() -> None:
 
 
 def test_without_collectives_there_is_one_part_with_its_outputs_in_order() -> None:
-    inputs = _Inputs()
+    inputs = GraphInputs()
     inputs.add("x", "activation", (3,), torch.float32)
     graph = inputs.export(lambda x: (x.sin().cos(), x.sin()), ["second", "first"]).whole
     assert [spec.name for spec in graph.outputs] == ["second", "first"]
@@ -71,7 +71,7 @@ def test_without_collectives_there_is_one_part_with_its_outputs_in_order() -> No
 
 
 def test_a_cut_graph_has_no_whole() -> None:
-    inputs = _Inputs()
+    inputs = GraphInputs()
     inputs.add("x", "activation", (2, 3), torch.float32)
     with pytest.raises(ValueError, match="too many values"):
         _ = inputs.export(lambda x: (all_reduce(x.exp()).sin(),), ["y"]).whole

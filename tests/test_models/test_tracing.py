@@ -8,13 +8,14 @@ import torch
 
 from furiosa_build.backends.eager import EagerBackend
 from furiosa_build.ir.segment import Segment
-from furiosa_build.models.tracing import BucketShape, Tracer, _Inputs
+from furiosa_build.models.graph_inputs import GraphInputs
+from furiosa_build.models.tracing import BucketShape, Tracer
 
 from .tiny import LLAMA
 
 
 def test_outputs_are_contiguous_whatever_the_model_returns(tmp_path: Path) -> None:
-    inputs = _Inputs()
+    inputs = GraphInputs()
     inputs.add("x", "activation", (3, 5), torch.float32)
     inputs.add("row", "activation", (1, 5), torch.float32)
     graph = inputs.export(lambda x, row: (x.transpose(0, 1), row.expand(3, 5)), ["turned", "repeated"]).whole

@@ -12,7 +12,8 @@ from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.artifact.schema import Pipeline
 from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.execution.communicator import local_communicators
-from furiosa_build.runtime.execution.rank import InputBuffers, RankRunner, Row, load_programs
+from furiosa_build.runtime.execution.input_buffers import InputBuffers, Row
+from furiosa_build.runtime.execution.rank import RankRunner, load_programs
 
 from . import toy
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.runtime.execution.communicator import DistributedCommunicator
 from furiosa_build.runtime.execution.executor import Executor
-from furiosa_build.runtime.execution.rank import Row
+from furiosa_build.runtime.execution.input_buffers import Row
 from furiosa_build.runtime.execution.rank_threads import RankThreads
 from furiosa_build.runtime.request import Request
 from furiosa_build.runtime.sampling.sampler import as_float32, propose

@@ -23,7 +23,8 @@ from furiosa_build.runtime.execution.communicator import (
     LocalCommunicator,
     local_communicators,
 )
-from furiosa_build.runtime.execution.rank import ProgramKey, RankRunner, Row, load_programs
+from furiosa_build.runtime.execution.input_buffers import Row
+from furiosa_build.runtime.execution.rank import ProgramKey, RankRunner, load_programs
 from furiosa_build.runtime.execution.rank_threads import RankThread, RankThreads
 
 

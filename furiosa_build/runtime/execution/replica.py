@@ -17,7 +17,7 @@ from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.execution.communicator import DistributedCommunicator, PeerFailedError
 from furiosa_build.runtime.execution.drafter import Drafter
 from furiosa_build.runtime.execution.executor import Executor, num_elements
-from furiosa_build.runtime.execution.rank import Row
+from furiosa_build.runtime.execution.input_buffers import Row
 from furiosa_build.runtime.execution.rank_threads import RankThreads
 from furiosa_build.runtime.request import Request
 from furiosa_build.runtime.scheduling.batch import Batch
