@@ -56,8 +56,7 @@ class Build:
 
     def __init__(self, recipe: Recipe, cwd: Path | None = None, listeners: Iterable[Listener] = ()) -> None:
         self.events = Emitter(listeners)
-        self.recipe = recipe
-        self.spec, self.options = recipe.spec, recipe.options
+        self.recipe, self.spec, self.options = recipe, recipe.spec, recipe.options
         self.cwd = cwd or Path.cwd()
         cache = self.options.cache_dir
         root = (Path(cache).expanduser() if cache else default_store_root()).absolute()

@@ -112,7 +112,7 @@ class Job(ABC, Generic[R]):
         Request: The type of its requests.
         worker: Where it runs: a worker process for `builder`s or for `compiler`s, or `here`, in the build's process,
             where nothing may import torch.
-        packages: The packages whose versions are part of its key.
+        packages: The packages whose versions are part of its key; its own, if that is not this project's.
         backend_tools: So are the tools of the backend.
         modules: Modules of this project that it runs beside its own.
         backend_code: It runs the backend.
