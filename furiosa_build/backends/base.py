@@ -169,4 +169,6 @@ def check_options(backend: Backend, overrides: Mapping[str, Option]) -> None:
                 hint=nearest(name, backend.options),
             )
         if type(value) is not wanted:
-            raise UserError(f"{name}={value!r} is no {wanted.__name__}", where="backend.compiler_config_overrides")
+            raise UserError(
+                f"{name}={value!r} is not of type {wanted.__name__}", where="backend.compiler_config_overrides"
+            )

@@ -1,4 +1,4 @@
-"""From a caller's prompt and parameters to a request of the engine."""
+"""Makes a request of the engine from a caller's prompt and parameters."""
 
 from __future__ import annotations
 

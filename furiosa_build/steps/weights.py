@@ -88,7 +88,7 @@ def scheme_of(reads: Mapping[str, Any]) -> str:
 
 
 def weight_files(files: Mapping[str, File]) -> dict[str, File]:
-    """Those of `files` that hold weights, in whatever format: configs and indices are JSON."""
+    """The files that hold weights, in whatever format: configs and indices are JSON."""
     return {name: path for name, path in sorted(files.items()) if not name.endswith(".json")}
 
 

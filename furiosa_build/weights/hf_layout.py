@@ -10,7 +10,7 @@ from furiosa_build.core.errors import UserError
 
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHT_PATTERNS = ("model*.safetensors", INDEX_FILE)
-"""Of the hub's files: some repositories hold the weights a second time, under names such as `consolidated`."""
+"""The weight files of the hub that are used: some repositories hold them twice, also as `consolidated` or so."""
 MODEL_FILES = (
     "config.json",
     "generation_config.json",

@@ -270,7 +270,7 @@ def test_every_option_is_one_of_torch_and_of_its_type() -> None:
     ("backend", "overrides", "message"),
     [
         (InductorBackend(), {"max_autotun": True}, "did you mean 'max_autotune'"),
-        (InductorBackend(), {"max_fusion_size": True}, "max_fusion_size=True is no int"),
+        (InductorBackend(), {"max_fusion_size": True}, "max_fusion_size=True is not of type int"),
         (InductorBackend(), {"cpp.cxx": "evil"}, "has no option 'cpp.cxx'"),
         (EagerBackend(), {"max_autotune": True}, "valid: none"),
     ],

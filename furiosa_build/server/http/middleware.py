@@ -22,10 +22,10 @@ from furiosa_build.server.metrics import Metrics
 logger = logging.getLogger("furiosa_build.server")
 
 GRACE_S = 2.0
-"""For a client to take the end of its answer after the time limit."""
+"""Seconds that a client has, after the time limit, to take the end of its response."""
 
 PART_BYTES = 65536
-"""Of an answer that are given to the connection at once; it takes the next when the client has read most of these."""
+"""Bytes of a response that are passed on at a time; more follow when the client has read most of them."""
 
 _FIELDS = "furiosa_build.log"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")

@@ -21,7 +21,7 @@ from furiosa_build.server.openai.protocol import ChatRequest, Function
 Json = dict[str, Any]
 
 MAX_CALLS = 16
-"""In a text that must be calls: models were seen to go on until the context is full."""
+"""Most calls in a text that must be calls: some models go on until the context is full."""
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
