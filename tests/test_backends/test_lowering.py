@@ -13,7 +13,7 @@ from furiosa_build.backends.eager import EagerBackend
 from furiosa_build.backends.graph import Graph
 from furiosa_build.backends.graph_interpreter import GraphInterpreter
 from furiosa_build.backends.inductor.lowerings import LOWERINGS
-from furiosa_build.backends.lowering import export, lower_to_core_aten
+from furiosa_build.backends.lowering import Lowerings, export, lower_to_core_aten
 from furiosa_build.ir.segment import Segment
 from furiosa_build.models.tracing import BucketShape, Tracer
 from furiosa_build.plan.source_code import SourceCode
@@ -77,18 +77,18 @@ def test_a_layer_for_one_token_writes_the_keys_and_values_of_all() -> None:
 @pytest.mark.parametrize("lowerings", [LOWERINGS, ops.REFERENCES], ids=["inductor", "references"])
 @pytest.mark.parametrize("core_aten", [False, True])
 def test_a_lowered_graph_computes_the_same_in_operators_of_aten(
-    graph: Graph, lowerings: dict[str, object], core_aten: bool
+    graph: Graph, lowerings: Lowerings, core_aten: bool
 ) -> None:
     given, expected_given = inputs_of(graph), inputs_of(graph)
     [expected] = GraphInterpreter(graph)(*expected_given)
     if core_aten:
-        lowered = lower_to_core_aten(graph, lowerings)  # type: ignore[arg-type]
+        lowered = lower_to_core_aten(graph, lowerings)
         assert own_operators(lowered) == []
         assert lowered.inputs == graph.inputs
         assert lowered.outputs == graph.outputs
         [found] = GraphInterpreter(lowered)(*given)
     else:
-        program, _ = export(graph, lowerings)  # type: ignore[arg-type]
+        program, _ = export(graph, lowerings)
         called = [node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
         assert {target.namespace for target in called} == {"aten"}
         [found] = program.module()(*given)

@@ -18,7 +18,7 @@ _DEFAULT = "g++"
 _MISSING = "none"
 
 WORK_VARIABLE = "FURIOSA_BUILD_COMPILE_DIR"
-"""Names the directory of the program at hand to the wrapper that `path_free_compiler` writes."""
+"""Environment variable: the directory of the current program, for the wrapper that `path_free_compiler` writes."""
 
 
 def check_compiler() -> None:
