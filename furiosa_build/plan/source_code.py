@@ -124,11 +124,14 @@ class SourceCode:
         known = self._remembered()
         kept = known if len(known) <= _MOST_REMEMBERED else {}
         data = canonical_json(kept)
-        with suppress(OSError):
+        new = self._memo.with_name(f".{self._memo.name}.new")  # if two write it at once, the seal is wrong
+        try:
             self._memo.parent.mkdir(parents=True, exist_ok=True)
-            new = self._memo.with_name(f".{self._memo.name}.new")  # if two write it at once, the seal is wrong
             new.write_bytes(_seal(data) + b"\n" + data)
             new.replace(self._memo)
+        except OSError:  # it is parsed again the next time
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
 
 
 def _seal(data: bytes) -> bytes:
