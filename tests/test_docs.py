@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import click
 import pytest
 import typer
 from user_directory import steps_in_this_process
@@ -139,7 +138,7 @@ def test_a_command_parses_and_its_recipe_is_composed(command: list[str]) -> None
         assert set(arguments) <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
         return
     parsed: Any = typer.main.get_command(furiosa_llm.app if program == "furiosa-llm" else main.app)
-    while isinstance(parsed, click.Group):
+    while hasattr(parsed, "commands"):
         parsed = parsed.commands[arguments.pop(0)]
     context = parsed.make_context(program, arguments)
     recipe, overrides = context.params.get("name"), context.params.get("overrides") or []
