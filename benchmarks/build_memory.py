@@ -131,7 +131,7 @@ def build(work: Path) -> Iterator[Row]:
         for name in steps.plan.steps:
             with Watch() as here:  # the build's own process, which also hashes what is fetched and published
                 took = seconds(lambda: steps.run(name))  # noqa: B023
-            record = steps.done[name].record
+            record = steps.outcomes[name].record
             if here.peak is None or record.peak_memory is None or record.peak_mapped is None:
                 sys.exit("this system does not tell private memory from mapped files")
             private, mapped = max(here.peak.private, record.peak_memory), max(here.peak.mapped, record.peak_mapped)

@@ -38,7 +38,7 @@ from furiosa_build.store import ActionRecord, ActionResult, Store, default_store
 
 
 @dataclass(frozen=True)
-class Done:
+class Outcome:
     """A finished step. `ran` tells whether this process did the work, or found it in the store."""
 
     record: ActionRecord
@@ -63,7 +63,7 @@ class Build:
         self.store = Store(root, self.options.verify_inputs, self.directory.parent)
         self.store.notify = self.events.note
         self.models = open_models(recipe, self.store.hashes)
-        self.done: dict[str, Done] = {}
+        self.outcomes: dict[str, Outcome] = {}
         self._cancellation = CancellationToken()
         self._factors = Factors(self.models, SourceCode(memo=root / "code.json"), self._find)
         self.files = Files(self.store, self.models, lambda: self.plan, self._factors, self._find)
@@ -95,7 +95,7 @@ class Build:
         """Whether the step's output is in the store and, for `package` and `qualify`, in the output directory."""
         return self._find(name) is not None and (name not in PUBLISHED or self._publication.has(name))
 
-    def run(self, name: str) -> Done:
+    def run(self, name: str) -> Outcome:
         """Does the step unless the store has it, and what follows from it in the output directory.
 
         Raises UserError or StepError; what other steps have finished stays in the store.
@@ -109,12 +109,12 @@ class Build:
                 record, ran = self.store.get_or_run(
                     key_of(factors), step.own_name, factors, lambda output: self._execute(step, output)
                 )
-                self.done[name] = Done(record, ran)
+                self.outcomes[name] = Outcome(record, ran)
             if name == "package":
-                self._publication.publish(done.record for done in self.done.values())
+                self._publication.publish(outcome.record for outcome in self.outcomes.values())
             if name == "qualify":
-                self._publication.accept(self.done[name].record)
-        return self.done[name]
+                self._publication.accept(self.outcomes[name].record)
+        return self.outcomes[name]
 
     def explain(self) -> Iterator[Explanation]:
         """Tells for each step whether it is up to date, or why not. Runs nothing."""
@@ -168,17 +168,17 @@ class Build:
 
     def _find(self, name: str) -> ActionRecord | None:
         """The step's action, if its key is known and the store has it."""
-        if name not in self.done:
+        if name not in self.outcomes:
             factors, missing = self._factors.known(self.plan, self.plan.steps[name])
             record = None if missing else self.store.find(key_of(factors))
             if record is None:
                 return None
-            self.done[name] = Done(record, ran=False)
-        return self.done[name].record
+            self.outcomes[name] = Outcome(record, ran=False)
+        return self.outcomes[name].record
 
     def _why_not_done(self, step: PlannedStep) -> Explanation:
         factors, missing = self._factors.known(self.plan, step)
-        earlier = (past.factors for past in self._estimates.history if past.step == step.own_name)
+        earlier = (finished.factors for finished in self._estimates.history if finished.step == step.own_name)
         found = explain_step(step.name, factors, missing, earlier)
         names = {self.plan.steps[name].name_for(step): name for name in step.needs}
         return replace(found, waits_for=tuple(names.get(one, one) for one in found.waits_for))

@@ -98,7 +98,7 @@ class EventReporter:
     def add_success(self, task: Any) -> None:
         """A task has done its work."""
         if task.name in self._steps:
-            ran = self._build.done[task.name].ran
+            ran = self._build.outcomes[task.name].ran
             self._finish(task.name, "ran" if ran else "reused")
 
     def skip_uptodate(self, task: Any) -> None:
@@ -164,7 +164,7 @@ class EventReporter:
             self._ran += 1
         else:
             self._up_to_date += 1
-        record = self._build.done[step].record
+        record = self._build.outcomes[step].record
         self._emit(
             StepFinished(
                 step=step,

@@ -4,23 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Any, NoReturn
-
-from typer.core import TyperGroup
+from typing import NoReturn
 
 from furiosa_build.core.errors import BuildError, BuildInterrupted
-
-
-class Commands(TyperGroup):
-    """A group of commands. Errors that a person is meant to read, and interrupts, end them with their exit status."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BuildError as error:
-            exit_with(error)
-        except KeyboardInterrupt as interrupt:
-            exit_with(interrupt)
 
 
 def exit_with(error: BuildError | KeyboardInterrupt) -> NoReturn:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from furiosa_build.cli import running
-from furiosa_build.cli.exits import Commands
+from furiosa_build.cli.commands import Commands
 from furiosa_build.cli.server_options import with_server_options
 from furiosa_build.core.errors import UserError
 from furiosa_build.server.launch import launch

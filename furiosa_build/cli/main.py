@@ -7,7 +7,7 @@ from collections.abc import Callable
 import typer
 
 from furiosa_build.cli import artifacts, building, cache, serving
-from furiosa_build.cli.exits import Commands
+from furiosa_build.cli.commands import Commands
 
 app = typer.Typer(
     cls=Commands,

@@ -10,13 +10,13 @@ import warnings
 from functools import lru_cache
 from typing import Any
 
-import re2
-
 PREFIX = "re:"
 
 
 def problem(pattern: str) -> str:
     """Why a pattern cannot be taken: Python and RE2 do not both read it; empty if they do."""
+    import re2
+
     text = pattern.removeprefix(PREFIX)
     try:
         with warnings.catch_warnings():
@@ -40,6 +40,8 @@ def matches(pattern: str, module: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _compiled(text: str) -> Any:
+    import re2
+
     options = re2.Options()
     options.log_errors = False
     return re2.compile(text, options)

@@ -32,7 +32,7 @@ GRAPHS = "graphs/"
 """What the names of the inputs begin with: the model's files, and the graphs of the programs."""
 
 
-class MadeModel(BaseModel):
+class ModelOutputs(BaseModel):
     """What the steps have made of one model.
 
     Attributes:
@@ -68,7 +68,7 @@ class PackageRequest(Request):
         tools: Names and versions of what made the artifact.
     """
 
-    models: dict[str, MadeModel]
+    models: dict[str, ModelOutputs]
     kv_blocks: int
     tools: dict[str, str]
 
@@ -96,7 +96,7 @@ class Package(Step[PackageRequest]):
 
     def request(self, step: PlannedStep, state: BuildState) -> PackageRequest:
         site = step.site
-        models = {id: _made_model(site, id, state) for id in site.models}
+        models = {id: _outputs_of(site, id, state) for id in site.models}
         inputs = {f"{MODEL}{name}": file.sha256 for name, file in models[""].others.files.items()}
         for id, model in models.items():
             for program in model.programs:
@@ -139,7 +139,7 @@ def _reads(model: ModelPlan, kv_blocks: int) -> dict[str, Any]:
     }
 
 
-def _made_model(site: Site, model_id: str, state: BuildState) -> MadeModel:
+def _outputs_of(site: Site, model_id: str, state: BuildState) -> ModelOutputs:
     model = site.models[model_id]
 
     def files(own_name: str) -> dict[str, FileRecord]:
@@ -148,7 +148,7 @@ def _made_model(site: Site, model_id: str, state: BuildState) -> MadeModel:
 
     fetched = step_name(model_id, "fetch")
     programs = [f"{bucket.name}:{kind.name}" for bucket, kinds in model.kinds.items() for kind in kinds]
-    return MadeModel(
+    return ModelOutputs(
         spec=portable_spec(model.spec),
         hf_config=dict(model.hf_config),
         outline=model.outline,
@@ -161,23 +161,23 @@ def _made_model(site: Site, model_id: str, state: BuildState) -> MadeModel:
     )
 
 
-def _built(made: MadeModel, kv_blocks: int, graphs: Mapping[str, Path]) -> BuiltModel:
-    model = ModelPlan(made.spec, made.hf_config, made.outline, made.isa, made.schemes)
+def _built(outputs: ModelOutputs, kv_blocks: int, graphs: Mapping[str, Path]) -> BuiltModel:
+    model = ModelPlan(outputs.spec, outputs.hf_config, outputs.outline, outputs.isa, outputs.schemes)
     programs = [
         program
         for bucket, kinds in model.kinds.items()
         for kind in kinds
-        for program in _programs(made, bucket, kind, graphs[f"{bucket.name}:{kind.name}"])
+        for program in _programs(outputs, bucket, kind, graphs[f"{bucket.name}:{kind.name}"])
     ]
-    return BuiltModel(model, kv_blocks, programs, made.parameters, made.weights, made.others)
+    return BuiltModel(model, kv_blocks, programs, outputs.parameters, outputs.weights, outputs.others)
 
 
-def _programs(made: MadeModel, bucket: Bucket, kind: Kind, graphs: Path) -> Iterator[BuiltProgram]:
+def _programs(outputs: ModelOutputs, bucket: Bucket, kind: Kind, graphs: Path) -> Iterator[BuiltProgram]:
     """The programs of a kind of supertask, each with the signature of its graph."""
-    files, backend = made.programs[f"{bucket.name}:{kind.name}"], get_backend(made.spec.backend.name)
+    files, backend = outputs.programs[f"{bucket.name}:{kind.name}"], get_backend(outputs.spec.backend.name)
     cut = json.loads(graphs.read_bytes())
     for number, (graph, collectives) in enumerate(zip(cut["parts"], cut["collectives"], strict=True)):
         location = backend.locate(number)
-        if made.spec.rewriting.embed_all_constants_into_graph:
+        if outputs.spec.rewriting.embed_all_constants_into_graph:
             graph["inputs"] = [spec for spec in graph["inputs"] if spec["role"] != "parameter"]
         yield BuiltProgram(bucket, kind, number, location, files[location.file], graph, collectives)

@@ -174,8 +174,8 @@ class Store:
             reach("before-staging")
             with self._session.staging() as staged:
                 begin = time.monotonic()
-                made = work(staged)
-                return self._commit(key, step, staged, factors, made, time.monotonic() - begin), True
+                result = work(staged)
+                return self._commit(key, step, staged, factors, result, time.monotonic() - begin), True
 
     def interrupt(self) -> None:
         """Makes steps that wait for another process fail at once. May be called by signal handlers."""
@@ -216,17 +216,17 @@ class Store:
             return self._substitute
 
     def _commit(
-        self, key: str, step: str, staged: Path, factors: Mapping[str, Any], made: ActionResult, elapsed: float
+        self, key: str, step: str, staged: Path, factors: Mapping[str, Any], result: ActionResult, elapsed: float
     ) -> ActionRecord:
         """Adopts all files of `staged` and publishes the action by one rename."""
         with shared(self.root):
             outputs = {}
             for file in sorted(path for path in staged.rglob("*") if path.is_file()):
                 relative = file.relative_to(staged).as_posix()
-                sha256, size = self._blobs.adopt(file, made.digests.get(relative))
+                sha256, size = self._blobs.adopt(file, result.digests.get(relative))
                 outputs[relative] = Output(size=size, sha256=sha256)
-            seconds = round(elapsed if made.seconds is None else made.seconds, 3)
-            private, mapped = made.peak or (None, None)
+            seconds = round(elapsed if result.seconds is None else result.seconds, 3)
+            private, mapped = result.peak or (None, None)
             record = ActionRecord(
                 key=key, step=step, seconds=seconds, peak_memory=private, peak_mapped=mapped, outputs=outputs
             )

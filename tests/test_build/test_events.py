@@ -67,7 +67,7 @@ def test_a_build_with_something_to_do(built: UserDirectory) -> None:
         ("qualify", "ran"),
     ]
     assert sorted(event.step for event in done) == sorted(build.plan.steps)
-    record = build.done["package"].record
+    record = build.outcomes["package"].record
     [package] = [event for event in done if event.step == "package"]
     assert (package.seconds, package.key, package.peak_memory) == (record.seconds, record.key, record.peak_memory)
     assert package.size == sum(output.size for output in record.outputs.values())

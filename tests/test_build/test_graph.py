@@ -256,7 +256,7 @@ def test_the_error_of_a_step_is_the_last_thing_said(
     *ran, last = said.out.splitlines()
     assert all(line.startswith("[") for line in ran)
     assert last == f"{len(ran)} steps ran, kept in the store; the next build goes on from there"
-    assert "fetch" in build.done
+    assert "fetch" in build.outcomes
     assert not user.artifacts.exists()
 
 

@@ -86,7 +86,7 @@ def test_parameters_take_as_many_bytes_as_was_said(start_build: StartBuild, sche
     said = figures.disks[0].parts["parameters"]
     for name in ("fetch", "quantize", "partition:weights"):
         build.run(name)
-    files = [build.store.path(output) for output in build.done["partition:weights"].record.outputs.values()]
+    files = [build.store.path(output) for output in build.outcomes["partition:weights"].record.outputs.values()]
     headers = sum(8 + int.from_bytes(file.read_bytes()[:8], "little") for file in files)
     total = sum(file.stat().st_size for file in files)
     assert figures.device.parts["parameters"] == total - headers

@@ -149,7 +149,7 @@ def test_a_task_of_doit_makes_the_draft_alone(user: UserDirectory, tmp_path: Pat
     build = user.open(f"cache_dir='{tmp_path}'", recipe="fast")
     assert graph.run(build, "draft") == 0
     steps = [name for name in build.plan.steps if name.startswith("draft:")]
-    assert sorted(build.done) == sorted(steps)
+    assert sorted(build.outcomes) == sorted(steps)
     tasks = graph.doit_tasks(build, EventReporter(build))
     assert [task["basename"] for task in tasks if task.get("name", "") is None] == ["partition", "compile", "draft"]
 

@@ -57,13 +57,13 @@ class Durations:
     def __init__(self, history: Iterable[FinishedStep], kinds: Iterable[Step[Any]]) -> None:
         self._known: dict[tuple[str | bool, ...], list[tuple[int | None, float]]] = {}
         history, of_name = list(history), {kind.name: kind for kind in kinds}
-        makers = {sha256: past.factors for past in history for sha256 in past.outputs}
-        for past in history:
+        makers = {sha256: finished.factors for finished in history for sha256 in finished.outputs}
+        for finished in history:
             with suppress(KeyError, TypeError, AttributeError, ValueError):  # recorded by another version
-                likeness = of_name[past.factors["step"]].likeness(_known_past(past, makers))
+                likeness = of_name[finished.factors["step"]].likeness(_known_step(finished, makers))
                 if likeness is not None:
-                    self._known.setdefault(_class(past.factors["step"], likeness), []).append(
-                        (likeness.size, past.seconds)
+                    self._known.setdefault(_class(finished.factors["step"], likeness), []).append(
+                        (likeness.size, finished.seconds)
                     )
 
     def estimate(self, step: PlannedStep, plan: Plan) -> float | None:
@@ -98,9 +98,9 @@ def _class(action: str, likeness: Likeness) -> tuple[str | bool, ...]:
     return (action, *likeness.alike)
 
 
-def _known_past(past: FinishedStep, makers: Mapping[str, Mapping[str, Any]]) -> KnownStep:
+def _known_step(finished: FinishedStep, makers: Mapping[str, Mapping[str, Any]]) -> KnownStep:
     needed: dict[str, Mapping[str, Any]] = {}
-    for step, files in past.factors["inputs"].items():
+    for step, files in finished.factors["inputs"].items():
         made = (makers[sha256]["reads"] for sha256 in files.values() if sha256 in makers)
         needed[step] = next(made, {})
-    return KnownStep(past.step, past.factors["reads"], needed)
+    return KnownStep(finished.step, finished.factors["reads"], needed)
