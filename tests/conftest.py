@@ -27,6 +27,8 @@ from furiosa_build.recipe.schema import (
 # Before torch is imported. On tensors as small as these, threads cost more time than they save; where other work shares
 # the cores they cost ten times as much.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# There is no network for tests; the hub's library would try for half a minute.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 # No deadline for one example: how long it takes depends on what else the machine is doing.
 hypothesis.settings.register_profile("furiosa_build", deadline=None)

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
 from user_directory import UserDirectory, furiosa_build, make_new_directory, steps_in_this_process
 
 from furiosa_build.core.errors import UserError
@@ -52,8 +51,7 @@ class Case:
 
 
 @pytest.fixture(autouse=True)
-def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # As HF_HUB_OFFLINE=1 does at the start of a process.
+def _in_this_process() -> Iterator[None]:
     with steps_in_this_process():
         yield
 

@@ -36,8 +36,7 @@ HUGE = 1 << 40
 
 
 @pytest.fixture(autouse=True)
-def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+def _in_this_process() -> Iterator[None]:
     with steps_in_this_process():
         yield
 
