@@ -87,6 +87,9 @@ def paged_attention(
         ops.write_kv_cache(key, value, paged.key_cache, paged.value_cache, paged.slot_mapping)
         return query.transpose(1, 2), None
     in_cache = paged.slot_mapping is None
+    context = key.shape[2] if paged.context_slots is None else paged.context_slots.shape[1]
+    if sliding_window is not None and sliding_window >= context:
+        sliding_window = None  # it hides nothing, so layers with and without one share their programs
     output: Tensor = ops.paged_attention(
         query,
         None if in_cache else key,

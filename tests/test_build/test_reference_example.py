@@ -148,5 +148,7 @@ def test_shell(model: Path, tmp_path: Path) -> None:
     command = with_local_paths(SHELL, model, tmp_path / "out").replace("\\\n", "")  # a shell joins the lines
     program, *arguments = shlex.split(command)
     assert program == "furiosa-llm"
-    furiosa_llm.main(arguments)
+    with pytest.raises(SystemExit) as ended:
+        furiosa_llm.main(arguments)
+    assert ended.value.code == 0
     check(tmp_path / "out")

@@ -16,7 +16,7 @@ QUICKSTART_MODEL = Path(__file__).parents[2] / "examples" / "quickstart" / "mode
 ALONE = """
 import sys
 
-ALLOWED = ("runtime", "artifact", "backends", "errors", "canonical", "devices", "faults", "host")
+ALLOWED = ("runtime", "artifact", "backends", "quant", "core", "ir")
 FOREIGN = ("hydra", "omegaconf", "doit", "transformers", "huggingface_hub", "typer", "rich", "yaml")
 
 class Block:

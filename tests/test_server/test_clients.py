@@ -75,7 +75,9 @@ def answers(server: Server, prompts: Sequence[str]) -> list[tuple[HTTPResponse, 
 
 def texts(server: Server, prompts: Sequence[str]) -> list[str]:
     """What follows each prompt, all asked at once."""
-    return [body["choices"][0]["text"] for _, body in answers(server, prompts)]
+    bodies = [body for _, body in answers(server, prompts)]
+    assert all("choices" in body for body in bodies), bodies
+    return [body["choices"][0]["text"] for body in bodies]
 
 
 class Reader:
