@@ -53,9 +53,12 @@ class EagerBackend(Backend):
         """Raises ValueError, TypeError or RuntimeError when the file is not a graph of operators that may be called."""
         from furiosa_build.backends.graph import Graph
         from furiosa_build.backends.graph_interpreter import GraphInterpreter
+        from furiosa_build.backends.grouped_attention import lower_paged_attention
+        from furiosa_build.backends.ops import PAGED_ATTENTION, REFERENCES
 
         del concurrency, entry  # a graph keeps nothing between or during calls
-        return _EagerProgram(GraphInterpreter(Graph.from_json(program.read_bytes())))
+        functions = {**REFERENCES, PAGED_ATTENTION: lower_paged_attention}
+        return _EagerProgram(GraphInterpreter(Graph.from_json(program.read_bytes()), functions))
 
     def device(self) -> Device:
         """The host."""

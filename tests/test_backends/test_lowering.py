@@ -119,4 +119,4 @@ def test_tracing_knows_no_backend() -> None:
         "furiosa_build.backends.ops",
     }
     compiled = code.imported_modules(("furiosa_build.backends.inductor.backend",))
-    assert "furiosa_build.backends.inductor.paged_attention" in compiled
+    assert "furiosa_build.backends.grouped_attention" in compiled

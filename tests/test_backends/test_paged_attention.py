@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from furiosa_build.backends import ops
-from furiosa_build.backends.inductor.paged_attention import lower_paged_attention, lower_write_kv_cache
+from furiosa_build.backends.grouped_attention import lower_paged_attention, lower_write_kv_cache
 
 Attend = Callable[..., Tensor]
 FORMULATIONS = [

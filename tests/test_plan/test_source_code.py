@@ -112,7 +112,7 @@ EDITS = {
     "backends/graph.py": {*WITH_GRAPHS, "compile"},
     "backends/ops.py": {*WITH_GRAPHS, "compile", "qualify"},
     "backends/lowering.py": set(),
-    "backends/inductor/paged_attention.py": set(),
+    "backends/grouped_attention.py": set(),
     "steps/__init__.py": set(STEPS),
     "core/canonical_json.py": set(STEPS) - {"shard"},
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from furiosa_build.backends import ops
-from furiosa_build.backends.inductor.paged_attention import lower_paged_attention, lower_write_kv_cache
+from furiosa_build.backends.grouped_attention import lower_paged_attention, lower_write_kv_cache
 from furiosa_build.backends.inductor.quantized_linear import lower_quantized_linear
 from furiosa_build.backends.lowering import Lowerings
 from furiosa_build.quant.ops import QUANTIZED_LINEAR, quantized_linear_reference

@@ -1,4 +1,4 @@
-"""Paged attention as AOTInductor compiles it best for a CPU: flash attention over keys and values that are gathered."""
+"""Paged attention as torch computes it fastest on a CPU: flash attention over keys and values that are gathered."""
 
 from __future__ import annotations
 
