@@ -11,7 +11,6 @@ from doit.cmd_base import ModuleTaskLoader
 from doit.cmd_run import Run
 from doit.exceptions import InvalidTask, TaskError
 
-from furiosa_build.build import export_shards
 from furiosa_build.build.build import Build
 from furiosa_build.build.reporter import EventReporter
 from furiosa_build.core.errors import BuildError
@@ -88,6 +87,8 @@ def doit_tasks(build: Build, reporter: EventReporter, shards: Path | None = None
             "task_dep": list(step.needs),
         }
     if shards is not None:
+        from furiosa_build.build import export_shards
+
         yield {
             "basename": "shard",
             "actions": [action(reporter, "shard", _shard, build, shards)],
@@ -119,6 +120,8 @@ def action(
 
 
 def _shard(build: Build, directory: Path) -> None:
+    from furiosa_build.build import export_shards
+
     build.events.note(export_shards.write_shards(build, directory))
 
 

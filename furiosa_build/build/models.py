@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from furiosa_build.backends.base import Backend, check_options
 from furiosa_build.backends.registry import get_backend
@@ -14,10 +14,12 @@ from furiosa_build.core.file_digests import HashMemory
 from furiosa_build.ir.outline import Outline
 from furiosa_build.plan.budget.placement import check_parallel
 from furiosa_build.plan.model import DRAFT, ModelPlan, plan_model
-from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint, check_quantizes
 from furiosa_build.recipe.schema import BuildSpec, Recipe, check_architecture
 from furiosa_build.weights.config import cut_config
 from furiosa_build.weights.sources import Sources
+
+if TYPE_CHECKING:
+    from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class OpenModel:
         """The model for a plan. Raises UserError when it cannot be divided or is not quantized as its spec says."""
         check_parallel(self.spec, self.hf_config, outline)
         if self.checkpoint is not None:
+            from furiosa_build.quant.compressed_tensors import check_quantizes
+
             check_quantizes(self.checkpoint, outline)
         return plan_model(self.spec, self.hf_config, outline, self.isa, self.checkpoint)
 

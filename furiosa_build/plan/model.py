@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from furiosa_build.backends.registry import get_backend
 from furiosa_build.core.errors import UserError
@@ -15,10 +15,12 @@ from furiosa_build.ir.sharding import Cut, Share
 from furiosa_build.ir.stages import split_layers
 from furiosa_build.plan.kinds import Kind, find_kinds, outer_parameters
 from furiosa_build.plan.resolved import pretrained_id, without_place
-from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
 from furiosa_build.quant.scheme import scheme, summary
 from furiosa_build.recipe.schema import BuildSpec, ParallelSpec
 from furiosa_build.recipe.schema.buckets import Phase, bucket_name
+
+if TYPE_CHECKING:
+    from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
 
 DRAFT = "draft"
 """The id of the draft model; that of the model itself is empty."""

@@ -19,13 +19,13 @@ from furiosa_build.plan.kinds import Kind
 from furiosa_build.plan.model import DRAFT, Bucket, ModelPlan, step_name
 from furiosa_build.plan.resolved import portable_spec, resolved_recipe
 from furiosa_build.recipe.schema import BuildSpec
-from furiosa_build.steps.artifact_description import BuiltModel, BuiltProgram, file_record, package
 from furiosa_build.steps.base import BuildState, Entry, Inputs, Request, Step, Work
 from furiosa_build.weights.listing import MODEL_FILES, WEIGHTS, ListedWeights, ModelFiles
 
 if TYPE_CHECKING:
     from furiosa_build.plan.budget.costs import Costs
     from furiosa_build.plan.planner import PlannedStep, Site
+    from furiosa_build.steps.artifact_description import BuiltModel, BuiltProgram
 
 MODEL = "model/"
 GRAPHS = "graphs/"
@@ -110,6 +110,8 @@ class Package(Step[PackageRequest]):
         )
 
     def run(self, request: PackageRequest, inputs: Inputs, output: Path) -> None:
+        from furiosa_build.steps.artifact_description import file_record, package
+
         main = request.models[""]
         directory = output / MODEL
         directory.mkdir()
@@ -162,6 +164,8 @@ def _outputs_of(site: Site, model_id: str, state: BuildState) -> ModelOutputs:
 
 
 def _built(outputs: ModelOutputs, kv_blocks: int, graphs: Mapping[str, Path]) -> BuiltModel:
+    from furiosa_build.steps.artifact_description import BuiltModel
+
     model = ModelPlan(outputs.spec, outputs.hf_config, outputs.outline, outputs.isa, outputs.schemes)
     programs = [
         program
@@ -174,6 +178,8 @@ def _built(outputs: ModelOutputs, kv_blocks: int, graphs: Mapping[str, Path]) ->
 
 def _programs(outputs: ModelOutputs, bucket: Bucket, kind: Kind, graphs: Path) -> Iterator[BuiltProgram]:
     """The programs of a kind of supertask, each with the signature of its graph."""
+    from furiosa_build.steps.artifact_description import BuiltProgram
+
     files, backend = outputs.programs[f"{bucket.name}:{kind.name}"], get_backend(outputs.spec.backend.name)
     cut = json.loads(graphs.read_bytes())
     for number, (graph, collectives) in enumerate(zip(cut["parts"], cut["collectives"], strict=True)):

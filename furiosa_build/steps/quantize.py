@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from furiosa_build.core.canonical_json import canonical_json
 from furiosa_build.core.progress import expect
 from furiosa_build.ir.outline import Outline
-from furiosa_build.quant.compressed_tensors import quantization_config
 from furiosa_build.quant.scheme import QuantScheme, scheme
 from furiosa_build.steps.base import BuildState, Entry, Inputs, Likeness, Step, Work
 from furiosa_build.steps.weights import (
@@ -109,6 +108,8 @@ def _write(request: WeightsRequest, inputs: Inputs, output: Path) -> dict[str, s
     if request.taken or not schemes:
         (output / CONFIG).write_bytes(canonical_json(config))
         return {}
+    from furiosa_build.quant.compressed_tensors import quantization_config
+
     digests = _write_weights(outline, schemes, source, output)
     ignored = sorted(n.removesuffix(".weight") for n, p in outline.parameters.items() if p.linear and n not in schemes)
     quantized = {name.removesuffix(".weight"): text for name, text in schemes.items()}

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.errors import UserError
 from furiosa_build.core.file_digests import HashMemory
 from furiosa_build.core.progress import expect
 from furiosa_build.ir.outline import ParameterOutline
-from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
 from furiosa_build.recipe.schema import BuildSpec
 from furiosa_build.weights.config import config_of
 from furiosa_build.weights.describe import describe
@@ -22,8 +21,10 @@ from furiosa_build.weights.hub import HubModel
 from furiosa_build.weights.kinds import find_source
 from furiosa_build.weights.listing import ListedFile, ListedWeights, ModelFiles
 from furiosa_build.weights.model_source import ModelSource, Reference
-from furiosa_build.weights.quantized import read_checkpoint
 from furiosa_build.weights.single_file import WeightFile
+
+if TYPE_CHECKING:
+    from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
 
 
 class Sources:
@@ -63,6 +64,8 @@ class Sources:
         """The quantized checkpoint that is taken, if there is one."""
         if self.quantized is None:
             return None
+        from furiosa_build.weights.quantized import read_checkpoint
+
         checkpoint = read_checkpoint(self.quantized, self.config, self._spec.num_hidden_layers)
         self.weights.weight_files()  # raises for one that is missing
         return checkpoint

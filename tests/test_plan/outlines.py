@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from furiosa_build.ir.outline import KindOutline, Outline, ParameterOutline
+from furiosa_build.plan.budget.sizes import kv_cache_bytes_of
 from furiosa_build.plan.model import ModelPlan, plan_model
 from furiosa_build.plan.planner import Plan, make_plan
 from furiosa_build.recipe.schema import BuildSpec
@@ -88,3 +89,9 @@ def model_plan(of: BuildSpec | None = None, model: Outline | None = None, isa: s
 def plan(of: BuildSpec | None = None, model: Outline | None = None, isa: str = "any") -> Plan:
     """The plan of `spec()` for `outline()`, unless others are given."""
     return make_plan({"": model_plan(of, model, isa)}, STEPS)
+
+
+def kv_cache_bytes(of: Plan) -> int:
+    """Bytes of the model's whole KV cache, of all ranks together."""
+    layers = [layer for stage in of.model.stages for layer in stage]
+    return kv_cache_bytes_of(of.model, of.kv_blocks.count, layers) * of.model.ranks

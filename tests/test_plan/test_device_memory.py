@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from furiosa_build.core.system import Machine
 from furiosa_build.plan.budget.preflight import Preflight
-from furiosa_build.plan.budget.sizes import kv_cache_bytes, parameter_bytes
+from furiosa_build.plan.budget.sizes import parameter_bytes
 from furiosa_build.recipe.schema import BuildSpec
 
 from .figures import (
@@ -15,7 +15,7 @@ from .figures import (
     refused,
     remedies,
 )
-from .outlines import model_plan, plan, spec
+from .outlines import kv_cache_bytes, model_plan, plan, spec
 
 
 def device(of: BuildSpec, **machine: int) -> Preflight:

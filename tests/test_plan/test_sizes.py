@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from furiosa_build.ir.outline import ParameterOutline
-from furiosa_build.plan.budget.sizes import kv_cache_bytes, kv_slot_bytes, parameter_bytes, stored_bytes
+from furiosa_build.plan.budget.sizes import kv_slot_bytes, parameter_bytes, stored_bytes
 
-from .outlines import model_plan, outline, plan, spec
+from .outlines import kv_cache_bytes, model_plan, outline, plan, spec
 
 # Of the model in outlines.py. float32: embedding and head of 100 x 8, a norm of 8.
 OUTSIDE = 2 * 100 * 8 * 4 + 8 * 4

@@ -11,7 +11,6 @@ from furiosa_build.quant.scheme import scheme as find_scheme
 
 if TYPE_CHECKING:
     from furiosa_build.plan.model import ModelPlan
-    from furiosa_build.plan.planner import Plan
 
 SCRATCH_BLOCKS = 1
 """KV blocks that the runtime has for padding, beside those that sequences use."""
@@ -59,9 +58,3 @@ def kv_cache_bytes_of(model: ModelPlan, blocks: int, layers: Collection[int]) ->
     """Bytes of the KV cache of these layers, of one rank: `blocks`, and the block for padding."""
     slots = (blocks + SCRATCH_BLOCKS) * model.spec.buckets.paged_attention_block_size
     return slots * kv_slot_bytes(model.outline, layers, model.ranks)
-
-
-def kv_cache_bytes(plan: Plan) -> int:
-    """Bytes of the model's whole KV cache, of all ranks together; that of a draft model is not counted."""
-    layers = [layer for stage in plan.model.stages for layer in stage]
-    return kv_cache_bytes_of(plan.model, plan.kv_blocks.count, layers) * plan.model.ranks
