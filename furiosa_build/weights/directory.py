@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.errors import UserError
 from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, check_file, read_json, weight_files
 from furiosa_build.weights.model_source import ModelSource, Reference
+
+if TYPE_CHECKING:
+    from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
 
 
 class ModelDirectory(ModelSource):
@@ -27,6 +31,18 @@ class ModelDirectory(ModelSource):
                 "the model's directory has no config.json", where=str(self.path), hint="is it in Hugging Face layout?"
             )
         return read_json(path)
+
+    def quantization(self, model: Mapping[str, Any], layers: int | None) -> QuantizedCheckpoint:
+        from furiosa_build.quant.compressed_tensors import KEY, parse_checkpoint
+
+        path = self.path / "config.json"
+        if not path.is_file():
+            raise UserError(
+                "the quantized checkpoint has no config.json",
+                where=f"{KEY}: {self.path}",
+                valid="a directory with a compressed-tensors checkpoint: config.json and safetensors files",
+            )
+        return parse_checkpoint(path, read_json(path), model, layers)
 
     def model_files(self) -> dict[str, Path]:
         found = {name: self.path / name for name in MODEL_FILES if (self.path / name).is_file()}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,19 @@ class ModelSource(ABC):
         """The source as it is at a commit, if it has commits."""
         del commit
         return self
+
+    def quantization(self, model: Mapping[str, Any], layers: int | None) -> QuantizedCheckpoint | None:
+        """The scheme of each weight, where the weights are quantized already; None: this kind of source has none such.
+
+        Args:
+            model: The fields of the config.json of the model that was quantized.
+            layers: How many of its layers are taken; None: all.
+
+        Raises:
+            UserError: It is of another model, or quantized in a way that this version cannot compute.
+        """
+        del model, layers
+        return None
 
     def model_files(self) -> dict[str, Path]:
         """config.json, the tokenizer's files and such, by name; a remote source fetches them.

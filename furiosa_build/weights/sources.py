@@ -64,9 +64,7 @@ class Sources:
         """The quantized checkpoint that is taken, if there is one."""
         if self.quantized is None:
             return None
-        from furiosa_build.weights.quantized import read_checkpoint
-
-        checkpoint = read_checkpoint(self.quantized, self.config, self._spec.num_hidden_layers)
+        checkpoint = self.weights.quantization(self.config, self._spec.num_hidden_layers)
         self.weights.weight_files()  # raises for one that is missing
         return checkpoint
 

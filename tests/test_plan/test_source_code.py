@@ -106,7 +106,7 @@ EDITS = {
     "weights/listing.py": {"fetch", "package", *WITH_WEIGHTS},
     "weights/directory.py": {"fetch"},
     "weights/safetensors.py": {"fetch", *WITH_WEIGHTS},
-    "quant/compressed_tensors.py": {"quantize"},
+    "quant/compressed_tensors.py": {"fetch", "quantize"},
     "steps/weights.py": WITH_WEIGHTS,
     "models/attention.py": {*WITH_GRAPHS, "qualify"},
     "backends/graph.py": {*WITH_GRAPHS, "compile"},

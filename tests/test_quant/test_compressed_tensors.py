@@ -27,7 +27,7 @@ from user_directory import (
 )
 
 from furiosa_build.core.errors import UserError
-from furiosa_build.weights.quantized import read_checkpoint
+from furiosa_build.weights.directory import ModelDirectory
 
 from .unsupported import REFUSED, Edit, of_weights, second_group
 
@@ -248,7 +248,7 @@ def test_a_scheme_that_cannot_be_computed(built: UserDirectory, tmp_path: Path, 
     edit(config["quantization_config"])
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError) as error:
-        read_checkpoint(tmp_path, CONFIG, None)
+        ModelDirectory(tmp_path).quantization(CONFIG, None)
     assert words in error.value.what
     assert error.value.valid
     assert error.value.where.startswith(f"{tmp_path / 'config.json'}, quantization_config.")
@@ -270,7 +270,7 @@ def test_groups_have_schemes_of_their_own(built: UserDirectory, tmp_path: Path) 
     group.update(format="pack-quantized", input_activations=None, targets=[r"re:.*layers\.1\.", "lm_head"])
     config["quantization_config"].update(format="mixed-precision", ignore=[f"{PROJECTION}"])
     (tmp_path / "config.json").write_text(json.dumps(config))
-    checkpoint = read_checkpoint(tmp_path, CONFIG, None)
+    checkpoint = ModelDirectory(tmp_path).quantization(CONFIG, None)
     assert checkpoint.scheme_of("model.layers.0.mlp.up_proj.weight") == "fp8-tensor-dynamic"
     assert checkpoint.scheme_of("model.layers.1.mlp.up_proj.weight") == "int8-tensor"
     assert checkpoint.scheme_of("lm_head.weight") == "int8-tensor"
