@@ -40,25 +40,23 @@ class EagerBackend(Backend):
         options: Mapping[str, Option] | None = None,
         core_aten: bool = False,
     ) -> None:
-        """Writes the graph's canonical JSON; for core ATen, with each operator beside it as its reference traces."""
+        """Writes the graph's canonical JSON; for core ATen, with each operator beside it as it lowers."""
         del isa, scratch, options
         if core_aten:
+            from furiosa_build.backends.cpu_lowerings import CORE_ATEN_LOWERINGS
             from furiosa_build.backends.lowering import lower_to_core_aten
-            from furiosa_build.backends.ops import REFERENCES
 
-            graph = lower_to_core_aten(graph, REFERENCES)
+            graph = lower_to_core_aten(graph, CORE_ATEN_LOWERINGS)
         output.write_bytes(graph.to_json())
 
     def load(self, program: Path, concurrency: int = 1, entry: str | None = None) -> LoadedProgram:
         """Raises ValueError, TypeError or RuntimeError when the file is not a graph of operators that may be called."""
+        from furiosa_build.backends.cpu_lowerings import LOWERINGS
         from furiosa_build.backends.graph import Graph
         from furiosa_build.backends.graph_interpreter import GraphInterpreter
-        from furiosa_build.backends.grouped_attention import lower_paged_attention
-        from furiosa_build.backends.ops import PAGED_ATTENTION, REFERENCES
 
         del concurrency, entry  # a graph keeps nothing between or during calls
-        functions = {**REFERENCES, PAGED_ATTENTION: lower_paged_attention}
-        return _EagerProgram(GraphInterpreter(Graph.from_json(program.read_bytes()), functions))
+        return _EagerProgram(GraphInterpreter(Graph.from_json(program.read_bytes()), LOWERINGS))
 
     def device(self) -> Device:
         """The host."""

@@ -5,15 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from furiosa_build.backends.ops import attention_mask, read_slots, write_slots
-
-
-def lower_write_kv_cache(
-    key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor
-) -> None:
-    """`furiosa::write_kv_cache`, one scatter for each cache."""
-    write_slots(key_cache, slot_mapping, key)
-    write_slots(value_cache, slot_mapping, value)
+from furiosa_build.backends.ops import attention_mask, read_slots, write_kv_cache_reference
 
 
 def lower_paged_attention(
@@ -31,7 +23,7 @@ def lower_paged_attention(
 ) -> Tensor:
     """`furiosa::paged_attention`. Where there is a mask, heads that share a KV head are grouped."""
     if key is not None and value is not None and slot_mapping is not None:
-        lower_write_kv_cache(key, value, key_cache, value_cache, slot_mapping)
+        write_kv_cache_reference(key, value, key_cache, value_cache, slot_mapping)
     if context_slots is not None:
         key, value = read_slots(key_cache, context_slots), read_slots(value_cache, context_slots)
     assert key is not None

@@ -9,10 +9,10 @@ import torch
 
 from furiosa_build.backends import ops
 from furiosa_build.backends.core_aten import is_core
+from furiosa_build.backends.cpu_lowerings import LOWERINGS
 from furiosa_build.backends.eager import EagerBackend
 from furiosa_build.backends.graph import Graph
 from furiosa_build.backends.graph_interpreter import GraphInterpreter
-from furiosa_build.backends.inductor.lowerings import LOWERINGS
 from furiosa_build.backends.lowering import Lowerings, export, lower_to_core_aten
 from furiosa_build.ir.segment import Segment
 from furiosa_build.models.tracing import BucketShape, Tracer

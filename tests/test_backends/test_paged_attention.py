@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from furiosa_build.backends import ops
-from furiosa_build.backends.grouped_attention import lower_paged_attention, lower_write_kv_cache
+from furiosa_build.backends.grouped_attention import lower_paged_attention
 
 Attend = Callable[..., Tensor]
 FORMULATIONS = [
@@ -244,7 +244,7 @@ def test_what_is_written_beforehand_is_attended_to_as_well(attend: Attend, case:
     sequences = Sequences(case, attend)
     for row, expected in enumerate(sequences.expected()):
         key, value, slots = sequences.key[row][None], sequences.value[row][None], sequences.slots[row][None]
-        write = ops.write_kv_cache if attend is ops.paged_attention else lower_write_kv_cache
+        write = ops.write_kv_cache if attend is ops.paged_attention else ops.write_kv_cache_reference
         caches = sequences.key_cache, sequences.value_cache
         write(key, value, *caches, slots)
         query, lens = sequences.query[row][None, :, -1:], torch.tensor([slots.shape[1]])

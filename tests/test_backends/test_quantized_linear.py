@@ -7,7 +7,7 @@ import torch
 from quantized import FORMS
 from test_quant.layers import operands, random_weight, sums_of_products
 
-from furiosa_build.backends.inductor.quantized_linear import lower_quantized_linear, to_float
+from furiosa_build.backends.cpu_quantized_linear import lower_quantized_linear, to_float
 from furiosa_build.quant.fp8 import Fp8
 from furiosa_build.quant.int8 import Int8
 from furiosa_build.quant.ops import quantized_linear_reference

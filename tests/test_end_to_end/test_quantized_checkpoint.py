@@ -111,7 +111,7 @@ def test_weights_of_every_form_give_the_logits_and_the_tokens_of_transformers(
 def test_activations_are_rounded_as_transformers_rounds_them(
     form: str, model: Path, quantized: Quantized, build_artifact: BuildArtifact, tmp_path: Path
 ) -> None:
-    """Nearer to transformers than transformers is to itself without that rounding, by a factor of 3 at the least.
+    """Nearer to transformers than transformers is to itself without that rounding, by a factor of 4 at the least.
 
     Not nearer, because chance has a part: a number of a token that lies between two steps falls to either side. For
     int8 the largest one always does when it is negative: it is -127.5 steps, by compressed-tensors' definition.
@@ -128,7 +128,7 @@ def test_activations_are_rounded_as_transformers_rounds_them(
         effect.append((other - expected).square().mean())
         regret.append(expected.amax(-1) - expected.gather(-1, logits.argmax(-1, keepdim=True))[:, 0])
     rms, without = (float(torch.stack(found).mean().sqrt()) for found in (distance, effect))
-    assert rms < without / 3
+    assert rms < without / 4
     assert float(torch.cat(regret).max()) < without
 
 

@@ -18,7 +18,7 @@ from compressed_tensors.quantization.utils import calculate_qparams, compute_dyn
 from quantized import FORMS, library_scheme
 from torch import Tensor, nn
 
-from furiosa_build.backends.inductor.quantized_linear import lower_quantized_linear
+from furiosa_build.backends.cpu_quantized_linear import lower_quantized_linear
 from furiosa_build.quant.int8 import packed_columns
 from furiosa_build.quant.linear import QuantizedLinear
 from furiosa_build.quant.ops import quantized_linear_reference

@@ -89,7 +89,7 @@ class InductorBackend(Backend):
         import torch
         from torch._inductor import aot_compile
 
-        from furiosa_build.backends.inductor.lowerings import CORE_ATEN_LOWERINGS, LOWERINGS
+        from furiosa_build.backends.cpu_lowerings import CORE_ATEN_LOWERINGS, LOWERINGS
         from furiosa_build.backends.lowering import export, lower_to_core_aten
 
         if core_aten:
