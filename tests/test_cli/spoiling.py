@@ -19,7 +19,7 @@ from furiosa_build.artifact.schema import (
     artifact_id,
     to_json,
 )
-from furiosa_build.steps.package import file_record
+from furiosa_build.steps.artifact_description import file_record
 
 Spoil = Callable[[UserDirectory], object]
 MODEL, SAVED = "tiny", "artifacts/tiny/latest"
