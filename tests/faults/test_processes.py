@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from grid import grid
 from user_directory import UserDirectory, furiosa_build, steps_in_this_process
 
 from furiosa_build.core import failpoints
@@ -131,7 +132,7 @@ def make_waiting_compiler(directory: Path) -> tuple[Path, Path]:
     return reached, compiler
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", grid([signal.SIGINT, signal.SIGTERM], [signal.SIGINT]))
 def test_an_interrupted_compilation_ends_its_processes_and_the_next_build_goes_on(
     fresh: UserDirectory, artifact_id: str, tmp_path: Path, number: signal.Signals
 ) -> None:

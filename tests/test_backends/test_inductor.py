@@ -58,45 +58,43 @@ def compile_graph() -> Iterator[Callable[..., Path]]:
 
 
 @pytest.fixture(scope="module")
-def programs(
-    tmp_path_factory: pytest.TempPathFactory, compile_graph: Callable[[Graph, Path, Path], Path]
-) -> list[Path]:
-    """One graph compiled twice, each time into an empty scratch directory.
-
-    Together they take about half a minute on an idle machine, so it is done once for all tests here.
-    """
-    root = tmp_path_factory.mktemp("inductor")
-    # Of different lengths, so that a path that is only overwritten in place would show as well.
-    names = ("one", "another-directory-with-a-longer-name")
-    return [compile_graph(small_graph(), root / name, root / name / "scratch") for name in names]
+def program(tmp_path_factory: pytest.TempPathFactory, compile_graph: Callable[[Graph, Path, Path], Path]) -> Path:
+    """A graph compiled in an empty scratch directory: done once for all tests here, since it takes many seconds."""
+    root = tmp_path_factory.mktemp("inductor") / "one"
+    return compile_graph(small_graph(), root, root / "scratch")
 
 
 @pytest.mark.parametrize("slots", [11, 40])
-def test_a_program_gives_the_numbers_of_the_function_and_writes_the_cache(programs: list[Path], slots: int) -> None:
+def test_a_program_gives_the_numbers_of_the_function_and_writes_the_cache(program: Path, slots: int) -> None:
     given, expected_inputs = inputs(slots), inputs(slots)
     (expected,) = Small()(*expected_inputs)
-    (found,) = InductorBackend().load(programs[0]).run(given)
+    (found,) = InductorBackend().load(program).run(given)
     # float32 sums of 16 numbers near 1, in another order and with fused multiply-add: a few units of 2**-24.
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert given[1].equal(expected_inputs[1])
 
 
-def test_two_compiles_in_different_directories_give_the_same_bytes(programs: list[Path]) -> None:
-    assert programs[0].read_bytes() == programs[1].read_bytes()
+@pytest.mark.grid
+def test_two_compiles_in_different_directories_give_the_same_bytes(
+    program: Path, compile_graph: Callable[[Graph, Path, Path], Path], tmp_path: Path
+) -> None:
+    # Of another length, so that a path that is only overwritten in place would show as well.
+    root = tmp_path / "another-directory-with-a-longer-name"
+    assert compile_graph(small_graph(), root, root / "scratch").read_bytes() == program.read_bytes()
 
 
-def test_no_path_of_the_build_is_in_the_program(programs: list[Path]) -> None:
-    content = programs[0].read_bytes()
+def test_no_path_of_the_build_is_in_the_program(program: Path) -> None:
+    content = program.read_bytes()
     assert content[:4] == b"\x7fELF"
-    for path in (programs[0].parents[2], Path.home(), Path(torch.__file__).parent, Path(__file__).parents[2]):
+    for path in (program.parents[2], Path.home(), Path(torch.__file__).parent, Path(__file__).parents[2]):
         assert os.fsencode(path) not in content, path
     assert b"scratch" not in content
 
 
-def test_the_program_is_all_that_is_left_and_may_be_read_by_everyone(programs: list[Path]) -> None:
-    assert [path.name for path in programs[0].parent.iterdir()] == ["program-0.so"]
-    assert stat.S_IMODE(programs[0].stat().st_mode) == 0o644
-    assert list((programs[0].parents[1] / "scratch").glob("program-*")) == []
+def test_the_program_is_all_that_is_left_and_may_be_read_by_everyone(program: Path) -> None:
+    assert [path.name for path in program.parent.iterdir()] == ["program-0.so"]
+    assert stat.S_IMODE(program.stat().st_mode) == 0o644
+    assert list((program.parents[1] / "scratch").glob("program-*")) == []
 
 
 def test_a_program_that_is_no_library_is_refused_at_load(tmp_path: Path) -> None:
@@ -188,11 +186,15 @@ def test_native_is_the_host_s_own_level(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(
     ("scheme", "batch", "query"),
-    [("int8", 1, 1), ("int8", 8, 1), ("fp8", 2, 1), ("fp8", 1, 32)],
-    ids=["int8 converted inside the product", "int8 kernel of torch", "fp8 converted inside the product", "fp8 copy"],
+    [
+        pytest.param("int8", 1, 1, id="int8 converted inside the product", marks=pytest.mark.grid),
+        pytest.param("int8", 8, 1, id="int8 kernel of torch"),
+        pytest.param("fp8", 2, 1, id="fp8 converted inside the product", marks=pytest.mark.grid),
+        pytest.param("fp8", 1, 32, id="fp8 copy", marks=pytest.mark.grid),
+    ],
 )
 def test_a_compiled_quantized_layer_is_the_eager_one(
-    programs: list[Path],
+    program: Path,
     compile_graph: Callable[[Graph, Path, Path], Path],
     tmp_path: Path,
     scheme: Scheme,
@@ -200,7 +202,7 @@ def test_a_compiled_quantized_layer_is_the_eager_one(
     query: int,
 ) -> None:
     graph = quantized_layer(scheme, BucketShape(batch, query, 32))
-    scratch = programs[0].parents[1] / "scratch"  # knows the compiler already
+    scratch = program.parents[1] / "scratch"  # knows the compiler already
     compiled = InductorBackend().load(compile_graph(graph, tmp_path, scratch))
     EagerBackend().compile(graph, tmp_path / "program.json", "any", scratch)
     eager = EagerBackend().load(tmp_path / "program.json")
@@ -249,13 +251,12 @@ def layer_inputs(graph: Graph, batch: int, query: int) -> list[torch.Tensor]:
 # Options
 
 
-def test_an_option_reaches_the_compiler(
-    programs: list[Path], compile_graph: Callable[..., Path], tmp_path: Path
-) -> None:
+@pytest.mark.grid
+def test_an_option_reaches_the_compiler(program: Path, compile_graph: Callable[..., Path], tmp_path: Path) -> None:
     """Sums may be in another order then."""
-    scratch = programs[0].parents[1] / "scratch"
+    scratch = program.parents[1] / "scratch"
     fast = compile_graph(small_graph(), tmp_path / "fast", scratch, **{"cpp.enable_unsafe_math_opt_flag": True})
-    assert fast.read_bytes() != programs[0].read_bytes()
+    assert fast.read_bytes() != program.read_bytes()
 
 
 def test_every_option_is_one_of_torch_and_of_its_type() -> None:

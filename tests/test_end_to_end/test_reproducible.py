@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from user_directory import make_model, make_user_directory
 
 from furiosa_build.artifact.schema import TIMESTAMP_FILE
@@ -23,6 +24,7 @@ SURROUNDINGS = [
 WORKERS = [1, 2]
 
 
+@pytest.mark.grid
 def test_two_builds_with_inductor_in_other_surroundings_give_the_same_bytes(tmp_path: Path) -> None:
     model = make_model(tmp_path / "model" / "tiny")
     artifacts = []

@@ -9,7 +9,10 @@ import pytest
 
 from .peak_of_step import CASES
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells private memory from mapped files")
+pytestmark = [
+    pytest.mark.grid,
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells private memory from mapped files"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,7 @@ class WorkerPool:
             with self._starting:
                 if self._executor is executor:  # another step may have begun a new one meanwhile
                     self._executor = None
+            executor.shutdown()  # its futures fail before its other workers have ended
             cause = "the build was interrupted" if self._killed else "its process was killed (out of memory?)"
             raise StepError(name, cause, str(log)) from error
         if outcome != "failed":
