@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 import furiosa_build
 from furiosa_build.server.generation import ClientGoneError
 from furiosa_build.server.http import errors
-from furiosa_build.server.http.middleware import ApiKeys, BodyLimit, RequestLog, TimeLimit
+from furiosa_build.server.http.middleware import ApiKeys, BodyLimit, Head, RequestLog, TimeLimit
 from furiosa_build.server.openai import descriptions
 from furiosa_build.server.routes import openai, shark
 from furiosa_build.server.routes import service as service_routes
@@ -46,6 +46,7 @@ def create_app(service: Service, api_keys: Sequence[str] = ()) -> FastAPI:
         app.add_exception_handler(error, gone)
 
     # The last is the outermost.
+    app.add_middleware(Head)
     app.add_middleware(BodyLimit, max_bytes=service.options.max_body_bytes)
     app.add_middleware(TimeLimit, seconds=service.options.request_timeout_s)
     if api_keys:

@@ -132,7 +132,7 @@ class Generation:
             states = self._service.engine.generate(prompt, params, request_id)
             async with aclosing(states):
                 async for state in states:
-                    tokens = len(state.outputs[0].token_ids)
+                    tokens = sum(len(output.token_ids) for output in state.outputs)
                     if first is None:
                         first = time.monotonic(), tokens
                         self._metrics.queue.observe(state.queued_s)

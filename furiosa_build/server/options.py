@@ -62,6 +62,12 @@ class ServerOptions(BaseModel):
     max_body_bytes: ByteSize = Field(
         ByteSize(4 * MIB), ge=1, description="Larger bodies, in bytes or such as 4MiB, are refused with 413."
     )
+    strict_requests: bool = Field(False, description="Whether fields that are not known are refused with 400.")
+    generation_config: str = Field(
+        "auto",
+        description="Where requests' sampling defaults come from: auto, the artifact's generation_config.json; vllm, "
+        "none; or a directory with such a file.",
+    )
     max_prompt_tokens: int | None = Field(None, ge=1, description="Longer prompts are refused with 400.")
     max_requests_in_flight: int = Field(256, ge=1, description="Further requests are refused with 429.")
     request_timeout_s: float = Field(600.0, gt=0, description="Seconds that a request may take; then 408.")

@@ -19,7 +19,7 @@ from furiosa_build.core import failpoints
 from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.async_engine import AsyncLLMEngine
 from furiosa_build.runtime.engine_args import AsyncEngineArgs
-from furiosa_build.server import logs
+from furiosa_build.server import logs, sampling_defaults
 from furiosa_build.server.app import create_app
 from furiosa_build.server.http.connection import connection
 from furiosa_build.server.options import ServerOptions
@@ -44,6 +44,7 @@ def serve(artifact: Callable[[], str | Path], options: ServerOptions) -> None:
     _listen(options).close()
     args = options.engine_args(artifact())
     opened = args.open()  # to refuse before anything listens
+    service.sampling_defaults = sampling_defaults.read(opened.directory / "model", options.generation_config)
     logs.set_up()
     with _listen(options) as listening:
         host, port = listening.getsockname()[:2]

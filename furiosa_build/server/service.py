@@ -13,6 +13,7 @@ from furiosa_build.runtime.text.tokenizer import Tokenizer
 from furiosa_build.server.http.errors import ApiError, overloaded, unavailable
 from furiosa_build.server.metrics import Metrics
 from furiosa_build.server.options import ServerOptions
+from furiosa_build.server.sampling_defaults import SamplingDefaults
 
 ABORT_TIMEOUT_S = 2.0
 """Seconds for aborted requests to tell their clients, and for the engine to end."""
@@ -27,6 +28,7 @@ class Service:
     Attributes:
         phase: `loading` until there is an engine, `draining` from SIGTERM on.
         metrics: This server's metrics.
+        sampling_defaults: Sampling parameters of requests to OpenAI's routes that give none.
     """
 
     def __init__(self, options: ServerOptions) -> None:
@@ -34,6 +36,7 @@ class Service:
         self.phase: Literal["loading", "ready", "draining"] = "loading"
         self.metrics = Metrics(lambda: None if self._engine is None else self._engine.stats)
         self._engine: AsyncLLMEngine | None = None
+        self.sampling_defaults = SamplingDefaults()
         self._in_flight: set[str] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -63,6 +66,17 @@ class Service:
     def model_name(self) -> str:
         """The name that requests call the model by."""
         return self.options.served_model_name or self.engine.artifact.metadata.name
+
+    @property
+    def max_context(self) -> int:
+        """The most tokens of a prompt and its text."""
+        return self.engine.artifact.generator_config.max_seq_len_to_capture
+
+    def longest_prompt(self, max_tokens: int | None) -> int:
+        """The most tokens of a prompt that leaves room for so many more, or for one."""
+        pipelines = self.engine.artifact.pipelines
+        longest = max(pipeline.context_length for pipeline in pipelines if pipeline.phase != "decode")
+        return max(1, min(longest, self.max_context - (max_tokens or 1)))
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError (404) for the name of another model."""

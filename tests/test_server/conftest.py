@@ -13,6 +13,7 @@ from .process import Server, server
 MODEL = Path(__file__).parents[2] / "examples" / "quickstart" / "model"
 
 TEMPLATE = (
+    "{% if style %}({{ style }}){% endif %}"
     "{% for tool in tools or [] %}TOOL {{ tool.function.name }}\n{% endfor %}"
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"

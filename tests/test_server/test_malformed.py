@@ -19,8 +19,9 @@ SEED = 5
 
 @pytest.fixture(scope="module")
 def small(chat_artifact: Path) -> Iterator[Server]:
-    """A server that takes small bodies."""
-    with server(chat_artifact, "--max-body-bytes", str(MAX_BODY_BYTES)) as started:
+    """A server that takes small bodies, and no fields that it does not know."""
+    strict = ("--max-body-bytes", str(MAX_BODY_BYTES), "--strict-requests", "true")
+    with server(chat_artifact, *strict) as started:
         started.wait_for("ready")
         yield started
 

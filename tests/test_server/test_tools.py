@@ -267,7 +267,6 @@ def test_a_conversation_goes_on_after_a_call(running: Server) -> None:
         ({"tools": [tool("x", {"type": "string"})]}, "tools", "not the schema of an object"),
         ({"tools": [tool("x", {"properties": {"y": {"type": "z"}}})], "tool_choice": named("x")}, "tools", "served"),
         ({"tools": [tool("x", {"properties": {"y": {"$ref": "#/z"}}})], "tool_choice": "required"}, "tools", "served"),
-        ({"tools": None, "parallel_tool_calls": True}, "parallel_tool_calls", "requests with tools"),
         ({"response_format": {"type": "json_object"}}, "response_format", "no tool could be called"),
         ({"tool_choice": "required", "stop": "x"}, "stop", "where the text ends"),
     ],

@@ -72,10 +72,9 @@ class Tokenizer:
         special = {name: _content(value) for name, value in self._config.items() if name.endswith("_token")}
         try:
             return self._chat_template.render(
-                special | variables,
+                {"documents": None} | special | variables,
                 messages=messages,
                 tools=tools,
-                documents=None,
                 add_generation_prompt=add_generation_prompt,
             )
         except Exception as error:  # a template is a program, and fails in as many ways

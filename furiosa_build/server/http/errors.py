@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,17 +60,46 @@ class ApiError(HTTPException):
         """The response."""
         return JSONResponse(self.content, self.status_code, self.headers)
 
+    def renamed(self, names: Mapping[str, str]) -> ApiError:
+        """The same error about the field that the client wrote, where the engine has another name for it."""
+        if self.param is None or self.param not in names:
+            return self
+        name = names[self.param]
+        message = re.sub(rf"\b{re.escape(self.param)}\b", lambda _: name, self.message)
+        return ApiError(self.status_code, message, param=name, code=self.code, headers=self.headers)
+
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """The error 400."""
     return ApiError(400, message, param=param, code=code)
 
 
-def invalid_request(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The error 400 for the first of pydantic's errors."""
-    first = errors[0]
-    param = ".".join(str(part) for part in first["loc"] if part != "body") or None
-    return bad_request(f"{param}: {first['msg']}" if param else first["msg"], param, first["type"])
+def invalid_request(errors: Sequence[Mapping[str, Any]], body: Any = None) -> ApiError:
+    """The error 400 for pydantic's errors about a body, at the place in it that the client wrote.
+
+    Where a field takes one of several types, pydantic tells what is wrong with it as each of them: those are shown that
+    got furthest.
+    """
+    places = [(_place(error, body), error) for error in errors]
+    deepest = max(places, key=lambda place: len(place[0]))[0]
+    param = ".".join(map(str, deepest))
+    messages = dict.fromkeys(str(error["msg"]) for place, error in places if place == deepest)
+    first, *others = messages
+    message = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
+    code = next(str(error["type"]) for place, error in places if place == deepest)
+    return bad_request(f"{param}: {message}" if param else message, param or None, code)
+
+
+def _place(error: Mapping[str, Any], body: Any) -> list[str | int]:
+    """Where an error is, without what pydantic puts between: the names of types."""
+    place: list[str | int] = []
+    is_missing = error["type"] == "missing"
+    for part in error["loc"][:-1] if is_missing else error["loc"]:
+        within = part in body if isinstance(body, dict) else isinstance(body, list) and isinstance(part, int)
+        if within:
+            place.append(part)
+            body = body[part]
+    return [*place, error["loc"][-1]] if is_missing else place
 
 
 def timed_out(seconds: float) -> ApiError:
@@ -95,7 +125,8 @@ def api_error(error: BaseException) -> ApiError:
     if isinstance(error, EngineFullError):
         return overloaded(error.what)
     if isinstance(error, UserError):
-        return bad_request(str(error), _param(error.where))
+        param, message = _param(error.where), _without_place(error)
+        return bad_request(message if param is None or param in message else f"{param}: {message}", param)
     if isinstance(error, EngineDeadError):
         return unavailable(str(error))
     if isinstance(error, HTTPException):
@@ -104,17 +135,26 @@ def api_error(error: BaseException) -> ApiError:
 
 
 def _param(where: str) -> str | None:
-    """The field of a request that an error of the engine is about."""
-    if where.startswith(("response_format", "SamplingParams.guided_json")):
-        return "response_format"
-    return where.removeprefix("SamplingParams.") if where.startswith("SamplingParams.") else None
+    """The field of a request, by the engine's name of it, that an error of the engine is about."""
+    name = where.removeprefix("SamplingParams.")
+    if name != where:
+        return name
+    places = {"response_format": "response_format", "messages": "messages", "prompt": "prompt", "request": "prompt"}
+    return places.get(re.split(r"\W", where)[0])
+
+
+def _without_place(error: UserError) -> str:
+    """The message without where it was found, which says nothing to who sent a request."""
+    more = [f"  {label}: {text}" for label, text in (("valid", error.valid), ("hint", error.hint)) if text]
+    return "\n".join([error.what, *more])
 
 
 def add_handlers(app: FastAPI) -> None:
     """Gives every error response of `app` this shape."""
 
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return invalid_request(error.errors()).response()
+    async def invalid(_: Request, __: RequestValidationError) -> JSONResponse:
+        # Bodies are validated where they are decoded, so what FastAPI finds is that there is none.
+        return bad_request("the request has no body", code="missing").response()
 
     async def other(_: Request, error: Exception) -> JSONResponse:
         return api_error(error).response()

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 import jiter
 from fastapi import Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from starlette.types import Message, Receive, Scope, Send
 
-from furiosa_build.server.http.errors import ApiError, bad_request, invalid_request
+from furiosa_build.core.errors import UserError
+from furiosa_build.server.http.body import Body, unknown_fields
+from furiosa_build.server.http.content_encoding import decoded
+from furiosa_build.server.http.errors import ApiError, api_error, bad_request, invalid_request
 from furiosa_build.server.http.middleware import log_fields
+from furiosa_build.server.options import ServerOptions
 from furiosa_build.server.service import Service
+
+logger = logging.getLogger("furiosa_build.server")
+
+T = TypeVar("T")
 
 SMALL_BYTES = 16384
 """A body of so many bytes is decoded and validated within a millisecond, which is not worth another thread."""
+
+IGNORED_FIELDS = "X-Ignored-Fields"
+"""The header that names the fields of a request that are not known here."""
+
+_MOST_NAMES, _LONGEST_NAME = 16, 64
 
 
 def json_route(service: Service) -> type[APIRoute]:
@@ -43,7 +58,15 @@ def json_route(service: Service) -> type[APIRoute]:
             model: Any = None if self.body_field is None else self.body_field.field_info.annotation
 
             async def strict(request: Request) -> Response:
-                return await handler(_StrictRequest(request.scope, request.receive, model))
+                read = _StrictRequest(request, model, service.options)
+                try:
+                    response = await handler(read)
+                except (ApiError, UserError) as error:
+                    names = {} if read.value is None else read.value.engine_names
+                    raise api_error(error).renamed(names) from error
+                if read.unknown:
+                    response.headers[IGNORED_FIELDS] = _as_header(read.unknown)
+                return response
 
             return strict
 
@@ -65,36 +88,67 @@ class _StrictRequest(Request):
 
     Refused, unlike by Python's own reader: a name twice in an object, NaN and infinities, encodings other than UTF-8,
     halves of surrogate pairs.
+
+    Attributes:
+        value: The body, when it has been read.
+        unknown: The names of fields that are not known; the log tells them.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, model: type[BaseModel] | None) -> None:
-        super().__init__(scope, receive)
-        self._model = model
+    def __init__(self, request: Request, model: type[Body] | None, options: ServerOptions) -> None:
+        super().__init__(request.scope, request.receive)
+        self._model, self._options = model, options
+        self._content: bytes | None = None
+        self.value: Body | None = None
+        self.unknown: list[str] = []
 
     async def body(self) -> bytes:
-        body = await super().body()
-        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if body and kind != "application/json":
-            raise ApiError(415, f"the body must be application/json, not {kind or 'of an unstated type'}")
-        return body
+        """The body without its content encoding."""
+        if self._content is None:
+            body = await super().body()
+            kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if body and kind != "application/json":
+                raise ApiError(415, f"the body must be application/json, not {kind or 'of an unstated type'}")
+            encoding = self.headers.get("content-encoding", "")
+            self._content = await _work(len(body), decoded, body, encoding, self._options.max_body_bytes)
+        return self._content
 
     async def json(self) -> Any:
         """The body's model, which FastAPI then finds valid as it is."""
         body = await self.body()
-        if len(body) <= SMALL_BYTES:
-            return _decode(body, self._model)
-        return await asyncio.to_thread(_decode, body, self._model)
+        self.value, self.unknown = await _work(len(body), _decode, body, self._model)
+        if self.unknown and self._options.strict_requests:
+            name = self.unknown[0]
+            raise bad_request(f"{name}: there is no such field", name, "unknown_field")
+        if self.unknown:
+            ignored = {"request_id": log_fields(self.scope)["request_id"], "fields": self.unknown[:_MOST_NAMES]}
+            logger.warning("fields that are not known are ignored", extra={"fields": ignored})
+        return self.value
 
 
-def _decode(body: bytes, model: type[BaseModel] | None) -> Any:
+async def _work(size: int, function: Callable[..., T], *arguments: Any) -> T:
+    """Calls a function of a body of so many bytes, off the event loop where that takes long."""
+    if size <= SMALL_BYTES:
+        return function(*arguments)
+    return await asyncio.to_thread(function, *arguments)
+
+
+def _decode(body: bytes, model: type[Body] | None) -> tuple[Any, list[str]]:
+    """What a body has, and the names of the fields in it that are not known."""
     try:
         # No cache: it would keep what users write.
         value = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="none")
     except ValueError as error:
         raise bad_request(f"the body is invalid JSON: {error}", code="json_invalid") from error
     if model is None:
-        return value
+        return value, []
     try:
-        return model.model_validate(value)
+        validated = model.model_validate(value)
     except ValidationError as error:
-        raise invalid_request(error.errors(include_url=False)) from error
+        raise invalid_request(error.errors(include_url=False), value) from error
+    return validated, unknown_fields(validated)
+
+
+def _as_header(names: Sequence[str]) -> str:
+    """Names as a header may have them: by commas, in ASCII, not too many, none too long."""
+    shown = [quote(name[:_LONGEST_NAME], safe="!#$&'()*+./:;<=>?@[]^_`{|}~") for name in names[:_MOST_NAMES]]
+    return ", ".join(shown + ["..."] * (len(names) > _MOST_NAMES))

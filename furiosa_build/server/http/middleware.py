@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from furiosa_build.server.http.connection import abort
+from furiosa_build.server.http.content_encoding import body_too_large
 from furiosa_build.server.http.errors import ApiError, timed_out
 from furiosa_build.server.metrics import Metrics
 
@@ -73,6 +74,23 @@ class RequestLog:
             path = getattr(scope.get("route"), "path", "other")
             self._metrics.http.labels(path, fields["status"] or "none").inc()
             logger.info("request", extra={"fields": fields})
+
+
+class Head:
+    """Answers HEAD as GET; what is sent has no body, as the connection sees to."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+        as_get = {**scope, "method": "GET"}
+        try:
+            await self._app(as_get, receive, send)
+        finally:
+            scope["route"] = as_get.get("route")
 
 
 class ApiKeys:
@@ -163,7 +181,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        too_large = ApiError(413, f"the body has more than {self._max_bytes} bytes", code="body_too_large")
+        too_large = body_too_large(self._max_bytes)
         length = Headers(scope=scope).get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > self._max_bytes:
             await too_large.response()(scope, receive, send)

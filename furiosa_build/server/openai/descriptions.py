@@ -188,6 +188,9 @@ METRICS: Described = {200: {"content": {"text/plain": {"schema": {"type": "strin
 HEALTH: Described = {503: {"description": "The model is being loaded, or the server is shutting down."}}
 
 
+NO_MODEL: Described = {404: {"model": ErrorBody, "description": "The model does not exist."}}
+
+
 def _errors(**meanings: str) -> Described:
     found: Described = {}
     for status, meaning in meanings.items():

@@ -8,7 +8,9 @@ from typing import Any
 
 from furiosa_build.runtime.text.tokenizer import Tokenizer
 from furiosa_build.server.http.errors import bad_request
-from furiosa_build.server.openai.protocol import Message
+from furiosa_build.server.openai.messages import Message, TemplateOptions
+
+_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 async def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -19,8 +21,9 @@ async def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool = Tru
 async def render(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
+    options: TemplateOptions,
     tools: list[dict[str, Any]] | None = None,
-    add_generation_prompt: bool = True,
+    add_special_tokens: bool = False,
 ) -> tuple[str, list[int]]:
     """The prompt of a conversation, as text and as token ids.
 
@@ -31,13 +34,37 @@ async def render(
     turns = [message.for_template() for message in messages]
 
     def apply_template() -> tuple[str, list[int]]:
-        options = {"add_generation_prompt": add_generation_prompt}
-        text = tokenizer.apply_chat_template(turns, tools=tools, **options)
-        if tools and text == tokenizer.apply_chat_template(turns, tools=None, **options):
+        text = lay_out(tokenizer, turns, options, tools)
+        if tools and text == lay_out(tokenizer, turns, options):
             raise bad_request("the artifact's chat template does not support tools", "tools")
-        return text, _encode(tokenizer, text, add_special_tokens=False)
+        return text, _encode(tokenizer, text, add_special_tokens)
 
     return await asyncio.to_thread(apply_template)
+
+
+def lay_out(
+    tokenizer: Tokenizer,
+    turns: Sequence[dict[str, Any]],
+    options: TemplateOptions,
+    tools: list[dict[str, Any]] | None = None,
+) -> str:
+    """The prompt of a conversation, as text. Raises as `render`.
+
+    Where its last message is to be continued, the prompt ends as that does. Where that is, a mark at the message's end
+    tells, as in transformers.
+    """
+    variables = options.template_variables()
+    if not options.continue_final_message:
+        return tokenizer.apply_chat_template(turns, tools=tools, **variables)
+    *before, last = turns
+    marked = [*before, last | {"content": last["content"] + _MARK}]
+    text = tokenizer.apply_chat_template(marked, tools=tools, **variables)
+    begin, mark, _ = text.rpartition(_MARK.strip())
+    if not mark:
+        message = "the chat template does not show the last message as it is, so it cannot be continued"
+        raise bad_request(message, "continue_final_message")
+    # A template that trims messages has trimmed the mark's own space.
+    return begin if text[len(begin) :].startswith(_MARK) else begin.rstrip()
 
 
 async def decode(tokenizer: Tokenizer, ids: Sequence[int], skip_special_tokens: bool = True) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from furiosa_build.runtime.request import CompletionOutput, Logprob
+from furiosa_build.server.openai.sampling import Sampling
 
 Json = dict[str, Any]
 
@@ -18,12 +19,13 @@ class ResponseWriter:
     Args:
         kind: `text_completion` or `chat.completion`.
         prefix: The prefix of its id.
-        model: The model's name in the request.
+        body: The request.
     """
 
-    def __init__(self, kind: str, prefix: str, model: str) -> None:
+    def __init__(self, kind: str, prefix: str, body: Sampling) -> None:
         self._kind = kind
-        self._head = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        name = body.request_id or uuid.uuid4().hex
+        self._head = {"id": f"{prefix}-{name}", "created": int(time.time()), "model": body.model}
 
     def body(self, choices: list[Json], usage: Json) -> Json:
         """The whole response."""

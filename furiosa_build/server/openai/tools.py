@@ -92,8 +92,6 @@ def _functions(body: ChatRequest) -> dict[str, Function]:
     for name, function in functions.items():
         if (function.parameters or {}).get("type", "object") != "object":
             raise bad_request(f"the parameters of {name!r} are not the schema of an object", "tools")
-    if not functions and body.parallel_tool_calls is not None:
-        raise bad_request("parallel_tool_calls is for requests with tools", "parallel_tool_calls")
     return functions
 
 

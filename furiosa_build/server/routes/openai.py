@@ -10,20 +10,30 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from furiosa_build.runtime.request import CompletionOutput, Logprob
+from furiosa_build.runtime.request import CompletionOutput
+from furiosa_build.runtime.text.tokenizer import Tokenizer
 from furiosa_build.server.generation import Generation
 from furiosa_build.server.http import event_stream
-from furiosa_build.server.http.errors import ApiError, bad_request
+from furiosa_build.server.http.errors import bad_request
 from furiosa_build.server.http.json_route import json_route
 from furiosa_build.server.http.middleware import log_fields
 from furiosa_build.server.openai import prompts, tools
-from furiosa_build.server.openai.descriptions import OF_GENERATION, ChatCompletion, Completion, Models, answers
-from furiosa_build.server.openai.protocol import ChatRequest, CompletionRequest, Sampling
+from furiosa_build.server.openai.descriptions import (
+    NO_MODEL,
+    OF_GENERATION,
+    ChatCompletion,
+    Completion,
+    Model,
+    Models,
+    answers,
+)
+from furiosa_build.server.openai.protocol import ChatRequest, CompletionRequest
 from furiosa_build.server.openai.responses import Json, ResponseWriter, TextDeltas, chat_logprobs, usage
+from furiosa_build.server.openai.sampling import Sampling
+from furiosa_build.server.openai.structured import Structure
 from furiosa_build.server.openai.tools import MessageDeltas, ParsedText
 from furiosa_build.server.service import Service
 
-Logprobs = list[dict[int, Logprob]] | None
 MakeChoice = Callable[[int, TextDeltas, CompletionOutput], Json]
 
 
@@ -33,50 +43,60 @@ def make_router(service: Service) -> APIRouter:
 
     @router.get("/models", responses=answers(Models))
     async def models() -> Json:
-        artifact = service.engine.artifact
-        model = {
-            "id": service.model_name,
-            "object": "model",
-            "created": 0,
-            "owned_by": "furiosa-build",
-            "root": artifact.model_metadata.pretrained_id,
-            "max_model_len": artifact.generator_config.max_seq_len_to_capture,
-        }
-        return {"object": "list", "data": [model]}
+        return {"object": "list", "data": [_model(service)]}
+
+    @router.get("/models/{name:path}", responses=answers(Model) | NO_MODEL)
+    async def model(name: str) -> Json:
+        service.check_model(name)
+        return _model(service)
 
     @router.post("/completions", responses=answers(Completion, streams=True) | OF_GENERATION)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         service.check_model(body.model)
+        params = body.params(service.sampling_defaults.params, body.max_tokens, body.logprobs)
         if body.echo and body.logprobs is not None:
             raise bad_request("echo and logprobs do not go together", "echo")
-        params = body.params(body.max_tokens, body.logprobs)
         tokens = [
-            await prompts.encode(service.tokenizer, prompt) if isinstance(prompt, str) else prompt
+            await prompts.encode(service.tokenizer, prompt, body.add_special_tokens)
+            if isinstance(prompt, str)
+            else prompt
             for prompt in body.prompts
         ]
         _log_prompt(service, request, body.prompts)
+        shown: Sequence[str | list[int]] = body.prompts
+        if body.truncate_prompt_tokens is not None:
+            shown = tokens = [body.truncated(prompt, service.longest_prompt(body.max_tokens)) for prompt in tokens]
+        if not all(tokens):
+            raise bad_request("a prompt has no token", "prompt", "empty_prompt")
         echoes = [""] * len(tokens)
         if body.echo:
-            echoes = [await prompts.as_text(service.tokenizer, prompt) for prompt in body.prompts]
+            echoes = [await prompts.as_text(service.tokenizer, prompt) for prompt in shown]
 
         def choice(index: int, text_deltas: TextDeltas, output: CompletionOutput) -> Json:
             begins = text_deltas.is_first
             text, ids, logprobs = text_deltas.next(output)
-            shown = None if logprobs is None else text_deltas.completion_logprobs(ids, logprobs, body.logprobs or 0)
+            shown = None
+            if logprobs is not None and body.logprobs is not None:
+                shown = text_deltas.completion_logprobs(ids, logprobs, body.logprobs)
             echo = echoes[index // body.n] if begins else ""
             return {"index": index, "text": echo + text, "logprobs": shown, "finish_reason": output.finish_reason}
 
-        writer = ResponseWriter("text_completion", "cmpl", body.model)
+        writer = ResponseWriter("text_completion", "cmpl", body)
         generation = Generation(service, request, tokens, params)
-        return await _respond(request, body, generation, writer, choice, choice)
+        return await _respond(service, request, body, generation, writer, choice, choice)
 
     @router.post("/chat/completions", responses=answers(ChatCompletion, streams=True) | OF_GENERATION)
     async def chat(body: ChatRequest, request: Request) -> Response:
         service.check_model(body.model)
         use = tools.tool_use(body)
-        params = body.chat_params(use.schema)
-        text, tokens = await prompts.render(service.tokenizer, body.messages, use.offered)
+        schema = None if use.schema is None else Structure({"guided_json": use.schema}, "tools")
+        params = body.chat_params(service.sampling_defaults, schema)
+        special = body.add_special_tokens
+        text, tokens = await prompts.render(service.tokenizer, body.messages, body, use.offered, special)
         _log_prompt(service, request, [text])
+        tokens = body.truncated(tokens, service.longest_prompt(body.limit))
+        if not tokens:
+            raise bad_request("the prompt has no token", "messages", "empty_prompt")
 
         def part(index: int, text_deltas: TextDeltas, output: CompletionOutput, parsed: ParsedText) -> Json:
             _, ids, logprobs = text_deltas.next(output)
@@ -95,15 +115,22 @@ def make_router(service: Service) -> APIRouter:
             parsed = use.parse(output.text, output.finish_reason is not None)
             return part(index, text_deltas, output, parsed) | {"delta": message_deltas[index].next(parsed)}
 
-        writer = ResponseWriter("chat.completion", "chatcmpl", body.model)
-        try:
-            return await _respond(request, body, Generation(service, request, [tokens], params), writer, whole, delta)
-        except ApiError as error:
-            if use.schema is None or error.param != "response_format":
-                raise
-            raise bad_request(error.message, "tools") from error
+        writer = ResponseWriter("chat.completion", "chatcmpl", body)
+        generation = Generation(service, request, [tokens], params)
+        return await _respond(service, request, body, generation, writer, whole, delta)
 
     return router
+
+
+def _model(service: Service) -> Json:
+    return {
+        "id": service.model_name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "furiosa-build",
+        "root": service.engine.artifact.model_metadata.pretrained_id,
+        "max_model_len": service.max_context,
+    }
 
 
 def _log_prompt(service: Service, request: Request, texts: Sequence[Any]) -> None:
@@ -112,6 +139,7 @@ def _log_prompt(service: Service, request: Request, texts: Sequence[Any]) -> Non
 
 
 async def _respond(
+    service: Service,
     request: Request,
     body: Sampling,
     generation: Generation,
@@ -120,24 +148,29 @@ async def _respond(
     part: MakeChoice,
 ) -> Response:
     """The response, whole or as a stream."""
+    tokenizer = service.engine.tokenizer
     if body.stream:
-        return await event_stream.respond(request, _events(generation, writer, part, body.includes_usage))
-    outputs = [state.outputs[0] for state in await generation.collect(request)]
-    choices = [whole(index, TextDeltas(), output) for index, output in enumerate(outputs)]
+        return await event_stream.respond(request, _events(generation, writer, part, body, tokenizer))
+    outputs = body.best([output for state in await generation.collect(request) for output in state.outputs])
+    whole_outputs = [body.with_its_end(output, tokenizer) for output in outputs]
+    choices = [whole(index, TextDeltas(), output) for index, output in enumerate(whole_outputs)]
     return JSONResponse(writer.body(choices, usage(generation.prompt_tokens, generation.generated_tokens)))
 
 
 async def _events(
-    generation: Generation, writer: ResponseWriter, part: MakeChoice, includes_usage: bool
+    generation: Generation, writer: ResponseWriter, part: MakeChoice, body: Sampling, tokenizer: Tokenizer | None
 ) -> AsyncGenerator[str, None]:
-    # With usage asked for, every chunk has the field, and only the last a value.
-    field: dict[str, Json | None] = {"usage": None} if includes_usage else {}
+    # With usage asked for, every chunk has the field; by default only the last a value.
+    field: dict[str, Json | None] = {"usage": None} if body.includes_usage else {}
     deltas: dict[int, TextDeltas] = {}
     async with aclosing(generation.stream()) as states:
         async for index, state in states:
-            choice = part(index, deltas.setdefault(index, TextDeltas()), state.outputs[0])
+            output = body.with_its_end(state.outputs[0], tokenizer)
+            choice = part(index, deltas.setdefault(index, TextDeltas()), output)
+            if body.every_chunk_has_usage:
+                field["usage"] = usage(len(state.prompt_token_ids), len(output.token_ids))
             yield event_stream.event(writer.chunk([choice], **field))
-    if includes_usage:
+    if body.includes_usage:
         numbers = usage(generation.prompt_tokens, generation.generated_tokens)
         yield event_stream.event(writer.chunk([], usage=numbers))
     yield event_stream.DONE

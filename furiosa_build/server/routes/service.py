@@ -39,12 +39,12 @@ def make_router(service: Service) -> APIRouter:
         if (body.prompt is None) == (body.messages is None):
             raise bad_request("either prompt or messages is given", "prompt")
         if body.messages is not None:
-            options = {"add_generation_prompt": body.add_generation_prompt}
-            _, tokens = await prompts.render(service.tokenizer, body.messages, **options)  # type: ignore[arg-type]
+            offered = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
+            special = bool(body.add_special_tokens)
+            _, tokens = await prompts.render(service.tokenizer, body.messages, body, offered or None, special)
         else:
-            tokens = await prompts.encode(service.tokenizer, body.prompt or "", body.add_special_tokens)
-        longest = service.engine.artifact.generator_config.max_seq_len_to_capture
-        return {"tokens": tokens, "count": len(tokens), "max_model_len": longest}
+            tokens = await prompts.encode(service.tokenizer, body.prompt or "", body.add_special_tokens is not False)
+        return {"tokens": tokens, "count": len(tokens), "max_model_len": service.max_context}
 
     @router.post("/detokenize", responses=answers(Text) | OF_BODIES)
     async def detokenize(body: DetokenizeRequest) -> Json:

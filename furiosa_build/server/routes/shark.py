@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -18,13 +18,15 @@ from pydantic import Field
 from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.server.generation import Generation
 from furiosa_build.server.http import event_stream
+from furiosa_build.server.http.body import Body, Integer, Unsupported
 from furiosa_build.server.http.errors import bad_request
 from furiosa_build.server.http.json_route import json_route
 from furiosa_build.server.http.middleware import log_fields
 from furiosa_build.server.openai import prompts
 from furiosa_build.server.openai.descriptions import GENERATED, OF_GENERATION
-from furiosa_build.server.openai.protocol import MAX_N, Body, TokenIds
+from furiosa_build.server.openai.protocol import TokenIds
 from furiosa_build.server.openai.responses import TextDeltas
+from furiosa_build.server.openai.sampling import MAX_N
 from furiosa_build.server.service import Service
 
 Text = Annotated[str, Field(min_length=1)]
@@ -34,9 +36,13 @@ Name = Annotated[str, Field(pattern="^[!-~]{1,128}$")]
 class SharkSampling(Body):
     """Sampling parameters of shark's server. Greedy, unless temperature, top_k or top_p is given."""
 
-    max_completion_tokens: int = Field(50, ge=1)
+    unsupported: ClassVar = {
+        "num_beams": Unsupported("/v1/completions has use_beam_search", (1,)),
+        "use_beam_search": Unsupported("/v1/completions has it", (False,)),
+    }
+    max_completion_tokens: Integer = Field(50, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
-    top_k: int | None = Field(None, ge=1)
+    top_k: Integer | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0, le=1)
 
     def params(self) -> SamplingParams:
