@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from furiosa_build.build.executors.local import WorkerPool
 from furiosa_build.core.errors import PreflightError
 from furiosa_build.core.system import Machine
-from furiosa_build.plan.budget.describe import kv_blocks_text, lowered_text, refusal_text
+from furiosa_build.plan.budget.describe import kv_blocks_text, lowered_text, refusal_text, tokenizer_notes
 
 if TYPE_CHECKING:
     from furiosa_build.build.build import Build
@@ -28,7 +28,7 @@ def begin(build: Build, steps: Iterable[str], machine: Machine | None = None) ->
     figures = build.preflight(undone, machine)
     if figures.shortages:
         raise PreflightError(refusal_text(figures))
-    notes = []
+    notes = tokenizer_notes(build.plan.model) if "package" in undone else []
     if build.plan.kv_blocks.source == "memory" and "package" in undone:
         notes.append(f"KV cache: {kv_blocks_text(build.plan)}")
     if figures.compile_workers != build.options.num_compile_workers:

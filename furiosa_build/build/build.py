@@ -21,11 +21,13 @@ from furiosa_build.build.mistakes import errors_of, failing
 from furiosa_build.build.models import open_models
 from furiosa_build.build.publish import PUBLISHED, Publication
 from furiosa_build.build.survey import outline_of
+from furiosa_build.build.tokenizer import tokenizer_of
 from furiosa_build.core.cancellation import CancellationToken, cancelled_by
 from furiosa_build.core.events import Emitter, Listener
 from furiosa_build.core.failpoints import doing
 from furiosa_build.core.progress import metered
 from furiosa_build.core.system import Machine
+from furiosa_build.ir.tokenizer import TokenizerOutline
 from furiosa_build.plan.budget.preflight import Preflight
 from furiosa_build.plan.explain import Explanation, explain_step
 from furiosa_build.plan.keys import key_of
@@ -84,6 +86,8 @@ class Build:
             with failing("survey"), errors_of(model_id, model.spec.name):
                 outline = outline_of(model, self.store, self._factors, self.executors["builder"], self.events)
                 planned[model_id] = model.plan(outline)
+        with failing("tokenizer"):
+            planned[""] = replace(planned[""], tokenizer=self._tokenizer(planned[""].outline.vocab_size))
         return make_plan(planned, STEPS)
 
     @property
@@ -157,6 +161,11 @@ class Build:
     @cached_property
     def _estimates(self) -> Estimates:
         return Estimates(self.plan, self.options, self.models, self.store, self.directory)
+
+    def _tokenizer(self, vocab_size: int) -> TokenizerOutline | None:
+        """The tokenizer of the artifact. A draft model needs none: it has the same vocabulary."""
+        builder, model = self.executors["builder"], self.models[""]
+        return tokenizer_of(model, vocab_size, self.store, self._factors, self.files, builder, self.events)
 
     @property
     def _publication(self) -> Publication:

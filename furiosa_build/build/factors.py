@@ -10,7 +10,7 @@ from furiosa_build.backends.base import Backend
 from furiosa_build.build.models import OpenModel
 from furiosa_build.core.errors import StepError
 from furiosa_build.plan.explain import FactorPath
-from furiosa_build.plan.keys import key_factors, tool_versions
+from furiosa_build.plan.keys import installed, key_factors, tool_versions
 from furiosa_build.plan.planner import Plan, PlannedStep
 from furiosa_build.plan.source_code import SourceCode
 from furiosa_build.quant.scheme import modules as scheme_modules
@@ -87,7 +87,7 @@ class Factors:
     def tools(self, job: Job[Any], backend: Backend, schemes: Collection[str] = ()) -> dict[str, str]:
         """The versions of what shapes an output."""
         return {
-            **tool_versions(*job.packages),
+            **tool_versions(*job.packages, *installed(job.optional_packages)),
             **(backend.key_factors() if job.backend_tools else {}),
             **(scheme_versions(schemes) if job.uses_schemes else {}),
         }

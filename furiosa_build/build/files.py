@@ -36,6 +36,7 @@ class Files:
         find: Callable[[str], ActionRecord | None],
     ) -> None:
         self._store, self._models, self._plan, self._factors, self._find = store, models, plan, factors, find
+        self._read: dict[str, Path] = {}
 
     def record(self, step: str) -> ActionRecord:
         """The action of a step that is done. Raises StepError for one that is not."""
@@ -56,14 +57,20 @@ class Files:
         """The files that a model's build begins with."""
         return self._models[model_id].sources.describe(self._plan().models[model_id].outline.parameters)
 
+    def read_source(self, files: Mapping[str, Path]) -> dict[str, str]:
+        """sha256 of files of a source, by name. Requests may name them before `fetch` has listed them."""
+        digests = {name: self._store.hashes.hash(path) for name, path in files.items()}
+        self._read.update({digests[name]: path for name, path in files.items()})
+        return digests
+
     def tools(self, step: PlannedStep) -> Mapping[str, str]:
         """The versions that are part of a step's key."""
         return self._factors.tools(step.type, self._models[step.model_id].backend, step.schemes)
 
     def inputs(self, request: Request) -> Inputs:
         """The inputs of a request. Raises UserError when one that is a source's is not as it was fetched."""
-        wanted = set(request.inputs.values())
-        found: dict[str, Path] = {}
+        found = {sha256: path for sha256, path in self._read.items() if self._store.hashes.hash(path) == sha256}
+        wanted = set(request.inputs.values()) - found.keys()
         for model_id in self._models if wanted else ():
             if self._find(step_name(model_id, "fetch")) is not None:
                 found.update(self._source_files(model_id, wanted))

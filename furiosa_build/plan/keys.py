@@ -6,8 +6,9 @@ No path, no time, no host name. What a step runs is part of the key: see `plan.s
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from furiosa_build import __version__
@@ -48,3 +49,13 @@ def tool_versions(*packages: str) -> dict[str, str]:
     """Installed versions, by package, without importing them. `python` is one as well, without its patches."""
     own = {"furiosa_build": __version__, "python": ".".join(map(str, sys.version_info[:2]))}
     return {package: own.get(package) or version(package) for package in packages}
+
+
+def installed(packages: Iterable[str]) -> list[str]:
+    """Those of the packages that are installed."""
+    found = []
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            version(package)
+            found.append(package)
+    return found

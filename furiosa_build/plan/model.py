@@ -13,6 +13,7 @@ from furiosa_build.core.errors import UserError
 from furiosa_build.ir.outline import Outline
 from furiosa_build.ir.sharding import Cut, Share
 from furiosa_build.ir.stages import split_layers
+from furiosa_build.ir.tokenizer import TokenizerOutline
 from furiosa_build.plan.kinds import Kind, find_kinds, outer_parameters
 from furiosa_build.plan.resolved import pretrained_id, without_place
 from furiosa_build.quant.scheme import scheme, summary
@@ -58,6 +59,7 @@ class ModelPlan:
         isa: The instruction set that its programs are compiled for.
         schemes: The scheme of every quantized parameter, by full name.
         taken: The weights are quantized already, and taken as they are.
+        tokenizer: The tokenizer of the artifact; None: it has none, or is the model's whose draft this one is.
     """
 
     spec: BuildSpec
@@ -66,6 +68,7 @@ class ModelPlan:
     isa: str
     schemes: Mapping[str, str]
     taken: bool = False
+    tokenizer: TokenizerOutline | None = None
 
     @cached_property
     def stages(self) -> list[list[int]]:

@@ -16,8 +16,9 @@ from furiosa_build.runtime.request import Request
 from furiosa_build.runtime.sampling.beam_search import BeamSearch
 from furiosa_build.runtime.sampling.guided import Guides
 from furiosa_build.runtime.sampling.params import SamplingParams
-from furiosa_build.runtime.text.detokenizer import Detokenizer, OutputText
-from furiosa_build.runtime.text.tokenizer import Message, Tokenizer, end_of_sequence_ids
+from furiosa_build.runtime.text.chat_template import Message
+from furiosa_build.runtime.text.detokenizer import output_text
+from furiosa_build.runtime.text.tokenizer import Tokenizer, end_of_sequence_ids
 
 Prompt = str | Sequence[int] | Sequence[Message]
 """A text, token ids, or the messages of a conversation: dicts with `role` and `content`."""
@@ -65,14 +66,13 @@ class InputProcessor:
         if not tokens:
             raise UserError("the prompt is empty", where=where, valid="at least one token")
         self._check_vocabulary(tokens, where)
-        detokenizer = Detokenizer(self._tokenizer, params.skip_special_tokens) if self._tokenizer else None
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
         return Request(
             request_id=request_id,
             prompt=text,
             prompt_token_ids=tokens,
             params=params,
-            text=OutputText(detokenizer, params.stop),
+            text=output_text(self._tokenizer, tokens, params.stop, params.skip_special_tokens),
             generator=None if params.greedy or params.use_beam_search else self._generator(request_id, params),
             end_token_ids=ends,
             beams=self._beam_search(len(tokens), params, ends) if params.use_beam_search else None,
@@ -138,7 +138,10 @@ class InputProcessor:
     def _check_vocabulary(self, tokens: Iterable[int], where: str) -> None:
         for token in tokens:
             if type(token) is not int or not 0 <= token < self._vocab_size:
-                raise UserError(f"{token!r} is not a token id", where=where, valid=f"0 to {self._vocab_size - 1}")
+                what = f"{token!r} is not a token id"
+                if type(token) is int and self._tokenizer is not None and (text := self._tokenizer.token(token)):
+                    what = f"the model's vocabulary lacks the token {text!r} ({token}), which its tokenizer has"
+                raise UserError(what, where=where, valid=f"0 to {self._vocab_size - 1}")
 
 
 def is_conversation(prompt: object) -> TypeGuard[Sequence[Message]]:

@@ -13,7 +13,7 @@ from furiosa_build.runtime.engine import LLMEngine
 from furiosa_build.runtime.input_processor import Prompt, is_conversation
 from furiosa_build.runtime.request import RequestOutput
 from furiosa_build.runtime.sampling.params import SamplingParams
-from furiosa_build.runtime.text.tokenizer import Message
+from furiosa_build.runtime.text.chat_template import Message
 
 
 class LLM:

@@ -113,6 +113,7 @@ class Job(ABC, Generic[R]):
         worker: Where it runs: a worker process for `builder`s or for `compiler`s, or `here`, in the build's process,
             where nothing may import torch.
         packages: The packages whose versions are part of its key; its own, if that is not this project's.
+        optional_packages: So are the versions of these, where they are installed.
         backend_tools: So are the tools of the backend.
         modules: Modules of this project that it runs beside its own.
         backend_code: It runs the backend.
@@ -123,6 +124,7 @@ class Job(ABC, Generic[R]):
     Request: type[R]
     worker: ClassVar[Literal["here", "builder", "compiler"]] = "builder"
     packages: ClassVar[tuple[str, ...]] = ()
+    optional_packages: ClassVar[tuple[str, ...]] = ()
     backend_tools: ClassVar[bool] = False
     modules: ClassVar[tuple[str, ...]] = ()
     backend_code: ClassVar[bool] = False

@@ -20,6 +20,7 @@ from furiosa_build.plan.model import DRAFT, Bucket, ModelPlan, step_name
 from furiosa_build.plan.resolved import portable_spec, resolved_recipe
 from furiosa_build.recipe.schema import BuildSpec
 from furiosa_build.steps.base import BuildState, Entry, Inputs, Request, Step, Work
+from furiosa_build.weights.hf_layout import TRAVELLING
 from furiosa_build.weights.listing import MODEL_FILES, WEIGHTS, ListedWeights, ModelFiles
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class Package(Step[PackageRequest]):
         reads = _reads(site.model, site.kv_blocks)
         if DRAFT in site.models:
             reads["draft"] = _reads(site.models[DRAFT], site.kv_blocks)
+        if site.model.tokenizer is not None:
+            reads["tokenizer"] = site.model.tokenizer.files
         # A checkpoint is what parameters are made of; the artifact has none.
         needs = {name: "*" for name, step in site.before.items() if step.type.makes != "checkpoint"}
         return Entry(self.name, f"publish artifact {site.model.spec.name}", needs, reads)
@@ -97,7 +100,9 @@ class Package(Step[PackageRequest]):
     def request(self, step: PlannedStep, state: BuildState) -> PackageRequest:
         site = step.site
         models = {id: _outputs_of(site, id, state) for id in site.models}
-        inputs = {f"{MODEL}{name}": file.sha256 for name, file in models[""].others.files.items()}
+        listed, tokenizer = models[""].others.files, site.model.tokenizer
+        inputs = {f"{MODEL}{name}": listed[name].sha256 for name in TRAVELLING if name in listed}
+        inputs |= {f"{MODEL}{name}": sha256 for name, sha256 in (tokenizer.files if tokenizer else {}).items()}
         for id, model in models.items():
             for program in model.programs:
                 graphs = state.files(step_name(id, f"partition:{program}"))["graphs.json"]
@@ -117,8 +122,10 @@ class Package(Step[PackageRequest]):
         directory.mkdir()
         (directory / "config.json").write_bytes(canonical_json(main.hf_config))
         for name, path in inputs.under(MODEL).items():
+            (directory / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, directory / name)
-        model_files = {path.name: file_record(path.read_bytes()) for path in sorted(directory.iterdir())}
+        files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+        model_files = {path.relative_to(directory).as_posix(): file_record(path.read_bytes()) for path in files}
         built = {
             id: _built(model, request.kv_blocks, inputs.under(f"{GRAPHS}{id}:")) for id, model in request.models.items()
         }

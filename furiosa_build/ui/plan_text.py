@@ -13,6 +13,7 @@ from furiosa_build.plan.budget.describe import (
     lowered_text,
     requirement_text,
     shortage_lines,
+    tokenizer_notes,
 )
 from furiosa_build.plan.budget.placement import placement
 from furiosa_build.plan.model import DRAFT, step_name
@@ -36,6 +37,7 @@ def plan_text(build: Build, machine: Machine | None = None) -> str:
         *random_note(spec.model.seed_for_random_weight),
         *_checkpoint_note(build.models[""]),
         *_draft_lines(build),
+        *tokenizer_notes(plan.model),
         *placement_lines(placement(plan)),
         "steps",
     ]

@@ -9,7 +9,7 @@ from furiosa_build.ir.outline import ParameterOutline
 from furiosa_build.recipe.schema import ModelSpec
 from furiosa_build.weights.config import check_architecture_of_weights
 from furiosa_build.weights.formats import check_weight_file
-from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES
+from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, matches
 from furiosa_build.weights.listing import ListedFile, ListedWeights, ModelFiles
 from furiosa_build.weights.model_source import ModelSource
 
@@ -45,6 +45,6 @@ def describe(
 
 def _listed(files: Mapping[str, Path], hash_file: Callable[[Path], str]) -> dict[str, ListedFile]:
     for name, path in files.items():
-        if name not in (*MODEL_FILES, INDEX_FILE):
+        if not matches(name, (*MODEL_FILES, INDEX_FILE)):
             check_weight_file(path)
     return {name: ListedFile(size=path.stat().st_size, sha256=hash_file(path)) for name, path in files.items()}

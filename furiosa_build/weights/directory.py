@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.errors import UserError
-from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, check_file, read_json, weight_files
+from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, check_file, find_files, read_json, weight_files
 from furiosa_build.weights.model_source import ModelSource, Reference
 
 if TYPE_CHECKING:
@@ -45,10 +45,7 @@ class ModelDirectory(ModelSource):
         return parse_checkpoint(path, read_json(path), model, layers)
 
     def model_files(self) -> dict[str, Path]:
-        found = {name: self.path / name for name in MODEL_FILES if (self.path / name).is_file()}
-        for path in found.values():
-            check_file(path)
-        return found
+        return find_files(self.path, MODEL_FILES)
 
     def weight_files(self) -> dict[str, Path]:
         check_file(self.path / INDEX_FILE)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,35 @@ from furiosa_build.core.errors import UserError
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHT_PATTERNS = ("model*.safetensors", INDEX_FILE)
 """The weight files of the hub that are used: some repositories hold them twice, also as `consolidated` or so."""
-MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
+TOKENIZER_VOCABULARIES = (
     "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
+    "tokenizer.*.json",
+    "tokenizer.model*",
+    "tiktoken.model",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece*.model",
+    "tekken.json",
+    "*.tiktoken",
+    "vocab.json",
+    "vocab.txt",
 )
-"""What travels into the artifact's model/ directory."""
+"""Files of a tokenizer, one of which holds its vocabulary: as `tokenizers`, SentencePiece, tiktoken, Mistral or the
+older classes of transformers write them."""
+TOKENIZER_FILES = (
+    *TOKENIZER_VOCABULARIES,
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+)
+"""All files that transformers makes a tokenizer of."""
+TRAVELLING = ("generation_config.json",)
+"""Files that travel into the artifact's model/ directory as they are."""
+MODEL_FILES = ("config.json", *TRAVELLING, *TOKENIZER_FILES)
+"""What a model has beside its weights, as far as it is used."""
 
 
 LARGEST_JSON = 64 << 20
@@ -69,14 +91,32 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def check_file(path: Path) -> None:
+def find_files(directory: Path, patterns: Sequence[str]) -> dict[str, Path]:
+    """The files of a model's directory that match, by name. Raises UserError for one that `check_file` refuses."""
+    found = {path.relative_to(directory).as_posix(): path for pattern in patterns for path in directory.glob(pattern)}
+    files = {name: path for name, path in sorted(found.items()) if path.is_file()}
+    for path in files.values():
+        check_file(path, directory)
+    return files
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a file of this name is one of those."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def check_file(path: Path, root: Path | None = None) -> None:
     """Raises UserError for a file (not one of weights) that is too large, or a link that leads out of the directory.
 
     Such a file would end up in the artifact. In the hub's cache a snapshot's files are links to its blobs.
+
+    Args:
+        path: The file.
+        root: The model's directory; None: the file's own.
     """
     if not path.is_file():
         return
-    directory, target = path.parent.resolve(), path.resolve()
+    directory, target = (root or path.parent).resolve(), path.resolve()
     homes = [directory, *([directory.parent.parent / "blobs"] if directory.parent.name == "snapshots" else [])]
     if not any(target.is_relative_to(home) for home in homes):
         raise UserError(

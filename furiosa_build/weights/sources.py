@@ -16,7 +16,7 @@ from furiosa_build.weights.config import config_of
 from furiosa_build.weights.describe import describe
 from furiosa_build.weights.directory import ModelDirectory
 from furiosa_build.weights.formats import check_weight_file
-from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES
+from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, TOKENIZER_FILES, TOKENIZER_VOCABULARIES, matches
 from furiosa_build.weights.hub import HubModel
 from furiosa_build.weights.kinds import find_source
 from furiosa_build.weights.listing import ListedFile, ListedWeights, ModelFiles
@@ -75,9 +75,28 @@ class Sources:
             known["commit"] = self._description.commit()
         return known
 
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether the model's config and tokenizer are on the hub."""
+        return self._description is not None and self._description.is_remote
+
+    def tokenizer_identity(self) -> dict[str, str]:
+        """What tells the tokenizer from others: sha256 of its files, or the commit on the hub; empty: there is none."""
+        if self._description is not None and self.is_on_hub:
+            commit = self._description.commit()
+            return {} if commit is None else {"commit": commit}
+        return {name: self._hashes.hash(file) for name, file in self.tokenizer_files().items()}
+
+    def tokenizer_files(self) -> dict[str, Path]:
+        """The tokenizer's files, by name; downloads what is on the hub. Empty where there is no vocabulary."""
+        files = {} if self._description is None else self._description.model_files()
+        if not any(matches(name, TOKENIZER_VOCABULARIES) for name in files):
+            return {}
+        return {name: file for name, file in files.items() if matches(name, TOKENIZER_FILES)}
+
     def unread_bytes(self) -> int:
         """Bytes of the files whose digest is not known."""
-        return sum(file.stat().st_size for file in self._unread())
+        return sum(file.stat().st_size for file in self._unread().values())
 
     def read(self) -> None:
         """Downloads what is on the hub, and reads what `identity` does not know."""
@@ -85,9 +104,9 @@ class Sources:
         if self._description is not None:
             self._description.model_files()  # the hub's commit is known then
         unread = self._unread()
-        expect(sum(file.stat().st_size for file in unread))
-        for file in unread:
-            if file.name not in (*MODEL_FILES, INDEX_FILE):
+        expect(sum(file.stat().st_size for file in unread.values()))
+        for name, file in unread.items():
+            if not matches(name, MODEL_FILES) and file.name != INDEX_FILE:
                 check_weight_file(file)  # before its terabytes are read, if that is what it says
             self._hashes.hash(file)
 
@@ -126,8 +145,8 @@ class Sources:
                 files |= {f"{inside}{name}": file for name, file in self.weights.weight_files().items()}
         return files
 
-    def _unread(self) -> list[Path]:
-        return [file for file in self._files_here().values() if self._hashes.recall(file) is None]
+    def _unread(self) -> dict[str, Path]:
+        return {name: file for name, file in self._files_here().items() if self._hashes.recall(file) is None}
 
     def _find_quantized(self, path: str | None) -> Path | None:
         if path is None:

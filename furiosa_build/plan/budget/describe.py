@@ -11,7 +11,11 @@ from furiosa_build.plan.kv_blocks import element_memory
 if TYPE_CHECKING:
     from furiosa_build.plan.budget.costs import Requirement
     from furiosa_build.plan.budget.preflight import Preflight
+    from furiosa_build.plan.model import ModelPlan
     from furiosa_build.plan.planner import Plan
+
+
+_SHOWN_TOKENS = 8
 
 
 def refusal_text(figures: Preflight) -> str:
@@ -26,6 +30,25 @@ def lowered_text(figures: Preflight, asked: int) -> str:
         f"num_compile_workers: {asked} asked for, the memory is for {figures.compile_workers} "
         f"({size_text(figures.memory.available)} available, each takes {size_text(figures.compile_worker)})"
     )
+
+
+def tokenizer_notes(model: ModelPlan) -> list[str]:
+    """What a person should know of the artifact's tokenizer: that there is none, or that tokens cannot be used."""
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        why = (
+            "as model.tokenizer says" if model.spec.model.tokenizer == "none" else f"{model.pretrained_id} brings none"
+        )
+        return [f"no tokenizer, {why}: the artifact takes and gives token ids"]
+    beyond = [f"{token} ({id_})" for token, id_ in tokenizer.beyond_vocabulary.items()]
+    if not beyond:
+        return []
+    rest = len(beyond) - _SHOWN_TOKENS
+    shown = ", ".join(beyond[:_SHOWN_TOKENS]) + (f" and {rest} more" if rest > 0 else "")
+    return [
+        f"tokenizer: the model's vocabulary of {model.outline.vocab_size} tokens lacks {shown}: "
+        "requests with these are refused"
+    ]
 
 
 def kv_blocks_text(plan: Plan) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,7 +14,8 @@ class ModelSpec(Section):
 
     `architecture` holds the fields of the model's `config.json`. When absent they are read from the model's
     directory or fetched from the hub. `param_file_path` is a safetensors file that holds all parameters: then the
-    directory or the hub gives config.json and the tokenizer's files only.
+    directory or the hub gives config.json and the tokenizer's files only. `tokenizer`: the source's, if it has one, or
+    none; without one an artifact takes and gives token ids.
     """
 
     model_id_or_path: Annotated[str, Field(min_length=1)]
@@ -22,6 +23,7 @@ class ModelSpec(Section):
     num_hidden_layers: PositiveInt | None = None
     seed_for_random_weight: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     param_file_path: Annotated[str, Field(min_length=1)] | None = None
+    tokenizer: Literal["source", "none"] = "source"
     calculate_logit_only_for_last_token: bool = False
     architecture: dict[str, Any] | None = None
 

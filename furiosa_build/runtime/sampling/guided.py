@@ -37,6 +37,11 @@ _JSON = {
 _MAY_HAVE_CONTROL_CHARACTERS = re.compile(r"\[\^|\\[xuUpP]|\[:|--|&&|~~|[\x00-\x1f]")
 _ESCAPES_BESIDE_SUCH_A_CLASS = "nrbtf"
 
+_ESCAPE = re.compile(r"\\.", re.DOTALL)
+_DIGITS = {r"\d": "[0-9]", r"\D": "[^0-9]"}
+# Strings and comments of a grammar in Lark's notation, and in a group its regular expressions.
+_LARK = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/((?:\\.|[^/\\\n])+)/')
+
 # Bytes of text. llguidance follows references by recursion, and a chain of some thousands overflows the stack, which
 # ends the process (seen: 4000 rules in 45 kB, 2000 references in 80 kB).
 _LONGEST = {"guided_json": 32768, "guided_grammar": 16384}
@@ -197,13 +202,23 @@ def _grammar(name: str, value: Any, where: str) -> str:
     if name == "guided_choice":
         return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, value)))
     if name == "guided_regex":
-        return LLMatcher.grammar_from_regex(value)
+        return LLMatcher.grammar_from_regex(_with_ascii_digits(value))
     if name == "guided_grammar":
-        return LLMatcher.grammar_from_lark(value)
+        return LLMatcher.grammar_from_lark(
+            _LARK.sub(lambda found: f"/{_with_ascii_digits(found[1])}/" if found[1] else found[0], value)
+        )
     schema = json.loads(value)
     _refuse_unenforceable(schema, where)
     escapes = {"json_allowed_escapes": _ESCAPES_BESIDE_SUCH_A_CLASS} if _has_suspect_pattern(schema) else {}
     return LLMatcher.grammar_from_json_schema(value, overrides=_JSON | escapes)  # type: ignore[arg-type]
+
+
+def _with_ascii_digits(pattern: str) -> str:
+    r"""A regular expression with classes of 0 to 9 for `\d` and `\D`.
+
+    llguidance takes `\d` for every script's digits there, unlike in the patterns of a JSON schema.
+    """
+    return _ESCAPE.sub(lambda found: _DIGITS.get(found[0], found[0]), pattern)
 
 
 def _has_suspect_pattern(schema: Any) -> bool:

@@ -12,7 +12,7 @@ from furiosa_build.runtime.request import CompletionOutput, Logprob, Request
 from furiosa_build.runtime.sampling.beam_search import Continuation, FinishedBeam
 from furiosa_build.runtime.sampling.guided import Guide
 from furiosa_build.runtime.sampling.sampler import Floats, Proposal, as_float32, sample, top_logprobs
-from furiosa_build.runtime.text.detokenizer import Detokenizer, OutputText
+from furiosa_build.runtime.text.detokenizer import output_text
 from furiosa_build.runtime.text.tokenizer import Tokenizer
 
 OnLogits = Callable[[str, Tensor], None]
@@ -147,8 +147,8 @@ class NextToken:
     def _completion(self, request: Request, index: int, beam: FinishedBeam) -> CompletionOutput:
         last, params = beam.tokens[-1], request.params
         ended = last in request.end_token_ids
-        detokenizer = Detokenizer(self._tokenizer, params.skip_special_tokens) if self._tokenizer else None
-        text = OutputText(detokenizer, ())
+        skip_special_tokens = params.skip_special_tokens
+        text = output_text(self._tokenizer, request.prompt_token_ids, skip_special_tokens=skip_special_tokens)
         for token in beam.tokens[:-1] if ended else beam.tokens:
             text.push(token, may_stop=False)
         text.flush()
@@ -164,6 +164,6 @@ class NextToken:
 
     def _logprobs(self, logits: Floats, token: int, number: int) -> dict[int, Logprob]:
         return {
-            id_: Logprob(logprob, rank, self._tokenizer.decode([id_], False) if self._tokenizer else None)
+            id_: Logprob(logprob, rank, self._tokenizer.token_bytes.text(id_) if self._tokenizer else None)
             for id_, logprob, rank in top_logprobs(logits, token, number)
         }

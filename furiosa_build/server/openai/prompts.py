@@ -10,8 +10,6 @@ from furiosa_build.runtime.text.tokenizer import Tokenizer
 from furiosa_build.server.http.errors import bad_request
 from furiosa_build.server.openai.messages import Message, TemplateOptions
 
-_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
-
 
 async def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:
     """Token ids of a text. Raises ApiError for one that is not valid Unicode."""
@@ -35,7 +33,7 @@ async def render(
 
     def apply_template() -> tuple[str, list[int]]:
         text = lay_out(tokenizer, turns, options, tools)
-        if tools and text == lay_out(tokenizer, turns, options):
+        if tools and tokenizer.chat_templates.ignores_tools(turns, tools, **_rendering(options)):
             raise bad_request("the artifact's chat template does not support tools", "tools")
         return text, _encode(tokenizer, text, add_special_tokens)
 
@@ -48,23 +46,12 @@ def lay_out(
     options: TemplateOptions,
     tools: list[dict[str, Any]] | None = None,
 ) -> str:
-    """The prompt of a conversation, as text. Raises as `render`.
+    """The prompt of a conversation, as text. Raises as `render`."""
+    return tokenizer.apply_chat_template(turns, tools=tools, **_rendering(options))
 
-    Where its last message is to be continued, the prompt ends as that does. Where that is, a mark at the message's end
-    tells, as in transformers.
-    """
-    variables = options.template_variables()
-    if not options.continue_final_message:
-        return tokenizer.apply_chat_template(turns, tools=tools, **variables)
-    *before, last = turns
-    marked = [*before, last | {"content": last["content"] + _MARK}]
-    text = tokenizer.apply_chat_template(marked, tools=tools, **variables)
-    begin, mark, _ = text.rpartition(_MARK.strip())
-    if not mark:
-        message = "the chat template does not show the last message as it is, so it cannot be continued"
-        raise bad_request(message, "continue_final_message")
-    # A template that trims messages has trimmed the mark's own space.
-    return begin if text[len(begin) :].startswith(_MARK) else begin.rstrip()
+
+def _rendering(options: TemplateOptions) -> dict[str, Any]:
+    return {"continue_final_message": options.continue_final_message, **options.template_variables()}
 
 
 async def decode(tokenizer: Tokenizer, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -72,9 +59,11 @@ async def decode(tokenizer: Tokenizer, ids: Sequence[int], skip_special_tokens: 
     return await asyncio.to_thread(tokenizer.decode, ids, skip_special_tokens)
 
 
-async def as_text(tokenizer: Tokenizer, prompt: str | Sequence[int]) -> str:
-    """A prompt as text, where an answer repeats it."""
-    return prompt if isinstance(prompt, str) else await decode(tokenizer, prompt)
+async def as_text(tokenizer: Tokenizer, prompt: str | Sequence[int], skip_special_tokens: bool = True) -> str:
+    """A prompt as text, where an answer repeats it. A character that it ends within belongs to the answer."""
+    if isinstance(prompt, str):
+        return prompt
+    return (await decode(tokenizer, prompt, skip_special_tokens)).rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 def _encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:

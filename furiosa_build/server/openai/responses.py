@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from furiosa_build.runtime.request import CompletionOutput, Logprob
+from furiosa_build.runtime.text.detokenizer import detokenizer_for
+from furiosa_build.runtime.text.tokenizer import Tokenizer
 from furiosa_build.server.openai.sampling import Sampling
 
 Json = dict[str, Any]
@@ -51,7 +53,6 @@ class TextDeltas:
 
     def __init__(self) -> None:
         self._characters = self._tokens = 0
-        self._offset = 0
         self.is_first = True
 
     def next(self, output: CompletionOutput) -> tuple[str, list[int], list[dict[int, Logprob]] | None]:
@@ -63,44 +64,108 @@ class TextDeltas:
         self._characters, self._tokens = len(output.text), len(output.token_ids)
         return text, tokens, logprobs
 
-    def completion_logprobs(self, tokens: Sequence[int], logprobs: Sequence[dict[int, Logprob]], number: int) -> Json:
-        """The log probabilities for /v1/completions. Offsets are those of the tokens' own texts one after the other."""
-        texts = [_text(entry[token]) for token, entry in zip(tokens, logprobs, strict=True)]
+
+class TokenOffsets:
+    """Where in a text its tokens begin, in characters. A part of a character begins where the character does.
+
+    Args:
+        tokenizer: The artifact's; without one the text is empty.
+        prompt: The tokens before the text.
+        skip_special_tokens: The text is without special tokens.
+        start: Where the text begins: behind what is repeated of the prompt.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, prompt: Sequence[int], skip_special_tokens: bool = True, start: int = 0
+    ) -> None:
+        self._text = tokenizer and detokenizer_for(tokenizer, prompt, skip_special_tokens)
+        self._offset = start
+
+    def next(self, tokens: Sequence[int]) -> list[int]:
+        """Where the next tokens begin."""
         offsets = []
-        for text in texts:
+        for token in tokens:
             offsets.append(self._offset)
-            self._offset += len(text)
-        likeliest = [
-            {_text(each): each.logprob for each in entry.values() if each.rank <= number} for entry in logprobs
-        ]
-        return {
-            "tokens": texts,
-            "token_logprobs": [entry[token].logprob for token, entry in zip(tokens, logprobs, strict=True)],
-            "top_logprobs": likeliest if number else None,
-            "text_offset": offsets,
-        }
+            self._offset += len(self._text.push(token)) if self._text else 0
+        return offsets
 
 
-def chat_logprobs(tokens: Sequence[int], logprobs: Sequence[dict[int, Logprob]], number: int) -> Json:
+def completion_logprobs(
+    tokens: Sequence[int],
+    logprobs: Sequence[dict[int, Logprob] | None],
+    number: int,
+    tokenizer: Tokenizer | None,
+    offsets: TokenOffsets,
+) -> Json:
+    """The log probabilities in the form of /v1/completions. Of a first token there is none.
+
+    The likeliest tokens are keyed by their texts. One whose text another has already is called `token_id:NUMBER`.
+    """
+    return {
+        "tokens": [_legacy_text(tokenizer, token) for token in tokens],
+        "token_logprobs": [
+            None if entry is None else _finite(entry[token].logprob)
+            for token, entry in zip(tokens, logprobs, strict=True)
+        ],
+        "top_logprobs": [_likeliest(entry, number, tokenizer) for entry in logprobs] if number else None,
+        "text_offset": offsets.next(tokens),
+    }
+
+
+def _likeliest(entry: dict[int, Logprob] | None, number: int, tokenizer: Tokenizer | None) -> dict[str, float] | None:
+    if entry is None:
+        return None
+    found: dict[str, float] = {}
+    for id_, each in _ranked(entry, number):
+        text = _legacy_text(tokenizer, id_)
+        found[f"token_id:{id_}" if text in found else text] = _finite(each.logprob)
+    return found
+
+
+def chat_logprobs(
+    tokens: Sequence[int], logprobs: Sequence[dict[int, Logprob]], number: int, tokenizer: Tokenizer
+) -> Json:
     """The log probabilities in the form of /v1/chat/completions."""
     return {
         "content": [
-            _chat_logprob(entry[token])
-            | {"top_logprobs": [_chat_logprob(each) for each in _ranked(entry) if each.rank <= number]}
+            _chat_logprob(token, entry[token], tokenizer)
+            | {"top_logprobs": [_chat_logprob(id_, each, tokenizer) for id_, each in _ranked(entry, number)]}
             for token, entry in zip(tokens, logprobs, strict=True)
         ],
         "refusal": None,
     }
 
 
-def _chat_logprob(each: Logprob) -> Json:
-    text = _text(each)
-    return {"token": text, "logprob": each.logprob, "bytes": list(text.encode())}
+def _chat_logprob(id_: int, each: Logprob, tokenizer: Tokenizer) -> Json:
+    found = tokenizer.token_bytes[id_]
+    return {"token": _text(found) or _escaped(found), "logprob": _finite(each.logprob), "bytes": list(found)}
 
 
-def _ranked(entry: dict[int, Logprob]) -> list[Logprob]:
-    return sorted(entry.values(), key=lambda each: each.rank)
+def _ranked(entry: dict[int, Logprob], number: int) -> list[tuple[int, Logprob]]:
+    """The `number` likeliest, the likeliest first."""
+    return sorted(((id_, each) for id_, each in entry.items() if each.rank <= number), key=lambda item: item[1].rank)
 
 
-def _text(each: Logprob) -> str:
-    return each.decoded_token or ""
+def _legacy_text(tokenizer: Tokenizer | None, id_: int) -> str:
+    if tokenizer is None:
+        return f"token_id:{id_}"
+    found = tokenizer.token_bytes[id_]
+    text = _text(found)
+    return f"bytes:{_escaped(found)}" if text is None else text
+
+
+def _finite(logprob: float) -> float:
+    """A log probability as JSON can hold it: OpenAI's API has -9999 for what is impossible."""
+    return max(logprob, -9999.0)
+
+
+def _text(token: bytes) -> str | None:
+    """The text of a token; None: it is a part of a character."""
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _escaped(token: bytes) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in token)

@@ -12,9 +12,11 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
+from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.server.http.errors import bad_request
 from furiosa_build.server.openai.protocol import ChatRequest, Function
 
@@ -59,15 +61,24 @@ class ToolUse:
         offered: The tools for the chat template; None: it gets none.
         schema: The schema of the text; None: it is free.
         parse: Parses the text.
+        has_special_tags: The tags around calls are special tokens, which the text has to show.
     """
 
     offered: list[Json] | None
     schema: Json | None
     parse: Parser
+    has_special_tags: bool = False
+
+    def shown(self, params: list[SamplingParams]) -> list[SamplingParams]:
+        """The parameters of texts that show what `parse` looks for."""
+        return [replace(each, skip_special_tokens=False) for each in params] if self.has_special_tags else params
 
 
-def tool_use(body: ChatRequest) -> ToolUse:
-    """The use of tools that a request asks for. Raises ApiError where tools, choice and response format conflict."""
+def tool_use(body: ChatRequest, special_tokens: Collection[str] = ()) -> ToolUse:
+    """The use of tools that a request asks for, of a tokenizer with these special tokens.
+
+    Raises ApiError where tools, choice and response format conflict.
+    """
     functions = _functions(body)
     choice = _choice(body, functions)
     if choice == "none":
@@ -78,7 +89,13 @@ def tool_use(body: ChatRequest) -> ToolUse:
     offered = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
     most = 1 if body.parallel_tool_calls is False else None
     if choice == "auto":
-        return ToolUse(offered, None, lambda text, finished: _parse_free_text(text, finished, functions, most))
+        tagged = body.skip_special_tokens and not {OPEN, CLOSE}.isdisjoint(special_tokens)
+        hidden = frozenset(special_tokens) - {OPEN, CLOSE} if tagged else frozenset()
+
+        def parse(text: str, finished: bool) -> ParsedText:
+            return _parse_free_text(_without(text, hidden), finished, functions, most)
+
+        return ToolUse(offered, None, parse, tagged)
     if choice == "required":
         return ToolUse(offered, _list_schema(functions, most or MAX_CALLS), lambda text, _: _parse_list(text))
     name = choice.removeprefix("function ")
@@ -166,6 +183,16 @@ def _object_end(text: str, start: int) -> int | None:
         return _DECODER.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
         return None
+
+
+def _without(text: str, tokens: frozenset[str]) -> str:
+    """A text without the special tokens that nobody should see."""
+    return _any_of(tokens).sub("", text) if tokens else text
+
+
+@lru_cache(maxsize=8)
+def _any_of(tokens: frozenset[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
 
 
 def _parse_free_text(text: str, finished: bool, names: Collection[str], most: int | None) -> ParsedText:

@@ -28,7 +28,15 @@ from furiosa_build.server.openai.descriptions import (
     answers,
 )
 from furiosa_build.server.openai.protocol import ChatRequest, CompletionRequest
-from furiosa_build.server.openai.responses import Json, ResponseWriter, TextDeltas, chat_logprobs, usage
+from furiosa_build.server.openai.responses import (
+    Json,
+    ResponseWriter,
+    TextDeltas,
+    TokenOffsets,
+    chat_logprobs,
+    completion_logprobs,
+    usage,
+)
 from furiosa_build.server.openai.sampling import Sampling
 from furiosa_build.server.openai.structured import Structure
 from furiosa_build.server.openai.tools import MessageDeltas, ParsedText
@@ -70,15 +78,20 @@ def make_router(service: Service) -> APIRouter:
             raise bad_request("a prompt has no token", "prompt", "empty_prompt")
         echoes = [""] * len(tokens)
         if body.echo:
-            echoes = [await prompts.as_text(service.tokenizer, prompt) for prompt in shown]
+            skip = body.skip_special_tokens
+            echoes = [await prompts.as_text(service.tokenizer, prompt, skip) for prompt in shown]
+
+        offsets: dict[int, TokenOffsets] = {}
 
         def choice(index: int, text_deltas: TextDeltas, output: CompletionOutput) -> Json:
-            begins = text_deltas.is_first
+            begins, prompt = text_deltas.is_first, index // body.n
             text, ids, logprobs = text_deltas.next(output)
             shown = None
             if logprobs is not None and body.logprobs is not None:
-                shown = text_deltas.completion_logprobs(ids, logprobs, body.logprobs)
-            echo = echoes[index // body.n] if begins else ""
+                if index not in offsets:
+                    offsets[index] = TokenOffsets(service.engine.tokenizer, tokens[prompt], body.skip_special_tokens)
+                shown = completion_logprobs(ids, logprobs, body.logprobs, service.engine.tokenizer, offsets[index])
+            echo = echoes[prompt] if begins else ""
             return {"index": index, "text": echo + text, "logprobs": shown, "finish_reason": output.finish_reason}
 
         writer = ResponseWriter("text_completion", "cmpl", body)
@@ -88,9 +101,9 @@ def make_router(service: Service) -> APIRouter:
     @router.post("/chat/completions", responses=answers(ChatCompletion, streams=True) | OF_GENERATION)
     async def chat(body: ChatRequest, request: Request) -> Response:
         service.check_model(body.model)
-        use = tools.tool_use(body)
+        use = tools.tool_use(body, service.tokenizer.special_tokens.values())
         schema = None if use.schema is None else Structure({"guided_json": use.schema}, "tools")
-        params = body.chat_params(service.sampling_defaults, schema)
+        params = use.shown(body.chat_params(service.sampling_defaults, schema))
         special = body.add_special_tokens
         text, tokens = await prompts.render(service.tokenizer, body.messages, body, use.offered, special)
         _log_prompt(service, request, [text])
@@ -100,7 +113,9 @@ def make_router(service: Service) -> APIRouter:
 
         def part(index: int, text_deltas: TextDeltas, output: CompletionOutput, parsed: ParsedText) -> Json:
             _, ids, logprobs = text_deltas.next(output)
-            shown = None if logprobs is None else chat_logprobs(ids, logprobs, body.top_logprobs or 0)
+            shown = (
+                None if logprobs is None else chat_logprobs(ids, logprobs, body.top_logprobs or 0, service.tokenizer)
+            )
             called = parsed.calls and output.finish_reason == "stop"
             reason = "tool_calls" if called else output.finish_reason
             return {"index": index, "logprobs": shown, "finish_reason": reason}

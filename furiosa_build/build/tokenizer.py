@@ -1,0 +1,58 @@
+"""The tokenizer of an artifact, before there is a plan: a worker makes it once of the files that the model has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from furiosa_build.build.executors.base import Executor
+from furiosa_build.build.factors import Factors
+from furiosa_build.build.files import Files
+from furiosa_build.build.models import OpenModel
+from furiosa_build.core.events import Emitter, SurveyStarted
+from furiosa_build.ir.tokenizer import TokenizerOutline
+from furiosa_build.plan.keys import key_of
+from furiosa_build.plan.resolved import pretrained_id
+from furiosa_build.steps.tokenizer import FILES, OUTLINE, Tokenizer, TokenizerRequest
+from furiosa_build.store import ActionRecord, Store
+
+_CONFIG = ("model_type", "model_name", "tokenizer_class", "transformers_version")
+"""The fields of config.json by which transformers chooses how to read a tokenizer's files."""
+
+
+def tokenizer_of(
+    model: OpenModel, vocab_size: int, store: Store, factors: Factors, files: Files, executor: Executor, events: Emitter
+) -> TokenizerOutline | None:
+    """The tokenizer for a model's artifact; None: the model has none, or the recipe wants none.
+
+    Raises UserError for one that cannot be used.
+    """
+    identity = {} if model.spec.model.tokenizer == "none" else model.sources.tokenizer_identity()
+    if not identity:
+        return None
+    job, reads = Tokenizer(), {"config": _config(model), "vocab_size": vocab_size}
+    of_key = factors.of(job, model.backend, reads, {"source": identity})
+    record = store.find(key_of(of_key))
+    if record is None:
+        found = files.read_source(model.sources.tokenizer_files())
+        if not found:
+            return None
+        request = TokenizerRequest(inputs=found, name=pretrained_id(model.spec.model), **reads)
+        events.emit(SurveyStarted())
+        log = store.log_path(job.name)
+        record, _ = store.get_or_run(
+            key_of(of_key), job.name, of_key, lambda output: executor.run(job.name, job, request, output, log)
+        )
+    outline = TokenizerOutline.model_validate(store.read_json(record, OUTLINE))
+    return outline.model_copy(update={"files": _files(record)})
+
+
+def _config(model: OpenModel) -> dict[str, Any]:
+    fields = {key: model.sources.config[key] for key in _CONFIG if key in model.sources.config}
+    if model.sources.is_on_hub:
+        fields["_name_or_path"] = model.spec.model.model_id_or_path
+    return fields
+
+
+def _files(record: ActionRecord) -> dict[str, str]:
+    made = record.outputs.items()
+    return {path.removeprefix(FILES): output.sha256 for path, output in made if path.startswith(FILES)}

@@ -1,0 +1,20 @@
+"""The tokenizer that an artifact gets, as far as a plan knows it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class TokenizerOutline(BaseModel):
+    """A tokenizer that has been made of a model's files.
+
+    Attributes:
+        num_tokens: How many tokens it has.
+        beyond_vocabulary: Its tokens that the model has no embedding for, with their ids.
+        files: sha256 (hex) of what it consists of in an artifact, by name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    num_tokens: int
+    beyond_vocabulary: dict[str, int] = {}
+    files: dict[str, str] = {}
