@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 from safetensors.torch import load_file, save_file
 from test_models.tiny import save_random_model
+from tokenizers import Tokenizer, models
 from user_directory import (
     CONFIG,
     UserDirectory,
@@ -40,6 +41,9 @@ Change = Callable[[UserDirectory, pytest.MonkeyPatch], Next]
 def override(*overrides: str) -> Change:
     """Other overrides than before."""
     return lambda user, _: Next(user, overrides)
+
+
+TOKENIZER = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).to_str()
 
 
 def after(*first: str, then: tuple[str, ...] | Change) -> Change:
@@ -209,6 +213,17 @@ def model_file(name: str, content: str) -> Change:
         del patch
         (user.root / "tiny" / name).write_text(content)
         return Next(user)
+
+    return change
+
+
+def of_tokenizer(then: Change) -> Change:
+    """Of a model that was built with a tokenizer."""
+
+    def change(user: UserDirectory, patch: pytest.MonkeyPatch) -> Next:
+        model_file("tokenizer.json", TOKENIZER)(user, patch)
+        assert user.build() == ["fetch", "package", "qualify"]
+        return then(user, patch)
 
     return change
 

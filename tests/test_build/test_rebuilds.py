@@ -19,6 +19,7 @@ from user_directory import (
 
 from .changes import (
     DRAFT_BUCKETS,
+    TOKENIZER,
     Change,
     after,
     comments,
@@ -35,6 +36,7 @@ from .changes import (
     move_store,
     new_weights,
     of_draft,
+    of_tokenizer,
     other_compiler,
     other_isa,
     other_order,
@@ -156,8 +158,14 @@ ROWS: Mapping[str, tuple[Change, list[str]]] = {
         ["fetch", *WEIGHTS, *ARTIFACT],
     ),
     "fewer layers of the same weights": (override("model.num_hidden_layers=1"), [*WEIGHTS, *ARTIFACT]),
-    "tokenizer": (model_file("tokenizer_config.json", "{}"), ["fetch", *ARTIFACT]),
-    "chat template": (model_file("chat_template.jinja", "{{ messages }}"), ["fetch", *ARTIFACT]),
+    "tokenizer": (model_file("tokenizer.json", TOKENIZER), ["fetch", *ARTIFACT]),
+    "chat template": (of_tokenizer(model_file("chat_template.jinja", "{{ messages }}")), ["fetch", *ARTIFACT]),
+    "white space in a tokenizer's file": (
+        of_tokenizer(model_file("tokenizer.json", f"{TOKENIZER} \n")),
+        ["fetch", "package"],
+    ),
+    "version of tokenizers, with a tokenizer": (of_tokenizer(other_version("tokenizers")), ["qualify"]),
+    "no tokenizer any more": (of_tokenizer(override("model.tokenizer=none")), ARTIFACT),
     "a field of config.json that shapes no graph": (field_of_config, ["fetch", "quantize", *ARTIFACT]),
     "torch": (other_version("torch"), [*WEIGHTS, *TRACES, *ARTIFACT]),
     "transformers": (other_version("transformers"), [*TRACES, *ARTIFACT]),
