@@ -165,7 +165,8 @@ ROWS: Mapping[str, tuple[Change, list[str]]] = {
         ["fetch", "package"],
     ),
     "version of tokenizers, with a tokenizer": (of_tokenizer(other_version("tokenizers")), ["qualify"]),
-    "no tokenizer any more": (of_tokenizer(override("model.tokenizer=none")), ARTIFACT),
+    # The artifact without it was built, and has qualified, before the model had one.
+    "no tokenizer any more": (of_tokenizer(override("model.tokenizer=none")), ["package"]),
     "a field of config.json that shapes no graph": (field_of_config, ["fetch", "quantize", *ARTIFACT]),
     "torch": (other_version("torch"), [*WEIGHTS, *TRACES, *ARTIFACT]),
     "transformers": (other_version("transformers"), [*TRACES, *ARTIFACT]),
