@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from furiosa_build.artifact.schema import Artifact
 from furiosa_build.build.build import Build, open_build
 from furiosa_build.build.executors.in_process import run_here
 from furiosa_build.build.executors.local import WorkerPool
+from furiosa_build.cli import furiosa_llm as llm
 from furiosa_build.cli import main
 from furiosa_build.core.errors import BuildError, StepError
 from furiosa_build.runtime.probe import probe
@@ -114,15 +115,31 @@ class Ran(NamedTuple):
     err: str
 
 
-def furiosa_build(user: UserDirectory, *arguments: str) -> Ran:
+def furiosa_build(user: UserDirectory, *arguments: str, **environment: str) -> Ran:
     """Calls the console script in a user's directory: `furiosa_build(user, "plan", "tiny")`."""
+    return _call("furiosa-build", main.main, user, arguments, environment)
+
+
+def furiosa_llm(user: UserDirectory, *arguments: str) -> Ran:
+    """Calls the other console script."""
+    return _call("furiosa-llm", llm.main, user, arguments, {})
+
+
+def _call(
+    program: str,
+    script: Callable[[], None],
+    user: UserDirectory,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+) -> Ran:
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(user.root)
-        patch.setenv("FURIOSA_BUILD_CACHE", str(user.store))
-        patch.setattr("sys.argv", ["furiosa-build", *arguments])
+        for name, value in {"FURIOSA_BUILD_CACHE": str(user.store), **environment}.items():
+            patch.setenv(name, value)
+        patch.setattr("sys.argv", [program, *arguments])
         with pytest.raises(SystemExit) as ended:
-            main.main()
+            script()
     status = ended.value.code or 0
     assert isinstance(status, int)
     return Ran(status, out.getvalue(), err.getvalue())

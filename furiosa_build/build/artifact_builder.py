@@ -13,11 +13,12 @@ from os import PathLike, fspath
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
-from furiosa_build.core.devices import kind_of
 from furiosa_build.core.errors import UserError, nearest
 from furiosa_build.core.events import Listener
-from furiosa_build.recipe.compose import load_target, recipe_roots, validate
+from furiosa_build.recipe.compose import recipe_roots, validate
 from furiosa_build.recipe.schema import Recipe, SchedulerConfig
+from furiosa_build.recipe.schema.spec import joined_devices
+from furiosa_build.recipe.targets import load_target, target_with
 from furiosa_build.store import default_store_root
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 DEFAULT_CACHE = Path("~/.cache/furiosa/llm")
 
 _EXTRA = ("backend", "quantization", "target", "speculative_recipe", "num_speculative_tokens")
-_NPU_TARGET = "rngd"
 _SCHEDULER = SchedulerConfig()
 
 
@@ -43,7 +43,8 @@ class ArtifactBuilder:
         data_parallel_size: Replicas; by default as many as the devices have elements for.
         prefill_buckets: (batch size, tokens of a prompt); by default one of (1, max_seq_len_to_capture).
         decode_buckets: (batch size, tokens of context); the same default.
-        max_seq_len_to_capture: Longest sequence, in tokens.
+        max_seq_len_to_capture: Longest sequence, in tokens; by default 2048, or as many as the model takes if that is
+            less.
         num_hidden_layers: Only so many of the model's layers.
         seed_for_random_weight: Random weights drawn from this seed; nothing is downloaded but the config.
         calculate_logit_only_for_last_token: Prefill gives the logits of the last token only; by default if
@@ -64,8 +65,8 @@ class ArtifactBuilder:
         paged_attention_block_size: Tokens of a KV block.
         default_scheduler_config: What the runtime starts with.
         kwargs: Beyond that API: `backend` (`inductor`), `quantization` (`none`, `fp8`, `int8`), `target` (a file of
-            conf/target; by default `rngd` for NPUs, else `cpu`), `speculative_recipe` (the recipe of a draft model) and
-            `num_speculative_tokens` (those that it proposes at a time).
+            conf/target; by default `cpu`, or for an NPU the one that has such devices), `speculative_recipe` (the
+            recipe of a draft model) and `num_speculative_tokens` (those that it proposes at a time).
 
     Attributes:
         listeners: Called with the events of a build (`furiosa_build.core.events`); none at first, so that a build
@@ -86,7 +87,7 @@ class ArtifactBuilder:
         data_parallel_size: int | None = None,
         prefill_buckets: Sequence[tuple[int, int]] = (),
         decode_buckets: Sequence[tuple[int, int]] = (),
-        max_seq_len_to_capture: int = 2048,
+        max_seq_len_to_capture: int | None = None,
         num_hidden_layers: int | None = None,
         seed_for_random_weight: int | None = None,
         calculate_logit_only_for_last_token: bool | None = None,
@@ -107,12 +108,12 @@ class ArtifactBuilder:
         _refuse_unknown(kwargs, _EXTRA)
         self.listeners: list[Listener] = []
         beams = kv_cache_sharing_across_beams_config
-        joined = devices if isinstance(devices, str) else ",".join(devices)
-        is_npu = joined.strip().startswith("npu") and kind_of(joined) == "npu"
         self._roots = recipe_roots()
+        on = joined_devices(devices)
+        target = kwargs.get("target") or target_with(on, self._roots, "ArtifactBuilder: devices") or "cpu"
         self._spec: dict[str, Any] = {
             "name": name or PurePath(model_id_or_path).name,
-            "devices": joined,
+            "devices": on,
             "model": {
                 "model_id_or_path": fspath(model_id_or_path),
                 "num_hidden_layers": num_hidden_layers,
@@ -123,7 +124,7 @@ class ArtifactBuilder:
                     else calculate_logit_only_for_last_token
                 ),
             },
-            "target": load_target(kwargs.get("target") or (_NPU_TARGET if is_npu else "cpu"), self._roots),
+            "target": load_target(target, self._roots),
             "backend": {
                 "name": kwargs.get("backend", "inductor"),
                 "compiler_config_overrides": dict(compiler_config_overrides or {}),
@@ -137,7 +138,7 @@ class ArtifactBuilder:
             "buckets": {
                 "prefill_buckets": sorted({tuple(bucket) for bucket in prefill_buckets}),
                 "decode_buckets": sorted({tuple(bucket) for bucket in decode_buckets}),
-                "max_seq_len_to_capture": max_seq_len_to_capture,
+                **({} if max_seq_len_to_capture is None else {"max_seq_len_to_capture": max_seq_len_to_capture}),
                 "paged_attention_num_blocks": paged_attention_num_blocks,
                 "paged_attention_block_size": paged_attention_block_size,
                 "kv_cache_sharing_across_beams_config": None if beams is None else beams._asdict(),

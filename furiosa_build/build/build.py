@@ -25,6 +25,7 @@ from furiosa_build.build.tokenizer import tokenizer_of
 from furiosa_build.core.cancellation import CancellationToken, cancelled_by
 from furiosa_build.core.events import Emitter, Listener
 from furiosa_build.core.failpoints import doing
+from furiosa_build.core.files import expand_user
 from furiosa_build.core.progress import metered
 from furiosa_build.core.system import Machine
 from furiosa_build.ir.tokenizer import TokenizerOutline
@@ -61,10 +62,11 @@ class Build:
         self.recipe, self.spec, self.options = recipe, recipe.spec, recipe.options
         self.cwd = cwd or Path.cwd()
         cache = self.options.cache_dir
-        root = (Path(cache).expanduser() if cache else default_store_root()).absolute()
+        root = (expand_user(cache, "cache_dir") if cache else default_store_root()).absolute()
         self.store = Store(root, self.options.verify_inputs, self.directory.parent)
         self.store.notify = self.events.note
         self.models = open_models(recipe, self.store.hashes)
+        self.spec = self.models[""].spec
         self.outcomes: dict[str, Outcome] = {}
         self._cancellation = CancellationToken()
         self._factors = Factors(self.models, SourceCode(memo=root / "code.json"), self._find)
@@ -76,7 +78,7 @@ class Build:
     @property
     def directory(self) -> Path:
         """SAVE_DIR/NAME: where the artifact's versions are."""
-        return self.cwd / Path(self.options.save_dir).expanduser() / self.spec.name
+        return self.cwd / expand_user(self.options.save_dir, "save_dir") / self.spec.name
 
     @cached_property
     def plan(self) -> Plan:
@@ -90,9 +92,9 @@ class Build:
             planned[""] = replace(planned[""], tokenizer=self._tokenizer(planned[""].outline.vocab_size))
         return make_plan(planned, STEPS)
 
-    @property
+    @cached_property
     def version_directory(self) -> Path:
-        """Where the artifact is, once `package` is done."""
+        """Where the artifact is, once `package` is done; to be asked before the build is closed."""
         return self._publication.directory
 
     def is_done(self, name: str) -> bool:

@@ -165,7 +165,7 @@ def _check_same(build: Build, directory: Path, digests: Mapping[str, str], metad
     for path in sorted(directory.iterdir()):
         if path.name == METADATA_FILE and path.read_bytes() == metadata:
             continue
-        if not path.is_file() or digests.get(path.name) != build.store.hashes.hash(path):
+        if not path.is_file() or digests.get(path.name) != build.store.link_hashes.hash(path):
             raise _other_content(directory, path.name)
     for name in digests:
         if not (directory / name).exists():

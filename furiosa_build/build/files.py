@@ -74,8 +74,14 @@ class Files:
         for model_id in self._models if wanted else ():
             if self._find(step_name(model_id, "fetch")) is not None:
                 found.update(self._source_files(model_id, wanted))
-        files = {name: found.get(sha256) or self._store.blob(sha256) for name, sha256 in request.inputs.items()}
+        files = {name: self._file(sha256, found) for name, sha256 in request.inputs.items()}
         return Inputs(files, self._store.scratch(self._models[""].spec.backend.name))
+
+    def _file(self, sha256: str, of_source: Mapping[str, Path]) -> Path:
+        """The file of this digest: the store's, where it is known to be whole, since steps link their inputs."""
+        blob = self._store.blob(sha256)
+        is_whole = blob.exists() and self._store.link_hashes.recall(blob) == sha256
+        return blob if is_whole else of_source.get(sha256, blob)
 
     def _source_files(self, model_id: str, wanted: set[str]) -> Iterator[tuple[str, Path]]:
         """The files of a model's source that are wanted, with their sha256."""

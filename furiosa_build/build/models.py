@@ -14,6 +14,7 @@ from furiosa_build.core.file_digests import HashMemory
 from furiosa_build.ir.outline import Outline
 from furiosa_build.plan.budget.placement import check_parallel
 from furiosa_build.plan.model import DRAFT, ModelPlan, plan_model
+from furiosa_build.recipe.lengths import fit_length
 from furiosa_build.recipe.schema import BuildSpec, Recipe, check_architecture
 from furiosa_build.weights.config import cut_config
 from furiosa_build.weights.sources import Sources
@@ -56,9 +57,10 @@ def open_models(recipe: Recipe, hashes: HashMemory) -> dict[str, OpenModel]:
     """The models of a recipe, by id. Raises UserError for what is wrong with one of them."""
     models = {"": _open(recipe, hashes)}
     if recipe.draft is not None:
-        name = recipe.draft.spec.name
+        name, length = recipe.draft.spec.name, models[""].spec.buckets.max_seq_len_to_capture
         with errors_of(DRAFT, name):
-            models[DRAFT] = _open(recipe.draft, hashes)
+            spec = fit_length(recipe.draft.spec, length, f"max_seq_len_to_capture={length} of the model")
+            models[DRAFT] = _open(recipe.draft.model_copy(update={"spec": spec}), hashes)
         own, found = (model.hf_config["vocab_size"] for model in models.values())
         if own != found:
             what = f"the draft {name!r} has a vocabulary of {found} tokens, the model of {own}"
@@ -74,5 +76,8 @@ def _open(recipe: Recipe, hashes: HashMemory) -> OpenModel:
     sources = Sources(spec, recipe.roots, hashes)
     where = "model.architecture" if spec.model.architecture else "config.json"
     check_architecture(spec, sources.config, where)
+    longest = sources.config["max_position_embeddings"]
+    if spec.buckets.max_seq_len_to_capture > longest:
+        spec = fit_length(spec, longest, f"the model's max_position_embeddings={longest}")
     checkpoint, hf_config = sources.read_checkpoint(), cut_config(sources.config, spec.model)
     return OpenModel(spec, backend, isa, sources, checkpoint, hf_config)

@@ -31,7 +31,7 @@ class Publication:
     def has(self, step: str) -> bool:
         """Whether what follows from a step is there and whole."""
         if step == "package":
-            return writer.is_published(self.directory, self._manifest, self._store.hashes.hash)
+            return writer.is_published(self.directory, self._manifest, self._store.link_hashes.hash)
         return writer.latest_is(self.directory) and writer.qualification_file(self.directory).is_file()
 
     def why_not(self, step: str) -> str:
@@ -42,7 +42,7 @@ class Publication:
             return f"{self.directory.name} qualified before; {missing}"
         if not self.directory.exists():
             return f"the artifact is in the store, and not in {self.directory}"
-        damaged = list(writer.damaged_files(self.directory, self._manifest, self._store.hashes.hash))
+        damaged = list(writer.damaged_files(self.directory, self._manifest, self._store.link_hashes.hash))
         return f"damaged in {self.directory}: {', '.join(damaged[:3])}{', ...' if damaged[3:] else ''}"
 
     def publish(self, records: Iterable[ActionRecord]) -> None:
@@ -51,7 +51,7 @@ class Publication:
             return
         by_digest = {o.sha256: self._store.path(o) for record in records for o in record.outputs.values()}
         files = {path: by_digest[file.sha256] for path, file in self._manifest.files.items()}
-        hashes = self._store.hashes
+        hashes = self._store.link_hashes
         if writer.publish(self.directory, self._manifest, files, hashes.hash, hashes.remember):
             text = f"the signature of {self.directory} is removed: it is not of these files; sign it again"
             self._store.notify(text)

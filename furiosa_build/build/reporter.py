@@ -110,6 +110,8 @@ class EventReporter:
         """The run is over, however it ended."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        is_built = self.status == 0 and "qualify" in self._steps
+        artifact = self._build.version_directory if is_built else None
         self._build.close()
         if self._has_started and self.status:
             kept = f"{steps_text(self._ran)} ran, kept in the store; the next build goes on from there"
@@ -119,7 +121,6 @@ class EventReporter:
         else:
             for error, trace in self._failures:
                 self._emit(ErrorOccurred(message=str(error), status=error.exit_status, traceback=trace))
-        artifact = self._build.version_directory if self.status == 0 and "qualify" in self._steps else None
         if artifact is not None:
             self._emit(ArtifactReady(directory=artifact, ran=self._ran))
         self._emit(

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from furiosa_build.cli import streams
 from furiosa_build.core.errors import UserError
-from furiosa_build.core.text import size_text
+from furiosa_build.core.text import argument_text, size_text
 
 ArtifactPath = Annotated[
     Path, typer.Argument(metavar="ARTIFACT", help="An artifact's directory, such as artifacts/NAME/latest.")
@@ -56,13 +57,16 @@ def sign(
 
 def generate(
     artifact: ArtifactPath,
-    prompt: Annotated[str, typer.Option(help="The text to continue.")],
+    prompt: Annotated[str, typer.Option(parser=argument_text, metavar="TEXT", help="The text to continue.")],
     max_tokens: Annotated[int, typer.Option(help="New tokens at most.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.8,
     top_p: Annotated[float, typer.Option(help="Sample from the smallest set of tokens of this probability.")] = 0.95,
     top_k: Annotated[int, typer.Option(help="Sample from this many likeliest tokens; 0 or -1: from all.")] = -1,
     seed: Annotated[int | None, typer.Option(help="For the same text every time.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(parser=argument_text, metavar="TEXT", help="End before this text; may be given several times."),
+    ] = None,
 ) -> None:
     """Generate text from an artifact, printed as it comes."""
     from furiosa_build.runtime import LLMEngine, SamplingParams
@@ -73,7 +77,7 @@ def generate(
     engine = LLMEngine(artifact)
     engine.add_request("0", prompt, params)
     shown = 0
-    while engine.has_unfinished_requests():
+    while engine.has_unfinished_requests() and streams.stdout_failure() is None:
         for output in engine.step():
             text = output.outputs[0].text
             print(text[shown:], end="", flush=True)

@@ -13,6 +13,7 @@ import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from furiosa_build.core.errors import UserError, VerificationError
+from furiosa_build.core.files import expand_user
 from furiosa_build.core.text import size_text
 from furiosa_build.store import Store, default_store_root, gc
 
@@ -103,7 +104,7 @@ def verify(cache_dir: CacheDir = None) -> None:
 
 
 def _store(cache_dir: Path | None) -> Store:
-    root = (cache_dir or default_store_root()).expanduser().absolute()
+    root = (default_store_root() if cache_dir is None else expand_user(cache_dir, "--cache-dir")).absolute()
     if root.exists() and not root.is_dir():
         raise UserError("the store is not a directory", where=str(root))
     return Store(root)

@@ -17,7 +17,7 @@ from doit import doit_cmd
 from furiosa_build.build.build import Build
 from furiosa_build.build.graph import action, doit_config, doit_tasks
 from furiosa_build.build.reporter import EventReporter
-from furiosa_build.cli import running
+from furiosa_build.cli import running, streams
 from furiosa_build.cli.exits import exit_with
 from furiosa_build.core.errors import BuildError, BuildInterrupted, UserError
 from furiosa_build.recipe.compose import list_recipes
@@ -32,15 +32,18 @@ class ExitingReporter(EventReporter):
         try:
             self.raise_failure()
         except BuildError as error:  # a listener has printed it
-            sys.exit(error.exit_status)
+            sys.exit(streams.final_status(error.exit_status))
         except BuildInterrupted as interrupted:
             exit_with(interrupted)
+        if status := streams.final_status(0):
+            sys.exit(status)
 
 
 def build_of_command_line() -> Build | None:
     """The build that `recipe=NAME key=value ...` describes; None when it is not doit that loads this module."""
     if doit_cmd._CMDLINE_VARS is None:
         return None
+    streams.set_up()
     arguments = dict(doit_cmd._CMDLINE_VARS)
     recipe = arguments.pop("recipe", None)
     try:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from furiosa_build.cli import running
+from furiosa_build.cli import running, streams
 from furiosa_build.cli.commands import Commands
 from furiosa_build.cli.server_options import with_server_options
 from furiosa_build.core.errors import UserError
@@ -113,7 +113,7 @@ DecodeBuckets = Annotated[
     ),
 ]
 MaxSeqLenToCapture = Annotated[
-    int,
+    int | None,
     typer.Option(
         show_default=False,
         help="The maximum sequence length supported by the LLM engine. Sequences exceeding this length will not be "
@@ -171,7 +171,7 @@ def build(
     data_parallel_size: DataParallelSize = None,
     prefill_buckets: PrefillBuckets = None,
     decode_buckets: DecodeBuckets = None,
-    max_seq_len_to_capture: MaxSeqLenToCapture = 2048,
+    max_seq_len_to_capture: MaxSeqLenToCapture = None,
     additional_model_config: AdditionalModelConfig = None,
     quantization_artifact_path: QuantizationArtifactPath = None,
     kv_cache_sharing: KvCacheSharing = None,
@@ -221,4 +221,5 @@ def serve(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script."""
-    app(arguments, prog_name="furiosa-llm")
+    with streams.lasting():
+        app(arguments, prog_name="furiosa-llm")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from furiosa_build.cli import artifacts, building, cache, serving
+from furiosa_build.cli import artifacts, building, cache, serving, streams
 from furiosa_build.cli.commands import Commands
 
 app = typer.Typer(
@@ -38,4 +38,5 @@ app.add_typer(cache.app, name="cache")
 
 def main() -> None:
     """The console script."""
-    app(prog_name="furiosa-build")
+    with streams.lasting():
+        app(prog_name="furiosa-build")

@@ -1,4 +1,4 @@
-"""sha256 of files, remembered by (path, size, mtime_ns, inode): a checkpoint of 100 GB is read once."""
+"""sha256 of files, remembered by path, size, times and inode: a checkpoint of 100 GB is read once."""
 
 from __future__ import annotations
 
@@ -31,25 +31,32 @@ def hash_file(path: Path) -> str:
 class HashMemory:
     """Hashes seen before. A file that changes without changing its size, times and inode goes unnoticed.
 
+    The time of its last change (ctime) tells of content whose time of modification was restored.
+
     A memory that cannot be read or written is ignored: everything is hashed again.
 
     Args:
         database: Where hashes are remembered between processes.
         trust: False: what other processes have hashed is read again.
+        linked: The files are read-only, and shared by hard links that come and go. Each of these counts as a change,
+            so ctime does not.
     """
 
-    def __init__(self, database: Path, trust: bool = True) -> None:
+    def __init__(self, database: Path, trust: bool = True, linked: bool = False) -> None:
         self._database = database
         self._trust = trust
+        self._linked = linked
         self._known_here: dict[_Identity, str] = {}
 
     def recall(self, path: Path) -> str | None:
         """The file's sha256 if it is known and the file looks unchanged."""
-        identity = _identity(path)
+        identity = self._identity(path)
         if identity in self._known_here or not self._trust:
             return self._known_here.get(identity)
         with suppress(sqlite3.Error), self._connected("ro") as connection:
-            query = "SELECT sha256, seal FROM files WHERE path=? AND size=? AND mtime_ns=? AND inode=?"
+            query = (
+                f"SELECT sha256, seal FROM {_TABLE} WHERE path=? AND size=? AND mtime_ns=? AND ctime_ns=? AND inode=?"
+            )
             for sha256, seal in connection.execute(query, identity):
                 return str(sha256) if seal == _seal(identity, str(sha256)) else None
         return None
@@ -59,22 +66,22 @@ class HashMemory:
         known = None if anew else self.recall(path)
         if known is not None:
             return known
-        before = _identity(path)
+        before = self._identity(path)
         sha256 = hash_file(path)
-        if _identity(path) == before:
+        if self._identity(path) == before:
             self._remember(before, sha256)
         return sha256
 
     def remember(self, path: Path, sha256: str) -> None:
         """Notes what the caller knows: that `path`, as it is now, has this sha256."""
-        self._remember(_identity(path), sha256)
+        self._remember(self._identity(path), sha256)
 
     def forget_missing(self) -> None:
         """Forgets files that are gone."""
         with suppress(sqlite3.Error), self._connected("rw") as connection:
-            paths = [path for (path,) in connection.execute("SELECT path FROM files")]
+            paths = [path for (path,) in connection.execute(f"SELECT path FROM {_TABLE}")]
             gone = [(path,) for path in paths if not Path(os.fsdecode(path)).exists()]
-            connection.executemany("DELETE FROM files WHERE path=?", gone)
+            connection.executemany(f"DELETE FROM {_TABLE} WHERE path=?", gone)
 
     def _remember(self, identity: _Identity, sha256: str) -> None:
         self._known_here[identity] = sha256
@@ -89,31 +96,32 @@ class HashMemory:
         self._database.parent.mkdir(parents=True, exist_ok=True)
         with self._connected("rwc") as connection:
             connection.execute(
-                "CREATE TABLE IF NOT EXISTS files "
-                "(path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, sha256 TEXT, seal TEXT)"
+                f"CREATE TABLE IF NOT EXISTS {_TABLE} (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, "
+                "ctime_ns INTEGER, inode INTEGER, sha256 TEXT, seal TEXT)"
             )
-            row = (*identity, sha256, _seal(identity, sha256))
             connection.execute(
-                "INSERT OR REPLACE INTO files (path, size, mtime_ns, inode, sha256, seal) VALUES (?, ?, ?, ?, ?, ?)",
-                row,
+                f"INSERT OR REPLACE INTO {_TABLE} (path, size, mtime_ns, ctime_ns, inode, sha256, seal) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*identity, sha256, _seal(identity, sha256)),
             )
 
     @contextmanager
     def _connected(self, mode: Literal["ro", "rw", "rwc"]) -> Iterator[sqlite3.Connection]:
-        uri = f"file:{quote(str(self._database))}?mode={mode}"
+        uri = f"file:{quote(os.fsencode(self._database))}?mode={mode}"
         with closing(sqlite3.connect(uri, uri=True, timeout=60)) as connection, connection:
             connection.execute("PRAGMA synchronous=OFF")  # what a power cut spoils is read again
             yield connection
 
+    def _identity(self, path: Path) -> _Identity:
+        stat = path.stat()
+        ctime = 0 if self._linked else stat.st_ctime_ns
+        return os.fsencode(path.resolve()), stat.st_size, stat.st_mtime_ns, ctime, stat.st_ino
 
+
+_TABLE = "digests"
 _DAMAGED = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_MISMATCH)
 
-_Identity = tuple[bytes, int, int, int]
-
-
-def _identity(path: Path) -> _Identity:
-    stat = path.stat()
-    return os.fsencode(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino
+_Identity = tuple[bytes, int, int, int, int]
 
 
 def _seal(identity: _Identity, sha256: str) -> str:

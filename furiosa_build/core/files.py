@@ -1,4 +1,4 @@
-"""Putting files in place, and onto the disk."""
+"""Finding files, putting them in place, and onto the disk."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ import os
 from pathlib import Path
 
 from furiosa_build.core.cancellation import check_cancelled
+from furiosa_build.core.errors import UserError
 
 _CHUNK = 1 << 24
 """Bytes that are copied at a time."""
+
+
+def expand_user(path: str | Path, where: str, hint: str = "") -> Path:
+    """The path with a home directory in place of a leading `~`. Raises UserError (`where`, `hint`) without one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        whose = "this user has" if Path(path).parts[0] == "~" else "there is"
+        raise UserError(f"{path}: {whose} no such home directory", where=where, hint=hint) from None
 
 
 def link_or_copy(source: Path, target: Path) -> None:

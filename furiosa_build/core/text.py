@@ -1,8 +1,25 @@
-"""Bytes, seconds, numbers and paths as text for people."""
+"""Bytes, seconds, numbers and paths as text for people; and text from the command line."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from furiosa_build.core.errors import UserError
+
+
+def argument_text(argument: str) -> str:
+    """An argument of the command line as the text that its bytes are in UTF-8, whatever the locale is.
+
+    Raises UserError for other bytes.
+    """
+    if not any("\udc80" <= character <= "\udcff" for character in argument):
+        return argument
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeDecodeError as error:
+        what = f"{argument!r} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}"
+        raise UserError(what, where="command line", valid="text in UTF-8") from None
 
 
 def size_text(number: int) -> str:

@@ -17,11 +17,13 @@ from pydantic import ValidationError
 
 from furiosa_build.core.errors import UserError, nearest
 from furiosa_build.recipe.config_files import Key, YamlError, dotted, parse_key
-from furiosa_build.recipe.defaults import groups, included_files
+from furiosa_build.recipe.defaults import chosen_groups, groups, included_files
 from furiosa_build.recipe.draft import draft_spec
 from furiosa_build.recipe.explain_mistakes import Locator, combine, user_errors
-from furiosa_build.recipe.overrides import choices, parse_overrides
+from furiosa_build.recipe.overrides import Override, choices, parse_overrides
 from furiosa_build.recipe.schema import BuildOptions, BuildSpec, Recipe
+from furiosa_build.recipe.schema.spec import joined_devices
+from furiosa_build.recipe.targets import is_of_npu, target_with
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -68,18 +70,6 @@ def load_recipe(name: str, overrides: Sequence[str] = (), *, cwd: Path | None = 
         raise UserError(f"cannot read a recipe's file: {error.strerror}", where=str(error.filename)) from None
 
 
-def load_target(name: str, roots: Sequence[Path]) -> dict[str, Any]:
-    """The target described by conf/target/NAME.yaml. Raises UserError."""
-    files = {path.stem: path for root in reversed(roots) for path in (root / "conf" / "target").glob("*.yaml")}
-    if name not in files:
-        raise UserError(
-            f"there is no target {name!r}", where="target", valid=", ".join(sorted(files)), hint=nearest(name, files)
-        )
-    from omegaconf import OmegaConf
-
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(files[name])))
-
-
 def validate(interface: str, spec: Mapping[str, Any], options: Mapping[str, Any], roots: tuple[Path, ...]) -> Recipe:
     """A recipe made without a file. `interface` is what messages call the caller. Raises UserError."""
     locate = Locator(Path(interface), [], [])
@@ -94,9 +84,28 @@ def _load(name: str, overrides: Sequence[str], roots: tuple[Path, ...]) -> Recip
 def _composed(path: Path, overrides: Sequence[str], roots: tuple[Path, ...]) -> tuple[dict[str, Any], Locator]:
     search = [root / part for part in ("conf", "recipes") for root in roots if (root / part).is_dir()]
     parsed = parse_overrides(overrides, groups(search))
-    files = included_files(path, [path.parent, *search], choices(parsed))
-    locate = Locator(path, files, parsed)
-    return _compose(search, locate), locate
+
+    def composed() -> tuple[dict[str, Any], Locator]:
+        files = included_files(path, [path.parent, *search], choices(parsed))
+        locate = Locator(path, files, parsed)
+        return _compose(search, locate), locate
+
+    config, locate = composed()
+    if (target := _target_of_devices(config, locate, roots)) is not None:
+        parsed.append(target)
+        return composed()
+    return config, locate
+
+
+def _target_of_devices(config: dict[str, Any], locate: Locator, roots: tuple[Path, ...]) -> Override | None:
+    """The choice of a target that a recipe for an NPU leaves open: base's is a CPU."""
+    devices, target = config.get("devices"), config.get("target")
+    if not isinstance(devices, str | list) or not isinstance(target, dict) or is_of_npu(target):
+        return None
+    if "target" in choices(locate.overrides) or "target" in chosen_groups(locate.recipe, locate.files):
+        return None
+    name = target_with(joined_devices(devices), roots, locate(("devices",)).where)
+    return None if name is None else Override(f"target={name}", ("target",), name, True, f"target={name}")
 
 
 def _recipe_files(roots: tuple[Path, ...]) -> dict[str, Path]:

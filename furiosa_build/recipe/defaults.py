@@ -70,6 +70,11 @@ def included_files(recipe: Path, search: Sequence[Path], choices: Mapping[str, C
     return list(visit(recipe, "", ()))
 
 
+def chosen_groups(recipe: Path, files: Sequence[ConfigFile]) -> set[str]:
+    """The groups for which a recipe, or what it includes, says more than the default: by an `override`, or itself."""
+    return {entry.group for file in files for entry in _entries(file) if entry.overrides or file.path == recipe}
+
+
 def groups(search: Sequence[Path]) -> list[str]:
     """The names of all config groups."""
     return sorted({path.name for directory in search for path in directory.glob("*/")})

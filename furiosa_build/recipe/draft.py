@@ -44,7 +44,7 @@ def draft_spec(draft: BuildSpec, target: BuildSpec, where: str) -> BuildSpec:
                 "devices": target.devices,
                 "target": target.target.model_dump(),
                 "backend": target.backend.model_dump(),
-                "buckets": buckets.model_dump(),
+                "buckets": buckets.model_dump(exclude_unset=True),
                 "scheduler": target.scheduler.model_dump(),
                 "parallel": {**draft.parallel.model_dump(), "data_parallel_size": 1},
             }

@@ -13,12 +13,13 @@ from pydantic_core import ErrorDetails
 
 from furiosa_build.core.errors import UserError, nearest
 from furiosa_build.recipe.config_files import ConfigFile, Key, dotted, plain_text
-from furiosa_build.recipe.overrides import Override
+from furiosa_build.recipe.overrides import Override, quoted
 from furiosa_build.recipe.schema import BuildOptions, BuildSpec
 
 _MAPPING = "a mapping: lines of the form `key: value`"
 _WANTED = {
     "string_type": "a string",
+    "string_unicode": "text in UTF-8",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_type": "a number",
@@ -104,6 +105,8 @@ def _explain(details: ErrorDetails, locate: Callable[[Key], Location]) -> UserEr
         what = f"{name}: {location.text} is read as {_read_as(value)}"
         return UserError(what, where=location.where, valid=valid, hint=_quote(key, location))
     what, hint = f"{name}: {_show(value)} is not valid", _hint(kind, name, value, valid)
+    if kind == "string_type" and value is None and location.on_command_line:
+        hint = _quote(key, location)
     return UserError(what, where=location.where, valid=valid, hint=hint)
 
 
@@ -128,7 +131,7 @@ def _read_as(value: object) -> str:
 
 def _quote(key: Key, location: Location) -> str:
     if location.on_command_line:
-        return f"quote it, for the shell and for Hydra: '{dotted(key)}=\"{location.text}\"'"
+        return f"quote it, for the shell and for Hydra: {quoted(dotted(key), location.text)}"
     return f'quote it: {key[-1]}: "{location.text}"'
 
 

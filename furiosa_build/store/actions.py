@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from furiosa_build.core.errors import StepError
 from furiosa_build.core.failpoints import doing, reach
 from furiosa_build.core.file_digests import HashMemory
+from furiosa_build.core.files import expand_user
 from furiosa_build.core.peak_memory import Usage
 from furiosa_build.store.blobs import Blobs
 from furiosa_build.store.locks import open_lock, shared, try_lock
@@ -33,8 +34,9 @@ from furiosa_build.store.sessions import Session
 
 
 def default_store_root() -> Path:
-    """`$FURIOSA_BUILD_CACHE`, or `~/.cache/furiosa/llm`."""
-    return Path(os.environ.get("FURIOSA_BUILD_CACHE") or "~/.cache/furiosa/llm").expanduser()
+    """`$FURIOSA_BUILD_CACHE`, or `~/.cache/furiosa/llm`. Raises UserError where there is no such home directory."""
+    hint = "set FURIOSA_BUILD_CACHE to a directory for the store"
+    return expand_user(os.environ.get("FURIOSA_BUILD_CACHE") or "~/.cache/furiosa/llm", "FURIOSA_BUILD_CACHE", hint)
 
 
 _LOGS = "logs"
@@ -67,6 +69,8 @@ class Store:
         fallback: Where to build, in a directory of its own, what a store that cannot be written lacks; None: in TMPDIR.
 
     Attributes:
+        hashes: Digests of files that are the user's.
+        link_hashes: Digests of blobs, and of the files of artifacts, which are links of them.
         notify: Called with messages for people: which process a step waits for, or that nothing can be kept.
     """
 
@@ -74,8 +78,9 @@ class Store:
         self.root = root
         self.notify: Callable[[str], None] = lambda _: None
         self.hashes = HashMemory(root / "hashes.sqlite", trust=not verify)
+        self.link_hashes = HashMemory(root / "hashes.sqlite", trust=not verify, linked=True)
         self._fallback = fallback
-        self._blobs = Blobs(root / "blobs", self.hashes)
+        self._blobs = Blobs(root / "blobs", self.link_hashes)
         self._session = Session(root)
         self._interrupted = False
         self._making_substitute = threading.Lock()
@@ -133,7 +138,10 @@ class Store:
 
     def meter_path(self, step: str) -> Path | None:
         """The file in which a running step counts its bytes; None: the store cannot be written."""
-        return self._session.path(f"{step.replace(':', '-')}.bytes") if self.is_writable else None
+        try:
+            return self._session.path(f"{step.replace(':', '-')}.bytes") if self.is_writable else None
+        except OSError:  # it only informs; the step will say what is wrong
+            return None
 
     @contextmanager
     def lock(self, key: str, step: str) -> Iterator[None]:
@@ -212,7 +220,8 @@ class Store:
                 if self._fallback is not None:
                     self._fallback.mkdir(parents=True, exist_ok=True)
                 self._substitute = Store(Path(tempfile.mkdtemp(dir=self._fallback, prefix=".store-")))
-                self.notify(f"the store {self.root} cannot be written: what is built is not kept there")
+                told = f"the store {self.root} cannot be written: what is built is not kept there"
+                self.notify(f"{told}; cache_dir or FURIOSA_BUILD_CACHE names another")
             return self._substitute
 
     def _commit(

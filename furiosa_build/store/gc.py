@@ -74,7 +74,7 @@ def verify(store: Store) -> Iterator[str]:
         blobs = {path.name: path for path in _blob_files(store.root)}
         for sha256, path in blobs.items():
             try:
-                if store.hashes.hash(path, anew=True) != sha256:
+                if store.link_hashes.hash(path, anew=True) != sha256:
                     yield f"{path} is damaged ({users.get(sha256, 'used by nothing')})"
             except OSError as error:
                 yield str(error)

@@ -34,6 +34,7 @@ def plan_text(build: Build, machine: Machine | None = None) -> str:
     lines = [
         f"recipe {spec.name}: {_model_text(plan.model)}",
         f"target {spec.target.name} ({plan.model.isa}), backend {spec.backend.name}, devices {spec.devices}",
+        *_length_note(build),
         *random_note(spec.model.seed_for_random_weight),
         *_checkpoint_note(build.models[""]),
         *_draft_lines(build),
@@ -55,6 +56,15 @@ def plan_text(build: Build, machine: Machine | None = None) -> str:
         lines += ["A BUILD WOULD BE REFUSED", *shortage_lines(figures)]
     lines.append(f"{len(plan.steps) - len(figures.work)} steps done, {len(figures.work)} to do")
     return "\n".join(lines)
+
+
+def _length_note(build: Build) -> list[str]:
+    """The longest sequence, where the recipe leaves it to the model."""
+    length, default = build.spec.buckets.max_seq_len_to_capture, build.recipe.spec.buckets.max_seq_len_to_capture
+    told = (
+        f"sequences up to {length} tokens, as the model's max_position_embeddings: no max_seq_len_to_capture is given"
+    )
+    return [] if length == default else [told]
 
 
 def _model_text(model: ModelPlan) -> str:

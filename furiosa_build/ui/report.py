@@ -44,11 +44,19 @@ class ReportFiles:
             case StepFinished():
                 self._steps.append(step_data(event, self._started.get(event.step)))
             case ArtifactReady() if event.ran:
-                data = self._data(event)
-                for kind, text in (("json", json.dumps(data, indent=1) + "\n"), ("html", report_html(data))):
-                    path = event.directory.with_name(f"{event.directory.name}.build-report.{kind}")
-                    _replace(path, text)
-                self._build.events.note(f"report     {short_path(path)}")
+                try:
+                    told = f"report     {short_path(self._write(event))}"
+                except OSError as error:
+                    told = f"the report cannot be written: {error}"
+                self._build.events.note(told)
+
+    def _write(self, event: ArtifactReady) -> Path:
+        """Returns the page for people."""
+        data = self._data(event)
+        for kind, text in (("json", json.dumps(data, indent=1) + "\n"), ("html", report_html(data))):
+            path = event.directory.with_name(f"{event.directory.name}.build-report.{kind}")
+            _replace(path, text)
+        return path
 
     def _data(self, event: ArtifactReady) -> dict[str, Any]:
         """The report as plain data: bytes and Unix seconds; null where unknown."""
@@ -97,7 +105,7 @@ def report_html(data: dict[str, Any]) -> str:
 
 def _replace(path: Path, text: str) -> None:
     new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(text, encoding="utf-8")
+    new.write_text(text, encoding="utf-8", errors="backslashreplace")  # the name of a directory may be any bytes
     new.replace(path)
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from furiosa_build.core.files import expand_user
+
 if TYPE_CHECKING:
     from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
 
@@ -30,7 +32,7 @@ class Reference:
 
     def paths(self) -> list[Path]:
         """The paths that the name may stand for, in the order in which they are looked up."""
-        expanded = Path(self.name).expanduser()
+        expanded = expand_user(self.name, "model.model_id_or_path")
         return [expanded] if expanded.is_absolute() else [root / expanded for root in self.roots]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from user_directory import UserDirectory, run
+from user_directory import UserDirectory, furiosa_build, make_user_directory, run
 
 from furiosa_build.core.errors import StepError
 from furiosa_build.store import Store, gc
@@ -23,6 +24,8 @@ from furiosa_build.store import Store, gc
 from .conftest import build, forget
 
 NEW_MOUNTS = 0x00020000
+ANOTHER = "cache_dir or FURIOSA_BUILD_CACHE names another"
+NOBODY = 65534
 STEP = "compile:decode-2x64:block"
 Facts = dict[str, Any]
 
@@ -129,7 +132,7 @@ def test_a_small_file_system_for_the_artifact(user: UserDirectory, artifact_id: 
 def check_used_as_it_is(user: UserDirectory, facts: Facts, artifact_id: str) -> None:
     """A hit is a hit; what is missing is made, and not kept in the store."""
     assert facts["ran"] == [STEP]
-    assert facts["told"] == [f"the store {user.store} cannot be written: what is built is not kept there"]
+    assert facts["told"] == [f"the store {user.store} cannot be written: what is built is not kept there; {ANOTHER}"]
     assert facts["version"] == artifact_id[:12]
     assert [path.name for path in (user.root / "elsewhere").iterdir()] == ["tiny"], "the substitute is gone"
     assert (user.root / "elsewhere" / "tiny" / "latest").readlink() == Path(artifact_id[:12])
@@ -161,7 +164,17 @@ def open_to_all(user: UserDirectory) -> Iterator[UserDirectory]:
         yield UserDirectory(root / "user", root / "store")
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+def become_another_user(store: Path) -> None:
+    """Who may read the store and write nothing there. Only root can; for anybody else the store is sealed."""
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    else:
+        for path in (store, *store.rglob("*")):
+            path.chmod(path.stat().st_mode & ~0o222)
+
+
 def test_the_store_of_another_user(open_to_all: UserDirectory, artifact_id: str) -> None:
     user = open_to_all
     forget(user, STEP)
@@ -169,10 +182,82 @@ def test_the_store_of_another_user(open_to_all: UserDirectory, artifact_id: str)
     before = {path: path.stat().st_mtime_ns for path in user.store.rglob("*")}
 
     def work() -> Facts:
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
+        become_another_user(user.store)
         return told_by(user, "save_dir=elsewhere")
 
     check_used_as_it_is(user, in_child(work, user.store.parent / "facts"), artifact_id)
     assert {path: path.stat().st_mtime_ns for path in user.store.rglob("*")} == before
+
+
+@pytest.fixture(scope="module")
+def _imported(built: UserDirectory, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What commands import: another user may not be allowed to read it."""
+    importlib.import_module("furiosa_build.build.export_shards")
+    root = tmp_path_factory.mktemp("warm")
+    shutil.copytree(built.store, root / "store")
+    warm = make_user_directory(root / "user", root / "store", built.root / "tiny")
+    forget(warm, STEP)
+    for flag in ("--json", "--verify-inputs"):
+        assert furiosa_build(warm, "build", "tiny", flag).status == 0
+
+
+@pytest.mark.usefixtures("_imported")
+@pytest.mark.parametrize(("lacks", "flag"), [([], ""), ([STEP], ""), ([STEP], "--json")])
+def test_the_command_works_to_its_end_without_a_store_to_write_to(
+    open_to_all: UserDirectory, artifact_id: str, lacks: list[str], flag: str
+) -> None:
+    user = open_to_all
+    for step in lacks:
+        forget(user, step)
+    user.root.chmod(0o777)
+
+    def work() -> Facts:
+        become_another_user(user.store)
+        ran = furiosa_build(user, "build", "tiny", "save_dir=elsewhere", *flag.split())
+        return {"ran": ran, "latest": str((user.root / "elsewhere" / "tiny" / "latest").readlink())}
+
+    facts = in_child(work, user.store.parent / "facts")
+    assert (facts["ran"][0], facts["ran"][2], facts["latest"]) == (0, "", artifact_id[:12])
+    assert ("cannot be written" in facts["ran"][1]) == bool(lacks)
+
+
+@pytest.mark.usefixtures("_imported")
+@pytest.mark.parametrize(
+    "arguments", [["plan", "tiny"], ["explain", "tiny"], ["cache", "ls"], ["cache", "verify"], ["shard", "tiny"]]
+)
+def test_looking_needs_no_store_to_write_to(open_to_all: UserDirectory, arguments: list[str]) -> None:
+    user = open_to_all
+    user.root.chmod(0o777)
+    more = ["--output", str(user.root / "shards")] if arguments[0] == "shard" else []
+
+    def work() -> Facts:
+        become_another_user(user.store)
+        return {"ran": furiosa_build(user, *arguments, *more)}
+
+    status, out, err = in_child(work, user.store.parent / "facts")["ran"]
+    assert (status, err) == (0, "")
+    assert out
+
+
+@pytest.mark.usefixtures("_imported")
+def test_a_store_where_only_some_may_be_written_is_one_message(open_to_all: UserDirectory) -> None:
+    """As after a build with sudo: directories of the store are root's."""
+    user = open_to_all
+    forget(user, STEP)
+    user.root.chmod(0o777)
+    user.store.chmod(0o777)
+
+    def work() -> Facts:
+        for path in user.store.iterdir():
+            path.chmod(path.stat().st_mode & ~0o022)
+        if os.getuid() == 0:
+            become_another_user(user.store)
+        else:
+            for path in (path for path in user.store.rglob("*") if path.is_dir()):
+                path.chmod(0o555)
+        return {"ran": furiosa_build(user, "build", "tiny", "save_dir=elsewhere")}
+
+    status, _, err = in_child(work, user.store.parent / "facts")["ran"]
+    assert status == 3
+    assert err.startswith(f"error: step {STEP} failed: PermissionError: ")
+    assert "Traceback" not in err

@@ -46,7 +46,6 @@ from .changes import (
     rewrite,
     secret_weights,
     touch,
-    verified,
 )
 
 BUCKETS = ("prefill-1x32", "decode-2x64")
@@ -188,11 +187,7 @@ ROWS: Mapping[str, tuple[Change, list[str]]] = {
     "source that no step runs": (edit("cli/main.py", "build/build.py", "ui/plan_text.py", "store/actions.py"), []),
     "source that makes other files": (edit_that_makes_others, ["partition:weights", *ARTIFACT]),
     "timestamps touched": (touch, []),
-    "content changed with size and time kept": (secret_weights, []),
-    "content changed with size and time kept, --verify-inputs": (
-        verified(secret_weights),
-        ["fetch", *WEIGHTS, *ARTIFACT],
-    ),
+    "content changed with size and time kept": (secret_weights, ["fetch", *WEIGHTS, *ARTIFACT]),
     "nothing, --verify-inputs": (override("verify_inputs=true"), []),
 }
 

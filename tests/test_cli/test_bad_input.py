@@ -122,7 +122,9 @@ RECIPES = {
         ("instruction set 'x86-64-v5'", "where: target.isa", "valid: native, x86-64-v2", "did you mean 'x86-64-v"),
     ),
     "unknown device": Case(build("devices=gpu"), ("the device 'gpu' is not well formed", "valid: cpu, cpu:N, cuda:N")),
-    "device that the target has not": Case(build("devices=npu:0:*"), ("target 'cpu' is not an NPU", "target=rngd")),
+    "device that the target has not": Case(
+        build("target=cpu", "devices=npu:0:*"), ("target 'cpu' is not an NPU", "target=rngd")
+    ),
     "more ranks than divide the heads": Case(
         build("parallel.tensor_parallel_size=3"), ("tensor_parallel_size=3 does not divide the 4 attention heads",)
     ),

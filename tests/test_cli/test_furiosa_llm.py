@@ -92,7 +92,7 @@ def test_defaults(given: dict[str, Any]) -> None:
         "data_parallel_size": None,
         "prefill_buckets": [],
         "decode_buckets": [],
-        "max_seq_len_to_capture": 2048,
+        "max_seq_len_to_capture": None,
         "quantize_artifact_path": None,
         "kv_cache_sharing_across_beams_config": None,
         "paged_attention_num_blocks": None,

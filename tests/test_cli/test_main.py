@@ -306,3 +306,38 @@ def test_a_wrong_command_line_ends_with_2(built: UserDirectory, arguments: list[
     ran = furiosa_build(built, *arguments)
     assert ran.status == 2
     assert ran.err.startswith("Usage: ")
+
+
+# The longest sequence
+
+UNSAID = """\
+# A recipe that says nothing of lengths.
+defaults:
+  - base
+  - quantization: none
+  - override backend: eager
+model:
+  model_id_or_path: tiny
+"""
+
+
+def test_the_longest_sequence_is_the_models_where_the_recipe_does_not_say(fresh: UserDirectory) -> None:
+    (fresh.root / "recipes" / "unsaid.yaml").write_text(UNSAID)
+    planned = furiosa_build(fresh, "plan", "unsaid")
+    assert (planned.status, planned.err) == (0, "")
+    assert "sequences up to 256 tokens, as the model's max_position_embeddings" in planned.out
+    assert "compile:decode-1x256:block" in planned.out
+    same = furiosa_build(fresh, "plan", "unsaid", "buckets.max_seq_len_to_capture=256")
+    assert same.out.splitlines() == [line for line in planned.out.splitlines() if "sequences up to" not in line]
+    refused = furiosa_build(fresh, "plan", "unsaid", "buckets.max_seq_len_to_capture=2048")
+    assert refused.status == 2
+    assert "max_seq_len_to_capture=2048 is more than the model's max_position_embeddings=256" in refused.err
+
+
+def test_a_draft_has_the_lengths_of_the_model(fresh: UserDirectory) -> None:
+    (fresh.root / "recipes" / "unsaid.yaml").write_text(UNSAID)
+    (fresh.root / "recipes" / "drafted.yaml").write_text(UNSAID + "speculative: {recipe: unsaid}\n")
+    planned = furiosa_build(fresh, "plan", "drafted")
+    assert (planned.status, planned.err) == (0, "")
+    assert "draft:compile:decode-1x256:block" in planned.out
+    assert "x2048" not in planned.out

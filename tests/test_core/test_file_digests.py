@@ -1,4 +1,4 @@
-"""sha256 of files, remembered by path, size, time and inode."""
+"""sha256 of files, remembered by path, size, times and inode."""
 
 from __future__ import annotations
 
@@ -106,13 +106,39 @@ def test_a_touched_file_is_read_again_and_is_the_same(memory: HashMemory, file: 
     assert memory.recall(file) == SHA256
 
 
-def test_the_limit(memory: HashMemory, file: Path) -> None:
-    """Documented: content that changes under the same size, time and inode goes unnoticed."""
-    set_mtime(file, SECOND)
-    memory.hash(file)
+def rewrite_under_the_same_time(file: Path) -> None:
+    """As rsync --inplace --times does, or `touch -r` after writing."""
+    before = file.stat()
     file.write_bytes(CONTENT.upper())
-    set_mtime(file, SECOND)
-    assert memory.recall(file) == SHA256
+    set_mtime(file, before.st_mtime_ns)
+    while file.stat().st_ctime_ns == before.st_ctime_ns:  # the kernel's clock ticks some hundred times a second
+        set_mtime(file, before.st_mtime_ns)
+    after = file.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
+
+
+def test_other_content_under_the_same_time_is_seen(memory: HashMemory, file: Path) -> None:
+    memory.hash(file)
+    rewrite_under_the_same_time(file)
+    assert memory.recall(file) is None
+    assert HashMemory(memory._database).recall(file) is None
+    assert memory.hash(file) == hashlib.sha256(CONTENT.upper()).hexdigest()
+
+
+def test_links_to_a_file_of_the_store_come_and_go(memory: HashMemory, file: Path, tmp_path: Path) -> None:
+    """A parameter file of 100 GB is in several artifacts. Documented: its ctime tells nothing."""
+    linked = HashMemory(memory._database, linked=True)
+    linked.hash(file)
+    (tmp_path / "link").hardlink_to(file)
+    (tmp_path / "link").unlink()
+    assert HashMemory(memory._database, linked=True).recall(file) == SHA256
+    rewrite_under_the_same_time(file)
+    assert linked.recall(file) == SHA256
+
+
+def test_what_is_known_without_ctime_is_not_known_with_it(memory: HashMemory, file: Path) -> None:
+    HashMemory(memory._database, linked=True).hash(file)
+    assert memory.recall(file) is None
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_remembered(
@@ -223,7 +249,7 @@ def test_files_that_are_gone_are_forgotten(memory: HashMemory, file: Path, tmp_p
     gone.unlink()
     memory.forget_missing()
     with closing(sqlite3.connect(memory._database)) as connection:
-        assert [path for (path,) in connection.execute("SELECT path FROM files")] == [os.fsencode(file.resolve())]
+        assert [path for (path,) in connection.execute("SELECT path FROM digests")] == [os.fsencode(file.resolve())]
 
 
 def test_a_name_that_is_not_utf8_is_remembered(memory: HashMemory, tmp_path: Path) -> None:
@@ -231,6 +257,12 @@ def test_a_name_that_is_not_utf8_is_remembered(memory: HashMemory, tmp_path: Pat
     odd.write_bytes(CONTENT)
     memory.hash(odd)
     assert HashMemory(memory._database).recall(odd) == SHA256
+
+
+def test_a_memory_in_a_directory_whose_name_is_not_utf8(file: Path, tmp_path: Path) -> None:
+    database = tmp_path / os.fsdecode(b"caf\xe9") / "hashes.sqlite"
+    HashMemory(database).hash(file)
+    assert HashMemory(database).recall(file) == SHA256
 
 
 def test_a_memory_that_does_not_trust_reads_again(memory: HashMemory, file: Path) -> None:

@@ -149,7 +149,9 @@ VALUES = {
     "share": command_line("scheduler.spare_blocks_ratio=1.5", "1.5 is not valid", "less than 1"),
     "scheme": command_line("quantization.scheme=fp9", "'fp9' is not valid", "'none', 'fp8' or 'int8'", "'fp8'"),
     "device": command_line("devices=npx:0", "the device 'npx:0' is not well formed", "npu:X:A-B"),
-    "device of no target": command_line("devices=npu:0", "target 'cpu' is not an NPU", "target=rngd"),
+    "device of no target": Case(
+        "target 'cpu' is not an NPU", "command line", "target=rngd", overrides=("target=cpu", "devices=npu:0")
+    ),
     "GPU": command_line("devices=cuda:0", "does not compile for devices='cuda:0'", "cpu, or npu:X"),
     "device twice": command_line("devices='cpu,cpu:0'", "names cpu:0 twice", "every element once"),
     "devices of two kinds": command_line("devices='cpu,npu:0:0'", "mixes cpu and npu", "one kind"),
@@ -264,7 +266,7 @@ FILES = {
 }
 
 OVERRIDES = {
-    "bracket": command_line("buckets.prefill_buckets=[[1,128]", "is not an override", "key=value", "'key=[1, 2]'"),
+    "bracket": command_line("buckets.prefill_buckets=[[1,128]", "is not an override", "key=value", "=[1, 2]'"),
     "no value": command_line(
         "model.revision", "'model.revision' is not an override", "key=value", "model.revision=VALUE"
     ),

@@ -44,7 +44,8 @@ def test_what_it_lacks_is_made_beside_it_and_said_once(sealed: Store, tmp_path: 
     sealed.log_path("test")
     record, ran = obtain(sealed, writing({"new": "[2]"}), OTHER_KEY)
     assert ran
-    assert told == [f"the store {sealed.root} cannot be written: what is built is not kept there"]
+    another = "cache_dir or FURIOSA_BUILD_CACHE names another"
+    assert told == [f"the store {sealed.root} cannot be written: what is built is not kept there; {another}"]
     assert obtain(sealed, no_work, OTHER_KEY) == (record, False)
     assert sealed.find(OTHER_KEY) == record
     assert sealed.read_json(record, "new") == [2]

@@ -52,7 +52,8 @@ def architecture_error(spec: BuildSpec, architecture: Mapping[str, Any]) -> Pyda
     if (asked := spec.model.num_hidden_layers) is not None and asked > layers:
         what = f"num_hidden_layers={asked} is more than the model's own {layers} layers"
         return invalid(what, key=("model", "num_hidden_layers"), valid=f"1 to {layers}")
-    if (asked := spec.buckets.max_seq_len_to_capture) > length:
+    is_given = "max_seq_len_to_capture" in spec.buckets.model_fields_set  # else it adapts: `recipe.lengths`
+    if is_given and (asked := spec.buckets.max_seq_len_to_capture) > length:
         what = f"max_seq_len_to_capture={asked} is more than the model's max_position_embeddings={length}"
         return invalid(what, key=("buckets", "max_seq_len_to_capture"), valid=f"1 to {length}")
     return None

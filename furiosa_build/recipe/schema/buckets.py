@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import BeforeValidator, ModelWrapValidatorHandler, field_validator, model_validator
 
 from furiosa_build.recipe.schema.section import PositiveInt, Section, as_tuple, invalid
 
+DEFAULT_MAX_SEQ_LEN = 2048
+"""Of a recipe that does not say; of a model that takes no more, its own (`recipe.lengths`)."""
 Phase = Literal["prefill", "append", "decode"]
 
 
@@ -64,19 +66,23 @@ class BucketSpec(Section):
     prefill_buckets: BucketSizes = ()
     decode_buckets: BucketSizes = ()
     append_buckets: AppendSizes = None
-    max_seq_len_to_capture: PositiveInt = 2048
+    max_seq_len_to_capture: PositiveInt = DEFAULT_MAX_SEQ_LEN
     paged_attention_num_blocks: PositiveInt | None = None
     paged_attention_block_size: PositiveInt = 1
     kv_cache_sharing_across_beams_config: KvCacheSharing | None = None
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _default_buckets(cls, data: Any) -> Any:
-        if isinstance(data, dict) and type(length := data.get("max_seq_len_to_capture", 2048)) is int:
-            for key in ("prefill_buckets", "decode_buckets"):
-                if data.get(key) in (None, [], ()):
-                    data = {**data, key: ((1, length),)}
-        return data
+    def _default_buckets(cls, data: Any, make: ModelWrapValidatorHandler[BucketSpec]) -> BucketSpec:
+        """Buckets that are not given have the longest sequence; they stay out of `model_fields_set`."""
+        derived = {}
+        if isinstance(data, dict) and type(length := data.get("max_seq_len_to_capture", DEFAULT_MAX_SEQ_LEN)) is int:
+            names = ("prefill_buckets", "decode_buckets")
+            derived = {name: ((1, length),) for name in names if data.get(name) in (None, [], ())}
+            data = {**data, **derived}
+        made = make(data)
+        made.model_fields_set.difference_update(derived)
+        return made
 
     @field_validator("prefill_buckets", "decode_buckets", "append_buckets")
     @classmethod

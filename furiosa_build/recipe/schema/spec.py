@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from furiosa_build.core.devices import DeviceError, elements, kind_of
 from furiosa_build.recipe.schema.architecture import architecture_error
@@ -19,6 +19,12 @@ from furiosa_build.recipe.schema.speculative import DEFAULT_SPECULATIVE_TOKENS, 
 from furiosa_build.recipe.schema.target import BackendSpec, TargetSpec
 
 
+def joined_devices(devices: Any) -> Any:
+    """A list of devices as the text that lists them."""
+    is_list = isinstance(devices, list | tuple) and all(isinstance(device, str) for device in devices)
+    return ",".join(devices) if is_list else devices
+
+
 class BuildSpec(Section):
     """One artifact, fully determined: composed from a recipe, or built in Python.
 
@@ -26,7 +32,7 @@ class BuildSpec(Section):
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
-    devices: str = "cpu"
+    devices: Annotated[str, BeforeValidator(joined_devices)] = "cpu"
     model: ModelSpec
     target: TargetSpec
     backend: BackendSpec
