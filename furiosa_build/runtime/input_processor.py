@@ -130,9 +130,9 @@ class InputProcessor:
         self._check_vocabulary(params.logit_bias, "SamplingParams.logit_bias")
         if params.prompt_logprobs is not None and self._config.calculate_logit_only_for_last_token:
             raise UserError(
-                "the artifact returns the logits of the last token only, so none for prompts",
+                "the artifact returns the logits of the last token only, so there are no log probabilities of prompts",
                 where="SamplingParams.prompt_logprobs",
-                hint="build it with calculate_logit_only_for_last_token=False",
+                hint="build it with model.calculate_logit_only_for_last_token=false",
             )
 
     def _check_vocabulary(self, tokens: Iterable[int], where: str) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.core.errors import UserError
-from furiosa_build.runtime.engine import LLMEngine
+from furiosa_build.runtime.engine import LLMEngine, StepFailedError
 from furiosa_build.runtime.request import RequestOutput
 from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.runtime.scheduling.scheduler import Scheduler
@@ -168,6 +168,30 @@ def test_prompt_logprobs(engine: LLMEngine) -> None:
         logprobs = toy.logits_after(prompt[:place]).log_softmax(-1)
         assert set(entry) == {prompt[place], int(logprobs.argmax())}
         assert math.isclose(entry[prompt[place]].logprob, float(logprobs[prompt[place]]), rel_tol=1e-5)
+
+
+def test_a_request_for_no_tokens_computes_its_prompt_and_leaves_its_blocks(for_hits: Path) -> None:
+    engine = LLMEngine(for_hits)
+    prompt = list(range(16))
+    engine.add_request("beside", [3, 4], greedy(5))
+    engine.add_request("r", prompt, greedy(0, prompt_logprobs=0, logprobs=0))
+    outputs = drain(engine)
+    assert outputs["beside"].outputs[0].token_ids == toy.expected([3, 4], 5)
+    [output] = outputs["r"].outputs
+    assert (output.token_ids, output.text, output.logprobs, output.finish_reason) == ([], "", [], "length")
+    assert outputs["r"].prompt_logprobs == run(engine, prompt, greedy(1, prompt_logprobs=0)).prompt_logprobs
+    assert run(engine, [*prompt, 7], greedy(0)).num_cached_tokens == 16
+
+
+def test_a_prompt_whose_logits_are_nan_is_an_error_of_its_own(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
+    del toy_backend
+    parameters = toy.default_parameters()
+    parameters["table"][:] = torch.nan
+    engine = LLMEngine(toy.write_artifact(tmp_path / "a", parameters=parameters))
+    engine.add_request("r", [1, 2], greedy(0, prompt_logprobs=0))
+    with pytest.raises(StepFailedError, match="no usable maximum"):
+        engine.step()
+    assert not engine.has_unfinished_requests()
 
 
 # Prompts in pieces

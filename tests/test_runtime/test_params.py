@@ -49,7 +49,7 @@ from furiosa_build.runtime.sampling.params import SamplingParams
         ("stop_token_ids", ["a"]),
         ("stop_token_ids", 3),
         ("stop_token_ids", [True]),
-        ("max_tokens", 0),
+        ("max_tokens", -1),
         ("max_tokens", 1.0),
         ("min_tokens", -1),
         ("min_tokens", 17),  # over the default of max_tokens
@@ -80,6 +80,7 @@ def test_values_out_of_range_are_refused_by_name(field: str, value: Any) -> None
         ("stop", "end"),
         ("min_tokens", 1),
         ("logprobs", 0),
+        ("max_tokens", 0),
         ("best_of", 3),  # fewer than n
     ],
 )

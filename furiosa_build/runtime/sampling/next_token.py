@@ -35,7 +35,7 @@ class NextToken:
     def choose(self, request: Request, logits: Tensor) -> int:
         """Gives a request its next tokens, and finishes it if the last of them is its last.
 
-        These are what a draft has proposed, as far as it is accepted, and one more.
+        These are what a draft has proposed, as far as it is accepted, and one more; none at `max_tokens` 0.
 
         Args:
             request: Its proposals have run, and do not count as computed yet.
@@ -44,6 +44,9 @@ class NextToken:
         Returns:
             How many of the proposals were accepted.
         """
+        if request.params.max_tokens == 0:
+            request.finish_reason = "length"
+            return 0
         proposals, request.proposals = request.proposals, []
         accepted = 0
         for row, proposal in zip_longest(logits, proposals):

@@ -43,7 +43,8 @@ class SamplingParams:
         stop: Strings that end the text; the text excludes them. Needs the artifact's tokenizer.
         stop_token_ids: Tokens that end the text; `token_ids` includes, the text excludes them.
         ignore_eos: Goes on after the model's end-of-sequence tokens.
-        max_tokens: Most tokens to generate, >= 1; None: up to the artifact's largest context.
+        max_tokens: Most tokens to generate, >= 0; None: up to the artifact's largest context. With 0 the prompt is
+            computed, for its log probabilities, and nothing is sampled.
         min_tokens: Until so many tokens no stop condition applies, and end tokens are not sampled.
         logprobs: Report each token's log probability and those of so many likeliest tokens, >= 0.
         prompt_logprobs: The same for the prompt's tokens. Needs an artifact that returns the logits of all
@@ -125,7 +126,8 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         self._check("seed", self.seed is None or _is_int(self.seed, 0, 2**63 - 1), "0 to 2**63 - 1, or None")
         self._check("stop", all(self.stop), "strings that are not empty")
-        self._check("max_tokens", self.max_tokens is None or _is_int(self.max_tokens, 1), ">= 1, or None")
+        self._check("max_tokens", self.max_tokens is None or _is_int(self.max_tokens, 0), ">= 0, or None")
+        self._check("max_tokens", self.max_tokens != 0 or not self.use_beam_search, ">= 1 with use_beam_search")
         self._check("min_tokens", self.min_tokens >= 0, ">= 0")
         if self.max_tokens is not None:
             self._check("min_tokens", self.min_tokens <= self.max_tokens, f"<= max_tokens ({self.max_tokens})")

@@ -116,10 +116,16 @@ def _candidates(
     if forbidden:
         logits = logits.copy()
         logits[list(forbidden)] = -np.inf
+    best, _ = _largest_logit(logits)
+    return (np.array([best]), np.ones(1, dtype=np.float32)) if params.greedy else distribution(logits, params)
+
+
+def _largest_logit(logits: Floats) -> tuple[int, np.float32]:
+    """The token of the largest logit, and that. Raises BuildError where it says nothing."""
     best = int(logits.argmax())  # takes NaN for the largest
     if not np.isfinite(logits[best]):
         raise BuildError(f"the model's logits have no usable maximum: {logits[best]} at token {best}")
-    return (np.array([best]), np.ones(1, dtype=np.float32)) if params.greedy else distribution(logits, params)
+    return best, logits[best]
 
 
 def _at(tokens: int | Indices, ids: Indices, probabilities: Floats) -> Floats:
@@ -166,8 +172,11 @@ def top_logprobs(logits: Floats, token: int, number: int) -> list[tuple[int, flo
     """Log probabilities of `token` first, then of the `number` likeliest: (token id, log probability, rank).
 
     `logits` is float32 [vocab]; rank 1 is the likeliest. A token among the likeliest comes once only.
+
+    Raises:
+        BuildError: The logits have a NaN, or none is finite.
     """
-    shifted = logits - logits.max()
+    shifted = logits - _largest_logit(logits)[1]
     logprobs = shifted - np.log(np.exp(shifted).sum())
     rank = int((logprobs > logprobs[token]).sum()) + 1
     likeliest = enumerate(_largest(logprobs, number).tolist(), start=1)

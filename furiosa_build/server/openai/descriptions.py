@@ -46,9 +46,17 @@ class CompletionLogprobs(_Object):
     """Log probabilities of the tokens of a text."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
+
+
+class PromptLogprob(_Object):
+    """A token of a prompt's position, and its log probability."""
+
+    logprob: float
+    rank: int
+    decoded_token: str | None
 
 
 class CompletionChoice(_Object):
@@ -58,6 +66,7 @@ class CompletionChoice(_Object):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
 
 
 class Completion(_Object):
@@ -119,6 +128,7 @@ class ChatCompletion(_Object):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
 
 
 class Model(_Object):

@@ -11,11 +11,10 @@ from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.server.http.body import Body, Integer, Unsupported
 from furiosa_build.server.http.errors import bad_request
 from furiosa_build.server.openai.messages import Message, TemplateOptions
-from furiosa_build.server.openai.sampling import MAX_N, Sampling
+from furiosa_build.server.openai.sampling import MAX_LOGPROBS, MAX_N, Sampling
 from furiosa_build.server.openai.structured import Structure
 from furiosa_build.server.sampling_defaults import SamplingDefaults
 
-MAX_LOGPROBS = 20
 MAX_TOOLS = 128
 
 TokenIds = Annotated[list[Annotated[Integer, Field(ge=0)]], Field(min_length=1)]
@@ -34,7 +33,7 @@ class CompletionRequest(Sampling):
         | Annotated[list[str], Field(min_length=1, max_length=MAX_N)]
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_N)]
     )
-    max_tokens: Integer = Field(16, ge=1)
+    max_tokens: Integer = Field(16, ge=0)
     logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False
     add_special_tokens: bool = True
@@ -45,6 +44,18 @@ class CompletionRequest(Sampling):
         if isinstance(given, list) and (not given or [] in given):
             raise PydanticCustomError("empty_prompt", "a prompt is empty")
         return given
+
+    @property
+    def engine_names(self) -> dict[str, str]:
+        """Fields by the names that the engine's errors have for them."""
+        names = super().engine_names
+        return names if self.prompt_logprobs is not None else {"prompt_logprobs": "echo", **names}
+
+    @property
+    def computed_prompt_logprobs(self) -> int | None:
+        """Those of `prompt_logprobs`, and with `echo` those of `logprobs`."""
+        asked = (self.prompt_logprobs, self.logprobs if self.echo else None)
+        return max((number for number in asked if number is not None), default=None)
 
     @property
     def prompts(self) -> list[str | list[int]]:

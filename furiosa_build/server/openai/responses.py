@@ -122,6 +122,20 @@ def _likeliest(entry: dict[int, Logprob] | None, number: int, tokenizer: Tokeniz
     return found
 
 
+def prompt_logprobs(logprobs: Sequence[dict[int, Logprob] | None], number: int) -> list[Json | None]:
+    """The log probabilities of a prompt as vLLM gives them: for each token those of it and the likeliest, by id."""
+    return [
+        None
+        if entry is None
+        else {
+            str(token): {"logprob": _finite(each.logprob), "rank": each.rank, "decoded_token": each.decoded_token}
+            for position, (token, each) in enumerate(entry.items())
+            if position == 0 or each.rank <= number  # the token itself comes first
+        }
+        for entry in logprobs
+    ]
+
+
 def chat_logprobs(
     tokens: Sequence[int], logprobs: Sequence[dict[int, Logprob]], number: int, tokenizer: Tokenizer
 ) -> Json:

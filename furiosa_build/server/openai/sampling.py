@@ -18,6 +18,7 @@ from furiosa_build.server.openai.structured import Structure, Structured
 
 MAX_N = 128
 MAX_STOPS = 16
+MAX_LOGPROBS = 20
 
 LEAST_TOP_P = 1e-9
 """Stands for a top_p of 0, which OpenAI takes: the likeliest token alone."""
@@ -77,7 +78,6 @@ class Sampling(Structured):
         "logprob_token_ids": Unsupported(_NOT_HERE),
         "moderation": Unsupported(_NOT_HERE),
         "priority": Unsupported("requests are served in the order in which they come", (0,)),
-        "prompt_logprobs": Unsupported(_NOT_HERE),
         "repetition_detection": Unsupported(_NOT_HERE),
         "return_token_ids": Unsupported(_NOT_HERE, (False,)),
         "return_tokens_as_token_ids": Unsupported(_NOT_HERE, (False,)),
@@ -106,6 +106,7 @@ class Sampling(Structured):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    prompt_logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
     best_of: Integer | None = Field(None, ge=1, le=MAX_N)
     use_beam_search: bool = False
     length_penalty: float = 1.0
@@ -123,6 +124,11 @@ class Sampling(Structured):
     def every_chunk_has_usage(self) -> bool:
         """Whether every chunk of a stream has the numbers of tokens so far."""
         return self.includes_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    @property
+    def computed_prompt_logprobs(self) -> int | None:
+        """How many alternatives the engine gives for each token of a prompt; None: it gives nothing for prompts."""
+        return self.prompt_logprobs
 
     @property
     def drawn(self) -> int:
@@ -159,6 +165,7 @@ class Sampling(Structured):
             "ignore_eos": self.ignore_eos,
             "skip_special_tokens": self.skip_special_tokens,
             "logit_bias": self._logit_bias(),
+            "prompt_logprobs": self.computed_prompt_logprobs,
             **(constraint.guided if constraint is not None else {}),
         }
         if self.use_beam_search:
@@ -194,6 +201,8 @@ class Sampling(Structured):
     def _refuse_conflicts(self) -> None:
         if self.stream_options is not None and not self.stream:
             raise bad_request("stream_options is for streams only: give stream=true", "stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise bad_request("prompt_logprobs are not for streams: give stream=false", "prompt_logprobs")
         stops = [self.stop] if isinstance(self.stop, str) else self.stop
         if len(stops) > MAX_STOPS:
             raise bad_request(f"{len(stops)} stop strings; at most {MAX_STOPS} are accepted", "stop")

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from furiosa_build.runtime.request import CompletionOutput
+from furiosa_build.runtime.request import CompletionOutput, Logprob, RequestOutput
 from furiosa_build.runtime.text.tokenizer import Tokenizer
 from furiosa_build.server.generation import Generation
 from furiosa_build.server.http import event_stream
@@ -35,6 +35,7 @@ from furiosa_build.server.openai.responses import (
     TokenOffsets,
     chat_logprobs,
     completion_logprobs,
+    prompt_logprobs,
     usage,
 )
 from furiosa_build.server.openai.sampling import Sampling
@@ -42,7 +43,8 @@ from furiosa_build.server.openai.structured import Structure
 from furiosa_build.server.openai.tools import MessageDeltas, ParsedText
 from furiosa_build.server.service import Service
 
-MakeChoice = Callable[[int, TextDeltas, CompletionOutput], Json]
+MakeChoice = Callable[[int, TextDeltas, CompletionOutput, RequestOutput], Json]
+"""Index, what has been given of the text, the text, and a state that tells of its prompt -> the choice."""
 
 
 def make_router(service: Service) -> APIRouter:
@@ -62,8 +64,6 @@ def make_router(service: Service) -> APIRouter:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         service.check_model(body.model)
         params = body.params(service.sampling_defaults.params, body.max_tokens, body.logprobs)
-        if body.echo and body.logprobs is not None:
-            raise bad_request("echo and logprobs do not go together", "echo")
         tokens = [
             await prompts.encode(service.tokenizer, prompt, body.add_special_tokens)
             if isinstance(prompt, str)
@@ -83,16 +83,21 @@ def make_router(service: Service) -> APIRouter:
 
         offsets: dict[int, TokenOffsets] = {}
 
-        def choice(index: int, text_deltas: TextDeltas, output: CompletionOutput) -> Json:
-            begins, prompt = text_deltas.is_first, index // body.n
-            text, ids, logprobs = text_deltas.next(output)
+        def choice(index: int, text_deltas: TextDeltas, output: CompletionOutput, state: RequestOutput) -> Json:
+            begins, prompt, tokenizer = text_deltas.is_first, index // body.n, service.engine.tokenizer
+            text, ids, given = text_deltas.next(output)
             shown = None
-            if logprobs is not None and body.logprobs is not None:
+            if given is not None and body.logprobs is not None:
+                logprobs: list[dict[int, Logprob] | None] = [*given]
                 if index not in offsets:
-                    offsets[index] = TokenOffsets(service.engine.tokenizer, tokens[prompt], body.skip_special_tokens)
-                shown = completion_logprobs(ids, logprobs, body.logprobs, service.engine.tokenizer, offsets[index])
+                    before = [] if body.echo else tokens[prompt]
+                    offsets[index] = TokenOffsets(tokenizer, before, body.skip_special_tokens)
+                if begins and body.echo:
+                    ids, logprobs = tokens[prompt] + ids, [*(state.prompt_logprobs or ()), *given]
+                shown = completion_logprobs(ids, logprobs, body.logprobs, tokenizer, offsets[index])
             echo = echoes[prompt] if begins else ""
-            return {"index": index, "text": echo + text, "logprobs": shown, "finish_reason": output.finish_reason}
+            made = {"index": index, "text": echo + text, "logprobs": shown, "finish_reason": output.finish_reason}
+            return made | _prompt_logprobs(body, state)
 
         writer = ResponseWriter("text_completion", "cmpl", body)
         generation = Generation(service, request, tokens, params)
@@ -120,13 +125,13 @@ def make_router(service: Service) -> APIRouter:
             reason = "tool_calls" if called else output.finish_reason
             return {"index": index, "logprobs": shown, "finish_reason": reason}
 
-        def whole(index: int, text_deltas: TextDeltas, output: CompletionOutput) -> Json:
+        def whole(index: int, text_deltas: TextDeltas, output: CompletionOutput, _: RequestOutput) -> Json:
             parsed = use.parse(output.text, True)
             return part(index, text_deltas, output, parsed) | {"message": tools.message(parsed)}
 
         message_deltas: dict[int, MessageDeltas] = defaultdict(MessageDeltas)
 
-        def delta(index: int, text_deltas: TextDeltas, output: CompletionOutput) -> Json:
+        def delta(index: int, text_deltas: TextDeltas, output: CompletionOutput, _: RequestOutput) -> Json:
             parsed = use.parse(output.text, output.finish_reason is not None)
             return part(index, text_deltas, output, parsed) | {"delta": message_deltas[index].next(parsed)}
 
@@ -148,6 +153,13 @@ def _model(service: Service) -> Json:
     }
 
 
+def _prompt_logprobs(body: Sampling, state: RequestOutput) -> Json:
+    """vLLM's field `prompt_logprobs`, where it is asked for."""
+    if body.prompt_logprobs is None or state.prompt_logprobs is None:
+        return {}
+    return {"prompt_logprobs": prompt_logprobs(state.prompt_logprobs, body.prompt_logprobs)}
+
+
 def _log_prompt(service: Service, request: Request, texts: Sequence[Any]) -> None:
     if service.options.log_prompts:
         log_fields(request.scope)["prompts"] = list(texts)
@@ -166,10 +178,15 @@ async def _respond(
     tokenizer = service.engine.tokenizer
     if body.stream:
         return await event_stream.respond(request, _events(generation, writer, part, body, tokenizer))
-    outputs = body.best([output for state in await generation.collect(request) for output in state.outputs])
-    whole_outputs = [body.with_its_end(output, tokenizer) for output in outputs]
-    choices = [whole(index, TextDeltas(), output) for index, output in enumerate(whole_outputs)]
-    return JSONResponse(writer.body(choices, usage(generation.prompt_tokens, generation.generated_tokens)))
+    states = await generation.collect(request)
+    outputs = body.best([output for state in states for output in state.outputs])
+    of_prompt = len(states) * body.n // len(outputs)  # states of each prompt
+    choices = [
+        whole(index, TextDeltas(), body.with_its_end(output, tokenizer), states[index // body.n * of_prompt])
+        for index, output in enumerate(outputs)
+    ]
+    answer = writer.body(choices, usage(generation.prompt_tokens, generation.generated_tokens))
+    return JSONResponse(answer | (_prompt_logprobs(body, states[0]) if isinstance(body, ChatRequest) else {}))
 
 
 async def _events(
@@ -181,7 +198,7 @@ async def _events(
     async with aclosing(generation.stream()) as states:
         async for index, state in states:
             output = body.with_its_end(state.outputs[0], tokenizer)
-            choice = part(index, deltas.setdefault(index, TextDeltas()), output)
+            choice = part(index, deltas.setdefault(index, TextDeltas()), output, state)
             if body.every_chunk_has_usage:
                 field["usage"] = usage(len(state.prompt_token_ids), len(output.token_ids))
             yield event_stream.event(writer.chunk([choice], **field))
