@@ -21,7 +21,7 @@ from furiosa_build.artifact.schema import Artifact
 from furiosa_build.core.errors import BuildError
 from furiosa_build.runtime.engine import LLMEngine, StepFailedError
 from furiosa_build.runtime.engine_args import EngineArgs
-from furiosa_build.runtime.input_processor import Prompt
+from furiosa_build.runtime.prompts import Prompt
 from furiosa_build.runtime.request import RequestOutput
 from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.runtime.stats import EngineStats
@@ -69,7 +69,7 @@ class AsyncLLMEngine:
         that stops before the end aborts the request. That of a request that `abort` drops just ends.
 
         Args:
-            prompt: A text, token ids or chat messages.
+            prompt: A text, token ids or chat messages, in any form of `Prompt`.
             sampling_params: How tokens are chosen.
             request_id: Not that of another request that is under way.
 

@@ -16,7 +16,8 @@ from furiosa_build.core.errors import BuildError, EngineFullError, UserError
 from furiosa_build.runtime.engine_args import EngineArgs
 from furiosa_build.runtime.execution.communicator import DistributedCommunicator
 from furiosa_build.runtime.execution.replica import Replica, make_replica
-from furiosa_build.runtime.input_processor import InputProcessor, Prompt
+from furiosa_build.runtime.input_processor import InputProcessor
+from furiosa_build.runtime.prompts import Prompt
 from furiosa_build.runtime.request import Request, RequestOutput
 from furiosa_build.runtime.sampling.next_token import NextToken, OnLogits
 from furiosa_build.runtime.sampling.params import SamplingParams
@@ -134,12 +135,13 @@ class LLMEngine:
 
         Raises:
             EngineFullError: `max_processing_samples` requests are under way.
+            WrongTypeError: A TypeError and a UserError: what is no request id, prompt or SamplingParams.
             UserError: The id is in use; the prompt is empty, too long or has unknown tokens; messages that the chat
                 template rejects; parameters that the artifact cannot serve.
         """
         if self.is_full:
             raise EngineFullError(self._max_samples)
-        if request_id in self._requests:
+        if isinstance(request_id, str) and request_id in self._requests:
             raise UserError(f"request id {request_id!r} is in use", where="request_id", valid="one not in use")
         request = self._inputs.process(request_id, prompt, sampling_params)
         # The one with the most free blocks; of equals the one with the fewest requests.

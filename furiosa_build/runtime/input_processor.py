@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeGuard, cast
 
 import torch
 
 from furiosa_build.artifact.schema import Artifact, KvCacheSharing
 from furiosa_build.core.errors import UserError
+from furiosa_build.runtime.prompts import Prompt, WrongTypeError, check_text, parse_prompt
 from furiosa_build.runtime.request import Request
 from furiosa_build.runtime.sampling.beam_search import BeamSearch
 from furiosa_build.runtime.sampling.guided import Guides
 from furiosa_build.runtime.sampling.params import SamplingParams
-from furiosa_build.runtime.text.chat_template import Message
 from furiosa_build.runtime.text.detokenizer import output_text
 from furiosa_build.runtime.text.tokenizer import Tokenizer, end_of_sequence_ids
-
-Prompt = str | Sequence[int] | Sequence[Message]
-"""A text, token ids, or the messages of a conversation: dicts with `role` and `content`."""
 
 
 class InputProcessor:
@@ -57,12 +53,15 @@ class InputProcessor:
         """Checks a prompt and its parameters and makes a request of them.
 
         Raises:
+            WrongTypeError: What is no request id, prompt or SamplingParams.
             UserError: The prompt is empty or has unknown tokens; messages that the chat template rejects; parameters
                 that the artifact cannot serve.
         """
+        if not isinstance(request_id, str):
+            raise WrongTypeError(f"{request_id!r} is not a request id", where="request_id", valid="a str")
         self._check_supported(params)
-        text, tokens = self._encode(prompt)
         where = f"prompt of request {request_id!r}"
+        text, tokens = self._encode(prompt, where)
         if not tokens:
             raise UserError("the prompt is empty", where=where, valid="at least one token")
         self._check_vocabulary(tokens, where)
@@ -89,14 +88,16 @@ class InputProcessor:
             )
         return self._tokenizer
 
-    def _encode(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+    def _encode(self, prompt: Prompt, where: str) -> tuple[str | None, list[int]]:
         """The prompt as text, if it is one, and as tokens."""
-        if isinstance(prompt, str):
-            return prompt, self.require_tokenizer().encode(prompt)
-        if is_conversation(prompt):
-            text = self.require_tokenizer().apply_chat_template(prompt)
-            return text, self.require_tokenizer().encode(text, add_special_tokens=False)
-        return None, list(cast(Sequence[int], prompt))
+        parsed = parse_prompt(prompt, where)
+        if parsed.tokens is not None:
+            return parsed.text, parsed.tokens
+        tokenizer = self.require_tokenizer()
+        if parsed.messages is not None:
+            text = check_text(tokenizer.apply_chat_template(parsed.messages), where)
+            return text, tokenizer.encode(text, add_special_tokens=False)
+        return parsed.text, tokenizer.encode(parsed.text or "")
 
     def _beam_search(self, prompt: int, params: SamplingParams, end_token_ids: frozenset[int]) -> BeamSearch:
         config = self._config.kv_cache_sharing_across_beams_config
@@ -121,7 +122,7 @@ class InputProcessor:
 
     def _check_supported(self, params: SamplingParams) -> None:
         if not isinstance(params, SamplingParams):
-            raise UserError(f"{type(params).__name__} is not a SamplingParams", where="sampling_params")
+            raise WrongTypeError(f"{type(params).__name__} is not a SamplingParams", where="sampling_params")
         if params.use_beam_search:
             _check_beams(params, self._config.kv_cache_sharing_across_beams_config)
         if params.stop:
@@ -142,11 +143,6 @@ class InputProcessor:
                 if type(token) is int and self._tokenizer is not None and (text := self._tokenizer.token(token)):
                     what = f"the model's vocabulary lacks the token {text!r} ({token}), which its tokenizer has"
                 raise UserError(what, where=where, valid=f"0 to {self._vocab_size - 1}")
-
-
-def is_conversation(prompt: object) -> TypeGuard[Sequence[Message]]:
-    """Whether a prompt is a list of messages, and no text or list of tokens."""
-    return isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
 
 
 def _check_beams(params: SamplingParams, config: KvCacheSharing | None) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.engine import LLMEngine
-from furiosa_build.runtime.input_processor import Prompt, is_conversation
+from furiosa_build.runtime.prompts import Prompt, WrongTypeError, check_messages, check_text, list_prompts
 from furiosa_build.runtime.request import RequestOutput
 from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.runtime.text.chat_template import Message
@@ -52,17 +52,21 @@ class LLM:
         """Completes prompts.
 
         Args:
-            prompts: A text, a list of token ids, a conversation (a list of messages), or a list of any of these.
+            prompts: A text, a list of token ids, a conversation (a list of messages), or a list of any of these; also
+                in vLLM's forms, see `Prompt`.
             sampling_params: For all prompts, or one per prompt; `SamplingParams()` if None.
 
         Returns:
             One finished output per prompt, in the order of the prompts.
 
         Raises:
+            WrongTypeError: A TypeError and a UserError: what is no prompt or SamplingParams.
             UserError: A prompt or parameters that the artifact cannot serve. Nothing is left running.
         """
-        listed = _list_prompts(prompts)
+        listed = list_prompts(prompts)
         params = sampling_params if sampling_params is not None else SamplingParams()
+        if not isinstance(params, SamplingParams | Sequence):
+            raise WrongTypeError(f"{type(params).__name__} is not a SamplingParams", where="sampling_params")
         each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(listed):
             raise UserError(
@@ -87,16 +91,14 @@ class LLM:
         Returns and raises as `generate`; UserError too if the artifact has no chat template or it rejects
         them.
         """
-        several = bool(messages) and not isinstance(messages[0], Mapping)
-        conversations = cast(Sequence[Sequence[Message]], messages if several else [messages])
+        several = isinstance(messages, Sequence) and bool(messages) and not isinstance(messages[0], Mapping | str)
         tokenizer = self.engine.require_tokenizer()
-        prompts = [
-            tokenizer.apply_chat_template(conversation, tools=tools, add_generation_prompt=add_generation_prompt)
-            for conversation in conversations
-        ]
-        return self.generate(
-            [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts], sampling_params
-        )
+        prompts = []
+        for conversation in messages if several else [messages]:
+            turns = check_messages(conversation, "messages")
+            text = tokenizer.apply_chat_template(turns, tools=tools, add_generation_prompt=add_generation_prompt)
+            prompts.append(tokenizer.encode(check_text(text, "messages"), add_special_tokens=False))
+        return self.generate(prompts, sampling_params)
 
     def _run(self, todo: deque[tuple[str, Prompt, SamplingParams]], ids: list[str]) -> list[RequestOutput]:
         finished: dict[str, RequestOutput] = {}
@@ -108,9 +110,3 @@ class LLM:
         finally:
             self.engine.abort_request(ids)  # none are left but after an error
         return [finished[id_] for id_ in ids]
-
-
-def _list_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str) or is_conversation(prompts) or (len(prompts) > 0 and isinstance(prompts[0], int)):
-        return [cast(Prompt, prompts)]
-    return list(cast(Sequence[Prompt], prompts))
