@@ -96,8 +96,9 @@ class LLMEngine:
         self._max_samples = config.default_scheduler_config.max_processing_samples
         model = opened.directory / "model"
         self.tokenizer = _tokenizer(model if tokenizer is None else Path(tokenizer), is_asked=tokenizer is not None)
-        max_context = self._replicas[0].scheduler.max_context
-        self._inputs = InputProcessor(self.artifact, model, self.tokenizer, seed, max_context)
+        scheduler = self._replicas[0].scheduler
+        longest, max_context = scheduler.max_prompt_tokens, scheduler.max_context
+        self._inputs = InputProcessor(self.artifact, model, self.tokenizer, seed, longest, max_context)
         self._next = NextToken(self.tokenizer, max_context, on_logits)
         self._requests: dict[str, Request] = {}
         self._replica_of: dict[str, Replica] = {}

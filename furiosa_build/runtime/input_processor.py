@@ -11,7 +11,7 @@ import torch
 
 from furiosa_build.artifact.schema import Artifact, KvCacheSharing
 from furiosa_build.core.errors import UserError
-from furiosa_build.runtime.prompts import Prompt, WrongTypeError, check_text, parse_prompt
+from furiosa_build.runtime.prompts import Prompt, WrongTypeError, check_text, parse_prompt, truncate
 from furiosa_build.runtime.request import Request
 from furiosa_build.runtime.sampling.beam_search import BeamSearch
 from furiosa_build.runtime.sampling.guided import Guides
@@ -28,6 +28,7 @@ class InputProcessor:
         model_directory: Its model/ directory.
         tokenizer: Its tokenizer, if it has one.
         seed: The seed of requests that have none of their own; drawn if None.
+        max_prompt_tokens: The longest prompt that can be run.
         max_context: The longest context that can be run.
 
     Attributes:
@@ -40,9 +41,11 @@ class InputProcessor:
         model_directory: Path,
         tokenizer: Tokenizer | None,
         seed: int | None,
+        max_prompt_tokens: int,
         max_context: int,
     ) -> None:
-        self._config, self._tokenizer, self._max_context = artifact.generator_config, tokenizer, max_context
+        self._config, self._tokenizer = artifact.generator_config, tokenizer
+        self._max_prompt_tokens, self._max_context = max_prompt_tokens, max_context
         self._vocab_size = artifact.model_metadata.vocab_size
         ids = end_of_sequence_ids(model_directory, artifact.hf_config)
         self._eos = frozenset(id_ for id_ in ids if id_ < self._vocab_size)
@@ -62,20 +65,23 @@ class InputProcessor:
         self._check_supported(params)
         where = f"prompt of request {request_id!r}"
         text, tokens = self._encode(prompt, where)
+        tokens = truncate(tokens, params.truncate_prompt_tokens, self._max_prompt_tokens)
         if not tokens:
             raise UserError("the prompt is empty", where=where, valid="at least one token")
         self._check_vocabulary(tokens, where)
+        tokenizer = self._tokenizer if params.detokenize else None
         ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos)
         return Request(
             request_id=request_id,
             prompt=text,
             prompt_token_ids=tokens,
             params=params,
-            text=output_text(self._tokenizer, tokens, params.stop, params.skip_special_tokens),
+            text=output_text(tokenizer, tokens, params.stop, params.skip_special_tokens),
             generator=None if params.greedy or params.use_beam_search else self._generator(request_id, params),
             end_token_ids=ends,
             beams=self._beam_search(len(tokens), params, ends) if params.use_beam_search else None,
             guide=self.guides.make(params),
+            bad_words=self._encode_bad_words(params),
         )
 
     def require_tokenizer(self) -> Tokenizer:
@@ -99,6 +105,18 @@ class InputProcessor:
             return text, tokenizer.encode(text, add_special_tokens=False)
         return parsed.text, tokenizer.encode(parsed.text or "")
 
+    def _encode_bad_words(self, params: SamplingParams) -> list[list[int]]:
+        """The tokens of each text, and after a space if it is as many then and the first differs: as vLLM has it."""
+        found = []
+        for word in params.bad_words:
+            alone, after_space = (
+                self.require_tokenizer().encode(check_text(text, "SamplingParams.bad_words"), add_special_tokens=False)
+                for text in (word.lstrip(), " " + word.lstrip())
+            )
+            is_another = len(after_space) == len(alone) and after_space[:1] != alone[:1]
+            found += [alone, after_space] if is_another else [alone]
+        return [tokens for tokens in found if tokens]
+
     def _beam_search(self, prompt: int, params: SamplingParams, end_token_ids: frozenset[int]) -> BeamSearch:
         config = self._config.kv_cache_sharing_across_beams_config
         assert config is not None
@@ -114,7 +132,7 @@ class InputProcessor:
 
     def _generator(self, request_id: str, params: SamplingParams) -> torch.Generator:
         seed = params.seed
-        if seed is None:
+        if seed in (None, -1):  # -1 as in vLLM
             # From the id and not from a counter, so that the order of arrival does not matter.
             digest = hashlib.sha256(f"{self._seed} {request_id}".encode()).digest()
             seed = int.from_bytes(digest[:8], "little") >> 1
@@ -128,6 +146,7 @@ class InputProcessor:
         if params.stop:
             self.require_tokenizer()
         self._check_vocabulary(params.stop_token_ids, "SamplingParams.stop_token_ids")
+        self._check_vocabulary(params.allowed_token_ids or (), "SamplingParams.allowed_token_ids")
         self._check_vocabulary(params.logit_bias, "SamplingParams.logit_bias")
         if params.prompt_logprobs is not None and self._config.calculate_logit_only_for_last_token:
             raise UserError(

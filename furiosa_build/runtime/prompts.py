@@ -92,6 +92,11 @@ def check_text(text: str, where: str) -> str:
     return text
 
 
+def truncate(tokens: list[int], number: int | None, longest: int) -> list[int]:
+    """The last `number` tokens of a prompt: of -1 the `longest` that can be run, of None all."""
+    return tokens if number is None else tokens[-(longest if number == -1 else number) :]
+
+
 def _parse_dict(prompt: Mapping[Any, Any], where: str) -> ParsedPrompt:
     given = {key: value for key, value in prompt.items() if value is not None}
     if unknown := sorted(map(str, given.keys() - {"prompt", "prompt_token_ids"})):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -94,6 +95,7 @@ class Request:
         generator: Source of this request's random numbers; None for a greedy one.
         end_token_ids: Tokens that end the text: end of sequence unless ignored, and stop_token_ids.
         guide: Says which tokens may come next; None for all.
+        bad_words: The tokens of each text that the output may not contain.
         proposals: The next tokens that a draft model proposes, in the step that is under way.
     """
 
@@ -107,6 +109,7 @@ class Request:
     end_token_ids: frozenset[int] = frozenset()
     beams: BeamSearch | None = None
     guide: Guide | None = None
+    bad_words: Sequence[Sequence[int]] = ()
     sequences: list[TokenSequence] = field(init=False)
     num_computed: int = 0
     num_cached_tokens: int | None = None
@@ -140,8 +143,12 @@ class Request:
         return known + [each.token for each in self.proposals[beyond : beyond + count - len(known)]]
 
     def forbidden_tokens(self, proposed: int = 0) -> frozenset[int]:
-        """The tokens that may not be chosen after so many proposals, as they would end it before `min_tokens`."""
-        return self.end_token_ids if self.num_generated + proposed < self.params.min_tokens else frozenset()
+        """The tokens that may not be chosen after so many proposals: they end it before `min_tokens`, or a bad word."""
+        ends = self.end_token_ids if self.num_generated + proposed < self.params.min_tokens else frozenset()
+        if not self.bad_words:
+            return ends
+        output = [*self.output_token_ids, *(each.token for each in self.proposals[:proposed])]
+        return ends | {word[-1] for word in self.bad_words if output[len(output) - len(word) + 1 :] == list(word[:-1])}
 
     @property
     def is_prompt_computed(self) -> bool:

@@ -169,6 +169,8 @@ def test_the_draft_computes_nothing_twice(make: MakeArtifact, monkeypatch: pytes
         {"repetition_penalty": 1.3, "presence_penalty": 0.7, "frequency_penalty": 0.3},
         {"logit_bias": {7: 3.0}, "min_tokens": 6, "stop_token_ids": [7]},
         {"stop": "\x05", "min_tokens": 2},
+        {"allowed_token_ids": [*range(3, 250, 2)]},
+        {"bad_words": [chr(n) for n in range(40, 80)], "truncate_prompt_tokens": 3},
         {"ignore_eos": False, "logit_bias": {toy.EOS: 2.5}},
         {"guided_regex": "[a-f]{3}(xyz)?[0-9]{2,9}"},
     ],

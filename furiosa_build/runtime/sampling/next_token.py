@@ -123,8 +123,12 @@ class NextToken:
         if token in request.end_token_ids:  # not before min_tokens: until then they are not sampled
             request.finish_reason = "stop"
             request.stop_reason = token if token in params.stop_token_ids else None
+            if params.include_stop_str_in_output:
+                request.text.push(token, may_stop=False)
         elif stop := request.text.push(token, may_stop=request.num_generated >= params.min_tokens):
             request.finish_reason, request.stop_reason = "stop", stop
+            if params.include_stop_str_in_output:
+                request.text.text += stop
             return  # what is held back lies behind the stop string
         elif self._is_at_limit(request):
             request.finish_reason = "length"
@@ -150,8 +154,8 @@ class NextToken:
     def _completion(self, request: Request, index: int, beam: FinishedBeam) -> CompletionOutput:
         last, params = beam.tokens[-1], request.params
         ended = last in request.end_token_ids
-        skip_special_tokens = params.skip_special_tokens
-        text = output_text(self._tokenizer, request.prompt_token_ids, skip_special_tokens=skip_special_tokens)
+        tokenizer = self._tokenizer if params.detokenize else None
+        text = output_text(tokenizer, request.prompt_token_ids, skip_special_tokens=params.skip_special_tokens)
         for token in beam.tokens[:-1] if ended else beam.tokens:
             text.push(token, may_stop=False)
         text.flush()
@@ -166,6 +170,7 @@ class NextToken:
         )
 
     def _logprobs(self, logits: Floats, token: int, number: int) -> dict[int, Logprob]:
+        number = len(logits) if number == -1 else number
         return {
             id_: Logprob(logprob, rank, self._tokenizer.token_bytes.text(id_) if self._tokenizer else None)
             for id_, logprob, rank in top_logprobs(logits, token, number)

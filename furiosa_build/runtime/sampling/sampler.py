@@ -1,8 +1,8 @@
 """Samples one token from one row of logits. A row is sampled alone, so batch mates cannot change it.
 
 The order is that of transformers: bias, repetition penalty, presence and frequency penalties (as in vLLM;
-transformers lacks them), forbidden tokens, temperature, top_k, top_p, min_p. Each filter sees what the one
-before it left, renormalised.
+transformers lacks them), tokens that are forbidden or not among those allowed, temperature, top_k, top_p, min_p. Each
+filter sees what the one before it left, renormalised.
 
 It is numpy, not torch: the arrays are small, and torch would wake its threads for each operation, which on a
 busy machine costs more than the operation.
@@ -113,6 +113,11 @@ def _candidates(
 ) -> tuple[Indices, Floats]:
     """The tokens to choose from: ids [n], ascending, and probabilities, float32 [n]; of a greedy choice one."""
     logits = penalize(logits, params, prompt, output)
+    if params.allowed_token_ids is not None:
+        allowed = list(params.allowed_token_ids)
+        others = np.full_like(logits, -np.inf)
+        others[allowed] = logits[allowed]
+        logits = others
     if forbidden:
         logits = logits.copy()
         logits[list(forbidden)] = -np.inf
