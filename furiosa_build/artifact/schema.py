@@ -77,7 +77,8 @@ class GeneratorConfig(Record):
     """What the engine plans with: bucket sizes as (batch, tokens) and the KV cache's default size per layer.
 
     Those of append buckets are (batch, new tokens, tokens). `num_speculative_tokens` is how many tokens the draft model
-    proposes at a time; None without a draft.
+    proposes at a time; None without a draft. With `output_last_hidden_state` prefill and append pipelines give
+    `last_hidden_state` beside `logits`; it is absent where it is false.
     """
 
     prefill_buckets: list[tuple[int, int]]
@@ -87,6 +88,7 @@ class GeneratorConfig(Record):
     paged_attention_num_blocks: int = Field(ge=1)
     paged_attention_block_size: int = Field(ge=1)
     calculate_logit_only_for_last_token: bool
+    output_last_hidden_state: bool = Field(default=False, exclude_if=lambda given: not given)
     kv_cache_sharing_across_beams_config: KvCacheSharing | None
     num_speculative_tokens: int | None = Field(default=None, ge=1)
     default_scheduler_config: SchedulerDefaults

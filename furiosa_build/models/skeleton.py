@@ -99,14 +99,22 @@ class Skeleton:
             self._run(input_ids=input_ids, position_ids=position_ids)
         return [LayerCall(recorder.hidden_states, *_name_tensors(recorder.kwargs)) for recorder in recorders]
 
-    def logits(self, hidden_states: Tensor, input_ids: Tensor) -> Tensor:
-        """Runs what comes after the layers: [batch, query, hidden] -> [batch, query, vocabulary].
+    def after_layers(self, hidden_states: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs what comes after the layers: [batch, query, hidden] -> logits [batch, query, vocabulary].
+
+        Then the last hidden state that these are made of, [batch, query, hidden]: what the base model returns.
 
         `input_ids` only gives the shape; what is computed from it is dead and is dropped from a trace.
         """
         replacement = [_Injector(hidden_states), *(_Injector(None) for _ in self.layers[1:])]
-        with self._layers_replaced(replacement):
-            return self._run(input_ids=input_ids, position_ids=torch.zeros_like(input_ids))
+        found: list[Tensor] = []
+        hook = self.base.register_forward_hook(lambda _, __, output: found.append(output[0]))
+        try:
+            with self._layers_replaced(replacement):
+                logits = self._run(input_ids=input_ids, position_ids=torch.zeros_like(input_ids))
+        finally:
+            hook.remove()
+        return logits, found[0]
 
     def forward_with(self, layers: list[nn.Module], input_ids: Tensor) -> Tensor:
         """transformers' whole forward over other layers."""

@@ -2,7 +2,7 @@
 
     first   input_ids, position_ids             -> hidden_states and what the layers are called with (rotary tables)
     layers  hidden_states, ..., KV cache, slots -> hidden_states
-    last    hidden_states                       -> logits
+    last    hidden_states                       -> logits, and last_hidden_state where it is asked for
 
 All parameters are inputs: a layer's named relative to it, with its number in the supertask; others as in the model's
 state dict.
@@ -32,6 +32,7 @@ from furiosa_build.quant.scheme import scheme
 
 HIDDEN_STATES = "hidden_states"
 LOGITS = "logits"
+LAST_HIDDEN_STATE = "last_hidden_state"
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,22 @@ class Tracer:
             functional(parameters, self.skeleton.model, lambda: _record(self.skeleton, ids, positions, calls))
             return calls
 
-    def trace(self, shape: BucketShape, segment: Segment, last_token_only: bool = False) -> CutGraph:
+    def trace(
+        self,
+        shape: BucketShape,
+        segment: Segment,
+        last_token_only: bool = False,
+        last_hidden_state: bool = False,
+    ) -> CutGraph:
         """The graph of a supertask.
 
         Args:
             shape: The sizes of the bucket.
             segment: What the supertask computes.
             last_token_only: Prefill gives logits of one position only: the one that `logits_indices` [batch] names.
+            last_hidden_state: Prefill also gives the hidden states that these logits are made of.
         """
-        return _Trace(self, shape, segment, last_token_only).export()
+        return _Trace(self, shape, segment, last_token_only, last_hidden_state and not shape.is_decode).export()
 
     def cache_shape(self, layer: int, call: LayerCall) -> tuple[int, ...]:
         """(kv_heads, head_dim) of a layer's KV cache. Raises UserError when the layer keeps its state elsewhere."""
@@ -120,8 +128,11 @@ def activation_name(layer: int, name: str) -> str:
 class _Trace:
     """One graph in the making: its inputs, and the function of them that is traced."""
 
-    def __init__(self, tracer: Tracer, shape: BucketShape, segment: Segment, last_token_only: bool) -> None:
+    def __init__(
+        self, tracer: Tracer, shape: BucketShape, segment: Segment, last_token_only: bool, last_hidden_state: bool
+    ) -> None:
         self._tracer, self._skeleton = tracer, tracer.skeleton
+        self._last_hidden_state = last_hidden_state
         self._shape, self._segment = shape, segment
         self._inputs = inputs = GraphInputs()
         self._calls = tracer.layer_calls(shape) if segment.layers else []
@@ -155,8 +166,9 @@ class _Trace:
     def export(self) -> CutGraph:
         """The graph, without the inputs that turn out to have no effect."""
         outputs = [HIDDEN_STATES, *(activation_name(layer, name) for layer, name in self._segment.outputs)]
-        names = [LOGITS] if self._segment.last else outputs
-        return self._inputs.export(self._forward, names)
+        if self._segment.last:
+            outputs = [LOGITS, LAST_HIDDEN_STATE] if self._last_hidden_state else [LOGITS]
+        return self._inputs.export(self._forward, outputs)
 
     def _add_arguments(self) -> list[dict[str, int]]:
         """The inputs that every layer takes: argument -> number of the input."""
@@ -204,7 +216,8 @@ class _Trace:
             slices = segment.slices and block == len(segment.layers) - 1
             states = (self._sliced_layer if slices else self._layer)(values, block, states, call, tensors)
         if segment.last:
-            return (self._last(values, states),)
+            logits, last_hidden_state = self._last(values, states)
+            return (logits, last_hidden_state) if self._last_hidden_state else (logits,)
         return states, *(calls[layer].tensors[name] for layer, name in segment.outputs)
 
     def _first(self, values: Sequence[Tensor]) -> list[LayerCall]:
@@ -267,13 +280,20 @@ class _Trace:
         module = self._skeleton.layers[self._segment.layers[block]]
         return functional(self._of(self._own[block], values), module, lambda: module(states, **kwargs, paged=paged))
 
-    def _last(self, values: Sequence[Tensor], states: Tensor) -> Tensor:
+    def _last(self, values: Sequence[Tensor], states: Tensor) -> tuple[Tensor, Tensor]:
         if self._selects and not self._segment.slices:
             assert self._indices is not None
             states = _at(states, (self._shape.batch, 1, states.shape[2]), values[self._indices])
         ids = torch.zeros(states.shape[:2], dtype=torch.int64)
         own = self._of(self._outer, values)
-        return functional(own, self._skeleton.model, lambda: self._skeleton.logits(states, ids))
+        found: list[Tensor] = []
+
+        def run() -> Tensor:
+            logits, last_hidden_state = self._skeleton.after_layers(states, ids)
+            found.append(last_hidden_state)
+            return logits
+
+        return functional(own, self._skeleton.model, run), found[0]
 
     @staticmethod
     def _of(inputs: Mapping[str, int], values: Sequence[Tensor]) -> dict[str, Tensor]:

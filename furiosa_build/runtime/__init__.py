@@ -13,10 +13,20 @@ if TYPE_CHECKING:
     from furiosa_build.runtime.engine import LLMEngine
     from furiosa_build.runtime.engine_args import AsyncEngineArgs, EngineArgs
     from furiosa_build.runtime.llm import LLM
+    from furiosa_build.runtime.pooling import PoolingParams
     from furiosa_build.runtime.request import RequestOutput
     from furiosa_build.runtime.sampling.params import SamplingParams
 
-__all__ = ["LLM", "AsyncEngineArgs", "AsyncLLMEngine", "EngineArgs", "LLMEngine", "RequestOutput", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "AsyncEngineArgs",
+    "AsyncLLMEngine",
+    "EngineArgs",
+    "LLMEngine",
+    "PoolingParams",
+    "RequestOutput",
+    "SamplingParams",
+]
 
 _HOMES = {
     "LLM": "llm",
@@ -24,6 +34,7 @@ _HOMES = {
     "AsyncLLMEngine": "async_engine",
     "EngineArgs": "engine_args",
     "LLMEngine": "engine",
+    "PoolingParams": "pooling",
     "RequestOutput": "request",
     "SamplingParams": "sampling.params",
 }

@@ -21,6 +21,7 @@ from furiosa_build.artifact.schema import Artifact
 from furiosa_build.core.errors import BuildError
 from furiosa_build.runtime.engine import LLMEngine, StepFailedError
 from furiosa_build.runtime.engine_args import EngineArgs
+from furiosa_build.runtime.pooling import PoolingParams
 from furiosa_build.runtime.prompts import Prompt
 from furiosa_build.runtime.request import RequestOutput
 from furiosa_build.runtime.sampling.params import SamplingParams
@@ -61,7 +62,7 @@ class AsyncLLMEngine:
         return cls(lambda: LLMEngine.from_engine_args(args, opened=opened))
 
     async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams, request_id: str
+        self, prompt: Prompt, sampling_params: SamplingParams | PoolingParams, request_id: str
     ) -> AsyncGenerator[RequestOutput, None]:
         """The states of a request, the last one finished.
 
@@ -70,7 +71,7 @@ class AsyncLLMEngine:
 
         Args:
             prompt: A text, token ids or chat messages, in any form of `Prompt`.
-            sampling_params: How tokens are chosen.
+            sampling_params: How tokens are chosen; PoolingParams for the embedding of the prompt.
             request_id: Not that of another request that is under way.
 
         Raises:
@@ -216,7 +217,7 @@ class _Worker:
 
     # Commands, called in the thread
 
-    def add(self, stream: _Stream, request_id: str, prompt: Prompt, params: SamplingParams) -> None:
+    def add(self, stream: _Stream, request_id: str, prompt: Prompt, params: SamplingParams | PoolingParams) -> None:
         try:
             self.engine.add_request(request_id, prompt, params)
         except Exception as error:  # of this request alone

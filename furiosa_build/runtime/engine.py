@@ -15,8 +15,10 @@ from furiosa_build.artifact.signing import open_signed
 from furiosa_build.core.errors import BuildError, EngineFullError, UserError
 from furiosa_build.runtime.engine_args import EngineArgs
 from furiosa_build.runtime.execution.communicator import DistributedCommunicator
+from furiosa_build.runtime.execution.rank import StepOutputs
 from furiosa_build.runtime.execution.replica import Replica, make_replica
 from furiosa_build.runtime.input_processor import InputProcessor
+from furiosa_build.runtime.pooling import PoolingParams, embed
 from furiosa_build.runtime.prompts import Prompt
 from furiosa_build.runtime.request import Request, RequestOutput
 from furiosa_build.runtime.sampling.next_token import NextToken, OnLogits
@@ -131,8 +133,8 @@ class LLMEngine:
         """Whether `max_processing_samples` requests are under way, so that add_request takes no more."""
         return len(self._requests) >= self._max_samples
 
-    def add_request(self, request_id: str, prompt: Prompt, sampling_params: SamplingParams) -> None:
-        """Queues a request.
+    def add_request(self, request_id: str, prompt: Prompt, sampling_params: SamplingParams | PoolingParams) -> None:
+        """Queues a request: with PoolingParams for the embedding of its prompt, else for its completion.
 
         Raises:
             EngineFullError: `max_processing_samples` requests are under way.
@@ -182,11 +184,11 @@ class LLMEngine:
         for replica in self._replicas:
             if replica.in_flight:
                 try:
-                    batch, logits = replica.finish()
+                    batch, given = replica.finish()
                 except Exception as error:
                     failures |= replica.recover(error)
                 else:
-                    failures |= self._accept(replica, batch, logits, outputs)
+                    failures |= self._accept(replica, batch, given, outputs)
         # Some may have been aborted since their batch was submitted, and their id may be in use again.
         failed = {r.request_id: error for r, error in failures.items() if self._requests.get(r.request_id) is r}
         self.abort_request(failed)
@@ -230,22 +232,26 @@ class LLMEngine:
             self.check_integrity()
 
     def _accept(
-        self, replica: Replica, batch: Batch, logits: Tensor, outputs: list[RequestOutput]
+        self, replica: Replica, batch: Batch, given: StepOutputs, outputs: list[RequestOutput]
     ) -> dict[Request, Exception]:
         """Continues every request of the batch that has run all its tokens. Returns those for which that failed."""
         complete = set(replica.scheduler.advance(batch))
         failed: dict[Request, Exception] = {}
         first_row = 0
         for request, count in zip(batch.requests, batch.counts, strict=True):
-            rows = logits[first_row : first_row + len(batch.sequences(request))]
+            rows = given.logits[first_row : first_row + len(batch.sequences(request))]
+            # Artifacts that return the logits of the last token only have one position a sequence.
+            end = min(count, rows.shape[1])
+            hidden = None if given.last_hidden_state is None else given.last_hidden_state[first_row, end - 1]
             first_row += len(rows)
             try:
                 proposed = len(request.proposals)
                 if request.params.prompt_logprobs is not None and not proposed:
                     self._next.add_prompt_logprobs(request, request.num_computed - count, rows[0, :count])
-                if request in complete:
-                    # Artifacts that return the logits of the last token only have one row a sequence.
-                    end = min(count, rows.shape[1])
+                if request in complete and request.pooling is not None:
+                    assert hidden is not None
+                    request.embedding, request.finish_reason = embed(hidden, request.pooling), "stop"
+                elif request in complete:
                     self._continue(replica, request, as_float32(rows[:, end - 1 - proposed : end]))
             except Exception as error:  # of this request alone
                 failed[request] = error

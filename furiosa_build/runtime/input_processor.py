@@ -11,6 +11,7 @@ import torch
 
 from furiosa_build.artifact.schema import Artifact, KvCacheSharing
 from furiosa_build.core.errors import UserError
+from furiosa_build.runtime.pooling import PoolingParams, check_dimensions
 from furiosa_build.runtime.prompts import Prompt, WrongTypeError, check_text, parse_prompt, truncate
 from furiosa_build.runtime.request import Request
 from furiosa_build.runtime.sampling.beam_search import BeamSearch
@@ -45,6 +46,7 @@ class InputProcessor:
         max_context: int,
     ) -> None:
         self._config, self._tokenizer = artifact.generator_config, tokenizer
+        self._hf_config = artifact.hf_config
         self._max_prompt_tokens, self._max_context = max_prompt_tokens, max_context
         self._vocab_size = artifact.model_metadata.vocab_size
         ids = end_of_sequence_ids(model_directory, artifact.hf_config)
@@ -52,8 +54,8 @@ class InputProcessor:
         self._seed = secrets.randbits(63) if seed is None else seed
         self.guides = Guides(tokenizer, self._eos, self._vocab_size)
 
-    def process(self, request_id: str, prompt: Prompt, params: SamplingParams) -> Request:
-        """Checks a prompt and its parameters and makes a request of them.
+    def process(self, request_id: str, prompt: Prompt, params: SamplingParams | PoolingParams) -> Request:
+        """Checks a prompt and its parameters and makes a request of them: for an embedding if they are for pooling.
 
         Raises:
             WrongTypeError: What is no request id, prompt or SamplingParams.
@@ -62,6 +64,10 @@ class InputProcessor:
         """
         if not isinstance(request_id, str):
             raise WrongTypeError(f"{request_id!r} is not a request id", where="request_id", valid="a str")
+        pooling = params if isinstance(params, PoolingParams) else None
+        if isinstance(params, PoolingParams):
+            self._check_embeds(params)
+            params = SamplingParams(max_tokens=0, temperature=0, truncate_prompt_tokens=params.truncate_prompt_tokens)
         self._check_supported(params)
         where = f"prompt of request {request_id!r}"
         text, tokens = self._encode(prompt, where)
@@ -82,6 +88,7 @@ class InputProcessor:
             beams=self._beam_search(len(tokens), params, ends) if params.use_beam_search else None,
             guide=self.guides.make(params),
             bad_words=self._encode_bad_words(params),
+            pooling=pooling,
         )
 
     def require_tokenizer(self) -> Tokenizer:
@@ -137,6 +144,15 @@ class InputProcessor:
             digest = hashlib.sha256(f"{self._seed} {request_id}".encode()).digest()
             seed = int.from_bytes(digest[:8], "little") >> 1
         return torch.Generator().manual_seed(seed)
+
+    def _check_embeds(self, params: PoolingParams) -> None:
+        if not self._config.output_last_hidden_state:
+            raise UserError(
+                "the artifact does not give the last hidden state, so there are no embeddings",
+                where="PoolingParams",
+                hint="build it with model.output_last_hidden_state=true",
+            )
+        check_dimensions(params, self._hf_config)
 
     def _check_supported(self, params: SamplingParams) -> None:
         if not isinstance(params, SamplingParams):

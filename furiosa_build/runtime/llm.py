@@ -10,10 +10,20 @@ from typing import Any, Literal
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.engine import LLMEngine
+from furiosa_build.runtime.pooling import (
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    PoolingParams,
+    ScoringOutput,
+    ScoringRequestOutput,
+    cosine,
+)
 from furiosa_build.runtime.prompts import Prompt, WrongTypeError, check_messages, check_text, list_prompts
 from furiosa_build.runtime.request import RequestOutput
 from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.runtime.text.chat_template import Message
+
+_Params = SamplingParams | PoolingParams
 
 
 class LLM:
@@ -63,20 +73,55 @@ class LLM:
             WrongTypeError: A TypeError and a UserError: what is no prompt or SamplingParams.
             UserError: A prompt or parameters that the artifact cannot serve. Nothing is left running.
         """
-        listed = list_prompts(prompts)
-        params = sampling_params if sampling_params is not None else SamplingParams()
-        if not isinstance(params, SamplingParams | Sequence):
-            raise WrongTypeError(f"{type(params).__name__} is not a SamplingParams", where="sampling_params")
-        each = [params] * len(listed) if isinstance(params, SamplingParams) else list(params)
-        if len(each) != len(listed):
-            raise UserError(
-                f"{len(each)} sampling parameters for {len(listed)} prompts",
-                where="sampling_params",
-                valid="one for all, or one per prompt",
+        return self._run(list_prompts(prompts), sampling_params if sampling_params is not None else SamplingParams())
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """Embeddings of prompts, as vLLM makes them with a causal model: see `PoolingParams`.
+
+        Raises:
+            WrongTypeError: A TypeError and a UserError: what is no prompt or PoolingParams.
+            UserError: The artifact does not give the last hidden state; a prompt that it cannot serve.
+        """
+        outputs = self._run(list_prompts(prompts), pooling_params if pooling_params is not None else PoolingParams())
+        return [
+            EmbeddingRequestOutput(
+                output.request_id,
+                output.prompt_token_ids,
+                EmbeddingOutput(output.embedding or []),
+                num_cached_tokens=output.num_cached_tokens,
             )
-        ids = [str(self._num_requests + number) for number in range(len(listed))]
-        self._num_requests += len(listed)
-        return self._run(deque(zip(ids, listed, each, strict=True)), ids)
+            for output in outputs
+        ]
+
+    def score(
+        self,
+        data_1: Prompt | Sequence[Prompt],
+        data_2: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | None = None,
+    ) -> list[ScoringRequestOutput]:
+        """How alike prompts are: the cosine of their embeddings. One of `data_1` goes with each of `data_2`, or 1:1.
+
+        Raises as `embed`; UserError too for numbers of prompts that do not go together.
+        """
+        first, second = list_prompts(data_1), list_prompts(data_2)
+        if not first or not second or len(first) not in (1, len(second)):
+            what = f"{len(first)} prompts do not go with {len(second)}"
+            raise UserError(what, where="data_1", valid="one, or as many as in data_2")
+        embedded = self.embed([*first, *second], pooling_params)
+        ours, theirs = embedded[: len(first)], embedded[len(first) :]
+        ours = ours * len(theirs) if len(ours) == 1 else ours
+        return [
+            ScoringRequestOutput(
+                f"{one.request_id}_{other.request_id}",
+                one.prompt_token_ids + other.prompt_token_ids,
+                ScoringOutput(cosine(one.outputs.embedding, other.outputs.embedding)),
+            )
+            for one, other in zip(ours, theirs, strict=True)
+        ]
 
     def chat(
         self,
@@ -100,7 +145,20 @@ class LLM:
             prompts.append(tokenizer.encode(check_text(text, "messages"), add_special_tokens=False))
         return self.generate(prompts, sampling_params)
 
-    def _run(self, todo: deque[tuple[str, Prompt, SamplingParams]], ids: list[str]) -> list[RequestOutput]:
+    def _run(self, prompts: Sequence[Prompt], params: _Params | Sequence[_Params]) -> list[RequestOutput]:
+        """The finished output of each prompt. `params` are for all, or one per prompt."""
+        if not isinstance(params, SamplingParams | PoolingParams | Sequence):
+            raise WrongTypeError(f"{type(params).__name__} is not a SamplingParams", where="sampling_params")
+        each = list(params) if isinstance(params, Sequence) else [params] * len(prompts)
+        if len(each) != len(prompts):
+            raise UserError(
+                f"{len(each)} sampling parameters for {len(prompts)} prompts",
+                where="sampling_params",
+                valid="one for all, or one per prompt",
+            )
+        ids = [str(self._num_requests + number) for number in range(len(prompts))]
+        self._num_requests += len(prompts)
+        todo = deque(zip(ids, prompts, each, strict=True))
         finished: dict[str, RequestOutput] = {}
         try:
             while todo or self.engine.has_unfinished_requests():

@@ -12,6 +12,7 @@ from furiosa_build.runtime.sampling.params import SamplingParams
 if TYPE_CHECKING:
     import torch
 
+    from furiosa_build.runtime.pooling import PoolingParams
     from furiosa_build.runtime.sampling.beam_search import BeamSearch
     from furiosa_build.runtime.sampling.guided import Guide
     from furiosa_build.runtime.sampling.sampler import Proposal
@@ -59,7 +60,8 @@ class RequestOutput:
 
     `prompt_logprobs` has one entry per prompt token (None for the first, which nothing predicts), if asked
     for. `num_cached_tokens` is how many of the prompt's tokens were not computed, as they were in the KV cache already.
-    `queued_s` is the time in seconds from its arrival to its first step.
+    `queued_s` is the time in seconds from its arrival to its first step. `embedding` is that of the prompt, for a
+    request with PoolingParams; it has no tokens then.
     """
 
     request_id: str
@@ -70,6 +72,7 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None
     num_cached_tokens: int = field(default=0, compare=False)
     queued_s: float = field(default=0.0, compare=False)
+    embedding: list[float] | None = None
 
 
 @dataclass(eq=False)
@@ -96,6 +99,7 @@ class Request:
         end_token_ids: Tokens that end the text: end of sequence unless ignored, and stop_token_ids.
         guide: Says which tokens may come next; None for all.
         bad_words: The tokens of each text that the output may not contain.
+        pooling: Asks for an embedding of the prompt, which is `embedding` at the end, and for no tokens.
         proposals: The next tokens that a draft model proposes, in the step that is under way.
     """
 
@@ -110,6 +114,8 @@ class Request:
     beams: BeamSearch | None = None
     guide: Guide | None = None
     bad_words: Sequence[Sequence[int]] = ()
+    pooling: PoolingParams | None = None
+    embedding: list[float] | None = None
     sequences: list[TokenSequence] = field(init=False)
     num_computed: int = 0
     num_cached_tokens: int | None = None
@@ -188,4 +194,5 @@ class Request:
             prompt_logprobs=self.prompt_logprobs if self.params.prompt_logprobs is not None else None,
             num_cached_tokens=self.num_cached_tokens or 0,
             queued_s=0.0 if self.started_at is None else self.started_at - self.arrived_at,
+            embedding=self.embedding,
         )

@@ -173,6 +173,7 @@ def _describe(
             paged_attention_num_blocks=built.kv_blocks,
             paged_attention_block_size=buckets.paged_attention_block_size,
             calculate_logit_only_for_last_token=last_only,
+            output_last_hidden_state=spec.model.output_last_hidden_state,
             kv_cache_sharing_across_beams_config=None if beams is None else KvCacheSharing(**beams.model_dump()),
             num_speculative_tokens=spec.num_speculative_tokens,
             default_scheduler_config=SchedulerDefaults(**spec.scheduler.model_dump()),

@@ -29,6 +29,7 @@ class TraceRequest(Request):
         segment: What the supertask computes.
         bucket: Batch size, new tokens of each sequence, tokens of context.
         last_token_only: Logits are those of each prompt's last token.
+        last_hidden_state: What follows the last layer gives the hidden states that it makes logits of, too.
     """
 
     hf_config: dict[str, Any]
@@ -38,6 +39,7 @@ class TraceRequest(Request):
     segment: Segment
     bucket: tuple[int, int, int]
     last_token_only: bool
+    last_hidden_state: bool
 
 
 class Trace(Step[TraceRequest]):
@@ -70,6 +72,7 @@ class Trace(Step[TraceRequest]):
             segment=kind.segment,
             bucket=(bucket.batch, bucket.query, bucket.context),
             last_token_only=model.spec.model.calculate_logit_only_for_last_token,
+            last_hidden_state=model.spec.model.output_last_hidden_state,
         )
 
     def work(self, step: PlannedStep, costs: Costs) -> Work:
@@ -82,7 +85,8 @@ class Trace(Step[TraceRequest]):
         from furiosa_build.models.tracing import BucketShape, Tracer
 
         tracer = Tracer(request.hf_config, request.schemes, request.cuts, request.ranks)
-        graph = tracer.trace(BucketShape(*request.bucket), request.segment, request.last_token_only)
+        shape = BucketShape(*request.bucket)
+        graph = tracer.trace(shape, request.segment, request.last_token_only, request.last_hidden_state)
         (output / OUTPUT).write_bytes(canonical_json(graph.model_dump(mode="json")))
 
 
@@ -105,4 +109,6 @@ def _reads(site: Site) -> dict[str, Any]:
         reads["cuts"] = {name: cut.model_dump() for name, cut in model.cuts_of(kind).items()}
     if segment.last:
         reads["last_token_only"] = model.spec.model.calculate_logit_only_for_last_token
+        if model.spec.model.output_last_hidden_state:
+            reads["last_hidden_state"] = True
     return reads

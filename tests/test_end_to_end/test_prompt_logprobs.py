@@ -10,7 +10,7 @@ import torch
 from test_models.tiny import LLAMA, load, save_random_model
 from torch import Tensor
 
-from furiosa_build.runtime import LLM, SamplingParams
+from furiosa_build.runtime import LLM, EngineArgs, LLMEngine, SamplingParams
 
 TOLERANCE = 1e-4
 """Of float32: prompts are computed in other pieces and batches than transformers computes them."""
@@ -48,13 +48,13 @@ def test_in_mixed_batches_with_cached_beginnings_and_pieces(
     artifact = build_artifact(
         directory,
         prefill_buckets=[[1, 32], [4, 32]],
-        append_buckets=[[2, 16, 64], [1, 32, 64]],
+        append_buckets=[[1, 32, 64], [2, 16, 64]],
         decode_buckets=[[4, 64]],
         max_seq_len_to_capture=64,
         paged_attention_block_size=8,
-        **({} if chunk_size is None else {"prefill_chunk_size": chunk_size}),
     )
     llm = LLM(artifact)
+    llm.engine = LLMEngine.from_engine_args(EngineArgs(model=str(artifact), prefill_chunk_size=chunk_size))
     shared = draw(24, 0)
     prompts = [shared, shared + draw(9, 1), shared + draw(30, 2), draw(1, 3), draw(2, 4), draw(48, 5)]
     llm.generate(prompts[:2], SamplingParams(temperature=0, max_tokens=4))  # the cache has these

@@ -123,6 +123,7 @@ LEAVES: Mapping[Path, Leaf] = {
     # What the file holds is an input of fetch.
     ("model", "param_file_path"): Leaf(st.sampled_from([None, "a.safetensors", "b.safetensors"]), by()),
     ("model", "calculate_logit_only_for_last_token"): Leaf(st.booleans(), by("partition:*:last", "package")),
+    ("model", "output_last_hidden_state"): Leaf(st.booleans(), by("partition:*:last", "package")),
     ("model", "architecture"): Leaf(
         st.sampled_from([{**ARCHITECTURE, "rope_theta": theta} for theta in (1e4, 5e5)]),
         by("fetch", "quantize", "qualify", "package"),  # What shapes a graph is in the outline's signatures.

@@ -25,6 +25,7 @@ class ModelSpec(Section):
     param_file_path: Annotated[str, Field(min_length=1)] | None = None
     tokenizer: Literal["source", "none"] = "source"
     calculate_logit_only_for_last_token: bool = False
+    output_last_hidden_state: bool = False
     architecture: dict[str, Any] | None = None
 
     @model_validator(mode="after")

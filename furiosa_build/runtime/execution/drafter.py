@@ -191,7 +191,7 @@ class Drafter:
         pipeline = self._for_decode(requests)
         assert pipeline is not None, "no more is prepared than the largest context"
         rows = [self._row(request, self._progress[request.request_id].computed, 1) for request in requests]
-        logits = self._executor.run(pipeline, rows)
+        logits = self._executor.run(pipeline, rows).logits
         for request, row in zip(requests, logits, strict=False):  # there may be more rows: padding
             progress = self._progress[request.request_id]
             progress.computed += 1

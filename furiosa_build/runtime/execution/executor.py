@@ -12,7 +12,6 @@ from contextlib import suppress
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.artifact.schema import ParallelConfig
@@ -24,7 +23,7 @@ from furiosa_build.runtime.execution.communicator import (
     local_communicators,
 )
 from furiosa_build.runtime.execution.input_buffers import Row
-from furiosa_build.runtime.execution.rank import ProgramKey, RankRunner, load_programs
+from furiosa_build.runtime.execution.rank import ProgramKey, RankRunner, StepOutputs, load_programs
 from furiosa_build.runtime.execution.rank_threads import RankThread, RankThreads
 
 
@@ -36,7 +35,7 @@ class Executor:
         num_slots: Slots of each layer's KV caches.
         like: The executor of another replica, whose programs and mapped parameters this one uses as well.
         communicator: This process's end, when every rank is a process. Then all call `submit` with the same batches,
-            and all are given the logits.
+            and all are given the outputs.
         threads: Threads for the ranks, one for each of them at least; without any, the one rank computes in the
             thread that calls.
 
@@ -78,17 +77,17 @@ class Executor:
         """Whether `submit` returns before the batch has run."""
         return bool(self._threads)
 
-    def submit(self, pipeline: str, rows: Sequence[Row]) -> Future[Tensor]:
+    def submit(self, pipeline: str, rows: Sequence[Row]) -> Future[StepOutputs]:
         """Runs one bucket, after those that were submitted before. The result is `RankRunner.run`'s.
 
         When it fails, those submitted after it may fail with PeerFailedError or give wrong results, until `recover`.
         """
-        future: Future[Tensor] = Future()
+        future: Future[StepOutputs] = Future()
         if self._threads:
             last = self.num_stages - 1
             for thread, runner, end in zip(self._threads, self._runners, self._ends, strict=True):
-                returns_logits = (end.stage, end.rank) == (last, 0)
-                thread.put(partial(_run_rank, runner, end, pipeline, rows, future, returns_logits))
+                is_given = (end.stage, end.rank) == (last, 0)
+                thread.put(partial(_run_rank, runner, end, pipeline, rows, future, is_given))
             return future
         try:
             future.set_result(self._run_here(pipeline, rows))
@@ -96,17 +95,24 @@ class Executor:
             future.set_exception(error)
         return future
 
-    def _run_here(self, pipeline: str, rows: Sequence[Row]) -> Tensor:
+    def _run_here(self, pipeline: str, rows: Sequence[Row]) -> StepOutputs:
         [runner] = self._runners
-        logits = runner.run(pipeline, rows)
-        if self._distributed is not None:
-            empty = torch.empty_like(runner.logits_of(pipeline)) if logits is None else logits.contiguous()
-            logits = self._distributed.broadcast_from_last(empty)
-        assert logits is not None
-        return logits
+        outputs = runner.run(pipeline, rows)
+        if self._distributed is None:
+            assert outputs is not None
+            return outputs
+        like = runner.outputs_of(pipeline)
+        given = [
+            None
+            if empty is None
+            else self._distributed.broadcast_from_last(torch.empty_like(empty) if own is None else own.contiguous())
+            for empty, own in zip(like, outputs or (None, None), strict=True)
+        ]
+        assert given[0] is not None
+        return StepOutputs(given[0], given[1])
 
-    def run(self, pipeline: str, rows: Sequence[Row]) -> Tensor:
-        """Runs one bucket and waits for its logits."""
+    def run(self, pipeline: str, rows: Sequence[Row]) -> StepOutputs:
+        """Runs one bucket and waits for what it gives."""
         return self.submit(pipeline, rows).result()
 
     def recover(self) -> None:
@@ -142,15 +148,15 @@ def _run_rank(
     end: LocalCommunicator,
     pipeline: str,
     rows: Sequence[Row],
-    future: Future[Tensor],
-    returns_logits: bool,
+    future: Future[StepOutputs],
+    is_given: bool,
 ) -> None:
-    """Runs one rank's part of a bucket, in its thread. Of all ranks one returns the logits."""
+    """Runs one rank's part of a bucket, in its thread. What one of all ranks returns is given."""
     try:
-        logits = runner.run(pipeline, rows)
-        if returns_logits:
-            assert logits is not None
-            future.set_result(logits)
+        outputs = runner.run(pipeline, rows)
+        if is_given:
+            assert outputs is not None
+            future.set_result(outputs)
     except Exception as error:
         with suppress(Exception):  # another rank was first to fail
             future.set_exception(error)

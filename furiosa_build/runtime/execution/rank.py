@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,20 @@ from furiosa_build.runtime.execution.communicator import Communicator
 from furiosa_build.runtime.execution.input_buffers import InputBuffers, Row
 
 LOGITS = "logits"
+LAST_HIDDEN_STATE = "last_hidden_state"
+
+
+class StepOutputs(NamedTuple):
+    """What a run of a bucket gives, for each row and each of its tokens, or for the last of them only.
+
+    Attributes:
+        logits: In the program's dtype, [batch_size, query_length, vocab], or [batch_size, 1, vocab].
+        last_hidden_state: What they are made of: [batch_size, query_length, hidden_size], or [batch_size, 1,
+            hidden_size]; None where the bucket does not give it.
+    """
+
+    logits: Tensor
+    last_hidden_state: Tensor | None = None
 
 
 class RankRunner:
@@ -59,7 +74,7 @@ class RankRunner:
         self._programs = programs
         self._pipelines = {pipeline.name: self._bind(pipeline) for pipeline in opened.artifact.pipelines}
 
-    def run(self, pipeline: str, rows: Sequence[Row]) -> Tensor | None:
+    def run(self, pipeline: str, rows: Sequence[Row]) -> StepOutputs | None:
         """Runs this rank's part of one bucket.
 
         Args:
@@ -68,8 +83,7 @@ class RankRunner:
                 only.
 
         Returns:
-            In the last stage: logits in the program's dtype, [batch_size, query_length, vocab], or [batch_size, 1,
-            vocab] where the pipeline returns those of each row's last token only.
+            In the last stage: what the bucket gives.
         """
         bound = self._pipelines[pipeline]
         bound.inputs.fill(rows)
@@ -88,11 +102,13 @@ class RankRunner:
                     tensors.update(zip(task.outputs, outputs, strict=True))
                 for name in task.last_used:
                     del tensors[name]
-        return tensors.get(LOGITS)
+        if LOGITS not in tensors:
+            return None
+        return StepOutputs(tensors[LOGITS], tensors.get(LAST_HIDDEN_STATE))
 
-    def logits_of(self, pipeline: str) -> Tensor:
-        """An empty tensor like the logits of a bucket."""
-        return self._pipelines[pipeline].logits
+    def outputs_of(self, pipeline: str) -> StepOutputs:
+        """Empty tensors like those that a bucket gives."""
+        return self._pipelines[pipeline].outputs
 
     def _map_parameters(self) -> Mapping[str, Tensor]:
         place = (self.stage, self.rank)
@@ -138,10 +154,10 @@ class RankRunner:
             if supertask.op != "send":
                 known.update(supertask.outputs)
         last = pipeline.supertasks[-1] if pipeline.supertasks else None
-        if last is None or last.outputs != [LOGITS]:
-            raise self._error("its last supertask does not give `logits` alone", f"pipelines[{pipeline.name!r}]")
+        if last is None or LOGITS not in last.outputs or not _RESULTS.issuperset(last.outputs):
+            raise self._error("its last supertask does not give `logits`", f"pipelines[{pipeline.name!r}]")
         _release_early(tasks)
-        return _BoundPipeline(fed, received, tasks, shapes[LOGITS])
+        return _BoundPipeline(fed, received, tasks, StepOutputs(shapes[LOGITS], shapes.get(LAST_HIDDEN_STATE)))
 
     def _check_place(self, supertask: Supertask, where: str) -> None:
         parallel = self._opened.artifact.parallel_config
@@ -264,19 +280,21 @@ class _BoundPipeline:
     inputs: InputBuffers
     received: dict[str, Tensor]
     tasks: list[_BoundTask | _BoundCollective]
-    logits: Tensor
+    outputs: StepOutputs
 
+
+_RESULTS = frozenset({LOGITS, LAST_HIDDEN_STATE})
 
 _PLACEHOLDER = torch.empty(0)
 
 
 def _release_early(tasks: Sequence[_BoundTask | _BoundCollective]) -> None:
-    seen = {LOGITS}
+    seen = set(_RESULTS)
     for task in reversed(tasks):
         made = set() if isinstance(task, _BoundCollective) and task.op == "send" else set(task.outputs)
         task.last_used = sorted((set(task.reads) | made) - seen)
         seen |= set(task.reads)
-        seen -= made - set(task.reads) - {LOGITS}
+        seen -= made - set(task.reads) - _RESULTS
 
 
 ProgramKey = tuple[str, str | None]

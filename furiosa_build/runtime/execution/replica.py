@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.artifact.schema import ParallelConfig
@@ -18,6 +17,7 @@ from furiosa_build.runtime.execution.communicator import DistributedCommunicator
 from furiosa_build.runtime.execution.drafter import Drafter
 from furiosa_build.runtime.execution.executor import Executor, num_elements
 from furiosa_build.runtime.execution.input_buffers import Row
+from furiosa_build.runtime.execution.rank import StepOutputs
 from furiosa_build.runtime.execution.rank_threads import RankThreads
 from furiosa_build.runtime.request import Request
 from furiosa_build.runtime.scheduling.batch import Batch
@@ -36,7 +36,7 @@ class Replica:
         drafter: Proposes tokens, if there is a draft model.
         threads: The threads in which both compute; None: the thread that takes the steps.
         queue_limit: Batches under way at a time, where the executor can have several.
-        in_flight: The batches under way, the oldest first, and their logits to be: [batch, positions, vocab].
+        in_flight: The batches under way, the oldest first, and their outputs to be.
         proposals: The number of times that tokens were proposed to a request.
         proposed_tokens: The number of tokens proposed.
         accepted_tokens: The number of those that the model accepted.
@@ -47,7 +47,7 @@ class Replica:
     drafter: Drafter | None
     threads: RankThreads | None
     queue_limit: int
-    in_flight: deque[tuple[Batch, Future[Tensor]]] = field(default_factory=deque)
+    in_flight: deque[tuple[Batch, Future[StepOutputs]]] = field(default_factory=deque)
     proposals: int = 0
     proposed_tokens: int = 0
     accepted_tokens: int = 0
@@ -68,25 +68,25 @@ class Replica:
                     rows.append(Row(sequence.tokens[start : start + count] + proposed, start, slots))
             self.in_flight.append((batch, drafting or self.executor.submit(batch.pipeline.name, rows)))
 
-    def _with_proposals(self, batch: Batch) -> tuple[Batch, Future[Tensor] | None]:
+    def _with_proposals(self, batch: Batch) -> tuple[Batch, Future[StepOutputs] | None]:
         """The batch as it is to run; and its failed result, if the draft has failed."""
         if self.drafter is None or not (wanted := self.scheduler.wanted_proposals(batch)):
             return batch, None
         try:
             self.drafter.propose(wanted)
         except Exception as error:
-            failed: Future[Tensor] = Future()
+            failed: Future[StepOutputs] = Future()
             failed.set_exception(error)
             return batch, failed
         return self.scheduler.with_proposals(batch), None
 
-    def finish(self) -> tuple[Batch, Tensor]:
-        """The oldest batch under way and its logits. After an error it is still under way, until `recover`."""
-        batch, logits = self.in_flight[0]
+    def finish(self) -> tuple[Batch, StepOutputs]:
+        """The oldest batch under way and its outputs. After an error it is still under way, until `recover`."""
+        batch, outputs = self.in_flight[0]
         for request in batch.requests:
             with failpoints.doing(f"request:{request.request_id}"):
                 failpoints.reach("step")
-        result = logits.result()
+        result = outputs.result()
         self.in_flight.popleft()
         return batch, result
 
@@ -102,8 +102,8 @@ class Replica:
         self.in_flight.clear()
         culprit = batch
         if isinstance(error, PeerFailedError):
-            for other, logits in later:
-                cause = logits.exception()
+            for other, outputs in later:
+                cause = outputs.exception()
                 if isinstance(cause, Exception) and not isinstance(cause, PeerFailedError):
                     culprit, error = other, cause
                     break

@@ -283,13 +283,10 @@ def _is_number(value: object) -> bool:
 def _tuple_of(kind: type, name: str, values: object) -> tuple[object, ...]:
     if values is None:
         return ()
-    if not isinstance(values, Sequence) or not all(type(value) is kind for value in values):
-        raise UserError(
-            f"{name} does not take {values!r}",
-            where=f"SamplingParams.{name}",
-            valid=f"a list of {kind.__name__}",
-        )
-    return tuple(values)
+    if isinstance(values, Sequence) and not isinstance(values, str) and all(type(value) is kind for value in values):
+        return tuple(values)
+    what, where = f"{name} does not take {values!r}", f"SamplingParams.{name}"
+    raise UserError(what, where=where, valid=f"a list of {kind.__name__}")
 
 
 def _biases(values: object) -> dict[int, float]:
