@@ -70,6 +70,7 @@ def test_the_public_names() -> None:
         "AsyncLLMEngine",
         "EngineArgs",
         "LLMEngine",
+        "PoolingParams",
         "RequestOutput",
         "SamplingParams",
     ]

@@ -78,9 +78,9 @@ def runner(path: Path, num_slots: int = 64) -> RankRunner:
 
 
 def run(made: RankRunner, pipeline: str, rows: list[Row]) -> torch.Tensor:
-    logits = made.run(pipeline, rows)
-    assert logits is not None
-    return logits
+    outputs = made.run(pipeline, rows)
+    assert outputs is not None
+    return outputs.logits
 
 
 @pytest.mark.parametrize("last_only", [False, True])

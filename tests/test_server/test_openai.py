@@ -235,3 +235,21 @@ def test_other_routes_errors_have_the_shape_too(running: Server) -> None:
         for answer in (http.get("/v1/nothing"), http.put("/v1/completions"), http.post("/tokenize", json={})):
             assert answer.status_code in (400, 404, 405)
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_tokens_and_words_that_may_come(running: Server, expected: str) -> None:
+    def ask(**fields: object) -> str:
+        done = running.openai.completions.create(
+            model=MODEL, prompt=PROMPT, max_tokens=12, temperature=0, extra_body=fields
+        )
+        return done.choices[0].text
+
+    word = expected.split()[1]
+    assert word not in ask(bad_words=[word])
+    with running.http as http:
+        text = http.post("/detokenize", json={"tokens": [70] * 12}).json()["prompt"]
+    assert ask(allowed_token_ids=[70]) == text
+    for fields in ({"allowed_token_ids": []}, {"allowed_token_ids": [10**6]}, {"bad_words": [""]}):
+        with pytest.raises(openai.BadRequestError) as refused:
+            ask(**fields)
+        assert refused.value.param == next(iter(fields))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from furiosa_build.runtime.request import CompletionOutput
 from furiosa_build.runtime.sampling.params import SamplingParams
-from furiosa_build.runtime.text.tokenizer import Tokenizer
 from furiosa_build.server.http.body import Body, Integer, Unsupported
 from furiosa_build.server.http.errors import bad_request
 from furiosa_build.server.openai.structured import Structure, Structured
@@ -69,8 +67,6 @@ class Sampling(Structured):
         }
     )
     unsupported: ClassVar = {
-        "allowed_token_ids": Unsupported(_NOT_HERE),
-        "bad_words": Unsupported(_NOT_HERE, ([],)),
         "cache_salt": Unsupported("requests share the prefix cache; it can be turned off for the server"),
         "ec_transfer_params": Unsupported(_NOT_HERE),
         "kv_transfer_params": Unsupported(_NOT_HERE),
@@ -107,6 +103,8 @@ class Sampling(Structured):
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     prompt_logprobs: Integer | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    allowed_token_ids: list[Integer] | None = None
+    bad_words: list[str] = Field([], max_length=1024)
     best_of: Integer | None = Field(None, ge=1, le=MAX_N)
     use_beam_search: bool = False
     length_penalty: float = 1.0
@@ -162,6 +160,9 @@ class Sampling(Structured):
             "logprobs": 0 if logprobs is None and self.drawn > self.n else logprobs,
             "stop": [self.stop] if isinstance(self.stop, str) else self.stop,
             "stop_token_ids": self.stop_token_ids,
+            "include_stop_str_in_output": self.include_stop_str_in_output,
+            "allowed_token_ids": self.allowed_token_ids,
+            "bad_words": self.bad_words,
             "ignore_eos": self.ignore_eos,
             "skip_special_tokens": self.skip_special_tokens,
             "logit_bias": self._logit_bias(),
@@ -181,15 +182,6 @@ class Sampling(Structured):
             return list(outputs)
         of_each = [outputs[begin : begin + self.drawn] for begin in range(0, len(outputs), self.drawn)]
         return [output for drawn in of_each for output in sorted(drawn, key=_mean_logprob, reverse=True)[: self.n]]
-
-    def with_its_end(self, output: CompletionOutput, tokenizer: Tokenizer | None) -> CompletionOutput:
-        """A text with the stop string or stop token that ended it, if that is asked for."""
-        stop = output.stop_reason
-        if not self.include_stop_str_in_output or output.finish_reason != "stop" or stop is None:
-            return output
-        if isinstance(stop, int):
-            stop = "" if tokenizer is None else tokenizer.decode([stop], self.skip_special_tokens)
-        return replace(output, text=output.text + stop)
 
     def truncated(self, tokens: list[int], longest: int) -> list[int]:
         """A prompt of at most `truncate_prompt_tokens`; -1 stands for the longest that there may be."""

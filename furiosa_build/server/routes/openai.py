@@ -11,7 +11,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from furiosa_build.runtime.request import CompletionOutput, Logprob, RequestOutput
-from furiosa_build.runtime.text.tokenizer import Tokenizer
 from furiosa_build.server.generation import Generation
 from furiosa_build.server.http import event_stream
 from furiosa_build.server.http.errors import bad_request
@@ -101,7 +100,7 @@ def make_router(service: Service) -> APIRouter:
 
         writer = ResponseWriter("text_completion", "cmpl", body)
         generation = Generation(service, request, tokens, params)
-        return await _respond(service, request, body, generation, writer, choice, choice)
+        return await _respond(request, body, generation, writer, choice, choice)
 
     @router.post("/chat/completions", responses=answers(ChatCompletion, streams=True) | OF_GENERATION)
     async def chat(body: ChatRequest, request: Request) -> Response:
@@ -137,7 +136,7 @@ def make_router(service: Service) -> APIRouter:
 
         writer = ResponseWriter("chat.completion", "chatcmpl", body)
         generation = Generation(service, request, [tokens], params)
-        return await _respond(service, request, body, generation, writer, whole, delta)
+        return await _respond(request, body, generation, writer, whole, delta)
 
     return router
 
@@ -166,7 +165,6 @@ def _log_prompt(service: Service, request: Request, texts: Sequence[Any]) -> Non
 
 
 async def _respond(
-    service: Service,
     request: Request,
     body: Sampling,
     generation: Generation,
@@ -175,29 +173,27 @@ async def _respond(
     part: MakeChoice,
 ) -> Response:
     """The response, whole or as a stream."""
-    tokenizer = service.engine.tokenizer
     if body.stream:
-        return await event_stream.respond(request, _events(generation, writer, part, body, tokenizer))
+        return await event_stream.respond(request, _events(generation, writer, part, body))
     states = await generation.collect(request)
     outputs = body.best([output for state in states for output in state.outputs])
     of_prompt = len(states) * body.n // len(outputs)  # states of each prompt
     choices = [
-        whole(index, TextDeltas(), body.with_its_end(output, tokenizer), states[index // body.n * of_prompt])
-        for index, output in enumerate(outputs)
+        whole(index, TextDeltas(), output, states[index // body.n * of_prompt]) for index, output in enumerate(outputs)
     ]
     answer = writer.body(choices, usage(generation.prompt_tokens, generation.generated_tokens))
     return JSONResponse(answer | (_prompt_logprobs(body, states[0]) if isinstance(body, ChatRequest) else {}))
 
 
 async def _events(
-    generation: Generation, writer: ResponseWriter, part: MakeChoice, body: Sampling, tokenizer: Tokenizer | None
+    generation: Generation, writer: ResponseWriter, part: MakeChoice, body: Sampling
 ) -> AsyncGenerator[str, None]:
     # With usage asked for, every chunk has the field; by default only the last a value.
     field: dict[str, Json | None] = {"usage": None} if body.includes_usage else {}
     deltas: dict[int, TextDeltas] = {}
     async with aclosing(generation.stream()) as states:
         async for index, state in states:
-            output = body.with_its_end(state.outputs[0], tokenizer)
+            output = state.outputs[0]
             choice = part(index, deltas.setdefault(index, TextDeltas()), output, state)
             if body.every_chunk_has_usage:
                 field["usage"] = usage(len(state.prompt_token_ids), len(output.token_ids))
