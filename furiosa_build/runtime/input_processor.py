@@ -113,16 +113,13 @@ class InputProcessor:
         return parsed.text, tokenizer.encode(parsed.text or "")
 
     def _encode_bad_words(self, params: SamplingParams) -> list[list[int]]:
-        """The tokens of each text, and after a space if it is as many then and the first differs: as vLLM has it."""
-        found = []
-        for word in params.bad_words:
-            alone, after_space = (
-                self.require_tokenizer().encode(check_text(text, "SamplingParams.bad_words"), add_special_tokens=False)
-                for text in (word.lstrip(), " " + word.lstrip())
-            )
-            is_another = len(after_space) == len(alone) and after_space[:1] != alone[:1]
-            found += [alone, after_space] if is_another else [alone]
-        return [tokens for tokens in found if tokens]
+        """The tokens of each text, alone and after a space."""
+        texts = [space + word.lstrip() for word in params.bad_words for space in ("", " ")]
+        encoded = (
+            self.require_tokenizer().encode(check_text(text, "SamplingParams.bad_words"), add_special_tokens=False)
+            for text in texts
+        )
+        return [tokens for tokens in encoded if tokens]
 
     def _beam_search(self, prompt: int, params: SamplingParams, end_token_ids: frozenset[int]) -> BeamSearch:
         config = self._config.kv_cache_sharing_across_beams_config
