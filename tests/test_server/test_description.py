@@ -19,7 +19,7 @@ from .process import Server
 EXAMPLES = 20
 """Of each route that takes a body, and of each kind."""
 
-POSTS = ["/v1/completions", "/v1/chat/completions", "/generate", "/tokenize", "/detokenize"]
+POSTS = ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/generate", "/tokenize", "/detokenize"]
 GETS = ["/v1/models", "/v1/models/{name}", "/health", "/version", "/metrics"]
 
 CONFORM = [
@@ -48,12 +48,13 @@ def narrow(description: dict[str, Any]) -> BaseSchema:
     """The description, narrowed to what ends soon and is about the model that there is."""
     narrowed = copy.deepcopy(description)
     models = narrowed["components"]["schemas"]
-    for name in ("CompletionRequest", "ChatRequest", "SharkSampling"):
+    for name in ("CompletionRequest", "ChatRequest", "ResponsesRequest", "SharkSampling"):
         for field, limited in {
             "model": {"const": "test"},
             "n": {"type": "integer", "minimum": 1, "maximum": 2},
             "max_tokens": {"type": "integer", "minimum": 1, "maximum": 3},
             "max_completion_tokens": {"type": "integer", "minimum": 1, "maximum": 3},
+            "max_output_tokens": {"type": "integer", "minimum": 1, "maximum": 3},
         }.items():
             if field in models[name]["properties"]:
                 models[name]["properties"][field] = limited

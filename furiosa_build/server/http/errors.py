@@ -78,10 +78,10 @@ def invalid_request(errors: Sequence[Mapping[str, Any]], body: Any = None) -> Ap
     """The error 400 for pydantic's errors about a body, at the place in it that the client wrote.
 
     Where a field takes one of several types, pydantic tells what is wrong with it as each of them: those are shown that
-    got furthest.
+    got furthest, those of another type of object than is known first.
     """
     places = [(_place(error, body), error) for error in errors]
-    deepest = max(places, key=lambda place: len(place[0]))[0]
+    deepest = max(places, key=lambda place: (len(place[0]), place[1]["type"] == "literal_error"))[0]
     param = ".".join(map(str, deepest))
     messages = dict.fromkeys(str(error["msg"]) for place, error in places if place == deepest)
     first, *others = messages

@@ -131,6 +131,30 @@ class ChatCompletion(_Object):
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | None = None
 
 
+class ResponseUsage(_Object):
+    """Numbers of tokens of a response."""
+
+    input_tokens: int
+    input_tokens_details: dict[str, int]
+    output_tokens: int
+    output_tokens_details: dict[str, int]
+    total_tokens: int
+
+
+class ResponseObject(BaseModel):
+    """Response of /v1/responses. With `stream`, events with its parts, and it as a whole in the last."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    model: str
+    status: Literal["completed", "incomplete"]
+    incomplete_details: dict[str, str] | None
+    output: list[dict[str, Any]]
+    store: Literal[False]
+    usage: ResponseUsage
+
+
 class Model(_Object):
     """The model that is served."""
 

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from furiosa_build.runtime.request import CompletionOutput, Logprob, RequestOutput
+from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.server.generation import Generation
 from furiosa_build.server.http import event_stream
 from furiosa_build.server.http.errors import bad_request
@@ -39,7 +40,7 @@ from furiosa_build.server.openai.responses import (
 )
 from furiosa_build.server.openai.sampling import Sampling
 from furiosa_build.server.openai.structured import Structure
-from furiosa_build.server.openai.tools import MessageDeltas, ParsedText
+from furiosa_build.server.openai.tools import MessageDeltas, ParsedText, ToolUse
 from furiosa_build.server.service import Service
 
 MakeChoice = Callable[[int, TextDeltas, CompletionOutput, RequestOutput], Json]
@@ -56,6 +57,8 @@ def make_router(service: Service) -> APIRouter:
 
     @router.get("/models/{name:path}", responses=answers(Model) | NO_MODEL)
     async def model(name: str) -> Json:
+        if not name:  # of a client that ends its addresses with a slash
+            return await models()
         service.check_model(name)
         return _model(service)
 
@@ -106,14 +109,7 @@ def make_router(service: Service) -> APIRouter:
     async def chat(body: ChatRequest, request: Request) -> Response:
         service.check_model(body.model)
         use = tools.tool_use(body, service.tokenizer.special_tokens.values())
-        schema = None if use.schema is None else Structure({"guided_json": use.schema}, "tools")
-        params = use.shown(body.chat_params(service.sampling_defaults, schema))
-        special = body.add_special_tokens
-        text, tokens = await prompts.render(service.tokenizer, body.messages, body, use.offered, special)
-        _log_prompt(service, request, [text])
-        tokens = body.truncated(tokens, service.longest_prompt(body.limit))
-        if not tokens:
-            raise bad_request("the prompt has no token", "messages", "empty_prompt")
+        tokens, params = await chat_prompt(service, request, body, use)
 
         def part(index: int, text_deltas: TextDeltas, output: CompletionOutput, parsed: ParsedText) -> Json:
             _, ids, logprobs = text_deltas.next(output)
@@ -139,6 +135,21 @@ def make_router(service: Service) -> APIRouter:
         return await _respond(request, body, generation, writer, whole, delta)
 
     return router
+
+
+async def chat_prompt(
+    service: Service, request: Request, body: ChatRequest, use: ToolUse
+) -> tuple[list[int], list[SamplingParams]]:
+    """The prompt of a chat, and the sampling parameters of each answer. Raises ApiError and UserError."""
+    schema = None if use.schema is None else Structure({"guided_json": use.schema}, "tools")
+    params = use.shown(body.chat_params(service.sampling_defaults, schema))
+    special = body.add_special_tokens
+    text, tokens = await prompts.render(service.tokenizer, body.messages, body, use.offered, special)
+    _log_prompt(service, request, [text])
+    tokens = body.truncated(tokens, service.longest_prompt(body.limit))
+    if not tokens:
+        raise bad_request("the prompt has no token", "messages", "empty_prompt")
+    return tokens, params
 
 
 def _model(service: Service) -> Json:
