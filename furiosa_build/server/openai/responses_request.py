@@ -10,8 +10,8 @@ from pydantic import Tag as Named
 from furiosa_build.server.http.body import Body, Integer, Unsupported
 from furiosa_build.server.http.errors import bad_request
 from furiosa_build.server.openai.messages import CalledFunction, ContentPart, Message, TemplateOptions, ToolCall
-from furiosa_build.server.openai.protocol import MAX_LOGPROBS, MAX_TOOLS, ChatRequest, Function, Tool
-from furiosa_build.server.openai.sampling import Sampling
+from furiosa_build.server.openai.protocol import MAX_TOOLS, ChatRequest, Function, Tool
+from furiosa_build.server.openai.sampling import MAX_LOGPROBS, Sampling
 
 Json = dict[str, Any]
 
