@@ -201,12 +201,22 @@ class ParameterFiles(Record):
 
 
 class KvCacheSpec(Record):
-    """KV storage of one layer: two tensors (keys, values) of shape [slots, *shape_per_slot]; a slot holds one token."""
+    """KV storage of one layer: two tensors (keys, values) of shape [slots, *shape_per_slot]; a slot holds one token.
+
+    `value_shape_per_slot` is that of the values where it is another; else it is absent.
+    """
 
     layer: int
     stage: int
     dtype: str
     shape_per_slot: list[int]
+    value_shape_per_slot: list[int] | None = Field(default=None, exclude_if=lambda shape: shape is None)
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """What a slot holds, by the name that programs have for the tensor."""
+        values = self.shape_per_slot if self.value_shape_per_slot is None else self.value_shape_per_slot
+        return {"key_cache": self.shape_per_slot, "value_cache": values}
 
 
 class Artifact(Record):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from furiosa_build.backends.ops import attention_mask, read_slots, write_kv_cache_reference
+from furiosa_build.backends.ops import attend_by_scores, attention_mask, read_slots, write_kv_cache_reference
 
 
 def lower_paged_attention(
@@ -20,6 +20,8 @@ def lower_paged_attention(
     position_ids: Tensor | None,
     scaling: float | None,
     sliding_window: int | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """`furiosa::paged_attention`. Where there is a mask, heads that share a KV head are grouped."""
     if key is not None and value is not None and slot_mapping is not None:
@@ -29,6 +31,8 @@ def lower_paged_attention(
     assert key is not None
     assert value is not None
     mask = attention_mask(query.shape[2], key.shape[2], context_slots, context_lens, position_ids, sliding_window)
+    if softcap is not None or sinks is not None:  # which flash attention does not compute
+        return attend_by_scores(query, key, value, mask, scaling, softcap, sinks).transpose(1, 2)
     if mask is not None and context_slots is not None:
         grouped = _grouped_decode if query.shape[2] == 1 else _grouped_append
         return grouped(query, key, value, mask, scaling)
@@ -46,7 +50,7 @@ def _grouped_decode(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sca
     batch, heads, _, size = query.shape
     grouped = query.reshape(batch, key.shape[1], heads // key.shape[1], size)
     output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
-    return output.reshape(batch, 1, heads, size)
+    return output.reshape(batch, 1, heads, value.shape[3])
 
 
 def _grouped_append(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
@@ -56,4 +60,4 @@ def _grouped_append(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sca
     grouped = query.reshape(batch, key.shape[1], group * tokens, size)
     mask = mask.repeat(1, 1, group, 1)
     output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
-    return output.reshape(batch, heads, tokens, size).transpose(1, 2)
+    return output.reshape(batch, heads, tokens, value.shape[3]).transpose(1, 2)

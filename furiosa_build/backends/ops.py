@@ -38,15 +38,17 @@ def paged_attention_reference(
     position_ids: Tensor | None,
     scaling: float | None,
     sliding_window: int | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention of new tokens over their context, after their keys and values are written to the caches.
 
     Args:
         query: [batch, heads, query, head_dim].
         key: [batch, kv_heads, query, head_dim]; None: keys and values are in the caches already.
-        value: As `key`.
+        value: As `key`, but its heads may be of another size.
         key_cache: [slots, kv_heads, head_dim], written in place.
-        value_cache: As `key_cache`.
+        value_cache: As `key_cache`, of the size of the values.
         slot_mapping: int64 [batch, query]: the slot of each new token; None where `key` is.
         context_slots: int64 [batch, context]: the slots of the whole context, in order, new tokens included; None for
             prefill, where the new tokens are the whole context.
@@ -55,9 +57,11 @@ def paged_attention_reference(
             several, each of which attends to the tokens up to itself.
         scaling: What scores are multiplied by; None: head_dim ** -0.5.
         sliding_window: Most tokens that a token attends to, itself included; None: all before it.
+        softcap: What scores are capped at: a score becomes softcap * tanh(score / softcap); None: it stays as it is.
+        sinks: [heads]: for each head one more score of the softmax, of a token without a value; None: there is none.
 
     Returns:
-        [batch, query, heads, head_dim], of the dtype of `query`.
+        [batch, query, heads, size of the values], of the dtype of `query`.
     """
     if key is not None and value is not None and slot_mapping is not None:
         write_slots(key_cache, slot_mapping, key)
@@ -67,6 +71,8 @@ def paged_attention_reference(
     assert key is not None
     assert value is not None
     mask = attention_mask(query.shape[2], key.shape[2], context_slots, context_lens, position_ids, sliding_window)
+    if softcap is not None or sinks is not None:
+        return attend_by_scores(query, key, value, mask, scaling, softcap, sinks).transpose(1, 2).contiguous()
     output = F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
     )
@@ -79,10 +85,12 @@ paged_attention = torch.library.custom_op("furiosa::paged_attention", paged_atte
 
 
 @paged_attention.register_fake
-def _(query: Tensor, *others: object) -> Tensor:
-    del others
-    batch, heads, tokens, size = query.shape
-    return query.new_empty((batch, tokens, heads, size))
+def _(
+    query: Tensor, key: Tensor | None, value: Tensor | None, key_cache: Tensor, value_cache: Tensor, *others: object
+) -> Tensor:
+    del key, value, key_cache, others
+    batch, heads, tokens, _ = query.shape
+    return query.new_empty((batch, tokens, heads, value_cache.shape[2]))
 
 
 @torch.library.custom_op("furiosa::all_reduce", mutates_args=())
@@ -127,6 +135,47 @@ def write_slots(cache: Tensor, slots: Tensor, values: Tensor) -> None:
 def read_slots(cache: Tensor, slots: Tensor) -> Tensor:
     """What lies in the `slots` [batch, context] of a cache: [batch, kv_heads, context, head_dim]."""
     return cache[slots].transpose(1, 2)
+
+
+def attend_by_scores(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention whose scores are capped, or compete with sinks, as `paged_attention` defines both.
+
+    The softmax is computed in float32.
+
+    Args:
+        query: [batch, heads, tokens, head_dim].
+        key: [batch, kv_heads, context, head_dim].
+        value: [batch, kv_heads, context, size].
+        mask: As `attention_mask` returns it.
+        scaling: As `paged_attention` takes it; so are `softcap` and `sinks`.
+
+    Returns:
+        [batch, heads, tokens, size].
+    """
+    batch, heads, tokens, size = query.shape
+    kv_heads = key.shape[1]
+    grouped = query.reshape(batch, kv_heads, -1, size)  # the heads that share a KV head, one below the other
+    scores = (grouped @ key.transpose(2, 3)) * (size**-0.5 if scaling is None else scaling)
+    scores = scores.reshape(batch, heads, tokens, -1)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is None:
+        mask = _sliding_mask(tokens, tokens)
+    scores = scores.float().masked_fill(~mask, float("-inf"))
+    if sinks is not None:
+        sink = sinks.float().reshape(1, heads, 1, 1).expand(batch, heads, tokens, 1)
+        scores = torch.cat([scores, sink], dim=-1)
+    shares = torch.softmax(scores, dim=-1)[..., : key.shape[2]].to(value.dtype)
+    output = shares.reshape(batch, kv_heads, -1, key.shape[2]) @ value
+    return output.reshape(batch, heads, tokens, value.shape[-1])
 
 
 def attention_mask(

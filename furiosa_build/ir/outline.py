@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from furiosa_build.ir.sharding import Cut
 from furiosa_build.ir.tensors import Layout
@@ -32,11 +32,20 @@ class ParameterOutline(BaseModel):
         return Layout(self.dtype, tuple(self.shape))
 
 
+class RotaryLimit(BaseModel):
+    """Rotary tables that depend on the length of the sequence: up to `longest` tokens they are constant."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    rope_type: str
+    longest: int
+
+
 class KindOutline(BaseModel):
     """Layers that share programs.
 
     `signature` is the digest of their graphs at fixed sizes. `inputs` maps an argument of the layer to the tensor of
-    the pipeline that it takes; `parameters` are relative to the layer.
+    the pipeline that it takes; `parameters` are relative to the layer. `cache_shape` is [KV heads, size of a head];
+    `value_size` is that of values, where it is another than that of keys.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -45,10 +54,20 @@ class KindOutline(BaseModel):
     inputs: dict[str, str]
     parameters: list[str]
     cache_shape: list[int]
+    value_size: int | None = Field(default=None, exclude_if=lambda size: size is None)
+
+    def rank_cache_shapes(self, ranks: int) -> tuple[list[int], list[int]]:
+        """What one of `ranks` ranks keeps of a token: [KV heads, size] of its keys and of its values."""
+        heads, size = self.cache_shape
+        own = max(heads // ranks, 1)
+        return [own, size], [own, self.value_size or size]
 
 
 class Outline(BaseModel):
-    """What planning needs to know of a model. `first_outputs` lists (layer, argument) after hidden_states."""
+    """What planning needs to know of a model. `first_outputs` lists (layer, argument) after hidden_states.
+
+    `rotary_limit`: how long sequences may be, where the rotary tables of longer ones depend on their length.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     architecture: str
@@ -62,6 +81,7 @@ class Outline(BaseModel):
     last_signature: str
     last_parameters: list[str]
     parameters: dict[str, ParameterOutline]
+    rotary_limit: RotaryLimit | None = Field(default=None, exclude_if=lambda limit: limit is None)
 
     def stage_parameters(self, stages: Sequence[Sequence[int]], stage: int) -> list[str]:
         """The parameters that a stage needs, in order; `stages` has the layers of each. A tied one may be in two."""

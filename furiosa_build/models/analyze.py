@@ -14,7 +14,8 @@ from torch import nn
 from furiosa_build.backends.graph import dtype_name
 from furiosa_build.ir.outline import KindOutline, Outline, ParameterOutline
 from furiosa_build.ir.segment import Segment
-from furiosa_build.models.skeleton import Skeleton
+from furiosa_build.models.checks import check_model, failures_of
+from furiosa_build.models.skeleton import Skeleton, structure
 from furiosa_build.models.tensor_parallel import parameter_cuts
 from furiosa_build.models.tracing import BucketShape, Tracer, activation_name
 
@@ -29,6 +30,12 @@ def survey(hf_config: Mapping[str, Any]) -> Outline:
     Raises UserError when the architecture cannot be built.
     """
     tracer = Tracer(hf_config, {})
+    with failures_of(tracer.skeleton):
+        check_model(tracer.skeleton)
+        return _outline(tracer)
+
+
+def _outline(tracer: Tracer) -> Outline:
     skeleton = tracer.skeleton
     sources = _tensor_sources(tracer)
     blocks = _group_layers(tracer, sources)
@@ -42,7 +49,7 @@ def survey(hf_config: Mapping[str, Any]) -> Outline:
     return Outline(
         architecture=type(skeleton.model).__name__,
         dtype=dtype_name(skeleton.dtype),
-        vocab_size=skeleton.config.vocab_size,
+        vocab_size=skeleton.vocab_size,
         layer_prefix=skeleton.layer_prefix(0).removesuffix("0."),
         blocks=blocks,
         first_outputs=first_outputs,
@@ -51,17 +58,13 @@ def survey(hf_config: Mapping[str, Any]) -> Outline:
         last_signature=_digest(last.to_json()),
         last_parameters=[spec.name for spec in last.inputs if spec.role == "parameter"],
         parameters=_parameters(skeleton, outer | inner),
+        rotary_limit=skeleton.rotary_limit,
     )
 
 
 def _tensor_sources(tracer: Tracer) -> list[dict[str, str]]:
-    """The tensors that every layer is passed: argument -> pipeline tensor. Layers that share a tensor share its name.
-
-    Layers without a paged cache are refused here, at a short length: some take time in proportion to it.
-    """
+    """The tensors that each layer is passed: argument -> pipeline tensor. Layers that share a tensor share its name."""
     calls = tracer.layer_calls(_SHORT)
-    for layer, call in enumerate(calls):
-        tracer.cache_shape(layer, call)
     names: dict[int, str] = {}
     return [
         {name: names.setdefault(id(tensor), activation_name(layer, name)) for name, tensor in call.tensors.items()}
@@ -76,24 +79,26 @@ def _split_activation(name: str) -> tuple[str, str]:
 
 def _group_layers(tracer: Tracer, sources: list[dict[str, str]]) -> list[KindOutline]:
     groups: dict[tuple[str, ...], KindOutline] = {}
-    traced: dict[str, tuple[str, list[str], list[str], list[int]]] = {}
+    traced: dict[str, tuple[str, list[str], list[str], tuple[list[int], list[int]]]] = {}
     for layer, module in enumerate(tracer.skeleton.layers):
-        shown = f"{_structure(module)}{sorted(sources[layer].items())}"
+        shown = f"{structure(module)}{sorted(sources[layer].items())}"
         if shown not in traced:
             segment = Segment(layers=(layer,))
             prefill = tracer.trace(BucketShape(1, _LONG, _LONG), segment).whole
             decode = tracer.trace(BucketShape(2, 1, _LONG), segment).whole
             arguments = [spec.name for spec in decode.inputs if spec.role == "activation"]
             parameters = [spec.name for spec in decode.inputs if spec.role == "parameter"]
-            cache = next(list(spec.shape[1:]) for spec in decode.inputs if spec.role == "kv_cache")
+            keys, values = (
+                [int(size or 0) for size in spec.shape[1:]] for spec in decode.inputs if spec.role == "kv_cache"
+            )
             signature = _digest(prefill.to_json() + decode.to_json())
             traced[shown] = (
                 signature,
                 arguments,
                 parameters,
-                [int(size) for size in cache if size is not None],
+                (keys, values),
             )
-        signature, arguments, parameters, cache_shape = traced[shown]
+        signature, arguments, parameters, (keys, values) = traced[shown]
         inputs = {name: source for name, source in sources[layer].items() if name in arguments}
         key = (signature, *sorted(inputs.values()))
         kind = groups.get(key)
@@ -102,23 +107,10 @@ def _group_layers(tracer: Tracer, sources: list[dict[str, str]]) -> list[KindOut
             signature=signature,
             inputs=inputs,
             parameters=parameters,
-            cache_shape=cache_shape,
+            cache_shape=keys,
+            value_size=None if values == keys else values[1],
         )
     return list(groups.values())
-
-
-def _structure(module: nn.Module) -> str:
-    """Everything but the layer's index that can make two modules of one model trace differently."""
-    lines = []
-    for path, part in module.named_modules():
-        plain = {
-            key: value
-            for key, value in sorted(vars(part).items())
-            if isinstance(value, str | int | float | bool | tuple | type(None)) and key != "layer_idx"
-        }
-        shapes = [(name, tuple(p.shape), p.dtype) for name, p in part.named_parameters(recurse=False)]
-        lines.append(f"{path} {type(part).__module__}.{type(part).__qualname__} {plain} {shapes}")
-    return "\n".join(lines)
 
 
 def _parameters(skeleton: Skeleton, names: set[str]) -> dict[str, ParameterOutline]:

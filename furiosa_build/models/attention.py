@@ -1,24 +1,25 @@
 """Paged attention, put into transformers' modules through its `AttentionInterface`.
 
-Programs see KV slots, never blocks: a cache is [slots, heads, head_dim], one token a slot. So neither the size nor the
+Programs see KV slots, never blocks: a cache is [slots, heads, size], one token a slot. So neither the size nor the
 number of blocks shapes a program.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from furiosa_build.backends import ops
 from furiosa_build.core.errors import UserError
 
 PAGED_ATTENTION = "furiosa_paged"
-
-_UNSUPPORTED = {"softcap": "capped attention scores", "s_aux": "attention sinks"}
 
 
 @dataclass
@@ -26,8 +27,8 @@ class PagedCache:
     """The KV cache of one layer and where the tokens at hand lie in it.
 
     Attributes:
-        key_cache: [slots, kv_heads, head_dim], written in place.
-        value_cache: As `key_cache`.
+        key_cache: [slots, kv_heads, size], written in place.
+        value_cache: As `key_cache`; the size of its heads may be another.
         slot_mapping: int64 [batch, query]: the slot of each new token; None: their keys and values are there already.
         context_slots: int64 [batch, context]: the slots of the whole context, in order, new token included; None for
             prefill, where the new tokens are the whole context.
@@ -45,12 +46,99 @@ class PagedCache:
     position_ids: Tensor | None = None
     writes_only: bool = False
 
+    def attend(self, call: AttentionCall) -> Tensor:
+        """Writes key and value to the cache, then attends over the context: [batch, query, heads, value size]."""
+        query, key, value = call.query, call.key, call.value
+        if self.writes_only:
+            assert self.slot_mapping is not None
+            ops.write_kv_cache(key, value, self.key_cache, self.value_cache, self.slot_mapping)
+            return call.unattended
+        in_cache = self.slot_mapping is None
+        context = key.shape[2] if self.context_slots is None else self.context_slots.shape[1]
+        output: Tensor = ops.paged_attention(
+            query,
+            None if in_cache else key,
+            None if in_cache else value,
+            self.key_cache,
+            self.value_cache,
+            self.slot_mapping,
+            self.context_slots,
+            self.context_lens,
+            self.position_ids,
+            call.scaling,
+            # A window that hides nothing is left out, so that layers with and without one share their programs.
+            call.sliding_window if call.sliding_window is not None and call.sliding_window < context else None,
+            **call.variant,
+        )
+        return output
 
-@dataclass
-class CacheProbe:
-    """Stands in for a cache where only its shape is asked for. `shape_per_slot` is (kv_heads, head_dim)."""
 
-    shape_per_slot: tuple[int, ...] | None = None
+@dataclass(frozen=True)
+class AttentionCall:
+    """What a module asks of its attention.
+
+    Attributes:
+        module: Who asks.
+        query: [batch, heads, query, size].
+        key: [batch, kv_heads, query, size].
+        value: [batch, kv_heads, query, value size].
+        attention_mask: As transformers makes it, or None where nobody made one.
+        scaling: What scores are multiplied by; None: size ** -0.5.
+        sliding_window: Most tokens that a token attends to, itself included; None: all before it.
+        softcap: Scores are brought within it, by its tanh; None: they are not.
+        sinks: [heads]: a score of each head that takes part in the softmax and has no value; None: there is none.
+        others: All other keyword arguments that the module passes.
+    """
+
+    module: torch.nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attention_mask: Tensor | None
+    scaling: float | None
+    sliding_window: int | None
+    softcap: float | None
+    sinks: Tensor | None
+    others: Mapping[str, Any]
+
+    @property
+    def variant(self) -> dict[str, Any]:
+        """What only some models ask of their attention, as arguments of `furiosa::paged_attention`."""
+        asked = {"softcap": self.softcap, "sinks": self.sinks}
+        return {name: value for name, value in asked.items() if value is not None}
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """What transformers' own attention functions are given for this beside query, key, value and mask."""
+        asked = {
+            "scaling": self.scaling,
+            "sliding_window": self.sliding_window,
+            "softcap": self.softcap,
+            "s_aux": self.sinks,
+        }
+        return {**{name: value for name, value in asked.items() if value is not None}, **self.others}
+
+    @property
+    def unattended(self) -> Tensor:
+        """A tensor like what attention returns, where nobody looks at its numbers."""
+        batch, heads, tokens, _ = self.query.shape
+        return self.query.new_zeros((batch, tokens, heads, self.value.shape[-1]))
+
+
+Attend = Callable[[AttentionCall], Tensor]
+"""Attention of the layer that runs: what it asks -> [batch, query, heads, value size]."""
+
+_attend: ContextVar[Attend | None] = ContextVar("attend", default=None)
+
+
+@contextmanager
+def attending(attend: Attend) -> Iterator[None]:
+    """Within, modules attend by `attend`."""
+    token = _attend.set(attend)
+    try:
+        yield
+    finally:
+        _attend.reset(token)
 
 
 def paged_attention(
@@ -62,48 +150,41 @@ def paged_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    paged: PagedCache | CacheProbe | None = None,
-    **kwargs: Any,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
-    """Writes key and value to the cache, then attends over the context.
+    """The attention function that transformers calls, by the names that it has for the arguments."""
+    del dropout
+    attend = _attend.get()
+    if attend is None:
+        raise UserError(
+            f"not supported: {type(module).__name__} attends outside of the decoder layers", where="model.architecture"
+        )
+    call = AttentionCall(module, query, key, value, attention_mask, scaling, sliding_window, softcap, s_aux, others)
+    return attend(call), None
 
-    Shapes: query [batch, heads, query, head_dim], key and value [batch, kv_heads, query, head_dim]; returns
-    [batch, query, heads, head_dim]. `sliding_window` counts the token itself, as transformers counts it.
-    """
-    del attention_mask, dropout
-    for name, meaning in _UNSUPPORTED.items():
-        if kwargs.get(name) is not None:
-            raise UserError(f"{type(module).__name__} uses {meaning}, which paged attention does not have yet")
-    if isinstance(paged, CacheProbe):
-        if key.shape[-1] != value.shape[-1]:
-            raise UserError(f"{type(module).__name__}: keys and values of different sizes are not supported yet")
-        paged.shape_per_slot = (key.shape[1], key.shape[3])
-        return query.transpose(1, 2), None
-    if paged is None:
-        raise UserError(f"{type(module).__name__} does not pass the KV cache on to its attention")
 
-    if paged.writes_only:
-        assert paged.slot_mapping is not None
-        ops.write_kv_cache(key, value, paged.key_cache, paged.value_cache, paged.slot_mapping)
-        return query.transpose(1, 2), None
-    in_cache = paged.slot_mapping is None
-    context = key.shape[2] if paged.context_slots is None else paged.context_slots.shape[1]
-    if sliding_window is not None and sliding_window >= context:
-        sliding_window = None  # it hides nothing, so layers with and without one share their programs
-    output: Tensor = ops.paged_attention(
-        query,
-        None if in_cache else key,
-        None if in_cache else value,
-        paged.key_cache,
-        paged.value_cache,
-        paged.slot_mapping,
-        paged.context_slots,
-        paged.context_lens,
-        paged.position_ids,
-        scaling,
-        sliding_window,
-    )
-    return output, None
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""batch, head, query and key indices -> whether the query attends to the key."""
+
+_made_masks: ContextVar[Callable[..., Tensor] | None] = ContextVar("made_masks", default=None)
+
+
+@contextmanager
+def masks_made_by(make: Callable[..., Tensor]) -> Iterator[None]:
+    """Within, `make` makes the masks of models, by the arguments of transformers' `sdpa_mask`; else there are none."""
+    token = _made_masks.set(make)
+    try:
+        yield
+    finally:
+        _made_masks.reset(token)
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    make = _made_masks.get()
+    return None if make is None else make(*args, **kwargs)
 
 
 AttentionInterface.register(PAGED_ATTENTION, paged_attention)
+AttentionMaskInterface.register(PAGED_ATTENTION, _no_mask)

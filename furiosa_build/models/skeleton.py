@@ -7,18 +7,28 @@ record how each layer is called (that gives what comes before the layers), once 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten_with_path, tree_map_with_path
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch.utils._pytree import tree_flatten_with_path, tree_map, tree_map_with_path
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from furiosa_build.core.errors import UserError
 from furiosa_build.models.attention import PAGED_ATTENTION
+from furiosa_build.models.rotary import hold_rotary_tables
 
 
 @dataclass(frozen=True)
@@ -49,32 +59,41 @@ class Skeleton:
     def __init__(self, hf_config: dict[str, Any], attention: str = PAGED_ATTENTION) -> None:
         self.config = make_config(hf_config)
         self.config._experts_implementation = "batched_mm"
+        _check_attends_by_interface(self.config)
         try:
             with torch.device("meta"):
                 self.model = AutoModelForCausalLM.from_config(
                     self.config, dtype=self.dtype, attn_implementation=attention
                 )
-        except (ValueError, KeyError, AttributeError) as error:
+        except Exception as error:  # whatever transformers' code of this model says about the config
             raise UserError(
                 f"transformers cannot make a causal language model of type {self.config.model_type!r}: {error}",
                 where="model.architecture",
             ) from error
         self.model.eval().requires_grad_(False)
-        derived = {name for name, _ in self.model.named_non_persistent_buffers()}
-        for name, _ in self.model.named_buffers():
-            if name not in derived:
-                raise UserError(
-                    f"{type(self.model).__name__} is not supported: it keeps weights in buffers, such as {name}",
-                    where="model.architecture",
-                )
+        _make_weights_parameters(self.model)
         _make_buffers_real(self.model)
-        self.base: PreTrainedModel = self.model.base_model
-        if not isinstance(getattr(self.base, "layers", None), nn.ModuleList):
-            raise UserError(
-                f"{type(self.model).__name__} is not supported: it has no list of decoder layers",
-                where="model.architecture",
-            )
-        self.layers = list(self.base.layers)
+        self.rotary_limit = hold_rotary_tables(self.model)
+        self._path = _path_of_layers(self.model, getattr(self.text_config, "num_hidden_layers", 0))
+        owner, _, self._leaf = self._path.rpartition(".")
+        self._owner = self.model.get_submodule(owner)
+        self.layers = list(self.model.get_submodule(self._path).children())
+
+    @property
+    def text_config(self) -> PreTrainedConfig:
+        """The part of the config that is about the decoder."""
+        return self.config.get_text_config(decoder=True)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return int(self.text_config.vocab_size)
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values; a config that does not tell has as many as of queries."""
+        heads = getattr(self.text_config, "num_key_value_heads", None)
+        return int(heads or self.text_config.num_attention_heads)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,19 +104,19 @@ class Skeleton:
 
     def layer_prefix(self, layer: int) -> str:
         """`model.layers.3.`: what the names of a layer's parameters begin with."""
-        return f"{self.model.base_model_prefix}.layers.{layer}."
+        return f"{self._path}.{layer}."
 
     def outer_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters outside of the decoder layers; a tied one under the first of its names."""
-        inner = f"{self.model.base_model_prefix}.layers."
+        inner = f"{self._path}."
         return {name: p for name, p in self.model.named_parameters() if not name.startswith(inner)}
 
     def record_layer_calls(self, input_ids: Tensor, position_ids: Tensor) -> list[LayerCall]:
         """Runs what comes before the layers; returns how each layer would be called."""
-        recorders = [_Recorder() for _ in self.layers]
-        with self._layers_replaced(recorders):
-            self._run(input_ids=input_ids, position_ids=position_ids)
-        return [LayerCall(recorder.hidden_states, *_name_tensors(recorder.kwargs)) for recorder in recorders]
+        recorders = [Recorder(layer) for layer in self.layers]
+        with self.layers_replaced(recorders):
+            self.run(input_ids=input_ids, position_ids=position_ids)
+        return [recorder.call for recorder in recorders]
 
     def after_layers(self, hidden_states: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Runs what comes after the layers: [batch, query, hidden] -> logits [batch, query, vocabulary].
@@ -106,33 +125,36 @@ class Skeleton:
 
         `input_ids` only gives the shape; what is computed from it is dead and is dropped from a trace.
         """
-        replacement = [_Injector(hidden_states), *(_Injector(None) for _ in self.layers[1:])]
+        first, *others = self.layers
+        replacement = [_Injector(first, hidden_states), *(_Injector(layer, None) for layer in others)]
         found: list[Tensor] = []
-        hook = self.base.register_forward_hook(lambda _, __, output: found.append(output[0]))
+        hook = self.model.base_model.register_forward_hook(lambda _, __, output: found.append(output[0]))
         try:
-            with self._layers_replaced(replacement):
-                logits = self._run(input_ids=input_ids, position_ids=torch.zeros_like(input_ids))
+            with self.layers_replaced(replacement):
+                logits = self.run(input_ids=input_ids, position_ids=torch.zeros_like(input_ids))
         finally:
             hook.remove()
         return logits, found[0]
 
     def forward_with(self, layers: list[nn.Module], input_ids: Tensor) -> Tensor:
         """transformers' whole forward over other layers."""
-        with self._layers_replaced(layers):
-            return self._run(input_ids=input_ids)
+        with self.layers_replaced(layers):
+            return self.run(input_ids=input_ids)
 
-    def _run(self, **inputs: Tensor) -> Tensor:
-        logits: Tensor = self.model(**inputs, use_cache=False).logits
+    def run(self, use_cache: bool = False, **inputs: Tensor) -> Tensor:
+        """transformers' whole forward; the logits."""
+        logits: Tensor = self.model(**inputs, use_cache=use_cache).logits
         return logits
 
     @contextmanager
-    def _layers_replaced(self, layers: list[Any]) -> Iterator[None]:
-        original = self.base.layers
-        self.base.layers = nn.ModuleList(layers)
+    def layers_replaced(self, layers: Sequence[nn.Module]) -> Iterator[None]:
+        """Within, the model's decoder layers are others."""
+        original = getattr(self._owner, self._leaf)
+        setattr(self._owner, self._leaf, nn.ModuleList(layers))
         try:
             yield
         finally:
-            self.base.layers = original
+            setattr(self._owner, self._leaf, original)
 
 
 def make_config(hf_config: dict[str, Any]) -> PreTrainedConfig:
@@ -156,23 +178,66 @@ def functional(parameters: dict[str, Tensor], module: nn.Module, call: Callable[
         return call()
 
 
-class _Recorder(nn.Module):
-    hidden_states: Tensor
-    kwargs: dict[str, Any]
+def fill(kwargs: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments of a recorded call, with tensors in their places."""
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        self.hidden_states, self.kwargs = hidden_states, kwargs
+    def value(leaf: Any) -> Any:
+        return tensors[leaf.name] if isinstance(leaf, TensorName) else leaf
+
+    filled: dict[str, Any] = tree_map(value, kwargs)
+    return filled
+
+
+def structure(module: nn.Module) -> str:
+    """Everything but the layer's index that can make two modules of one model trace differently."""
+    lines = []
+    for path, part in module.named_modules():
+        plain = {
+            key: value
+            for key, value in sorted(vars(part).items())
+            if isinstance(value, str | int | float | bool | tuple | type(None)) and key != "layer_idx"
+        }
+        shapes = [(name, tuple(p.shape), p.dtype) for name, p in part.named_parameters(recurse=False)]
+        lines.append(f"{path} {type(part).__module__}.{type(part).__qualname__} {plain} {shapes}")
+    return "\n".join(lines)
+
+
+class _StandIn(nn.Module):
+    """Takes the place of a decoder layer. What else the model asks of the layer, the layer itself answers."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._layer = (layer,)  # in a tuple, so that it is no submodule
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "_layer":
+                raise
+            return getattr(self._layer[0], name)
+
+
+class Recorder(_StandIn):
+    """Keeps how a layer is called. Arguments by position get the names that the layer has for them."""
+
+    call: LayerCall
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        names = list(inspect.signature(self._layer[0].forward).parameters)[1:]
+        self.call = LayerCall(hidden_states, *_name_tensors({**dict(zip(names, args, strict=False)), **kwargs}))
         return hidden_states
 
 
-class _Injector(nn.Module):
-    def __init__(self, hidden_states: Tensor | None) -> None:
-        super().__init__()
-        self._hidden_states = hidden_states
+class _Injector(_StandIn):
+    def __init__(self, layer: nn.Module, hidden_states: Tensor | None) -> None:
+        super().__init__(layer)
+        self._hidden_states = (hidden_states,)
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        del kwargs
-        return hidden_states if self._hidden_states is None else self._hidden_states
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        del args, kwargs
+        [injected] = self._hidden_states
+        return hidden_states if injected is None else injected
 
 
 def _name_tensors(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -188,6 +253,44 @@ def _name_tensors(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Ten
 
 def _path_name(path: tuple[Any, ...]) -> str:
     return ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
+
+
+def _check_attends_by_interface(config: PreTrainedConfig) -> None:
+    """Refuses the models whose code in transformers knows its own attention only."""
+    made: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if made is not None and not hasattr(sys.modules[made.__module__], "ALL_ATTENTION_FUNCTIONS"):
+        raise UserError(
+            f"not supported: {made.__name__} does not attend through transformers' attention interface, so it cannot "
+            "have a paged KV cache",
+            where="model.architecture",
+        )
+
+
+def _path_of_layers(model: PreTrainedModel, count: int) -> str:
+    """Where the decoder layers are: the only list of modules that is as long as the config says."""
+    lists = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count and not re.search(r"\.\d+\.", name)
+    ]
+    if len(lists) != 1:
+        raise UserError(
+            f"not supported: {type(model).__name__} has {'several lists' if lists else 'no list'} of {count} decoder "
+            "layers",
+            where="model.architecture",
+        )
+    return str(lists[0])
+
+
+def _make_weights_parameters(model: PreTrainedModel) -> None:
+    """Makes parameters of the buffers that a checkpoint holds: to a program there is no difference."""
+    derived = {name for name, _ in model.named_non_persistent_buffers()}
+    for name, buffer in list(model.named_buffers()):
+        if name not in derived:
+            owner, _, leaf = name.rpartition(".")
+            module = model.get_submodule(owner)
+            delattr(module, leaf)
+            module.register_parameter(leaf, nn.Parameter(buffer, requires_grad=False))
 
 
 def _make_buffers_real(model: PreTrainedModel) -> None:

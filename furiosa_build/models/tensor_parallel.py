@@ -39,7 +39,7 @@ def parameter_cuts(skeleton: Skeleton) -> dict[str, Cut]:
     cuts: dict[str, Cut] = {}
     for name, style in module_styles(skeleton).items():
         module, inner = skeleton.model.get_submodule(name), name.startswith(skeleton.layer_prefix(0)[:-2])
-        heads = Cut(how="heads", heads=skeleton.config.num_key_value_heads)
+        heads = Cut(how="heads", heads=skeleton.kv_heads)
         match style:
             case "colwise" if isinstance(module, nn.Linear):
                 rows = heads if name.endswith(_KV) else Cut(how="rows")
@@ -85,7 +85,7 @@ class Rank:
                 module.register_forward_hook(_reduce)
                 if isinstance(module, QuantizedLinear):
                     module.largest_of_all = self._largest
-            elif _rows(module) != self._skeleton.config.vocab_size:
+            elif _rows(module) != self._skeleton.vocab_size:
                 if style == "colwise_gather_output":
                     module.register_forward_hook(self._gather)
                 elif style == "embedding_rowwise":

@@ -17,15 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from furiosa_build.core.errors import UserError
 from furiosa_build.ir.segment import Segment
 from furiosa_build.ir.sharding import Cut
-from furiosa_build.models.attention import CacheProbe, PagedCache
+from furiosa_build.models.attention import AttentionCall, PagedCache, attending
 from furiosa_build.models.graph_inputs import GraphInputs, fake_tensors
 from furiosa_build.models.partition import CutGraph
-from furiosa_build.models.skeleton import LayerCall, Skeleton, TensorName, functional
+from furiosa_build.models.skeleton import LayerCall, Skeleton, fill, functional
 from furiosa_build.models.tensor_parallel import Rank
 from furiosa_build.quant.linear import QuantizedLinear
 from furiosa_build.quant.scheme import scheme
@@ -104,20 +103,24 @@ class Tracer:
         """
         return _Trace(self, shape, segment, last_token_only, last_hidden_state and not shape.is_decode).export()
 
-    def cache_shape(self, layer: int, call: LayerCall) -> tuple[int, ...]:
-        """(kv_heads, head_dim) of a layer's KV cache. Raises UserError when the layer keeps its state elsewhere."""
-        probe, module = CacheProbe(), self.skeleton.layers[layer]
-        with fake_tensors(call.hidden_states):
+    def cache_shapes(self, layer: int, call: LayerCall) -> tuple[CacheShape, CacheShape]:
+        """The shapes of a layer's key and value cache. `models.checks` has made sure that it attends once."""
+        asked: list[AttentionCall] = []
+        module = self.skeleton.layers[layer]
+
+        def probe(attention: AttentionCall) -> Tensor:
+            asked.append(attention)
+            return attention.unattended
+
+        with fake_tensors(call.hidden_states), attending(probe):
             own = {name: _like(p) for name, p in module.named_parameters()}
-            kwargs = _fill(call.kwargs, call.tensors)
-            functional(own, module, lambda: module(call.hidden_states, **kwargs, paged=probe))
-        if probe.shape_per_slot is None:
-            raise UserError(
-                f"{type(module).__name__} is not supported: layer {layer} does not attend through transformers' "
-                "attention interface, so it cannot have a paged KV cache",
-                where="model.architecture",
-            )
-        return probe.shape_per_slot
+            functional(own, module, lambda: module(call.hidden_states, **fill(call.kwargs, call.tensors)))
+        key, value = asked[0].key, asked[0].value
+        return (key.shape[1], key.shape[3]), (value.shape[1], value.shape[3])
+
+
+CacheShape = tuple[int, int]
+"""KV heads, and the numbers of each: what a cache holds of one token."""
 
 
 def activation_name(layer: int, name: str) -> str:
@@ -145,7 +148,7 @@ class _Trace:
             self._positions = inputs.add("position_ids", "activation", ids, torch.int64)
             self._rank = None if tracer.rank is None else inputs.add("rank", "activation", (1,), torch.int64)
         else:
-            size = (*ids, self._skeleton.config.hidden_size)
+            size = (*ids, self._skeleton.text_config.hidden_size)
             self._hidden = inputs.add(HIDDEN_STATES, "activation", size, self._skeleton.dtype)
             self._arguments = self._add_arguments()
         self._selects = segment.last and last_token_only and not shape.is_decode and not segment.is_sliced
@@ -197,10 +200,10 @@ class _Trace:
         return context
 
     def _add_cache(self, block: int, layer: int) -> tuple[int, int]:
-        per_slot = self._tracer.cache_shape(layer, self._calls[layer])
+        key, value = self._tracer.cache_shapes(layer, self._calls[layer])
         add, dtype = self._inputs.add, self._skeleton.dtype
-        keys = add("key_cache", "kv_cache", (None, *per_slot), dtype, block)
-        return keys, add("value_cache", "kv_cache", (None, *per_slot), dtype, block)
+        keys = add("key_cache", "kv_cache", (None, *key), dtype, block)
+        return keys, add("value_cache", "kv_cache", (None, *value), dtype, block)
 
     def _forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         segment, calls = self._segment, self._calls
@@ -249,7 +252,7 @@ class _Trace:
             writes_only=writes_only,
             **{name: values[i] for name, i in self._context.items()},
         )
-        return self._call(values, block, states, _fill(call.kwargs, tensors), paged)
+        return self._call(values, block, states, fill(call.kwargs, tensors), paged)
 
     def _sliced_layer(
         self, values: Sequence[Tensor], block: int, states: Tensor, call: LayerCall, tensors: Mapping[str, Tensor]
@@ -272,13 +275,14 @@ class _Trace:
             context_lens=values[self._context["context_lens"]] if self._context else at + 1,
         )
         states = _at(states, one.hidden_states.shape, at)
-        return self._call(values, block, states, _fill(one.kwargs, sliced), paged)
+        return self._call(values, block, states, fill(one.kwargs, sliced), paged)
 
     def _call(
         self, values: Sequence[Tensor], block: int, states: Tensor, kwargs: Mapping[str, Any], paged: PagedCache
     ) -> Tensor:
         module = self._skeleton.layers[self._segment.layers[block]]
-        return functional(self._of(self._own[block], values), module, lambda: module(states, **kwargs, paged=paged))
+        with attending(paged.attend):
+            return functional(self._of(self._own[block], values), module, lambda: module(states, **kwargs))
 
     def _last(self, values: Sequence[Tensor], states: Tensor) -> tuple[Tensor, Tensor]:
         if self._selects and not self._segment.slices:
@@ -303,14 +307,6 @@ class _Trace:
 def _record(skeleton: Skeleton, ids: Tensor, positions: Tensor, calls: list[LayerCall]) -> Tensor:
     calls.extend(skeleton.record_layer_calls(ids, positions))
     return calls[0].hidden_states
-
-
-def _fill(kwargs: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    def value(leaf: Any) -> Any:
-        return tensors[leaf.name] if isinstance(leaf, TensorName) else leaf
-
-    filled: dict[str, Any] = tree_map(value, kwargs)
-    return filled
 
 
 def _quantize_modules(model: nn.Module, schemes: Mapping[str, str]) -> None:

@@ -152,12 +152,14 @@ def plan_model(
 ) -> ModelPlan:
     """One of the models of an artifact. `checkpoint`: the quantized weights that its spec takes, if it does.
 
-    Raises UserError where a scheme cannot store a weight, or a rank's share of it.
+    Raises UserError where a scheme cannot store a weight, or a rank's share of it; or where a bucket is longer than the
+    rotary tables allow.
     """
     scheme_of = spec.quantization.scheme_of if checkpoint is None else checkpoint.scheme_of
     schemes = {name: scheme_of(name) for name, p in outline.parameters.items() if p.linear}
     quantized = {name: text for name, text in schemes.items() if text != "none"}
     _check_schemes(outline, quantized, spec.parallel.tensor_parallel_size)
+    _check_rotary_limit(outline, spec)
     return ModelPlan(spec, hf_config, outline, isa, quantized, checkpoint is not None)
 
 
@@ -168,6 +170,18 @@ def _check_schemes(outline: Outline, schemes: Mapping[str, str], ranks: int) -> 
         if reason := scheme(text).refusal(local):
             shared = f" for {ranks} ranks" if local != parameter.layout else ""
             raise UserError(f"{name} cannot be quantized to {text}{shared}: {reason}", where="quantization")
+
+
+def _check_rotary_limit(outline: Outline, spec: BuildSpec) -> None:
+    """A sequence may not grow to where its rotary tables change: all keys before would have to be computed anew."""
+    limit, longest = outline.rotary_limit, max(bucket.context for bucket in _buckets(spec))
+    if limit is not None and longest > limit.longest:
+        raise UserError(
+            f"rotary embedding of type {limit.rope_type!r}: beyond {limit.longest} tokens its tables depend on the "
+            f"length of the sequence, which is not supported, and the longest bucket has {longest}",
+            where="buckets",
+            valid=f"buckets of up to {limit.longest} tokens, where the tables are constant",
+        )
 
 
 def split_into_stages(layers: int, parallel: ParallelSpec) -> list[list[int]]:

@@ -230,12 +230,7 @@ def _describe(
             for rank in range(spec.parallel.tensor_parallel_size)
         ],
         kv_cache=[
-            KvCacheSpec(
-                layer=layer,
-                stage=_stage_of(model, layer),
-                dtype=model.outline.dtype,
-                shape_per_slot=rank_cache_shape(block, spec.parallel.tensor_parallel_size),
-            )
+            _kv_cache(model, layer, block)
             for layer, block in sorted(
                 ((layer, block) for block in model.outline.blocks for layer in block.layers), key=lambda item: item[0]
             )
@@ -300,7 +295,12 @@ def _supertasks(model: ModelPlan, program: BuiltProgram, name: str, use: Use) ->
         )
 
 
-def rank_cache_shape(block: KindOutline, ranks: int) -> list[int]:
-    """[KV heads, head size] that a rank keeps of a token."""
-    heads, size = block.cache_shape
-    return [max(heads // ranks, 1), size]
+def _kv_cache(model: ModelPlan, layer: int, block: KindOutline) -> KvCacheSpec:
+    keys, values = block.rank_cache_shapes(model.ranks)
+    return KvCacheSpec(
+        layer=layer,
+        stage=_stage_of(model, layer),
+        dtype=model.outline.dtype,
+        shape_per_slot=keys,
+        value_shape_per_slot=None if values == keys else values,
+    )

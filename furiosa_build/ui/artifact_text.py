@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -153,8 +154,8 @@ def _kv_bytes(artifact: Artifact) -> int:
 
 def _slot_bytes(cache: KvCacheSpec) -> int:
     """Bytes of the keys and values of one token in one layer, per rank."""
-    heads, size = cache.shape_per_slot
-    return 2 * heads * size * {"float32": 4, "bfloat16": 2, "float16": 2}[cache.dtype]
+    numbers = sum(map(math.prod, cache.shapes.values()))
+    return numbers * {"float32": 4, "bfloat16": 2, "float16": 2}[cache.dtype]
 
 
 def _sizes(buckets: Iterable[Sequence[int]]) -> str:

@@ -28,10 +28,19 @@ TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 """float32 against float64, over contexts of at most 40 tokens with values near 1."""
 
 
-def plain_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+def plain_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    window: int | None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """What attention means, a query at a time, in float64.
 
-    query [heads, tokens, size], key and value [kv_heads, tokens, size]: one whole sequence -> [tokens, heads, size].
+    query [heads, tokens, size], key [kv_heads, tokens, size], value [kv_heads, tokens, value size]: one whole sequence
+    -> [tokens, heads, value size].
     """
     heads, tokens, _ = query.shape
     group = heads // key.shape[0]
@@ -41,7 +50,10 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, w
             begin = 0 if window is None else max(0, token + 1 - window)
             keys = key[head // group, begin : token + 1].double()
             scores = keys @ query[head, token].double() * scaling
-            weights = torch.softmax(scores, dim=0)
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            sink = torch.zeros(0) if sinks is None else sinks[head].reshape(1)
+            weights = torch.softmax(torch.cat([scores, sink.double()]), dim=0)[: len(scores)]
             output[token, head] = weights @ value[head // group, begin : token + 1].double()
     return output
 
@@ -53,11 +65,14 @@ class Case:
     kv_heads: int
     group: int
     size: int
+    value_size: int
     prompts: list[int]
     new_tokens: int
     padding_rows: int
     window: int | None
     scaling: float | None
+    softcap: float | None
+    has_sinks: bool
     spare: int
     seed: int
 
@@ -67,12 +82,15 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(
         kv_heads=draw(st.integers(1, 3)),
         group=draw(st.sampled_from([1, 2, 4])),
-        size=draw(st.sampled_from([4, 8, 24])),
+        size=(size := draw(st.sampled_from([4, 8, 24]))),
+        value_size=draw(st.sampled_from([size, size, 4, 12])),
         prompts=draw(st.lists(st.integers(1, 12), min_size=1, max_size=3)),
         new_tokens=draw(st.integers(0, 4)),
         padding_rows=draw(st.integers(0, 2)),
         window=draw(st.none() | st.integers(1, 18)),
         scaling=draw(st.none() | st.just(0.37)),
+        softcap=draw(st.none() | st.none() | st.just(1.5)),
+        has_sinks=draw(st.sampled_from([False, False, True])),
         spare=draw(st.integers(0, 5)),
         seed=draw(st.integers(0, 2**16)),
     )
@@ -87,18 +105,23 @@ class Sequences:
         lengths = [prompt + case.new_tokens for prompt in case.prompts]
         self.query = [torch.randn((case.kv_heads * case.group, n, case.size), generator=generator) for n in lengths]
         self.key = [torch.randn((case.kv_heads, n, case.size), generator=generator) for n in lengths]
-        self.value = [torch.randn((case.kv_heads, n, case.size), generator=generator) for n in lengths]
+        self.value = [torch.randn((case.kv_heads, n, case.value_size), generator=generator) for n in lengths]
+        self.variant: dict[str, Any] = {}
+        if case.softcap is not None:
+            self.variant["softcap"] = case.softcap
+        if case.has_sinks:
+            self.variant["sinks"] = torch.randn(case.kv_heads * case.group, generator=generator)
         num_slots = 1 + sum(lengths) + case.spare
         order = 1 + torch.randperm(num_slots - 1, generator=generator)
         self.slots = list(order[: sum(lengths)].split(lengths))
         self.unowned = [0, *order[sum(lengths) :].tolist()]
-        shape = (num_slots, case.kv_heads, case.size)
-        self.key_cache, self.value_cache = torch.full(shape, POISON), torch.full(shape, POISON)
+        self.key_cache = torch.full((num_slots, case.kv_heads, case.size), POISON)
+        self.value_cache = torch.full((num_slots, case.kv_heads, case.value_size), POISON)
 
     def expected(self) -> list[Tensor]:
         scaling = self.case.size**-0.5 if self.case.scaling is None else self.case.scaling
         return [
-            plain_attention(query, key, value, scaling, self.case.window)
+            plain_attention(query, key, value, scaling, self.case.window, **self.variant)
             for query, key, value in zip(self.query, self.key, self.value, strict=True)
         ]
 
@@ -106,10 +129,7 @@ class Sequences:
         """All prompts at once, in a bucket of `length` tokens: what is left of a row is padding."""
         case = self.case
         batch = len(case.prompts) + case.padding_rows
-        query, key, value = (
-            torch.full((batch, heads, length, case.size), 3.0)
-            for heads in (case.kv_heads * case.group, case.kv_heads, case.kv_heads)
-        )
+        query, key, value = self._padding(batch, length)
         slot_mapping = torch.zeros((batch, length), dtype=torch.int64)
         for row, tokens in enumerate(case.prompts):
             query[row, :, :tokens] = self.query[row][:, :tokens]
@@ -123,10 +143,7 @@ class Sequences:
         """The next token of every sequence, in a bucket of `length` tokens of context."""
         case = self.case
         batch = len(case.prompts) + case.padding_rows
-        query, key, value = (
-            torch.full((batch, heads, 1, case.size), 3.0)
-            for heads in (case.kv_heads * case.group, case.kv_heads, case.kv_heads)
-        )
+        query, key, value = self._padding(batch, 1)
         slot_mapping = torch.zeros((batch, 1), dtype=torch.int64)
         context_slots = torch.zeros((batch, length), dtype=torch.int64)
         context_lens = torch.ones(batch, dtype=torch.int64)
@@ -145,10 +162,7 @@ class Sequences:
         """counts[i] tokens of sequence i from starts[i] on, in a bucket of `query_length` tokens over `length`."""
         case = self.case
         batch = len(starts) + case.padding_rows
-        query, key, value = (
-            torch.full((batch, heads, query_length, case.size), 3.0)
-            for heads in (case.kv_heads * case.group, case.kv_heads, case.kv_heads)
-        )
+        query, key, value = self._padding(batch, query_length)
         slot_mapping = torch.zeros((batch, query_length), dtype=torch.int64)
         position_ids = torch.zeros((batch, query_length), dtype=torch.int64)
         context_slots = torch.zeros((batch, length), dtype=torch.int64)
@@ -177,7 +191,15 @@ class Sequences:
             position_ids,
             self.case.scaling,
             self.case.window,
+            **self.variant,
         )
+
+    def _padding(self, batch: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of nobody, to be filled in."""
+        case = self.case
+        sizes = ((case.kv_heads * case.group, case.size), (case.kv_heads, case.size), (case.kv_heads, case.value_size))
+        query, key, value = (torch.full((batch, heads, tokens, size), 3.0) for heads, size in sizes)
+        return query, key, value
 
 
 @pytest.mark.parametrize("attend", FORMULATIONS)
@@ -231,7 +253,7 @@ def test_each_token_is_written_to_its_slot_and_nothing_else_is_written(attend: A
 @pytest.mark.parametrize("attend", FORMULATIONS)
 def test_a_window_counts_the_token_itself(attend: Attend) -> None:
     """With a window of one a token sees itself alone, in prefill and in decode."""
-    case = Case(1, 1, 4, [5], 1, padding_rows=0, window=1, scaling=None, spare=0, seed=0)
+    case = Case(1, 1, 4, 4, [5], 1, 0, window=1, scaling=None, softcap=None, has_sinks=False, spare=0, seed=0)
     sequences = Sequences(case, attend)
     torch.testing.assert_close(sequences.prefill(5)[0][:, 0], sequences.value[0][0, :5])
     torch.testing.assert_close(sequences.decode(0, 6)[0][:, 0], sequences.value[0][0, 5:6])
@@ -248,7 +270,8 @@ def test_what_is_written_beforehand_is_attended_to_as_well(attend: Attend, case:
         caches = sequences.key_cache, sequences.value_cache
         write(key, value, *caches, slots)
         query, lens = sequences.query[row][None, :, -1:], torch.tensor([slots.shape[1]])
-        found = attend(query, None, None, *caches, None, slots, lens, None, case.scaling, case.window)
+        places = (None, slots, lens, None, case.scaling, case.window)
+        found = attend(query, None, None, *caches, *places, **sequences.variant)
         torch.testing.assert_close(found[0, 0].double(), expected[-1], **TOLERANCE)
 
 
@@ -263,3 +286,6 @@ def test_the_operators_do_what_they_declare() -> None:
         torch.library.opcheck(ops.paged_attention, arguments)
     last = (query[:, :, :1].contiguous(), None, None, *caches, None, slots, torch.tensor([3, 2]), None, 0.5, 2)
     torch.library.opcheck(ops.paged_attention, last)
+    small = torch.zeros((16, 2, 4))
+    variant = (query, key, key[..., :4].contiguous(), caches[0], small, slots, None, None, None, None, None)
+    torch.library.opcheck(ops.paged_attention, (*variant, 1.5, torch.randn(4)))

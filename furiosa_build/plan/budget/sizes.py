@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,7 @@ def kv_slot_bytes(outline: Outline, layers: Collection[int], ranks: int) -> int:
     """Bytes of the keys and values of one token in these layers, of one rank among `ranks`."""
     numbers = 0
     for kind in outline.blocks:
-        heads, size = kind.cache_shape
-        numbers += len(set(kind.layers) & set(layers)) * 2 * max(heads // ranks, 1) * size
+        numbers += len(set(kind.layers) & set(layers)) * sum(map(math.prod, kind.rank_cache_shapes(ranks)))
     return numbers * ITEMSIZE[outline.dtype]
 
 

@@ -119,9 +119,8 @@ class RankRunner:
         caches = {}
         try:
             for spec in (spec for spec in self._opened.artifact.kv_cache if spec.stage == self.stage):
-                for name in ("key_cache", "value_cache"):
-                    shape = (self.num_slots, *spec.shape_per_slot)
-                    caches[spec.layer, name] = self._device.allocate(shape, _dtype(spec.dtype))
+                for name, shape in spec.shapes.items():
+                    caches[spec.layer, name] = self._device.allocate((self.num_slots, *shape), _dtype(spec.dtype))
         except RuntimeError as error:
             raise UserError(
                 f"no memory for KV caches of {self.num_slots} tokens",
