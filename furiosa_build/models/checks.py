@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from transformers import DynamicCache
 
 from furiosa_build.core.errors import UserError
@@ -155,6 +157,11 @@ def failures_of(skeleton: Skeleton) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except (DataDependentOutputException, GuardOnDataDependentSymNode) as error:
+        raise refusal(
+            f"what transformers' code of {type(skeleton.model).__name__} does depends on the values of tensors, such "
+            "as the longest sequence of a batch"
+        ) from error
     except Exception as error:
         what = str(error).strip().splitlines()
         raise refusal(

@@ -29,6 +29,14 @@ SIZES: dict[str, Any] = {
 MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [0]}
 WINDOW = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
 
+LATENT = {
+    "num_key_value_heads": 4,
+    "head_dim": 8,  # the part with rotary positions
+    **{"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
+    **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 32},
+    "first_k_dense_replace": 1,
+}
+
 FAMILIES: dict[str, tuple[dict[str, Any], list[tuple[int, ...]]]] = {
     "mixture of experts after a dense layer": ({"model_type": "qwen3_moe", **MIXTURE}, [(0,), (1, 2, 3)]),
     "mixture of experts": ({"model_type": "mixtral", "num_local_experts": 4}, [(0, 1, 2, 3)]),
@@ -38,12 +46,23 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[tuple[int, ...]]]] = {
         {"model_type": "cohere2", "sliding_window": 8},
         [(0, 1, 2), (3,)],
     ),
+    "capped scores, and windows": ({"model_type": "gemma2", "sliding_window": 8}, [(0, 2), (1, 3)]),
+    "attention sinks, and windows": (
+        {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+        [(0, 2), (1, 3)],
+    ),
+    "keys larger than values, after a dense layer": ({"model_type": "deepseek_v3", **LATENT}, [(0,), (1, 2, 3)]),
     "fused projections": ({"model_type": "phi3"}, [(0, 1, 2, 3)]),
     "half precision": ({"model_type": "llama", "dtype": "float16"}, [(0, 1, 2, 3)]),
 }
 
 
-@pytest.mark.parametrize("family", grid(FAMILIES, ["mixture of experts after a dense layer", "fused projections"]))
+@pytest.mark.parametrize(
+    "family",
+    grid(
+        FAMILIES, ["keys larger than values, after a dense layer", "fused projections"]
+    ),
+)
 def test_a_family_is_built_and_qualifies(family: str, start_build: Callable[..., Build]) -> None:
     config, layers = FAMILIES[family]
     build = start_build({**SIZES, **config}, scheme="int8", rules=({"match": "lm_head.weight", "scheme": "none"},))

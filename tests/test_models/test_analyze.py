@@ -33,17 +33,23 @@ QWEN3_MOE: dict[str, Any] = {
     "moe_intermediate_size": 32,
     "mlp_only_layers": [1],
 }
+SIZES: dict[str, Any] = {name: value for name, value in LLAMA.items() if name not in ("model_type", "rope_parameters")}
+PHIMOE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 32,
+    **{"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "short_mscale": 1.0, "long_mscale": 1.5},
+}
 DEEPSEEK: dict[str, Any] = {
-    **LLAMA,
+    **SIZES,
     "model_type": "deepseek_v3",
     "architectures": ["DeepseekV3ForCausalLM"],
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     "num_key_value_heads": 4,
     "kv_lora_rank": 16,
     "q_lora_rank": 16,
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8,
-    "v_head_dim": 16,
+    "v_head_dim": 8,
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
     "n_group": 2,
@@ -173,6 +179,14 @@ def test_a_signature_changes_with_what_the_program_computes(changes: dict[str, A
     assert {name for name, changed in found.items() if changed} == differs
 
 
+def test_keys_and_values_of_different_sizes() -> None:
+    outline = survey(DEEPSEEK)
+    assert layers(outline) == [[0], [1, 2]]
+    assert [(block.cache_shape, block.value_size) for block in outline.blocks] == [([4, 16], 8)] * 2
+    bias = outline.parameters["model.layers.1.mlp.gate.e_score_correction_bias"]  # a buffer, for transformers
+    assert (bias.shape, bias.linear) == ([4], False)
+
+
 def test_two_surveys_say_the_same() -> None:
     assert survey(GEMMA3) == survey(GEMMA3)
 
@@ -187,13 +201,14 @@ def test_random_weights_cover_what_the_outline_lists() -> None:
     [
         ({"model_type": "bloom", "n_layer": 2, "hidden_size": 64, "n_head": 4}, "BloomForCausalLM .* interface"),
         ({"model_type": "mamba", "num_hidden_layers": 2, "hidden_size": 32}, "MambaForCausalLM .* paged KV cache"),
+        ({**SIZES, "model_type": "phimoe", "num_local_experts": 4, "rope_parameters": PHIMOE}, "the values of tensors"),
         ({"model_type": "t5"}, "cannot make a causal language model of type 't5'"),
         ({"model_type": "no_such_type"}, "'no_such_type' is not one that transformers knows"),
         ({}, "None is not one that transformers knows"),
         ({**LLAMA, "rope_parameters": {"rope_type": "no_such_rope", "rope_theta": 1.0}}, "no_such_rope"),
         ({**LLAMA, "hidden_act": "no_such_activation"}, "no_such_activation"),
     ],
-    ids=["bloom", "mamba", "t5", "unknown", "none", "rope", "activation"],
+    ids=["bloom", "mamba", "phimoe", "t5", "unknown", "none", "rope", "activation"],
 )
 def test_what_cannot_be_built_is_refused_with_the_reason(hf_config: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):

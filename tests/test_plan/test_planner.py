@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from furiosa_build.ir.outline import Outline
+from furiosa_build.core.errors import UserError
+from furiosa_build.ir.outline import Outline, RotaryLimit
 from furiosa_build.plan.keys import key_factors, key_of
 from furiosa_build.plan.model import ModelPlan
 from furiosa_build.plan.resolved import pretrained_id
@@ -235,6 +236,22 @@ CHANGES = {
 def test_which_keys_a_change_changes(change: Change, expected: set[str]) -> None:
     before, after = keys(Change()), keys(change)
     assert {name for name, key in after.items() if before.get(name) != key} == expected
+
+
+@pytest.mark.parametrize("longest", [63, 64])
+def test_a_sequence_may_not_grow_to_where_its_rotary_tables_change(longest: int) -> None:
+    limited = outline().model_copy(update={"rotary_limit": RotaryLimit(rope_type="longrope", longest=longest)})
+    if longest == 64:  # as long as the longest bucket
+        plan(model=limited)
+        return
+    with pytest.raises(UserError) as caught:
+        plan(model=limited)
+    assert str(caught.value) == (
+        "rotary embedding of type 'longrope': beyond 63 tokens its tables depend on the length of the sequence, which "
+        "is not supported, and the longest bucket has 64\n"
+        "  where: buckets\n"
+        "  valid: buckets of up to 63 tokens, where the tables are constant"
+    )
 
 
 def test_programs_do_not_depend_on_where_the_weights_come_from() -> None:

@@ -54,6 +54,12 @@ def test_kv_cache() -> None:
     assert kv_slot_bytes(found.model.outline, [1], 4) == 2 * (1 * 4) * 4, "ranks share a head where there are too few"
 
 
+def test_values_may_be_smaller_than_keys() -> None:
+    [block] = outline().blocks
+    smaller = outline().model_copy(update={"blocks": [block.model_copy(update={"value_size": 3})]})
+    assert kv_slot_bytes(smaller, range(3), 1) == 3 * (2 * 4 + 2 * 3) * 4
+
+
 def test_all_kinds_of_layers_have_a_kv_cache() -> None:
     mixed, alike = (kv_cache_bytes(plan(model=outline(layers=4, sliding=sliding))) for sliding in ((0, 2), ()))
     assert mixed == alike > 0
