@@ -15,7 +15,7 @@ from furiosa_build.server.generation import ClientGoneError
 from furiosa_build.server.http import errors
 from furiosa_build.server.http.middleware import ApiKeys, BodyLimit, Head, RequestLog, TimeLimit
 from furiosa_build.server.openai import descriptions
-from furiosa_build.server.routes import openai, responses, shark
+from furiosa_build.server.routes import openai, pooling, responses, shark
 from furiosa_build.server.routes import service as service_routes
 from furiosa_build.server.service import Service
 
@@ -35,7 +35,7 @@ def create_app(service: Service, api_keys: Sequence[str] = ()) -> FastAPI:
         # For the description only; see ApiKeys.
         dependencies=[Depends(HTTPBearer(auto_error=False))] if api_keys else None,
     )
-    for routes in (openai, responses, shark, service_routes):
+    for routes in (openai, pooling, responses, shark, service_routes):
         app.include_router(routes.make_router(service))
     errors.add_handlers(app)
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
+from furiosa_build.runtime.pooling import PoolingParams
 from furiosa_build.runtime.request import RequestOutput
 from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.server.http.errors import api_error, bad_request, timed_out, unavailable
@@ -33,14 +34,18 @@ class Generation:
         service: The server, whose engine generates.
         request: The HTTP request; its log line tells the outcome.
         prompts: Token ids.
-        params: n of them.
+        params: n of them; or one for pooling, and then the texts are empty.
 
     Raises:
         ApiError: A prompt is too long, or there are more texts than the engine ever takes.
     """
 
     def __init__(
-        self, service: Service, request: Request, prompts: Sequence[list[int]], params: Sequence[SamplingParams]
+        self,
+        service: Service,
+        request: Request,
+        prompts: Sequence[list[int]],
+        params: Sequence[SamplingParams | PoolingParams],
     ) -> None:
         self._service, self._log = service, log_fields(request.scope)
         self._name: str = request.state.admitted_as

@@ -27,8 +27,27 @@ def chat_artifact(build_artifact: Callable[..., Path], tmp_path_factory: pytest.
     shutil.copytree(MODEL, model)
     (model / "chat_template.jinja").write_text(TEMPLATE)
     return build_artifact(
-        model, prefill_buckets=[[1, 128]], decode_buckets=[[4, 128], [4, 1024]], max_seq_len_to_capture=1024
+        model,
+        prefill_buckets=[[1, 128]],
+        decode_buckets=[[4, 128], [4, 1024]],
+        max_seq_len_to_capture=1024,
+        output_last_hidden_state=True,
     )
+
+
+@pytest.fixture(scope="session")
+def last_only(build_artifact: Callable[..., Path]) -> Iterator[Server]:
+    """A server of an artifact that gives the logits of a prompt's last token, and nothing else."""
+    artifact = build_artifact(
+        MODEL,
+        prefill_buckets=[[1, 128]],
+        decode_buckets=[[4, 128]],
+        max_seq_len_to_capture=128,
+        calculate_logit_only_for_last_token=True,
+    )
+    with server(artifact) as started:
+        started.wait_for("ready")
+        yield started
 
 
 @pytest.fixture(scope="session")

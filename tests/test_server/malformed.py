@@ -14,6 +14,9 @@ ROUTES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"model": "test", "prompt": "It was a", "max_tokens": 2, "temperature": 0},
     "/v1/chat/completions": {"model": "test", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2},
     "/generate": {"text": "It was a", "sampling_params": {"max_completion_tokens": 2}},
+    "/v1/embeddings": {"model": "test", "input": ["It was a", "She said"]},
+    "/score": {"model": "test", "text_1": "It was a", "text_2": ["She said"]},
+    "/rerank": {"model": "test", "query": "It was a", "documents": ["She said"]},
     "/tokenize": {"prompt": "It was a"},
     "/detokenize": {"tokens": [1, 2, 3]},
 }

@@ -19,7 +19,17 @@ from .process import Server
 EXAMPLES = 20
 """Of each route that takes a body, and of each kind."""
 
-POSTS = ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/generate", "/tokenize", "/detokenize"]
+POSTS = [
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/embeddings",
+    "/score",
+    "/rerank",
+    "/generate",
+    "/tokenize",
+    "/detokenize",
+]
 GETS = ["/v1/models", "/v1/models/{name}", "/health", "/version", "/metrics"]
 
 CONFORM = [
@@ -48,7 +58,16 @@ def narrow(description: dict[str, Any]) -> BaseSchema:
     """The description, narrowed to what ends soon and is about the model that there is."""
     narrowed = copy.deepcopy(description)
     models = narrowed["components"]["schemas"]
-    for name in ("CompletionRequest", "ChatRequest", "ResponsesRequest", "SharkSampling"):
+    limited_ones = (
+        "CompletionRequest",
+        "ChatRequest",
+        "ResponsesRequest",
+        "SharkSampling",
+        "EmbeddingRequest",
+        "ScoreRequest",
+        "RerankRequest",
+    )
+    for name in limited_ones:
         for field, limited in {
             "model": {"const": "test"},
             "n": {"type": "integer", "minimum": 1, "maximum": 2},

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -12,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from .conftest import MODEL as DIRECTORY
-from .process import Server, server
+from .process import Server
 
 MODEL = "test"
 PROMPT = "It was a bright cold day"
@@ -105,21 +104,6 @@ def test_vllms_prompt_logprobs(running: Server, logprobs_of: Callable[[list[int]
         body = {"model": MODEL, "prompt": PROMPT, "prompt_logprobs": 1, "stream": True}
         refused = http.post("/v1/completions", json=body)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt_logprobs")
-
-
-@pytest.fixture(scope="module")
-def last_only(build_artifact: Callable[..., Path]) -> Iterator[Server]:
-    """A server of an artifact whose buckets give the logits of the last token."""
-    artifact = build_artifact(
-        DIRECTORY,
-        prefill_buckets=[[1, 128]],
-        decode_buckets=[[4, 128]],
-        max_seq_len_to_capture=128,
-        calculate_logit_only_for_last_token=True,
-    )
-    with server(artifact) as started:
-        started.wait_for("ready")
-        yield started
 
 
 @pytest.mark.parametrize(

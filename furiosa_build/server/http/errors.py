@@ -136,7 +136,7 @@ def api_error(error: BaseException) -> ApiError:
 
 def _param(where: str) -> str | None:
     """The field of a request, by the engine's name of it, that an error of the engine is about."""
-    name = where.removeprefix("SamplingParams.")
+    name = re.sub(r"^(Sampling|Pooling)Params\.", "", where)
     if name != where:
         return name
     places = {"response_format": "response_format", "messages": "messages", "prompt": "prompt", "request": "prompt"}

@@ -80,6 +80,75 @@ class Completion(_Object):
     usage: Usage
 
 
+class PromptUsage(_Object):
+    """Numbers of tokens where none are generated."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(_Object):
+    """The embedding of an input: numbers, or their bytes in base64."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class Embeddings(_Object):
+    """Response of /v1/embeddings."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Embedding]
+    usage: PromptUsage
+
+
+class Score(_Object):
+    """How alike two texts are."""
+
+    object: Literal["score"]
+    index: int
+    score: float
+
+
+class Scores(_Object):
+    """Response of /score."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: PromptUsage
+
+
+class RankedText(_Object):
+    """The text of a document."""
+
+    text: str
+
+
+class Ranked(_Object):
+    """A document, by its index in the request."""
+
+    index: int
+    relevance_score: float
+    document: RankedText | None = None
+
+
+class Ranking(_Object):
+    """Response of /rerank, the best first."""
+
+    id: str
+    created: int
+    model: str
+    results: list[Ranked]
+    usage: PromptUsage
+
+
 class TokenLogprob(_Object):
     """A token and its log probability."""
 

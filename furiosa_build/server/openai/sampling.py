@@ -13,6 +13,7 @@ from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.server.http.body import Body, Integer, Unsupported
 from furiosa_build.server.http.errors import bad_request
 from furiosa_build.server.openai.structured import Structure, Structured
+from furiosa_build.server.openai.truncation import Truncation
 
 MAX_N = 128
 MAX_STOPS = 16
@@ -44,7 +45,7 @@ class StreamOptions(Body):
     continuous_usage_stats: bool = False
 
 
-class Sampling(Structured):
+class Sampling(Structured, Truncation):
     """The fields that completions and chats have in common. Fields from `top_k` on are vLLM's additions."""
 
     without_effect: ClassVar = frozenset(
@@ -109,8 +110,6 @@ class Sampling(Structured):
     use_beam_search: bool = False
     length_penalty: float = 1.0
     early_stopping: bool = False
-    truncate_prompt_tokens: Integer | None = Field(None, ge=-1)
-    truncation_side: str = Field("left", pattern="^(left|right)$")
     request_id: str | None = Field(None, max_length=128)
 
     @property
@@ -182,13 +181,6 @@ class Sampling(Structured):
             return list(outputs)
         of_each = [outputs[begin : begin + self.drawn] for begin in range(0, len(outputs), self.drawn)]
         return [output for drawn in of_each for output in sorted(drawn, key=_mean_logprob, reverse=True)[: self.n]]
-
-    def truncated(self, tokens: list[int], longest: int) -> list[int]:
-        """A prompt of at most `truncate_prompt_tokens`; -1 stands for the longest that there may be."""
-        if self.truncate_prompt_tokens is None:
-            return tokens
-        most = longest if self.truncate_prompt_tokens == -1 else self.truncate_prompt_tokens
-        return tokens[:most] if self.truncation_side == "right" else tokens[max(0, len(tokens) - most) :]
 
     def _refuse_conflicts(self) -> None:
         if self.stream_options is not None and not self.stream:
