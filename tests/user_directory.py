@@ -22,7 +22,7 @@ from furiosa_build.build.executors.local import WorkerPool
 from furiosa_build.cli import furiosa_llm as llm
 from furiosa_build.cli import main
 from furiosa_build.core.errors import BuildError, StepError
-from furiosa_build.runtime.probe import probe
+from furiosa_build.runtime.probe import Questions, probe
 from furiosa_build.steps import qualify
 from furiosa_build.steps.base import Job, Request
 from furiosa_build.store import ActionResult
@@ -167,14 +167,18 @@ def steps_in_this_process() -> Iterator[pytest.MonkeyPatch]:
         except Exception as error:
             raise StepError(name, f"{type(error).__name__}: {error}", str(log)) from error
 
-    def generate(artifact: Path, output: Path) -> Path:
-        try:
-            probe(artifact, output / qualify.PROBED)
-        except BuildError as error:
-            raise StepError("qualify", str(error)) from error
-        return output / qualify.PROBED
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WorkerPool, "run", run_in_this_process)
-        patch.setattr(qualify, "generate", generate)
+        patch.setattr(qualify, "answer", answer_in_this_process)
         yield patch
+
+
+def answer_in_this_process(artifact: Path, questions: Questions, work: Path) -> Path:
+    """What `qualify.answer` does in a process of its own."""
+    asked, answers = work / qualify.QUESTIONS, work / qualify.ANSWERS
+    asked.write_text(questions.model_dump_json())
+    try:
+        probe(artifact, asked, answers)
+    except BuildError as error:
+        raise StepError("qualify", str(error)) from error
+    return answers

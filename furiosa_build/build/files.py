@@ -13,7 +13,7 @@ from furiosa_build.plan.model import step_name
 from furiosa_build.plan.planner import Plan, PlannedStep
 from furiosa_build.steps.base import Inputs, Request
 from furiosa_build.store import ActionRecord, Output, Store
-from furiosa_build.weights.listing import MODEL_FILES, WEIGHTS, ListedWeights, ModelFiles
+from furiosa_build.weights.listing import MODEL_FILES, ORIGINAL, WEIGHTS, ListedWeights, ModelFiles, Original
 
 
 class Files:
@@ -53,7 +53,7 @@ class Files:
         """The content of one of them."""
         return self._store.read_json(self.record(step), path)
 
-    def source(self, model_id: str) -> tuple[ListedWeights, ModelFiles]:
+    def source(self, model_id: str) -> tuple[ListedWeights, ModelFiles, Original]:
         """The files that a model's build begins with."""
         return self._models[model_id].sources.describe(self._plan().models[model_id].outline.parameters)
 
@@ -88,9 +88,15 @@ class Files:
         fetched, sources = step_name(model_id, "fetch"), self._models[model_id].sources
         weights = ListedWeights.model_validate(self.json(fetched, WEIGHTS))
         others = ModelFiles.model_validate(self.json(fetched, MODEL_FILES))
+        original = Original.model_validate(self.json(fetched, ORIGINAL))
         if wanted & {file.sha256 for file in weights.files.values()}:
             found = sources.unchanged_weights(weights.files, others.revision)
             yield from ((weights.files[name].sha256, path) for name, path in found.items())
         if wanted & {file.sha256 for file in others.files.values()}:
             found = sources.unchanged_model_files(others.files, others.revision)
             yield from ((others.files[name].sha256, path) for name, path in found.items())
+        if wanted_here := {name: file for name, file in original.files.items() if file.sha256 in wanted}:
+            found = sources.unchanged_original(wanted_here, others.revision)
+            yield from ((original.files[name].sha256, path) for name, path in found.items())
+        if original.texts is not None and original.texts.sha256 in wanted:
+            yield original.texts.sha256, sources.unchanged_texts(original.texts)

@@ -136,10 +136,10 @@ class Skeleton:
             hook.remove()
         return logits, found[0]
 
-    def forward_with(self, layers: list[nn.Module], input_ids: Tensor) -> Tensor:
-        """transformers' whole forward over other layers."""
+    def forward_with(self, layers: list[nn.Module], input_ids: Tensor, **options: Tensor) -> Tensor:
+        """transformers' whole forward over other layers; `options` are further arguments of it."""
         with self.layers_replaced(layers):
-            return self.run(input_ids=input_ids)
+            return self.run(input_ids=input_ids, **options)
 
     def run(self, use_cache: bool = False, **inputs: Tensor) -> Tensor:
         """transformers' whole forward; the logits."""

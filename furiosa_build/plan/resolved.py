@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-from furiosa_build.recipe.schema import BuildSpec, ModelSpec
+from furiosa_build.recipe.schema import BuildSpec, ModelSpec, QualifySpec
 
 
 def pretrained_id(model: ModelSpec) -> str:
@@ -23,10 +23,11 @@ def resolved_recipe(spec: BuildSpec) -> dict[str, Any]:
     """The BuildSpec as the artifact tells of it, without what belongs to a machine.
 
     Nor the revision: a branch is the commit that it stands for, and `fetch` says which. Nor where parameters lie, and
-    how much memory there is: the number of KV blocks that may follow from it stands in the artifact. Nor, without a
-    draft model, that there is none.
+    how much memory there is: the number of KV blocks that may follow from it stands in the artifact. Nor how it is
+    judged. Nor, without a draft model, that there is none.
     """
     recipe = spec.model_dump(mode="json", exclude={"target": {"memory_gb"}, "model": {"revision", "param_file_path"}})
+    del recipe["qualify"]
     recipe["model"]["model_id_or_path"] = pretrained_id(spec.model)
     if (path := spec.quantization.quantize_artifact_path) is not None:
         recipe["quantization"]["quantize_artifact_path"] = without_place(path)
@@ -47,6 +48,7 @@ def portable_spec(spec: BuildSpec) -> BuildSpec:
             "model": spec.model.model_copy(
                 update={"model_id_or_path": pretrained_id(spec.model), "param_file_path": None}
             ),
+            "qualify": QualifySpec(),
             "quantization": spec.quantization.model_copy(update={"quantize_artifact_path": name}),
         }
     )

@@ -1,81 +1,193 @@
-"""Generates from a few fixed prompts and writes what it saw, logits included: `python -m furiosa_build.runtime.probe`.
+"""Answers questions about an artifact by the runtime alone: `python -m furiosa_build.runtime.probe ARTIFACT IN OUT`.
 
-The build runs this in a fresh process to find out that an artifact works with the runtime alone.
+The build runs this in a fresh process to find out what the artifact does. IN is a JSON file, `Questions`; whoever has
+them answered otherwise, such as by another library, reads the same file. OUT is a safetensors file, see `probe`.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
+from torch import Tensor
 
 from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.artifact.schema import GeneratorConfig
-from furiosa_build.core.errors import BuildError
+from furiosa_build.core.errors import BuildError, UserError
 from furiosa_build.runtime.engine import LLMEngine
+from furiosa_build.runtime.execution.replica import Replica
+from furiosa_build.runtime.request import RequestOutput
 from furiosa_build.runtime.sampling.params import SamplingParams
-
-_TEXTS = ("It is a truth universally acknowledged, that", "The answer to the question is", "1 2 3 4 5 6")
-_NEW_TOKENS = 16
-_PROMPT_TOKENS = 24
+from furiosa_build.runtime.scheduling.batch import Batch
+from furiosa_build.runtime.text.tokenizer import Tokenizer
 
 
-def probe(artifact: Path, output: Path) -> None:
-    """Writes a safetensors file: for request i `tokens.i` int64 [prompt + new] and `logits.i` float32 [new, vocab].
+class _Question(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    The metadata has further figures: `draft_acceptance`, the share of a draft model's tokens that was accepted.
+
+class Chat(_Question):
+    """A conversation that is to become a prompt."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool = True
+
+
+class Continuation(_Question):
+    """A prompt that is to be continued by its likeliest tokens; `beams`: by a search of so many beams."""
+
+    prompt: list[int]
+    max_tokens: int
+    beams: int | None = None
+
+
+class Questions(_Question):
+    """What is asked.
+
+    Attributes:
+        texts: Texts to be made tokens, with and without the special tokens that are put around every text.
+        tokens: Tokens to be made text, with and without special tokens.
+        chats: Conversations to be rendered.
+        rounds: Prompts to be continued. Those of a round run side by side, one round after the other.
     """
-    logits: dict[str, list[torch.Tensor]] = {}
+
+    texts: list[str] = []
+    tokens: list[list[int]] = []
+    chats: list[Chat] = []
+    rounds: list[list[Continuation]] = []
+
+
+def probe(artifact: Path, questions: Path, answers: Path) -> None:
+    """Writes a safetensors file. Of continuation k (they are counted through all rounds) it has
+
+    - `tokens.k`: int64 [prompt + new]
+    - `after.k`: int64 [positions], for which positions there are logits: those of the tokens that follow these
+    - `logits.k`: float32 [positions, vocab]
+    - `buckets.k`: int64 [positions], the bucket that computed them, as an index into the metadata's `buckets`
+
+    or of a beam search `beams.k`: int64 [beams, prompt + new], the best first, and `scores.k`: float64 [beams].
+
+    The metadata are JSON texts: `texts` and `tokens`, pairs of answers; `chats`, texts, or null where the conversation
+    was refused (each null where there is no tokenizer); `buckets`, their names; and, where a draft model proposed
+    tokens, `draft_acceptance`, the share of them that was accepted.
+    """
+    asked = Questions.model_validate_json(questions.read_bytes())
     opened = open_artifact(artifact)
-    engine = LLMEngine(
-        opened,
-        paged_attention_num_blocks=_num_blocks(opened.artifact.generator_config),
-        on_logits=lambda request, row: logits.setdefault(request, []).append(row.clone()),
-    )
-    tokens = {}
+    config = opened.artifact.generator_config
+    engine = _Recording(opened, paged_attention_num_blocks=_num_blocks(config, asked.rounds))
     with closing(engine):
-        for i, prompt in enumerate(_prompts(engine)):
-            engine.add_request(str(i), prompt, SamplingParams(temperature=0.0, max_tokens=_NEW_TOKENS, ignore_eos=True))
-        while engine.has_unfinished_requests():
-            for result in engine.step():
-                if result.finished:
-                    tokens[result.request_id] = [*result.prompt_token_ids, *result.outputs[0].token_ids]
+        outputs = [output for number, one in enumerate(asked.rounds) for output in _continue(engine, number, one)]
         accepted = engine.stats().acceptance_rate
-    tensors = {f"tokens.{name}": torch.tensor(ids) for name, ids in tokens.items()}
-    tensors |= {f"logits.{name}": torch.stack(rows) for name, rows in logits.items()}
-    save_file(tensors, output, None if accepted is None else {"draft_acceptance": str(accepted)})
+    told: dict[str, Any] = {**text_answers(engine.tokenizer, asked), "buckets": engine.buckets}
+    if accepted is not None:
+        told["draft_acceptance"] = accepted
+    tensors: dict[str, Tensor] = {}
+    for k, output in enumerate(outputs):
+        if engine.rows.get(output.request_id):
+            after, buckets, logits = zip(*engine.rows[output.request_id], strict=True)
+            tensors[f"tokens.{k}"] = torch.tensor([*output.prompt_token_ids, *output.outputs[0].token_ids])
+            tensors |= {f"after.{k}": torch.tensor(after), f"buckets.{k}": torch.tensor(buckets)}
+            tensors[f"logits.{k}"] = torch.stack(logits)
+        else:
+            beams = [torch.tensor([*output.prompt_token_ids, *beam.token_ids]) for beam in output.outputs]
+            tensors[f"beams.{k}"] = torch.stack(beams)
+            scores = [beam.cumulative_logprob for beam in output.outputs]
+            tensors[f"scores.{k}"] = torch.tensor(scores, dtype=torch.float64)
+    save_file(tensors, answers, {name: json.dumps(answer) for name, answer in told.items()})
 
 
-def _prompts(engine: LLMEngine) -> list[list[int]]:
-    """Token ids that fit the buckets: of fixed texts, or spread over the vocabulary where there is no tokenizer."""
-    longest = _max_prompt_tokens(engine.artifact.generator_config)
-    if engine.tokenizer is not None:
-        prompts = [engine.tokenizer.encode(text) for text in _TEXTS]
-    else:
-        size = engine.artifact.model_metadata.vocab_size
-        prompts = [[(7919 * (i + 1) * (k + 1)) % size for k in range(8 + 5 * i)] for i in range(len(_TEXTS))]
-    return [prompt[:longest] for prompt in prompts]
+class _Recording(LLMEngine):
+    """An engine that keeps the logits it sees, with the bucket that computed them.
+
+    Attributes:
+        buckets: Names of buckets.
+        rows: Request -> position, index of its bucket, logits [vocab].
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.buckets: list[str] = []
+        self.rows: dict[str, list[tuple[int, int, Tensor]]] = {}
+        self._bucket = 0
+        self._lengths: dict[str, int] = {}
+        super().__init__(*args, **options, on_logits=self._keep)
+
+    def add_request(self, request_id: str, prompt: Any, sampling_params: SamplingParams) -> None:
+        self._lengths[request_id] = len(prompt)
+        super().add_request(request_id, prompt, sampling_params)
+
+    def _accept(self, replica: Replica, batch: Batch, logits: Tensor, outputs: list[RequestOutput]) -> Any:
+        if batch.pipeline.name not in self.buckets:
+            self.buckets.append(batch.pipeline.name)
+        self._bucket = self.buckets.index(batch.pipeline.name)
+        return super()._accept(replica, batch, logits, outputs)
+
+    def _keep(self, request_id: str, row: Tensor) -> None:
+        request = self._requests[request_id]
+        if request.beams is None:
+            rows = self.rows.setdefault(request_id, [])
+            rows.append((self._lengths[request_id] + len(rows) - 1, self._bucket, row.clone()))
 
 
-def _max_prompt_tokens(config: GeneratorConfig) -> int:
-    """The number of tokens that a prompt may have."""
-    longest = max(length for _, length in config.prefill_buckets)
-    return max(1, min(longest, max(length for _, length in config.decode_buckets) - _NEW_TOKENS, _PROMPT_TOKENS))
+def _continue(engine: LLMEngine, number: int, asked: Sequence[Continuation]) -> list[RequestOutput]:
+    """The continuations of a round, in order."""
+    names = [f"{number}.{i}" for i in range(len(asked))]
+    for name, each in zip(names, asked, strict=True):
+        engine.add_request(name, each.prompt, _sampling(each))
+    finished = {}
+    while engine.has_unfinished_requests():
+        finished.update({output.request_id: output for output in engine.step() if output.finished})
+    return [finished[name] for name in names]
 
 
-def _num_blocks(config: GeneratorConfig) -> int:
-    """KV blocks to run all prompts side by side. What an artifact suggests may be all the memory of a server."""
-    blocks = len(_TEXTS) * -(-(_max_prompt_tokens(config) + _NEW_TOKENS) // config.paged_attention_block_size)
-    with_spare = math.ceil(blocks / (1 - config.default_scheduler_config.spare_blocks_ratio))
+def _sampling(asked: Continuation) -> SamplingParams:
+    if asked.beams is None:
+        return SamplingParams(temperature=0.0, max_tokens=asked.max_tokens, ignore_eos=True)
+    return SamplingParams(use_beam_search=True, n=asked.beams, max_tokens=asked.max_tokens, ignore_eos=True)
+
+
+def text_answers(tokenizer: Tokenizer | None, asked: Questions) -> dict[str, Any]:
+    """What a tokenizer says: see `probe`."""
+    if tokenizer is None:
+        return {"texts": None, "tokens": None, "chats": None}
+    whether = (True, False)
+    return {
+        "texts": [[tokenizer.encode(text, add_special_tokens=special) for special in whether] for text in asked.texts],
+        "tokens": [[tokenizer.decode(ids, skip_special_tokens=skip) for skip in whether] for ids in asked.tokens],
+        "chats": [_rendered(tokenizer, chat) for chat in asked.chats],
+    }
+
+
+def _rendered(tokenizer: Tokenizer, chat: Chat) -> str | None:
+    try:
+        return tokenizer.apply_chat_template(
+            chat.messages, tools=chat.tools, add_generation_prompt=chat.add_generation_prompt
+        )
+    except UserError:  # there is no template, or it refuses such conversations
+        return None
+
+
+def _num_blocks(config: GeneratorConfig, rounds: Sequence[Sequence[Continuation]]) -> int:
+    """KV blocks for all prompts at once, so that one may begin with those of another.
+
+    What an artifact suggests may be all the memory of a server.
+    """
+    size = config.paged_attention_block_size
+    blocks = sum((each.beams or 1) * -(-(len(each.prompt) + each.max_tokens) // size) for one in rounds for each in one)
+    with_spare = math.ceil(max(blocks, 1) / (1 - config.default_scheduler_config.spare_blocks_ratio))
     return min(config.paged_attention_num_blocks, with_spare)
 
 
 if __name__ == "__main__":
     try:
-        probe(Path(sys.argv[1]), Path(sys.argv[2]))
+        probe(*map(Path, sys.argv[1:4]))
     except BuildError as error:
         sys.exit(str(error))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from furiosa_build.plan.budget.costs import Costs
     from furiosa_build.plan.budget.durations import KnownStep
     from furiosa_build.plan.planner import PlannedStep, Site
-    from furiosa_build.weights.listing import ListedWeights, ModelFiles
+    from furiosa_build.weights.listing import ListedWeights, ModelFiles, Original
 
 
 class Request(BaseModel):
@@ -68,7 +68,7 @@ class BuildState(Protocol):
         """The content of one of them."""
         ...
 
-    def source(self, model_id: str) -> tuple[ListedWeights, ModelFiles]:
+    def source(self, model_id: str) -> tuple[ListedWeights, ModelFiles, Original]:
         """The files that a model's build begins with, which have been read."""
         ...
 

@@ -1,4 +1,4 @@
-"""fetch: the source of the model, as two lists. Its files stay where they are: a directory or the hub's cache.
+"""fetch: the source of the model, as lists. Its files stay where they are: a directory or the hub's cache.
 
 The weights may come from another directory: a quantized checkpoint.
 """
@@ -23,10 +23,11 @@ class FetchRequest(Request):
 
     weights: listing.ListedWeights
     model_files: listing.ModelFiles
+    original: listing.Original
 
 
 class Fetch(Step[FetchRequest]):
-    """Writes weights.json and model_files.json."""
+    """Writes weights.json, model_files.json and original.json."""
 
     name = label = "fetch"
     Request = FetchRequest
@@ -50,12 +51,17 @@ class Fetch(Step[FetchRequest]):
         return Entry(self.name, f"find the {weights} of {origin} and list them by digest", needs={}, reads=reads)
 
     def request(self, step: PlannedStep, state: BuildState) -> FetchRequest:
-        weights, model_files = state.source(step.model_id)
-        return FetchRequest(weights=weights, model_files=model_files)
+        weights, model_files, original = state.source(step.model_id)
+        return FetchRequest(weights=weights, model_files=model_files, original=original)
 
     def run(self, request: FetchRequest, inputs: Inputs, output: Path) -> None:
-        (output / listing.WEIGHTS).write_bytes(canonical_json(request.weights.model_dump(mode="json")))
-        (output / listing.MODEL_FILES).write_bytes(canonical_json(request.model_files.model_dump(mode="json")))
+        lists = {
+            listing.WEIGHTS: request.weights,
+            listing.MODEL_FILES: request.model_files,
+            listing.ORIGINAL: request.original,
+        }
+        for name, content in lists.items():
+            (output / name).write_bytes(canonical_json(content.model_dump(mode="json")))
 
     def work(self, step: PlannedStep, costs: Costs) -> Work:
         sizes = costs.of(step)

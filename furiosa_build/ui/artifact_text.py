@@ -37,7 +37,7 @@ def artifact_text(artifact: Artifact, directory: Path) -> str:
         part: sum(f.stat().st_size for f in (directory / part).rglob("*") if f.is_file())
         for part in ("params", "programs", "model", DRAFT_DIRECTORY)
     }
-    of_draft = f", draft model {size_text(sizes[DRAFT_DIRECTORY])}" if artifact.draft else ""
+    more = f", draft model {size_text(sizes[DRAFT_DIRECTORY])}" if artifact.draft else ""
     parallel = artifact.parallel_config
     lines = [
         f"artifact      {meta.name} {meta.artifact_id[:12]}, schema {artifact.schema_version}",
@@ -62,7 +62,7 @@ def artifact_text(artifact: Artifact, directory: Path) -> str:
         f"spare_blocks_ratio={scheduler.spare_blocks_ratio}, is_offline={scheduler.is_offline}, "
         f"prefill_chunk_size={scheduler.prefill_chunk_size}",
         f"size          {size_text(artifact_size(directory))}: parameters {size_text(sizes['params'])}, programs "
-        f"{size_text(sizes['programs'])}, model files {size_text(sizes['model'])}{of_draft}",
+        f"{size_text(sizes['programs'])}, model files {size_text(sizes['model'])}{more}",
         "programs",
         *_program_lines(artifact, directory),
         *(["programs of the draft", *_program_lines(artifact.draft, directory)] if artifact.draft else []),
@@ -133,10 +133,16 @@ def _qualification(directory: Path) -> str:
         return "not known"
     figures = json.loads(path.read_bytes())
     accepted = figures.get("draft_acceptance")
-    of_draft = "" if accepted is None else f"; {accepted:.0%} of the draft's tokens accepted"
+    more = "" if accepted is None else f"; {accepted:.0%} of the draft's tokens accepted"
+    if "quantization_kl_divergence" in figures:
+        more += (
+            f"; against the published model: KL divergence {figures['quantization_kl_divergence']:.2g}, top-1 agreement "
+            f"{figures['quantization_top1_agreement']:.0%}, perplexity {figures['quantization_perplexity']:.4g} "
+            f"(published: {figures['quantization_published_perplexity']:.4g})"
+        )
     return (
         f"{figures['tokens']} tokens, top-1 agreement {figures['top1_agreement']:.0%}, largest logit difference "
-        f"{figures['largest_logit_difference']:.2g} (allowed {figures['allowed_logit_difference']:.2g}){of_draft}"
+        f"{figures['largest_logit_difference']:.2g} (allowed {figures['allowed_logit_difference']:.2g}){more}"
     )
 
 

@@ -9,7 +9,7 @@ from furiosa_build.ir.outline import ParameterOutline
 from furiosa_build.recipe.schema import ModelSpec
 from furiosa_build.weights.config import check_architecture_of_weights
 from furiosa_build.weights.formats import check_weight_file
-from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, matches
+from furiosa_build.weights.hf_layout import INDEX_FILE
 from furiosa_build.weights.listing import ListedFile, ListedWeights, ModelFiles
 from furiosa_build.weights.model_source import ModelSource
 
@@ -31,20 +31,22 @@ def describe(
         hash_file: sha256 of a file; may remember.
     """
     if weights.seed is None:
-        listed = ListedWeights(files=_listed(weights.weight_files(), hash_file))
+        files = weights.weight_files()
+        for name, path in files.items():
+            if name != INDEX_FILE:
+                check_weight_file(path)
+        found = ListedWeights(files=listed(files, hash_file))
     else:
-        listed = ListedWeights(seed=weights.seed, parameters=dict(parameters))
+        found = ListedWeights(seed=weights.seed, parameters=dict(parameters))
     if described_by is None:
-        return listed, ModelFiles()
+        return found, ModelFiles()
     files = described_by.model_files()
     config = files.pop("config.json", None)
     if config is not None:
         check_architecture_of_weights(model, config)
-    return listed, ModelFiles(files=_listed(files, hash_file), revision=described_by.commit())
+    return found, ModelFiles(files=listed(files, hash_file), revision=described_by.commit())
 
 
-def _listed(files: Mapping[str, Path], hash_file: Callable[[Path], str]) -> dict[str, ListedFile]:
-    for name, path in files.items():
-        if not matches(name, (*MODEL_FILES, INDEX_FILE)):
-            check_weight_file(path)
+def listed(files: Mapping[str, Path], hash_file: Callable[[Path], str]) -> dict[str, ListedFile]:
+    """Files by name, with size and digest."""
     return {name: ListedFile(size=path.stat().st_size, sha256=hash_file(path)) for name, path in files.items()}

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.errors import UserError
-from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, check_file, find_files, read_json, weight_files
+from furiosa_build.weights.hf_layout import (
+    INDEX_FILE,
+    MODEL_FILES,
+    ORIGINAL_PATTERNS,
+    check_file,
+    find_files,
+    read_json,
+    weight_files,
+)
 from furiosa_build.weights.model_source import ModelSource, Reference
 
 if TYPE_CHECKING:
@@ -46,6 +54,14 @@ class ModelDirectory(ModelSource):
 
     def model_files(self) -> dict[str, Path]:
         return find_files(self.path, MODEL_FILES)
+
+    def original_files(self) -> dict[str, Path]:
+        return {
+            path.relative_to(self.path).as_posix(): path
+            for pattern in ORIGINAL_PATTERNS
+            for path in self.path.glob(pattern)
+            if path.is_file()
+        }
 
     def weight_files(self) -> dict[str, Path]:
         check_file(self.path / INDEX_FILE)

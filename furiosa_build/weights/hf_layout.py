@@ -42,6 +42,8 @@ TRAVELLING = ("generation_config.json",)
 """Files that travel into the artifact's model/ directory as they are."""
 MODEL_FILES = ("config.json", *TRAVELLING, *TOKENIZER_FILES)
 """What a model has beside its weights, as far as it is used."""
+ORIGINAL_PATTERNS = (*MODEL_FILES, *WEIGHT_PATTERNS, "adapter_config.json", "adapter_model*")
+"""What transformers may open of a model with safetensors weights."""
 
 
 LARGEST_JSON = 64 << 20

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ class HubModel(ModelSource):
 
     def model_files(self) -> dict[str, Path]:
         return (self._fetched.get(_WHOLE) or self._fetch(MODEL_FILES)).model_files()
+
+    def original_files(self) -> dict[str, Path]:
+        """Those that a build fetches: what else the hub's cache has of the model depends on the machine."""
+        found = (self._fetched.get(_WHOLE) or self._fetch(MODEL_FILES)).original_files()
+        return {name: path for name, path in found.items() if any(fnmatchcase(name, pattern) for pattern in _WHOLE)}
 
     def weight_files(self) -> dict[str, Path]:
         return self._fetch(_WHOLE).weight_files()

@@ -1,6 +1,6 @@
-"""What `fetch` writes: which weights are used, and the files that travel beside them. Neither says where they lie.
+"""What `fetch` writes: which weights are used, the files that travel beside them, and all that there is for others.
 
-Two files, so that another tokenizer or chat template does not count as other weights.
+None says where they lie. Several files, so that another tokenizer or chat template does not count as other weights.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from furiosa_build.ir.outline import ParameterOutline
 
 WEIGHTS = "weights.json"
 MODEL_FILES = "model_files.json"
+ORIGINAL = "original.json"
 
 
 class ListedFile(BaseModel):
@@ -36,3 +37,14 @@ class ModelFiles(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     files: dict[str, ListedFile] = {}
     revision: str | None = None
+
+
+class Original(BaseModel):
+    """original.json: every file of the model that transformers may open, whether the build uses it or not.
+
+    `qualify` gives them to transformers, which decides for itself. `texts` are those to measure the model on.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    files: dict[str, ListedFile] = {}
+    texts: ListedFile | None = None

@@ -85,6 +85,10 @@ class ModelSource(ABC):
         """
         return {}
 
+    def original_files(self) -> dict[str, Path]:
+        """Every file that transformers may open to load the model, by its name there: also those the build ignores."""
+        return {}
+
     def weight_files(self) -> dict[str, Path]:
         """The files of weights, and their index, by the names that they are listed under; a remote source fetches them.
 

@@ -13,18 +13,27 @@ from furiosa_build.core.progress import expect
 from furiosa_build.ir.outline import ParameterOutline
 from furiosa_build.recipe.schema import BuildSpec
 from furiosa_build.weights.config import config_of
-from furiosa_build.weights.describe import describe
+from furiosa_build.weights.describe import describe, listed
 from furiosa_build.weights.directory import ModelDirectory
 from furiosa_build.weights.formats import check_weight_file
-from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, TOKENIZER_FILES, TOKENIZER_VOCABULARIES, matches
+from furiosa_build.weights.hf_layout import (
+    INDEX_FILE,
+    TOKENIZER_FILES,
+    TOKENIZER_VOCABULARIES,
+    WEIGHT_PATTERNS,
+    matches,
+)
 from furiosa_build.weights.hub import HubModel
 from furiosa_build.weights.kinds import find_source
-from furiosa_build.weights.listing import ListedFile, ListedWeights, ModelFiles
+from furiosa_build.weights.listing import ListedFile, ListedWeights, ModelFiles, Original
 from furiosa_build.weights.model_source import ModelSource, Reference
 from furiosa_build.weights.single_file import WeightFile
 
 if TYPE_CHECKING:
     from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
+
+TEXTS = "qualify.texts"
+"""What the file of that key is called among the source's files."""
 
 
 class Sources:
@@ -43,7 +52,7 @@ class Sources:
     """
 
     def __init__(self, spec: BuildSpec, roots: Sequence[Path], hashes: HashMemory) -> None:
-        self._spec, self._roots, self._hashes = spec.model, roots, hashes
+        self._spec, self._roots, self._hashes, self._texts_name = spec.model, roots, hashes, spec.qualify.texts
         model = find_source(Reference(spec.model.model_id_or_path, roots, spec.model.revision))
         if model is None and (spec.model.architecture is None or spec.model.seed_for_random_weight is None):
             raise UserError(
@@ -103,16 +112,19 @@ class Sources:
         self.weights.weight_files()
         if self._description is not None:
             self._description.model_files()  # the hub's commit is known then
-        unread = self._unread()
+        unread, weights = self._unread(), set(self.weights.weight_files().values())
         expect(sum(file.stat().st_size for file in unread.values()))
-        for name, file in unread.items():
-            if not matches(name, MODEL_FILES) and file.name != INDEX_FILE:
+        for file in unread.values():
+            if file in weights and file.name != INDEX_FILE:
                 check_weight_file(file)  # before its terabytes are read, if that is what it says
             self._hashes.hash(file)
 
-    def describe(self, parameters: Mapping[str, ParameterOutline]) -> tuple[ListedWeights, ModelFiles]:
+    def describe(self, parameters: Mapping[str, ParameterOutline]) -> tuple[ListedWeights, ModelFiles, Original]:
         """The files, read and listed by digest; `parameters` are those that are drawn where weights are random."""
-        return describe(self._spec, self._description, self.weights, parameters, self._hashes.hash)
+        weights, others = describe(self._spec, self._description, self.weights, parameters, self._hashes.hash)
+        original = listed(self._original_files(self._description, self.weights), self._hashes.hash)
+        texts = listed(self._texts(), self._hashes.hash)
+        return weights, others, Original(files=original, texts=texts.get(TEXTS))
 
     def unchanged_weights(self, listed: Mapping[str, ListedFile], revision: str | None) -> dict[str, Path]:
         """The files of weights, by name. Raises UserError when they are not as they were fetched."""
@@ -122,6 +134,39 @@ class Sources:
         """The files beside them, by name. Raises UserError when they are not as they were fetched."""
         found = {} if self._description is None else self._description.at(revision).model_files()
         return self._unchanged(found, listed)
+
+    def unchanged_original(self, listed: Mapping[str, ListedFile], revision: str | None) -> dict[str, Path]:
+        """All files that transformers may open, by name. Raises UserError when they are not as they were fetched."""
+        description = None if self._description is None else self._description.at(revision)
+        return self._unchanged(self._original_files(description, self.weights.at(revision)), listed)
+
+    def unchanged_texts(self, listed: ListedFile) -> Path:
+        """The file of `qualify.texts`. Raises UserError when it is not as it was fetched."""
+        return self._unchanged(self._texts(), {TEXTS: listed})[TEXTS]
+
+    def _original_files(self, description: ModelSource | None, weights: ModelSource) -> dict[str, Path]:
+        """What transformers may open: the model's files, and in place of its weights those that the recipe names."""
+        found = self._described_files(description)
+        # Those that are quantized already are no model for transformers alone.
+        return found if self.weights is self._description or self.quantized else found | weights.weight_files()
+
+    def _described_files(self, description: ModelSource | None) -> dict[str, Path]:
+        """The model's files, without weights that are not used."""
+        found = {} if description is None else description.original_files()
+        is_used = self.weights is self._description
+        return {name: file for name, file in found.items() if is_used or not matches(name, WEIGHT_PATTERNS)}
+
+    def _texts(self) -> dict[str, Path]:
+        if self._texts_name is None:
+            return {}
+        found = next((path for path in Reference(self._texts_name, self._roots).paths() if path.is_file()), None)
+        if found is None:
+            raise UserError(
+                f"the texts {self._texts_name!r} do not exist, or are not a file",
+                where="qualify.texts",
+                valid="a file of text in UTF-8 (also relative to the recipe's root), or null",
+            )
+        return {TEXTS: found}
 
     def _unchanged(self, found: Mapping[str, Path], listed: Mapping[str, ListedFile]) -> dict[str, Path]:
         for name, file in listed.items():
@@ -138,12 +183,12 @@ class Sources:
         """The files on this machine, but for the hub's cache."""
         files: dict[str, Path] = {}
         if self._description is not None and not self._description.is_remote:
-            files |= self._description.model_files()
+            files |= self._description.model_files() | self._described_files(self._description)
         if not self.weights.is_remote:
             inside = "quantized/" if self.quantized else ""
             with suppress(UserError):  # `read` raises it
                 files |= {f"{inside}{name}": file for name, file in self.weights.weight_files().items()}
-        return files
+        return files | self._texts()
 
     def _unread(self) -> dict[str, Path]:
         return {name: file for name, file in self._files_here().items() if self._hashes.recall(file) is None}

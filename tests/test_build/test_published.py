@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from user_directory import UserDirectory, steps_in_this_process
 
 from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.artifact.schema import Artifact, to_json
 from furiosa_build.core.errors import StepError
+from furiosa_build.runtime.probe import Questions
 from furiosa_build.steps import qualify
 
 TRACES = [
@@ -181,18 +183,19 @@ def test_an_artifact_that_says_something_else_is_not_accepted(
     user: UserDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = (user.artifacts / "latest").readlink()
-    generate = qualify.generate
+    answer = qualify.answer
 
-    def generate_noise(artifact: Path, output: Path) -> Path:
-        file = generate(artifact, output)
+    def answer_noise(artifact: Path, questions: Questions, work: Path) -> Path:
+        file = answer(artifact, questions, work)
+        with safe_open(file, "pt") as opened:
+            told = opened.metadata()
         tensors = load_file(file)
-        save_file(
-            {name: t + (t.is_floating_point() * torch.arange(t.shape[-1])).to(t) for name, t in tensors.items()}, file
-        )
+        tensors |= {n: t + torch.arange(t.shape[-1]) for n, t in tensors.items() if n.startswith("logits")}
+        save_file(tensors, file, told)
         return file
 
     with monkeypatch.context() as patch:
-        patch.setattr(qualify, "generate", generate_noise)
+        patch.setattr(qualify, "answer", answer_noise)
         with pytest.raises(StepError, match=r"step qualify failed: .*the artifact's logits are not the model's"):
             user.build("scheduler.max_processing_samples=7")
     assert (user.artifacts / "latest").readlink() == old

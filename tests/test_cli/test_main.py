@@ -103,7 +103,7 @@ def test_build_twice(fresh: UserDirectory) -> None:
     assert second.status == 0
     assert re.fullmatch(
         rf"artifact   artifacts/tiny/{artifact.metadata.artifact_id[:12]} \(\d+ kB\)\n"
-        r"qualified  48 tokens, top-1 agreement 100%, largest logit difference \S+ \(allowed \S+\)\n"
+        r"qualified  52 tokens, top-1 agreement 100%, largest logit difference \S+ \(allowed \S+\)\n"
         r"ran 0 of 17 steps in \d\.\d s, 17 up to date\n",
         second.out,
     )
@@ -139,7 +139,7 @@ needs
 
 
 def test_plan_before_and_after(fresh: UserDirectory, built: UserDirectory) -> None:
-    qualify = "load the artifact in a fresh process, generate, compare with the eager reference"
+    qualify = "load the artifact in a fresh process, generate, compare with transformers"
     before = furiosa_build(fresh, "plan", "tiny")
     assert (before.status, before.err) == (0, "")
     assert before.out.startswith(PLAN.format(state="to do", qualify=qualify))

@@ -69,7 +69,7 @@ def test_a_family_is_built_and_qualifies(family: str, start_build: Callable[...,
     for kinds in build.plan.model.kinds.values():
         assert [kind.layers for kind in kinds if kind.layers] == layers
     figures = build.store.read_json(build.outcomes["qualify"].record, qualify.OUTPUT)
-    assert figures["tokens"] == 48
+    assert figures["tokens"] >= 48
     # float32 through some tens of operations agrees to 1e-5 of the logits, float16 (11 bits) to a few 1e-3.
     share = {"float32": 1e-5, "float16": 5e-3}[build.plan.model.outline.dtype]
     assert figures["largest_logit_difference"] <= share * max(figures["largest_logit"], 1.0)

@@ -18,6 +18,7 @@ from test_models.tiny import LLAMA, TIED, load, save_random_model
 from torch import Tensor
 
 from furiosa_build.build.build import Build
+from furiosa_build.core.errors import StepError
 from furiosa_build.quant.linear import QuantizedLinear
 from furiosa_build.runtime import LLMEngine, SamplingParams
 
@@ -157,7 +158,7 @@ def test_an_artifact_that_rounds_otherwise_does_not_qualify(
         if step != "qualify":
             build.run(step)
     monkeypatch.undo()
-    with pytest.raises(RuntimeError, match="not the model's"):
+    with pytest.raises(StepError, match="not the model's"):
         build.run("qualify")
 
 

@@ -174,6 +174,12 @@ LEAVES: Mapping[Path, Leaf] = {
     # Besides, programs that were not there before: test_draft.py.
     ("speculative", "recipe"): Leaf(st.none() | st.sampled_from(["small", "smaller"]), by("package")),
     ("speculative", "num_speculative_tokens"): Leaf(st.none() | st.integers(1, 6), by_proposals),
+    # What the file holds is an input of fetch.
+    ("qualify", "texts"): Leaf(st.sampled_from([None, "a.txt", "b.txt"]), by()),
+    ("qualify", "logit_tolerance"): Leaf(st.none() | st.sampled_from([0.01, 0.1]), by("qualify")),
+    ("qualify", "max_kl_divergence"): Leaf(st.floats(0, 2), by("qualify")),
+    ("qualify", "min_top1_agreement"): Leaf(st.floats(0, 1), by("qualify")),
+    ("qualify", "max_perplexity_ratio"): Leaf(st.floats(1, 9), by("qualify")),
 }
 
 CHECKPOINT: Path = ("quantization", "quantize_artifact_path")

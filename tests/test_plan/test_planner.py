@@ -60,7 +60,7 @@ def test_needs() -> None:
     assert steps["compile:prefill-1x32:block"].needs == {"partition:prefill-1x32:block": "*"}
     compiled = {name for name in steps if name.startswith("compile")}
     assert compiled | {"fetch", "partition:weights"} <= set(steps["package"].needs)
-    assert list(steps["qualify"].needs) == ["package", "quantize"]
+    assert list(steps["qualify"].needs) == ["package", "fetch", "quantize"]
 
 
 def test_without_quantization_the_weights_are_those_that_were_fetched() -> None:

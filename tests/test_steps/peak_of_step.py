@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from furiosa_build.core.peak_memory import Watch, give_back
 from furiosa_build.ir.outline import Outline
 from furiosa_build.models.analyze import survey
-from furiosa_build.steps import qualify
 from furiosa_build.steps.base import Inputs
+from furiosa_build.steps.qualification.layered import LayeredReference
+from furiosa_build.steps.qualification.original import Original
+from furiosa_build.steps.qualification.reference import Asked
 from furiosa_build.steps.quantize import Quantize
 from furiosa_build.steps.registry import find
 from furiosa_build.steps.shard import Shard, ShardRequest
+from furiosa_build.steps.weights import open_weights
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -69,7 +71,7 @@ def measure(step: str, scheme: str, source: str, config: dict[str, Any], outline
     give_back()
     with Watch() as watch:
         if step == "qualify":
-            compare_with_noise(request, files, work)
+            run_reference(request, files, work)
         else:
             find(step).run(request, Inputs(files, work), work / "output")
     assert watch.peak is not None
@@ -104,17 +106,16 @@ def make_checkpoint(request: ShardRequest, files: dict[str, Path], directory: Pa
     return request.model_copy(update={"seed": None, "inputs": digests}), {name: directory / name for name in digests}
 
 
-def compare_with_noise(request: ShardRequest, files: dict[str, Path], work: Path) -> None:
-    """The reference's part of `qualify`: to find that the logits are not the model's it has to compute all layers."""
-    probed = work / "probed.safetensors"
-    save_file({"tokens.0": torch.arange(8), "logits.0": torch.full((4, CONFIG["vocab_size"]), 1e6)}, probed)
-    try:
-        qualify.compare(probed, request, files, work / "output")
-    except RuntimeError as error:
-        if "logits are not the model's" in str(error):
-            return
-        raise
-    raise AssertionError("the reference has not computed logits")
+def run_reference(request: ShardRequest, files: dict[str, Path], work: Path) -> None:
+    """The reference's part of `qualify`."""
+    asked = [Asked(torch.arange(8), torch.arange(4, 8))]
+    if request.schemes:
+        weights = open_weights(request, files)
+        LayeredReference(request.hf_config, request.outline, request.schemes, weights).logits(asked)
+    else:
+        (work / "config.json").write_text(json.dumps(request.hf_config))
+        source = {"config.json": work / "config.json", **files}
+        Original(source, work / "source", None).model().logits(asked)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -9,13 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_models.tiny import GEMMA3, LLAMA, MISTRAL, MODELS, save_random_model
+from test_models.tiny import GEMMA3, LLAMA, MISTRAL, MODELS, read_config, save_random_model
+from user_directory import answer_in_this_process
 
 from furiosa_build.build.build import Build
 from furiosa_build.core.errors import StepError
 from furiosa_build.core.peak_memory import Watch
-from furiosa_build.runtime.probe import probe
+from furiosa_build.ir.qualification_limits import QualificationLimits
+from furiosa_build.runtime.probe import Continuation, Questions, probe
 from furiosa_build.steps import qualify
 
 from .requests import Job, job
@@ -23,7 +27,7 @@ from .requests import Job, job
 StartBuild = Callable[..., Build]
 
 
-WEIGHTS = "weights/model.safetensors"
+SOURCE, CONFIG = "source/model.safetensors", "source/config.json"
 
 SMALL: dict[str, Any] = {
     "prefill_buckets": [[1, 32]],
@@ -41,27 +45,27 @@ def output(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.fixture
-def qualify_of(output: Path) -> Callable[[Build], Job]:
-    """The step for a built artifact, and what the artifact generates (in this process, to save time)."""
-
-    def make(build: Build) -> Job:
-        found = job(build, "qualify")
-        probe(build.version_directory, output / qualify.PROBED)
-        return found
-
-    return make
-
-
-def compare(of: Job, output: Path) -> None:
-    """Runs the step on what has been generated already."""
+def judge(of: Job, output: Path) -> dict[str, Any]:
+    """Runs the step, and returns its figures. The artifact answers in this process, to save time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(qualify, "generate", lambda *_: output / qualify.PROBED)
+        patch.setattr(qualify, "answer", answer_in_this_process)
         of.run(output)
-
-
-def figures(output: Path) -> dict[str, Any]:
+    assert [path.name for path in output.iterdir()] == [qualify.OUTPUT], "nothing else is kept"
     return dict(json.loads((output / qualify.OUTPUT).read_text()))
+
+
+def qualify_of(build: Build) -> Job:
+    """The step for a built artifact."""
+    return job(build, "qualify")
+
+
+def refusal(of: Job, output: Path) -> str:
+    """Why the artifact does not qualify: words, and no Python."""
+    with pytest.raises(StepError) as refused:
+        judge(of, output)
+    assert not set("{}") & set(refused.value.cause), refused.value.cause
+    assert list(output.iterdir()) == []
+    return refused.value.cause
 
 
 @pytest.mark.parametrize(
@@ -69,55 +73,45 @@ def figures(output: Path) -> dict[str, Any]:
     [*((name, "none") for name in MODELS), ("llama", "fp8"), ("llama", "int8"), ("tied", "int8"), ("qwen2", "fp8")],
 )
 def test_a_sound_artifact_qualifies(
-    name: str,
-    scheme: str,
-    start_build: StartBuild,
-    qualify_of: Callable[[Build], Job],
-    output: Path,
-    tmp_path: Path,
+    name: str, scheme: str, start_build: StartBuild, output: Path, tmp_path: Path
 ) -> None:
     model = save_random_model(MODELS[name], tmp_path / "model")
-    compare(qualify_of(start_build(model, scheme=scheme, **SMALL)), output)
-    found = figures(output)
-    assert [path.name for path in output.iterdir()] == [qualify.OUTPUT], "what was generated is not kept"
-    assert found["tokens"] == 3 * 16
+    found = judge(qualify_of(start_build(model, scheme=scheme, **SMALL)), output)
+    assert found["tokens"] == 3 * 16 + 4
+    assert found["buckets"] == ["decode-4x64", "prefill-1x32"]
     assert found["top1_agreement"] == 1.0
     assert found["largest_logit"] > 1
     # Well within: float32 on both sides, in another order.
     assert found["largest_logit_difference"] < 1e-5 * max(found["largest_logit"], 1)
     assert found["largest_logit_difference"] <= found["allowed_logit_difference"] / 5
+    assert ("quantization_perplexity" in found) == (scheme != "none")
 
 
-def test_a_bfloat16_artifact_qualifies(
-    start_build: StartBuild, qualify_of: Callable[[Build], Job], output: Path, tmp_path: Path
-) -> None:
+def test_a_bfloat16_artifact_qualifies(start_build: StartBuild, output: Path, tmp_path: Path) -> None:
     model = save_random_model({**LLAMA, "dtype": "bfloat16"}, tmp_path / "m", torch.bfloat16)
-    compare(qualify_of(start_build(model, **SMALL)), output)
-    found = figures(output)
+    found = judge(qualify_of(start_build(model, **SMALL)), output)
     assert found["top1_agreement"] > 0.8
     assert 0 < found["largest_logit_difference"] < found["allowed_logit_difference"]
 
 
 def test_an_artifact_runs_in_a_fresh_process(start_build: StartBuild, output: Path) -> None:
-    build = start_build(LLAMA, **SMALL)
-    of = job(build, "qualify")
-    probed = qualify.generate(build.version_directory, output)
-    assert set(load_file(probed)) == {f"{kind}.{i}" for kind in ("tokens", "logits") for i in range(3)}
-    probed.unlink()
+    of = job(start_build(LLAMA, **SMALL), "qualify")
     of.run(output)
     assert [path.name for path in output.iterdir()] == [qualify.OUTPUT]
-    assert figures(output)["top1_agreement"] == 1.0
+    assert json.loads((output / qualify.OUTPUT).read_text())["top1_agreement"] == 1.0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells private memory from mapped files")
 def test_no_more_kv_cache_is_taken_than_the_prompts_need(start_build: StartBuild, tmp_path: Path) -> None:
     """An artifact may suggest KV blocks that fill a server. What is generated does not depend on how many there are."""
-    peaks = []
+    questions, peaks = tmp_path / "questions.json", []
+    asked = [Continuation(prompt=list(range(1, length)), max_tokens=16) for length in (8, 13, 18)]
+    questions.write_text(Questions(rounds=[asked]).model_dump_json())
     for num_blocks in (12, 40_000):
         build = start_build(LLAMA, paged_attention_num_blocks=num_blocks, **SMALL)
         job(build, "qualify")
         with Watch() as watch:
-            probe(build.version_directory, tmp_path / f"{num_blocks}.safetensors")
+            probe(build.version_directory, questions, tmp_path / f"{num_blocks}.safetensors")
         assert watch.peak is not None
         peaks.append(watch.peak.private)
     few, many = (load_file(path) for path in sorted(tmp_path.glob("*.safetensors")))
@@ -141,27 +135,17 @@ def missing_parameters(artifact: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [damaged_program, missing_parameters])
-def test_an_artifact_that_does_not_run_fails_with_its_log(
-    damage: Callable[[Path], None],
-    start_build: StartBuild,
-    output: Path,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
+def test_an_artifact_that_does_not_run_fails_with_the_reason(
+    damage: Callable[[Path], None], start_build: StartBuild, tmp_path: Path
 ) -> None:
     build = start_build(LLAMA, **SMALL)
     job(build, "qualify")
     copy = tmp_path / "copy"
     shutil.copytree(build.version_directory, copy)
     damage(copy)
-    with pytest.raises(StepError, match="does not run"):
-        qualify.generate(copy, output)
-    assert "damaged artifact" in capfd.readouterr().err
-    assert list(output.iterdir()) == []
-
-
-def refused(of: Job, output: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"logits are not"):
-        compare(of, output)
+    (tmp_path / "work").mkdir()
+    with pytest.raises(StepError, match="does not run: damaged artifact"):
+        qualify.answer(copy, Questions(), tmp_path / "work")
 
 
 @pytest.mark.parametrize(
@@ -177,63 +161,168 @@ def refused(of: Job, output: Path) -> None:
     ids=["rope", "norm", "activation", "no-window", "window", "scaling"],
 )
 def test_programs_of_another_model_fail(
-    hf_config: dict[str, Any],
-    changes: dict[str, Any],
-    start_build: StartBuild,
-    qualify_of: Callable[[Build], Job],
-    output: Path,
+    hf_config: dict[str, Any], changes: dict[str, Any], start_build: StartBuild, output: Path, tmp_path: Path
 ) -> None:
     """As if tracing had got one thing wrong: the artifact runs, and says what a slightly different model would."""
-    of = qualify_of(start_build({**hf_config, **changes}, **SMALL))
-    refused(of.changed(hf_config=hf_config), output)
+    model = save_random_model({**hf_config, **changes}, tmp_path / "model")
+    right = {key: value for key, value in read_config(model).items() if key not in changes}
+    right |= {key: hf_config[key] for key in changes if key in hf_config}
+    (tmp_path / "config.json").write_text(json.dumps(right))
+    of = qualify_of(start_build(model, **SMALL)).with_files({CONFIG: tmp_path / "config.json"})
+    why = refusal(of, output)
+    assert "the artifact's logits are not the model's" in why
+    assert "after token " in why
+    assert "in bucket " in why
+
+
+def test_programs_of_another_model_fail_where_weights_are_drawn(start_build: StartBuild, output: Path) -> None:
+    of = qualify_of(start_build({**LLAMA, "rms_norm_eps": 1e-2}, **SMALL)).changed(hf_config=LLAMA)
+    assert "the artifact's logits are not the model's" in refusal(of, output)
 
 
 @pytest.mark.parametrize("parameter", ["model.layers.1.mlp.down_proj.weight", "model.norm.weight", "lm_head.weight"])
-def test_one_wrong_parameter_fails(
-    parameter: str,
-    start_build: StartBuild,
-    qualify_of: Callable[[Build], Job],
-    output: Path,
-    tmp_path: Path,
-) -> None:
-    """The artifact has the weights of a directory; the reference is given one with one row of one matrix changed."""
+def test_one_wrong_parameter_fails(parameter: str, start_build: StartBuild, output: Path, tmp_path: Path) -> None:
+    """The artifact has the weights of a directory; transformers gets one with one row of one matrix changed."""
     model = save_random_model(LLAMA, tmp_path / "model")
     of = qualify_of(start_build(model, **SMALL))
     weights = load_file(model / "model.safetensors")
     weights[parameter][17:18] *= -1
-    save_file(weights, tmp_path / "other.safetensors")
-    refused(of.with_files({WEIGHTS: tmp_path / "other.safetensors"}), output)
+    save_file(weights, tmp_path / "other.safetensors", {"format": "pt"})
+    why = refusal(of.with_files({SOURCE: tmp_path / "other.safetensors"}), output)
+    assert f"look at the weights: {parameter} is another tensor by transformers" in why
+
+
+def test_a_head_that_is_not_the_embedding_fails(start_build: StartBuild, output: Path, tmp_path: Path) -> None:
+    """As if the build had tied a head that the source has apart: config.json says tied, the file has another one."""
+    model = save_random_model(MODELS["tied"], tmp_path / "model")
+    of = qualify_of(start_build(model, **SMALL))
+    weights = load_file(model / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file(weights, tmp_path / "other.safetensors", {"format": "pt"})
+    why = refusal(of.with_files({SOURCE: tmp_path / "other.safetensors"}), output)
+    assert "lm_head.weight is a parameter of its own by transformers, and tied to another one here" in why
+
+
+def test_weights_that_transformers_would_not_read_fail(start_build: StartBuild, output: Path, tmp_path: Path) -> None:
+    """As if the build had taken one of two sets of weights, and transformers took the other."""
+    model = save_random_model(LLAMA, tmp_path / "model")
+    (model / "model.safetensors").rename(tmp_path / "newer.safetensors")
+    build = start_build(save_random_model(MODELS["llama"] | {"rms_norm_eps": 1e-6}, tmp_path / "older"), **SMALL)
+    why = refusal(qualify_of(build).with_files({SOURCE: negated(tmp_path / "newer.safetensors")}), output)
+    assert "another tensor by transformers" in why
+
+
+def negated(file: Path) -> Path:
+    """The same weights with another sign."""
+    other = file.with_name("negated.safetensors")
+    save_file({name: -tensor for name, tensor in load_file(file).items()}, other, {"format": "pt"})
+    return other
+
+
+def test_weights_that_the_source_lacks_fail(start_build: StartBuild, output: Path, tmp_path: Path) -> None:
+    model = save_random_model(LLAMA, tmp_path / "model")
+    of = qualify_of(start_build(model, **SMALL))
+    weights = load_file(model / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "other.safetensors", {"format": "pt"})
+    why = refusal(of.with_files({SOURCE: tmp_path / "other.safetensors"}), output)
+    assert why == "the source has no weights for lm_head.weight: transformers would draw 1 parameters at random"
 
 
 @pytest.mark.parametrize("scheme", ["fp8", "int8"])
-def test_one_wrong_byte_pattern_of_a_quantized_checkpoint_fails(
-    scheme: str, start_build: StartBuild, qualify_of: Callable[[Build], Job], output: Path, tmp_path: Path
+def test_a_wrong_scale_of_a_quantized_checkpoint_fails(
+    scheme: str, start_build: StartBuild, output: Path, tmp_path: Path
 ) -> None:
-    of = qualify_of(start_build(LLAMA, scheme=scheme, **SMALL))
-    weights = load_file(of.inputs.files[WEIGHTS])
+    model = save_random_model(LLAMA, tmp_path / "model")
+    of = qualify_of(start_build(model, scheme=scheme, **SMALL))
+    weights = load_file(of.inputs.files["weights/model.safetensors"])
     weights["model.layers.2.mlp.up_proj.weight_scale"] *= 1.1
     save_file(weights, tmp_path / "wrong.safetensors")
-    refused(of.with_files({WEIGHTS: tmp_path / "wrong.safetensors"}), output)
+    why = refusal(of.with_files({"weights/model.safetensors": tmp_path / "wrong.safetensors"}), output)
+    assert "the artifact's logits are not the model's" in why
 
 
-@pytest.mark.parametrize("where", ["one logit", "every logit", "reference"])
+def test_quantized_tensors_that_are_swapped_fail(start_build: StartBuild, output: Path, tmp_path: Path) -> None:
+    """The artifact agrees with its checkpoint, and the checkpoint is wrong."""
+    model = save_random_model(LLAMA, tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    gate, up = (f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up"))
+    weights[gate], weights[up] = weights[up], weights[gate]
+    save_file(weights, tmp_path / "swapped.safetensors", {"format": "pt"})
+    of = qualify_of(start_build(model, scheme="int8", **SMALL))
+    why = refusal(of.with_files({SOURCE: tmp_path / "swapped.safetensors"}), output)
+    assert f"the quantized {gate} is not that of the source: it differs by 14" in why
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"max_kl_divergence": 1e-9}, r"diverge by \S+ nats .*\(qualify.max_kl_divergence=1e-09\)"),
+        ({"max_perplexity_ratio": 0.5}, r"its perplexity is .*\(qualify.max_perplexity_ratio=0.5\)"),
+        ({"min_top1_agreement": 1.0}, r"first for \d\d.\d% of .*\(qualify.min_top1_agreement=1\)"),
+        ({"logit_tolerance": 1e-9}, "the artifact's logits are not the model's"),
+    ],
+    ids=["kl", "perplexity", "top-1", "tolerance"],
+)
+def test_limits(limits: dict[str, float], expected: str, start_build: StartBuild, output: Path, tmp_path: Path) -> None:
+    model = save_random_model(LLAMA, tmp_path / "model")
+    of = qualify_of(start_build(model, scheme="fp8", **SMALL))
+    judge(of, output)  # it qualifies with the usual limits
+    (output / qualify.OUTPUT).unlink()
+    assert re.search(expected, refusal(of.changed(limits=QualificationLimits(**limits)), output))
+
+
+@pytest.mark.parametrize("where", ["one logit", "every logit", "source"])
 def test_what_is_not_a_number_fails(
-    where: str,
-    start_build: StartBuild,
-    qualify_of: Callable[[Build], Job],
-    output: Path,
-    tmp_path: Path,
+    where: str, start_build: StartBuild, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A comparison with NaN is false whichever way it is put."""
     model = save_random_model(LLAMA, tmp_path / "model")
-    of, file = qualify_of(start_build(model, **SMALL)), output / qualify.PROBED
-    probed, weights = load_file(file), load_file(model / "model.safetensors")
-    if where == "reference":
+    of = qualify_of(start_build(model, **SMALL))
+
+    def spoil(logits: dict[str, torch.Tensor]) -> None:
+        for name, tensor in logits.items():
+            if where == "every logit":
+                tensor *= float("nan")
+            elif name == "logits.0":
+                tensor[5, 100] = float("nan")
+
+    if where == "source":
+        weights = load_file(model / "model.safetensors")
         weights["model.norm.weight"][3] = float("nan")
-    elif where == "one logit":
-        probed["logits.0"][5, 100] = float("nan")
+        save_file(weights, tmp_path / "other.safetensors", {"format": "pt"})
+        of = of.with_files({SOURCE: tmp_path / "other.safetensors"})
     else:
-        probed = {name: t * float("nan") if name.startswith("logits") else t for name, t in probed.items()}
-    save_file(probed, file)
-    save_file(weights, model / "model.safetensors")
-    refused(of, output)
+        answering(monkeypatch, lambda _, logits: spoil(logits))
+    assert re.match(r"the (artifact|reference)'s logits are not finite after token \d+", refusal(of, output))
+
+
+def test_a_sequence_that_depends_on_its_neighbours_fails(
+    start_build: StartBuild, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if a mask or a table were shared by a batch."""
+
+    def spoil(questions: Questions, logits: dict[str, torch.Tensor]) -> None:
+        if len(questions.rounds[0]) > 1:
+            logits["logits.1"][3] += torch.arange(192)
+
+    answering(monkeypatch, spoil)
+    why = refusal(qualify_of(start_build(LLAMA, **SMALL)), output)
+    assert "after token 15 of sequence 1, in bucket decode-4x64" in why
+    assert "look at what depends on its neighbours in a batch" in why
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Questions, dict[str, torch.Tensor]], None]) -> None:
+    """The artifact answers what it does answer, after `spoil` has changed it."""
+    usual = answer_in_this_process
+
+    def answer(artifact: Path, questions: Questions, work: Path) -> Path:
+        file = usual(artifact, questions, work)
+        with safe_open(file, "pt") as opened:
+            told = opened.metadata()
+        tensors = load_file(file)
+        spoil(questions, {name: tensor for name, tensor in tensors.items() if name.startswith("logits")})
+        save_file(tensors, file, told)
+        return file
+
+    monkeypatch.setattr(f"{__name__}.answer_in_this_process", answer)

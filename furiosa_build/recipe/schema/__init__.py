@@ -8,6 +8,7 @@ from furiosa_build.recipe.schema.architecture import check_architecture
 from furiosa_build.recipe.schema.buckets import AppendSize, BucketSpec, Phase, bucket_name, derive_append_buckets
 from furiosa_build.recipe.schema.model import ModelSpec
 from furiosa_build.recipe.schema.parallel import ParallelSpec
+from furiosa_build.recipe.schema.qualify import QualifySpec
 from furiosa_build.recipe.schema.quantization import QuantizationRule, QuantizationSpec, Scheme
 from furiosa_build.recipe.schema.recipe import BuildOptions, Recipe
 from furiosa_build.recipe.schema.rewriting import RewritingSpec
@@ -26,6 +27,7 @@ __all__ = [
     "ModelSpec",
     "ParallelSpec",
     "Phase",
+    "QualifySpec",
     "QuantizationRule",
     "QuantizationSpec",
     "Recipe",

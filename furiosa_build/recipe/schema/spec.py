@@ -11,6 +11,7 @@ from furiosa_build.recipe.schema.architecture import architecture_error
 from furiosa_build.recipe.schema.buckets import AppendSize, BucketSpec, derive_append_buckets
 from furiosa_build.recipe.schema.model import ModelSpec
 from furiosa_build.recipe.schema.parallel import ParallelSpec
+from furiosa_build.recipe.schema.qualify import QualifySpec
 from furiosa_build.recipe.schema.quantization import QuantizationSpec
 from furiosa_build.recipe.schema.rewriting import RewritingSpec
 from furiosa_build.recipe.schema.scheduler import SchedulerConfig
@@ -42,6 +43,7 @@ class BuildSpec(Section):
     rewriting: RewritingSpec = RewritingSpec()
     scheduler: SchedulerConfig = SchedulerConfig()
     speculative: SpeculativeSpec = SpeculativeSpec()
+    qualify: QualifySpec = QualifySpec()
 
     @model_validator(mode="after")
     def _devices_have_elements(self) -> BuildSpec:

@@ -1,0 +1,125 @@
+"""Asks an artifact and transformers the same questions, and refuses what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from furiosa_build.artifact.schema import ARTIFACT_FILE, Artifact
+from furiosa_build.core.errors import StepError
+from furiosa_build.core.system import this_machine
+from furiosa_build.runtime.probe import Questions
+from furiosa_build.steps.qualification import texts
+from furiosa_build.steps.qualification.answers import Answers
+from furiosa_build.steps.qualification.explain import differing_parameters, explain
+from furiosa_build.steps.qualification.layered import LayeredReference
+from furiosa_build.steps.qualification.logits import compare
+from furiosa_build.steps.qualification.original import Original, OriginalModel, OriginalTokenizer
+from furiosa_build.steps.qualification.quality import Quality, quality, windows
+from furiosa_build.steps.qualification.questions import make_questions, passage
+from furiosa_build.steps.qualification.reference import Reference
+from furiosa_build.steps.qualification.rounded import RoundedModel
+from furiosa_build.steps.weights import open_weights, weight_files
+from furiosa_build.weights.formats import open_weight_files
+
+if TYPE_CHECKING:
+    from furiosa_build.steps.qualify import QualifyRequest
+    from furiosa_build.weights.source import TensorSource
+
+Ask = Callable[[Questions], Path]
+"""Has the artifact answer questions; gives the file of its answers."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges an artifact.
+
+    Attributes:
+        request: What is to be judged.
+        source: All files of the model's source, by name.
+        weights: The files of the weights that the artifact was made of, by name.
+        text: A text to measure a quantized model on; None: the usual one.
+        work: A directory for files of this work.
+    """
+
+    request: QualifyRequest
+    source: Mapping[str, Path]
+    weights: Mapping[str, Path]
+    text: Path | None
+    work: Path
+
+    def judge(self, artifact: Path, ask: Ask) -> dict[str, Any]:
+        """How the artifact qualifies. Raises StepError when it does not, with what differs and where."""
+        described = Artifact.model_validate_json((artifact / ARTIFACT_FILE).read_bytes())
+        original = Original(self.source, self.work / "source", self._changed_config)
+        tokenizer = original.tokenizer()
+        asked = make_questions(described, tokenizer)
+        answers = Answers(ask(asked))
+        if found := texts.differences(asked, answers.told, tokenizer):
+            raise StepError("qualify", "the artifact does not read and write as its source: " + "\n".join(found))
+        model = original.model() if self._is_whole else None
+        reference, cost = self._reference(model, described, tokenizer)
+        comparison = compare(answers.continued, reference, self.request.limits.logit_tolerance)
+        if comparison.wrong:
+            parameters = differing_parameters(self.request, self._stored, model)
+            raise StepError("qualify", explain(comparison, asked, ask, reference, parameters))
+        if cost is not None and (beyond := cost.beyond(self.request.limits)):
+            raise StepError("qualify", "quantization costs more than the recipe allows: " + "; ".join(beyond))
+        told = {name: answers.told[name] for name in ("draft_acceptance",) if name in answers.told}
+        return {**comparison.figures, **({} if cost is None else cost.figures), **told}
+
+    def _reference(
+        self, model: OriginalModel | None, artifact: Artifact, tokenizer: OriginalTokenizer | None
+    ) -> tuple[Reference, Quality | None]:
+        """What logits are compared with; and what quantization costs, where the published model can be had as well."""
+        request, schemes = self.request, self.request.schemes
+        if model is None:
+            return LayeredReference(request.hf_config, request.outline, schemes, self._stored), None
+        if not schemes:
+            return model, None
+        text = self.text.read_text(encoding="utf-8") if self.text else None
+        metadata = artifact.model_metadata
+        read = windows(passage(text, tokenizer, metadata.vocab_size), metadata.num_parameters, metadata.vocab_size)
+        published = [model.logits_of(each) for each in read]
+        rounded = RoundedModel(model, request.outline, schemes, self._stored, self._keeps_rounded)
+        return rounded, quality(read, published, [each.logits for each in rounded.logits(read)])
+
+    @property
+    def _changed_config(self) -> dict[str, Any] | None:
+        return self.request.hf_config if self.request.changes_config else None
+
+    @cached_property
+    def _stored(self) -> TensorSource:
+        """The weights as the build reads them."""
+        return open_weights(self.request, self.weights)
+
+    # What the memory has room for.
+
+    @cached_property
+    def _is_whole(self) -> bool:
+        """Whether transformers can have the whole model of the source. Tensors of its own dtype it maps."""
+        files = {name: path for name, path in weight_files(self.source).items() if name.endswith(".safetensors")}
+        if not files:  # they are drawn, or quantized already
+            return False
+        stored, parameters = open_weight_files(list(files.values())), self.request.outline.parameters
+        names = stored.names()
+        is_mapped = all(n in names and stored.layout(n).dtype == p.layout.dtype for n, p in parameters.items())
+        return is_mapped or sum(p.layout.nbytes for p in parameters.values()) < self._room
+
+    @property
+    def _keeps_rounded(self) -> bool:
+        """Whether there is room for all weights that are not used as they are stored."""
+        parameters = self.request.outline.parameters
+        return sum(parameters[name].layout.nbytes for name in self.request.schemes) < self._room
+
+    @cached_property
+    def _room(self) -> float:
+        available = this_machine().available
+        return float("inf") if available is None else _SHARE_OF_MEMORY * available
+
+
+_SHARE_OF_MEMORY = 0.7
+"""Of what is available; the rest is for activations, and for the process that runs the artifact."""
