@@ -136,8 +136,8 @@ def _qualification(directory: Path) -> str:
     more = "" if accepted is None else f"; {accepted:.0%} of the draft's tokens accepted"
     if "quantization_kl_divergence" in figures:
         more += (
-            f"; against the published model: KL divergence {figures['quantization_kl_divergence']:.2g}, top-1 agreement "
-            f"{figures['quantization_top1_agreement']:.0%}, perplexity {figures['quantization_perplexity']:.4g} "
+            f"; against the published model: KL divergence {figures['quantization_kl_divergence']:.2g}, top-1 "
+            f"agreement {figures['quantization_top1_agreement']:.0%}, perplexity {figures['quantization_perplexity']:.4g} "
             f"(published: {figures['quantization_published_perplexity']:.4g})"
         )
     return (
