@@ -135,10 +135,11 @@ def _qualification(directory: Path) -> str:
     accepted = figures.get("draft_acceptance")
     more = "" if accepted is None else f"; {accepted:.0%} of the draft's tokens accepted"
     if "quantization_kl_divergence" in figures:
+        names = ("kl_divergence", "top1_agreement", "perplexity", "published_perplexity")
+        divergence, agreement, perplexity, published = (figures[f"quantization_{name}"] for name in names)
         more += (
-            f"; against the published model: KL divergence {figures['quantization_kl_divergence']:.2g}, top-1 "
-            f"agreement {figures['quantization_top1_agreement']:.0%}, perplexity {figures['quantization_perplexity']:.4g} "
-            f"(published: {figures['quantization_published_perplexity']:.4g})"
+            f"; against the published model: KL divergence {divergence:.2g}, top-1 agreement {agreement:.0%}, "
+            f"perplexity {perplexity:.4g} (published: {published:.4g})"
         )
     return (
         f"{figures['tokens']} tokens, top-1 agreement {figures['top1_agreement']:.0%}, largest logit difference "
