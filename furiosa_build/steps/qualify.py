@@ -29,7 +29,7 @@ from furiosa_build.steps.weights import (
     size_of,
     weights_request,
 )
-from furiosa_build.weights.listing import ORIGINAL, Original
+from furiosa_build.weights.listing import MODEL_FILES, ORIGINAL, ModelFiles, Original
 
 if TYPE_CHECKING:
     from furiosa_build.plan.budget.costs import Costs
@@ -53,10 +53,14 @@ class QualifyRequest(WeightsRequest):
 
     Attributes:
         changes_config: The recipe says itself what the model's config is, or takes some of its layers only.
+        hub_name: What the model is called on the hub, if it is there.
+        has_tokenizer: False: the recipe wants no tokenizer.
         limits: How far it may be from the model.
     """
 
     changes_config: bool
+    hub_name: str | None
+    has_tokenizer: bool
     limits: QualificationLimits
 
 
@@ -84,13 +88,14 @@ class Qualify(Step[QualifyRequest]):
                 "parameters": parameters_of(model),
                 "hf_config": dict(model.hf_config),
                 "changes_config": _changes_config(model.spec),
-                "qualify": model.spec.qualify.model_dump(exclude={"texts"}),
+                "has_tokenizer": _has_tokenizer(model.spec),
+                "limits": _limits(model.spec).model_dump(),
             },
         )
 
     def request(self, step: PlannedStep, state: BuildState) -> QualifyRequest:
-        weights, spec = weights_request(step, state), step.model.spec
-        original = Original.model_validate(state.json(step.site.name_of("fetch"), ORIGINAL))
+        weights, fetched = weights_request(step, state), step.site.name_of("fetch")
+        original = Original.model_validate(state.json(fetched, ORIGINAL))
         manifest = Manifest.model_validate(state.json("package", MANIFEST_FILE))
         inputs = {f"{WEIGHTS}{name}": sha256 for name, sha256 in weights.inputs.items()}
         inputs |= {f"{SOURCE}{name}": file.sha256 for name, file in original.files.items()}
@@ -98,8 +103,15 @@ class Qualify(Step[QualifyRequest]):
         inputs[f"{ARTIFACT}{MANIFEST_FILE}"] = state.files("package")[MANIFEST_FILE].sha256
         if original.texts is not None:
             inputs[TEXTS] = original.texts.sha256
-        fields = weights.model_dump() | {"inputs": inputs, "changes_config": _changes_config(spec)}
-        return QualifyRequest(**fields, limits=QualificationLimits(**spec.qualify.model_dump(exclude={"texts"})))
+        of_hub = ModelFiles.model_validate(state.json(fetched, MODEL_FILES)).revision is not None
+        spec = step.model.spec
+        return QualifyRequest(
+            **{**dict(weights), "inputs": inputs},
+            changes_config=_changes_config(spec),
+            hub_name=spec.model.model_id_or_path if of_hub else None,
+            has_tokenizer=_has_tokenizer(spec),
+            limits=_limits(spec),
+        )
 
     def work(self, step: PlannedStep, costs: Costs) -> Work:
         sizes = costs.of(step)
@@ -128,6 +140,14 @@ class Qualify(Step[QualifyRequest]):
 
 def _changes_config(spec: BuildSpec) -> bool:
     return spec.model.architecture is not None or spec.model.num_hidden_layers is not None
+
+
+def _has_tokenizer(spec: BuildSpec) -> bool:
+    return spec.model.tokenizer != "none"
+
+
+def _limits(spec: BuildSpec) -> QualificationLimits:
+    return QualificationLimits(**spec.qualify.model_dump(exclude={"texts"}))
 
 
 def assemble(files: Mapping[str, Path], artifact: Path) -> None:

@@ -115,7 +115,7 @@ def run_reference(request: ShardRequest, files: dict[str, Path], work: Path) -> 
     else:
         (work / "config.json").write_text(json.dumps(request.hf_config))
         source = {"config.json": work / "config.json", **files}
-        Original(source, work / "source", None).model().logits(asked)
+        Original(source, work / "source").model().logits(asked)
 
 
 if __name__ == "__main__":

@@ -54,8 +54,9 @@ class Judge:
     def judge(self, artifact: Path, ask: Ask) -> dict[str, Any]:
         """How the artifact qualifies. Raises StepError when it does not, with what differs and where."""
         described = Artifact.model_validate_json((artifact / ARTIFACT_FILE).read_bytes())
-        original = Original(self.source, self.work / "source", self._changed_config)
-        tokenizer = original.tokenizer()
+        changed = self.request.hf_config if self.request.changes_config else None
+        original = Original(self.source, self.work / "source", changed, self.request.hub_name)
+        tokenizer = original.tokenizer() if self.request.has_tokenizer else None
         asked = make_questions(described, tokenizer)
         answers = Answers(ask(asked))
         if found := texts.differences(asked, answers.told, tokenizer):
@@ -86,10 +87,6 @@ class Judge:
         published = [model.logits_of(each) for each in read]
         rounded = RoundedModel(model, request.outline, schemes, self._stored, self._keeps_rounded)
         return rounded, quality(read, published, [each.logits for each in rounded.logits(read)])
-
-    @property
-    def _changed_config(self) -> dict[str, Any] | None:
-        return self.request.hf_config if self.request.changes_config else None
 
     @cached_property
     def _stored(self) -> TensorSource:

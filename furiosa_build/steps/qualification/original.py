@@ -9,20 +9,18 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.errors import StepError
 from furiosa_build.steps.qualification.reference import Asked, Expected
+from furiosa_build.weights.hf_layout import TOKENIZER_VOCABULARIES, matches
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from furiosa_build.runtime.probe import Chat
-
-_TOKENIZER_FILES = ("tokenizer.json", "*.model", "*.tiktoken", "vocab*")
 
 
 class Original:
@@ -32,10 +30,17 @@ class Original:
         files: They, by name.
         directory: To be made.
         changed: The fields of config.json that the recipe changes; None: it changes none.
+        name: What the model is called on the hub, if it is there: transformers knows some tokenizers by that.
     """
 
-    def __init__(self, files: Mapping[str, Path], directory: Path, changed: Mapping[str, Any] | None) -> None:
-        self.directory = directory
+    def __init__(
+        self,
+        files: Mapping[str, Path],
+        directory: Path,
+        changed: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.directory, self._name = directory, name
         directory.mkdir()
         for name, path in files.items():
             (directory / name).parent.mkdir(exist_ok=True)
@@ -45,11 +50,11 @@ class Original:
             own = json.loads(config.read_bytes()) if config.exists() else {}
             config.unlink(missing_ok=True)
             config.write_text(json.dumps({**own, **changed}))
-        self._has_tokenizer = any(fnmatchcase(name, pattern) for name in files for pattern in _TOKENIZER_FILES)
+        self._has_tokenizer = any(matches(file, TOKENIZER_VOCABULARIES) for file in files)
 
     def tokenizer(self) -> OriginalTokenizer | None:
         """Its tokenizer; None if it has none. Raises StepError when transformers cannot load it."""
-        return OriginalTokenizer(self.directory) if self._has_tokenizer else None
+        return OriginalTokenizer(self.directory, self._name) if self._has_tokenizer else None
 
     def model(self) -> OriginalModel:
         """Its model. Raises StepError when transformers cannot load it."""
@@ -59,13 +64,15 @@ class Original:
 class OriginalTokenizer:
     """The tokenizer of a directory, by transformers."""
 
-    def __init__(self, directory: Path) -> None:
-        from transformers import AutoTokenizer
+    def __init__(self, directory: Path, name: str | None) -> None:
+        from transformers import AutoConfig, AutoTokenizer
 
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         with _quietly(), _loading("tokenizer"):
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False
-            )
+            if name is not None:
+                options["config"] = AutoConfig.from_pretrained(directory, **options)
+                options["config"]._name_or_path = name
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, **options)
 
     def named(self, most: int) -> list[str]:
         """Tokens that are special, or were added: the first and the last of them."""

@@ -49,7 +49,7 @@ def write(directory: Path, change: Callable[[Tokenizer, dict[str, Any]], None] |
 @pytest.fixture
 def theirs(tmp_path: Path) -> OriginalTokenizer:
     source = write(tmp_path / "source")
-    found = Original({path.name: path for path in source.iterdir()}, tmp_path / "links", None).tokenizer()
+    found = Original({path.name: path for path in source.iterdir()}, tmp_path / "links").tokenizer()
     assert found is not None
     return found
 
