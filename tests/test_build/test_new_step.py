@@ -98,7 +98,7 @@ def test_it_is_planned(user: UserDirectory) -> None:
     assert list(steps)[:4] == ["fetch", "quantize", "count", "partition:weights"]
     assert steps["count"].needs == {"quantize": "*.safetensors"}
     assert steps["partition:weights"].needs == {"count": "*.safetensors"}
-    assert steps["qualify"].needs == {"package": "artifact.json", "count": "*.safetensors"}
+    assert steps["qualify"].needs == {"package": "artifact.json", "fetch": "*", "count": "*.safetensors"}
     lines = [line.split(maxsplit=3) for line in text.splitlines() if line.startswith("  to do")]
     assert ["to", "do", "count", "copy the checkpoint and count its tensors"] in lines
     assert f"{len(steps)} to do" in text

@@ -117,7 +117,7 @@ LEAVES: Mapping[Path, Leaf] = {
     ("model", "model_id_or_path"): Leaf(st.sampled_from(["org/model", "org/other"]), by("package")),
     # The commit is an input of fetch, found when it runs; a revision by another name changes nothing.
     ("model", "revision"): Leaf(st.sampled_from([None, "main", "v2"]), by()),
-    ("model", "tokenizer"): Leaf(st.sampled_from(["source", "none"]), by("package")),
+    ("model", "tokenizer"): Leaf(st.sampled_from(["source", "none"]), by("package", "qualify")),
     ("model", "num_hidden_layers"): Leaf(st.integers(1, 9), by_what_parameters_there_are),
     ("model", "seed_for_random_weight"): Leaf(st.none() | st.integers(0, 9), by("fetch", "package")),
     # What the file holds is an input of fetch.
