@@ -136,7 +136,7 @@ class Skeleton:
             hook.remove()
         return logits, found[0]
 
-    def forward_with(self, layers: list[nn.Module], input_ids: Tensor, **options: Tensor) -> Tensor:
+    def forward_with(self, layers: list[nn.Module], input_ids: Tensor, **options: Any) -> Tensor:
         """transformers' whole forward over other layers; `options` are further arguments of it."""
         with self.layers_replaced(layers):
             return self.run(input_ids=input_ids, **options)

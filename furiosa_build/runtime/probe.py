@@ -117,24 +117,19 @@ class _Recording(LLMEngine):
         self.buckets: list[str] = []
         self.rows: dict[str, list[tuple[int, int, Tensor]]] = {}
         self._bucket = 0
-        self._lengths: dict[str, int] = {}
         super().__init__(*args, **options, on_logits=self._keep)
 
-    def add_request(self, request_id: str, prompt: Any, sampling_params: SamplingParams) -> None:
-        self._lengths[request_id] = len(prompt)
-        super().add_request(request_id, prompt, sampling_params)
-
-    def _accept(self, replica: Replica, batch: Batch, logits: Tensor, outputs: list[RequestOutput]) -> Any:
+    def _accept(self, replica: Replica, batch: Batch, *others: Any) -> Any:
         if batch.pipeline.name not in self.buckets:
             self.buckets.append(batch.pipeline.name)
         self._bucket = self.buckets.index(batch.pipeline.name)
-        return super()._accept(replica, batch, logits, outputs)
+        return super()._accept(replica, batch, *others)
 
     def _keep(self, request_id: str, row: Tensor) -> None:
         request = self._requests[request_id]
         if request.beams is None:
             rows = self.rows.setdefault(request_id, [])
-            rows.append((self._lengths[request_id] + len(rows) - 1, self._bucket, row.clone()))
+            rows.append((len(request.prompt_token_ids) + len(rows) - 1, self._bucket, row.clone()))
 
 
 def _continue(engine: LLMEngine, number: int, asked: Sequence[Continuation]) -> list[RequestOutput]:
