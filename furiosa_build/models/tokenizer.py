@@ -102,7 +102,8 @@ def ids_beyond(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> dict[str,
 
 def _refusal(name: str, directory: Path, error: Exception) -> UserError:
     """Why transformers cannot load the tokenizer, as far as can be told."""
-    reason, hint = str(error).strip().split("\n")[0] or type(error).__name__, _WITHOUT
+    said = str(error).replace(f"{directory}/", "").strip()
+    reason, hint = said.split("\n")[0] or type(error).__name__, _WITHOUT
     pieces = sorted(path.name for path in directory.glob("*.model*"))
     if "trust_remote_code" in str(error):
         reason = "it is code of the model's own, which is never executed"

@@ -161,11 +161,40 @@ def test_the_artifacts_tokenizer_is_that_of_transformers(tmp_path: Path, name: s
             options = {"tools": tools, "add_generation_prompt": True}
             rendered = theirs.apply_chat_template(MESSAGES, tokenize=False, **options)
             assert ours.apply_chat_template(MESSAGES, **options) == rendered
+    if not name.startswith("SentencePiece, as transformers") and (source / "tokenizer.json").is_file():
+        # So does the runtime with a directory that no build has written, unless transformers rebuilds the tokenizer.
+        for text in TEXTS:
+            assert Tokenizer(source).encode(text) == theirs(text)["input_ids"]
     # transformers reads the artifact's files as it reads the source's.
     shutil.copy(source / "config.json", artifact)
     again = AutoTokenizer.from_pretrained(artifact)
     assert again.get_vocab() == theirs.get_vocab()
     assert (again.special_tokens_map, again.chat_template) == (theirs.special_tokens_map, theirs.chat_template)
+
+
+def test_a_file_of_sentencepiece(tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *((f"<0x{byte:02X}>", 6) for byte in range(256))]
+    pieces += [(piece, 1) for piece in ("\u2581t", "he", "\u2581the", "\u2581a", "at", "\u2581", *"abcdehlot.")]
+    for number, (piece, kind) in enumerate(pieces):
+        model.pieces.add(piece=piece, score=-float(number), type=kind)
+    trained, normalizer = model.trainer_spec, model.normalizer_spec
+    trained.model_type, trained.byte_fallback, trained.vocab_size = 2, True, len(pieces)
+    trained.unk_id, trained.bos_id, trained.eos_id = 0, 1, 2
+    normalizer.name, normalizer.add_dummy_prefix, normalizer.remove_extra_whitespaces = "identity", True, False
+    config = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}
+    source, artifact = write(tmp_path / "source", tokenizer_config=config), tmp_path / "artifact"
+    artifact.mkdir()
+    (source / "tokenizer.model").write_bytes(model.SerializeToString())
+    made.write(made.load(source, "test", LLAMA), artifact)
+    ours = Tokenizer(artifact)
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
+    for text in ("hello the cat.", "the  bat", "a \u72d0 \U0001f98a"):
+        assert ours.encode(text) == [1, *reference.EncodeAsIds(text)]
+        assert ours.decode(ours.encode(text)) == text
 
 
 def test_the_files_are_the_same_each_time(tmp_path: Path) -> None:

@@ -3,11 +3,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+import tokenizers_of_models
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
+from furiosa_build.runtime.text import detokenizer
 from furiosa_build.runtime.text.detokenizer import Detokenizer, OutputText
+from furiosa_build.runtime.text.tokenizer import Tokenizer as RuntimeTokenizer
 
 from . import toy
 
@@ -176,3 +180,80 @@ def test_without_a_tokenizer_there_is_no_text() -> None:
 @pytest.mark.parametrize("count", [1, 50])
 def test_replacement_characters_without_end(count: int) -> None:
     assert "".join(pieces(BYTES, [0xFF] * count, True)) == "\ufffd" * count
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> RuntimeTokenizer:
+    """A tokenizer of words whose texts are cleaned up."""
+    cleaned = {"clean_up_tokenization_spaces": True}
+    directory = tmp_path_factory.mktemp("words")
+    return RuntimeTokenizer(
+        tokenizers_of_models.write(directory, tokenizers_of_models.word_piece(), tokenizer_config=cleaned)
+    )
+
+
+LLAMA_2 = PreTrainedTokenizerFast(tokenizer_object=tokenizers_of_models.sentencepiece_like(), bos_token="<s>")
+CHUNKS = ["\u2581", "a", "b", "\u2581a", "\u2581b", "<s>", "é", "🦊", "狐"]
+
+
+def ids_of(chunks: Sequence[str]) -> list[int]:
+    """Their tokens; the bytes of what is none."""
+    vocabulary = LLAMA_2.get_vocab()
+    found = ([vocabulary[c]] if c in vocabulary else [vocabulary[f"<0x{b:02X}>"] for b in c.encode()] for c in chunks)
+    return [id_ for ids in found for id_ in ids]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    prompt=st.lists(st.sampled_from(CHUNKS), max_size=25),
+    output=st.lists(st.sampled_from(CHUNKS), max_size=8),
+    skip=st.booleans(),
+)
+@example(prompt=["\u2581a"], output=["\u2581b"], skip=True)
+@example(prompt=["<s>"], output=["\u2581b"], skip=True)
+@example(prompt=["\u2581a", *["<s>"] * 20], output=["\u2581b"], skip=True)
+@example(prompt=["b", *["狐"] * 3], output=["\u2581b"], skip=True)
+def test_a_completion_is_what_its_tokens_add_to_the_prompt(prompt: list[str], output: list[str], skip: bool) -> None:
+    """As transformers decodes all tokens and those of the prompt."""
+    before, after = ids_of(prompt), ids_of(output)
+    stream = Detokenizer(LLAMA_2, skip, before)
+    text = "".join([*(stream.push(token) for token in after), stream.flush()])
+    whole = LLAMA_2.decode(before + after, skip_special_tokens=skip)
+    assert LLAMA_2.decode(before, skip_special_tokens=skip) + text == whole
+
+
+def test_a_character_that_the_prompt_ends_within_belongs_to_the_completion() -> None:
+    tokens = list("a🦊b".encode())
+    stream = Detokenizer(BYTES, True, tokens[:3])
+    assert [stream.push(token) for token in tokens[3:]] == ["", "🦊", "b"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.lists(st.sampled_from(["a", "b", "ab", ".", "?", "'", "n't", "'s"]), max_size=12))
+def test_spaces_that_are_cleaned_up(words: RuntimeTokenizer, text: list[str]) -> None:
+    ids = words.encode(" ".join(text))
+    output = detokenizer.output_text(words, [])
+    for id_ in ids:
+        before = output.text
+        output.push(id_, may_stop=True)
+        assert output.text.startswith(before)
+    output.flush()
+    assert output.text == words.decode(ids)
+
+
+def stopped_by(stop: str, tokens: Sequence[int]) -> tuple[str, str | None, int]:
+    """The text of bytes and special tokens, what ended it, and after how many tokens."""
+    output = OutputText(Detokenizer(BYTES, True), [stop], {toy.BOS: "<bos>", toy.EOS: "<eos>"})
+    for number, token in enumerate(tokens, start=1):
+        if found := output.push(token, may_stop=True):
+            return output.text, found, number
+    output.flush()
+    return output.text, None, len(tokens)
+
+
+def test_special_tokens_that_the_text_leaves_out_stop_it() -> None:
+    assert stopped_by("<eos>", [*b"ab", toy.EOS, *b"c"]) == ("ab", "<eos>", 3)
+    assert stopped_by("b<eos>\n", [*b"ab", toy.EOS, *b"\n"]) == ("a", "b<eos>\n", 4)
+    assert stopped_by("b<eos>\n", [*b"ab", toy.EOS, *b"c"]) == ("abc", None, 4)
+    assert stopped_by("<eos>", [*b"a", toy.BOS, *b"b"]) == ("ab", None, 3)
+    assert stopped_by("ab", [*b"a", toy.EOS, *b"b"]) == ("", "ab", 3)

@@ -197,3 +197,18 @@ def test_there_may_be_more_or_fewer_logits_than_tokens(tokenizer: Tokenizer, voc
     assert guide.allowed.shape == (vocab,)
     assert guide.allowed[:1900].sum() > 1000
     assert not guide.allowed[VOCAB:].any()
+
+
+@pytest.mark.parametrize("guided", [{"guided_regex": r"\d[\d]"}, {"guided_grammar": 'start: /\\d[\\d]/ "" // \\d'}])
+def test_digits_are_0_to_9(guides: Guides, tokenizer: Tokenizer, guided: dict[str, str]) -> None:
+    texts = {tokenizer.decode(wander(make(guides, **guided), seed)) for seed in range(20)}
+    assert all(re.fullmatch("[0-9]{2}", text) for text in texts)
+
+
+def test_what_is_no_digit_may_be_one_of_another_script(guides: Guides, tokenizer: Tokenizer) -> None:
+    for pattern in (r"\D", r"[^\d]", r"[\D]"):
+        guide = make(guides, guided_regex=pattern)
+        assert {id_ for id_ in range(VOCAB) if guide.allowed[id_]} & set(tokenizer.encode("5")) == set()
+        [first, *_] = tokenizer.encode("\u0663")
+        assert guide.allowed[first]
+    assert make(guides, guided_regex=r"\\d").allowed[tokenizer.encode("\\")[0]], "a backslash, and the letter"

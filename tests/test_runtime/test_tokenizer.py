@@ -37,6 +37,7 @@ TEMPLATES = {
     "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
     "loop controls": "{% for m in messages %}{% if loop.index == 3 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
     "generation marks": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+    "dict and its fields": "{% set d = dict(a=1, **{'b': 2}) %}{{ d.a }}{{ d['b'] }}{{ dict.fromkeys([1], 2) }}",
     "the year": "{{ strftime_now('%Y') }}",
     "undefined names": "{{ nothing }}{% if documents is none %}no documents{% endif %}",
 }
@@ -95,12 +96,59 @@ def test_where_the_template_comes_from(tmp_path: Path, config: dict[str, Any]) -
         ("{{ messages.append(1) }}", "rejects the messages: .*unsafe"),
         ("{{ ''.__class__.__mro__ }}", "rejects the messages: .*unsafe"),
         ("{% include 'other' %}", "rejects the messages"),
+        ("{% set ns = namespace(_a=1) %}", "rejects the messages: .*unsafe"),
+        ("{% set ns = namespace() %}{% set ns._a = 1 %}", "rejects the messages: .*unsafe"),
     ],
 )
 def test_templates_that_cannot_be_used(tmp_path: Path, template: str | None, message: str) -> None:
     files = {"chat_template": template} if template else {}
     with pytest.raises(UserError, match=message):
         Tokenizer(directory(tmp_path, **files)).apply_chat_template(MESSAGES)
+
+
+LINES = "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
+PARTS = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "content"),
+    [
+        (LINES, "To be"),
+        (LINES, "To be "),
+        (LINES.replace("m.content", "m.content | trim"), " To be  "),
+        (PARTS, [{"type": "text", "text": "To"}, {"type": "text", "text": " be"}]),
+    ],
+)
+def test_the_last_message_is_continued_as_in_transformers(tmp_path: Path, template: str, content: Any) -> None:
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": content}]
+    options = {"add_generation_prompt": False, "continue_final_message": True}
+    ours = Tokenizer(directory(tmp_path, chat_template=template)).apply_chat_template(messages, **options)
+    theirs = PreTrainedTokenizerFast(tokenizer_object=toy.byte_tokenizer()).apply_chat_template(
+        messages, chat_template=template, tokenize=False, **options
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "words"),
+    [
+        ("x", [{"role": "user", "content": "a"}], "does not write the last message"),
+        (LINES, [], "has no text to continue"),
+        (LINES, [{"role": "assistant", "content": None}], "has no text to continue"),
+    ],
+)
+def test_what_cannot_be_continued(tmp_path: Path, template: str, messages: Any, words: str) -> None:
+    tokenizer = Tokenizer(directory(tmp_path, chat_template=template))
+    with pytest.raises(UserError, match=words):
+        tokenizer.apply_chat_template(messages, add_generation_prompt=False, continue_final_message=True)
+
+
+def test_whether_tools_are_written(tmp_path: Path) -> None:
+    templates = Tokenizer(directory(tmp_path, chat_template=LINES)).chat_templates
+    assert templates.ignores_tools(MESSAGES, TOOLS)
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("x")
+    assert not Tokenizer(tmp_path).chat_templates.ignores_tools(MESSAGES, TOOLS)
 
 
 def test_encode_and_decode(tmp_path: Path) -> None:

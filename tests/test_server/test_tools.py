@@ -16,6 +16,7 @@ import pytest
 from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.runtime.async_engine import AsyncLLMEngine
 from furiosa_build.runtime.request import CompletionOutput, FinishReason, RequestOutput
+from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.runtime.text.tokenizer import Tokenizer
 from furiosa_build.server.app import create_app
 from furiosa_build.server.openai import tools
@@ -279,3 +280,24 @@ def test_what_cannot_be_is_refused_before_generation(
             ask(running, stream=stream, **fields)
         assert refused.value.param == param
         assert words in str(refused.value)
+
+
+SPECIAL = ("<|im_end|>", "<tool_call>", "</tool_call>")
+
+
+def test_tags_that_are_special_tokens_are_shown_and_others_are_not() -> None:
+    body = ChatRequest.model_validate({"model": MODEL, "messages": HELLO, "tools": TOOLS})
+    use = tools.tool_use(body, SPECIAL)
+    text = 'See.<|im_end|><tool_call>{"name": "now", "arguments": {}}</tool_call><|im_end|>'
+    assert use.parse(text, True) == ParsedText("See.", [Call("now", "{}")])
+    [params] = use.shown([SamplingParams()])
+    assert not params.skip_special_tokens
+
+
+@pytest.mark.parametrize("further", [{"tools": None}, {"tool_choice": "required"}, {"skip_special_tokens": False}])
+def test_special_tokens_stay_as_the_request_wants_them(further: dict[str, Any]) -> None:
+    body = ChatRequest.model_validate({"model": MODEL, "messages": HELLO, "tools": TOOLS} | further)
+    use = tools.tool_use(body, SPECIAL)
+    assert use.shown([SamplingParams()]) == [SamplingParams()]
+    if further == {"skip_special_tokens": False}:
+        assert use.parse("a<|im_end|>", True).content == "a<|im_end|>"

@@ -55,7 +55,8 @@ class Detokenizer:
         self._window.append(token)
         text = self._decode(self._window)
         piece = self._give(text, self._certain(text))
-        if piece and self._given == len(text):
+        # What is cleaned up depends on what was before: such texts, of a few old models, are decoded from the beginning.
+        if piece and self._given == len(text) and not self._cut:
             self._window = self._window[self._boundary :]
             self._boundary = len(self._window)
             self._given = len(self._decode(self._window))
@@ -158,7 +159,8 @@ def output_text(
 
 def detokenizer_for(tokenizer: Tokenizer, prompt: Sequence[int], skip_special_tokens: bool = True) -> Detokenizer:
     """What turns the tokens that follow `prompt` into text."""
-    cut = [before for before, _ in CLEANED] if tokenizer.cleans_up else ()
+    # Of " n ' t" the first cleaning makes " n't".
+    cut = [*(before for before, _ in CLEANED), " n ' t"] if tokenizer.cleans_up else ()
     return Detokenizer(tokenizer, skip_special_tokens, prompt, cut)
 
 
