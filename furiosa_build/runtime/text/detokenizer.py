@@ -55,7 +55,7 @@ class Detokenizer:
         self._window.append(token)
         text = self._decode(self._window)
         piece = self._give(text, self._certain(text))
-        # What is cleaned up depends on what was before: such texts, of a few old models, are decoded from the beginning.
+        # What is cleaned up depends on what was before: such texts, of a few old models, are decoded as a whole.
         if piece and self._given == len(text) and not self._cut:
             self._window = self._window[self._boundary :]
             self._boundary = len(self._window)
