@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -18,6 +18,7 @@ from furiosa_build.runtime.execution.communicator import DistributedCommunicator
 from furiosa_build.runtime.execution.rank import StepOutputs
 from furiosa_build.runtime.execution.replica import Replica, make_replica
 from furiosa_build.runtime.input_processor import InputProcessor
+from furiosa_build.runtime.parallel_sampling import ParallelRequests, split
 from furiosa_build.runtime.pooling import PoolingParams, embed
 from furiosa_build.runtime.prompts import Prompt
 from furiosa_build.runtime.request import Request, RequestOutput
@@ -104,6 +105,7 @@ class LLMEngine:
         self._next = NextToken(self.tokenizer, max_context, on_logits)
         self._requests: dict[str, Request] = {}
         self._replica_of: dict[str, Replica] = {}
+        self._parallel = ParallelRequests()
 
     @classmethod
     def from_engine_args(
@@ -144,14 +146,24 @@ class LLMEngine:
         """
         if self.is_full:
             raise EngineFullError(self._max_samples)
-        if isinstance(request_id, str) and request_id in self._requests:
-            raise UserError(f"request id {request_id!r} is in use", where="request_id", valid="one not in use")
-        request = self._inputs.process(request_id, prompt, sampling_params)
-        # The one with the most free blocks; of equals the one with the fewest requests.
-        replica = max(self._replicas, key=lambda r: (r.scheduler.blocks.num_free, -r.scheduler.num_unfinished))
-        replica.scheduler.add(request)
-        self._requests[request_id] = request
-        self._replica_of[request_id] = replica
+        requests = [self._inputs.process(*part) for part in self._parts(request_id, prompt, sampling_params)]
+        for request in requests:
+            # The one with the most free blocks; of equals the one with the fewest requests.
+            replica = max(self._replicas, key=lambda r: (r.scheduler.blocks.num_free, -r.scheduler.num_unfinished))
+            replica.scheduler.add(request)
+            self._requests[request.request_id] = request
+            self._replica_of[request.request_id] = replica
+        self._parallel.add(request_id, [request.request_id for request in requests])
+
+    def _parts(
+        self, request_id: str, prompt: Prompt, params: SamplingParams | PoolingParams
+    ) -> Iterator[tuple[str, Prompt, SamplingParams | PoolingParams]]:
+        for id_, each in split(request_id, params):
+            if isinstance(request_id, str) and any(
+                i in self._requests or i in self._parallel for i in (request_id, id_)
+            ):
+                raise UserError(f"request id {request_id!r} is in use", where="request_id", valid="one not in use")
+            yield id_, prompt, each
 
     def prepare_guides(self) -> None:
         """Spares the first request with structured output a wait of up to a second (see `Guides.prepare`)."""
@@ -163,8 +175,10 @@ class LLMEngine:
     def abort_request(self, request_id: str | Iterable[str]) -> None:
         """Drops requests, which then have no further output. Unknown ids are ignored."""
         for id_ in [request_id] if isinstance(request_id, str) else list(request_id):
-            if id_ in self._requests:
-                self._drop(self._requests[id_])
+            for part in self._parallel.parts_of(id_):
+                if part in self._requests:
+                    self._drop(self._requests[part])
+            self._parallel.drop(id_)
 
     def step(self) -> list[RequestOutput]:
         """Runs a batch of each replica. Returns the state of every request that got a token; empty if none did.
@@ -184,17 +198,22 @@ class LLMEngine:
         for replica in self._replicas:
             if replica.in_flight:
                 try:
-                    batch, given = replica.finish()
+                    batch, results = replica.finish()
                 except Exception as error:
                     failures |= replica.recover(error)
                 else:
-                    failures |= self._accept(replica, batch, given, outputs)
+                    failures |= self._accept(replica, batch, results, outputs)
         # Some may have been aborted since their batch was submitted, and their id may be in use again.
-        failed = {r.request_id: error for r, error in failures.items() if self._requests.get(r.request_id) is r}
+        failed = {
+            self._parallel.request_of(r.request_id): error
+            for r, error in failures.items()
+            if self._requests.get(r.request_id) is r
+        }
+        given = [output for output in self._parallel.merge(outputs) if output.request_id not in failed]
         self.abort_request(failed)
         if failed:
-            raise StepFailedError(failed, outputs) from next(iter(failed.values()))
-        return outputs
+            raise StepFailedError(failed, given) from next(iter(failed.values()))
+        return given
 
     def close(self) -> None:
         """Ends the threads of stages and ranks. The engine cannot be used afterwards."""

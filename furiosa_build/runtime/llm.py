@@ -130,8 +130,13 @@ class LLM:
         *,
         tools: Sequence[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answers one conversation, or a list of them; a message is a dict with `role` and `content`.
+
+        `continue_final_message` goes on with the last message (and needs `add_generation_prompt=False`);
+        `chat_template_kwargs` are further variables of the chat template.
 
         Returns and raises as `generate`; UserError too if the artifact has no chat template or it rejects
         them.
@@ -141,7 +146,12 @@ class LLM:
         prompts = []
         for conversation in messages if several else [messages]:
             turns = check_messages(conversation, "messages")
-            text = tokenizer.apply_chat_template(turns, tools=tools, add_generation_prompt=add_generation_prompt)
+            options = {
+                **(chat_template_kwargs or {}),
+                "add_generation_prompt": add_generation_prompt,
+                "continue_final_message": continue_final_message,
+            }
+            text = tokenizer.apply_chat_template(turns, tools=tools, **options)
             prompts.append(tokenizer.encode(check_text(text, "messages"), add_special_tokens=False))
         return self.generate(prompts, sampling_params)
 

@@ -13,7 +13,7 @@ from furiosa_build.runtime.sampling.params import SamplingParams
     ("field", "value"),
     [
         ("n", 0),
-        ("n", 2),  # without beam search
+        ("n", 1.5),
         ("best_of", 0),
         ("best_of", 2),
         ("use_beam_search", 1),

@@ -22,7 +22,7 @@ class SamplingParams:
     """How the tokens of one request are chosen. The names and defaults are vLLM's.
 
     Attributes:
-        n: Completions per prompt. More than 1 is for beam search only, whose n best beams they are.
+        n: Completions per prompt, each with random numbers of its own; of a beam search the n best beams.
         best_of: Beams of a beam search; if given, the artifact's beam width. Without beam search only 1.
         use_beam_search: Follows the likeliest sequences instead of drawing tokens. Needs an artifact that was built for
             it. Most other parameters must be as they are by default; the temperature may be 0 too.
@@ -235,7 +235,6 @@ _STRUCTURED_OUTPUTS = {
 _STRUCTURED_OUTPUTS_WITHOUT_EFFECT = ("disable_fallback", "disable_any_whitespace")  # there is but one way here
 
 _WITH_BEAM_SEARCH_ONLY: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
     "best_of": (None, 1),
     "length_penalty": (1.0,),
     "early_stopping": (False,),
