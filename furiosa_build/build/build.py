@@ -17,17 +17,20 @@ from furiosa_build.build.estimates import Estimates
 from furiosa_build.build.executors.local import local_executors
 from furiosa_build.build.factors import Factors
 from furiosa_build.build.files import Files
+from furiosa_build.build.loading import loading_of, unused_note
 from furiosa_build.build.mistakes import errors_of, failing
-from furiosa_build.build.models import open_models
+from furiosa_build.build.models import check_draft, open_models
 from furiosa_build.build.publish import PUBLISHED, Publication
 from furiosa_build.build.survey import outline_of
 from furiosa_build.build.tokenizer import tokenizer_of
 from furiosa_build.core.cancellation import CancellationToken, cancelled_by
+from furiosa_build.core.errors import UserError
 from furiosa_build.core.events import Emitter, Listener
 from furiosa_build.core.failpoints import doing
 from furiosa_build.core.files import expand_user
 from furiosa_build.core.progress import metered
 from furiosa_build.core.system import Machine
+from furiosa_build.ir.loading import Loading
 from furiosa_build.ir.tokenizer import TokenizerOutline
 from furiosa_build.plan.budget.preflight import Preflight
 from furiosa_build.plan.explain import Explanation, explain_step
@@ -68,6 +71,7 @@ class Build:
         self.models = open_models(recipe, self.store.hashes)
         self.spec = self.models[""].spec
         self.outcomes: dict[str, Outcome] = {}
+        self._loadings: dict[str, Loading] = {}
         self._cancellation = CancellationToken()
         self._factors = Factors(self.models, SourceCode(memo=root / "code.json"), self._find)
         self.files = Files(self.store, self.models, lambda: self.plan, self._factors, self._find)
@@ -85,9 +89,14 @@ class Build:
         """The steps. The first time for an architecture a worker surveys the model, which takes seconds."""
         planned = {}
         for model_id, model in self.models.items():
+            found_by = self.store, self._factors, self.executors["builder"]
             with failing("survey"), errors_of(model_id, model.spec.name):
-                outline = outline_of(model, self.store, self._factors, self.executors["builder"], self.events)
-                planned[model_id] = model.plan(outline)
+                loading = self._loadings[model_id] = loading_of(model, *found_by)
+                model.check(loading)
+                planned[model_id] = model.plan(loading, outline_of(model, loading, *found_by, self.events))
+            if note := unused_note(loading):
+                self.events.note(note)
+        check_draft(planned)
         with failing("tokenizer"):
             planned[""] = replace(planned[""], tokenizer=self._tokenizer(planned[""].outline.vocab_size))
         return make_plan(planned, STEPS)
@@ -116,6 +125,8 @@ class Build:
                     key_of(factors), step.own_name, factors, lambda output: self._execute(step, output)
                 )
                 self.outcomes[name] = Outcome(record, ran)
+                if step.type.reads_source:
+                    self._check_loading(step.model_id)
             if name == "package":
                 self._publication.publish(outcome.record for outcome in self.outcomes.values())
             if name == "qualify":
@@ -176,6 +187,16 @@ class Build:
     def _execute(self, step: PlannedStep, output: Path) -> ActionResult:
         request, log = step.type.request(step, self.files), self.store.log_path(step.name)
         return self.executors[step.type.worker].run(step.name, step.type, request, output, log)
+
+    def _check_loading(self, model_id: str) -> None:
+        """Raises UserError when the weights, which the plan may not have seen, are not what it took them for."""
+        model = self.models[model_id]
+        if loading_of(model, self.store, self._factors, self.executors["builder"]) != self._loadings[model_id]:
+            raise UserError(
+                "the weights, which are on this machine now, are stored in another form than could be known before",
+                where=model.sources.described,
+                hint="build again: what they are is known now, and what has been done is kept",
+            )
 
     def _find(self, name: str) -> ActionRecord | None:
         """The step's action, if its key is known and the store has it."""

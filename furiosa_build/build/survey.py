@@ -6,16 +6,19 @@ from furiosa_build.build.executors.base import Executor
 from furiosa_build.build.factors import Factors
 from furiosa_build.build.models import OpenModel
 from furiosa_build.core.events import Emitter, SurveyStarted
+from furiosa_build.ir.loading import Loading
 from furiosa_build.ir.outline import Outline
 from furiosa_build.plan.keys import key_of
 from furiosa_build.steps.survey import OUTPUT, Survey, SurveyRequest
 from furiosa_build.store import Store
 
 
-def outline_of(model: OpenModel, store: Store, factors: Factors, executor: Executor, events: Emitter) -> Outline:
+def outline_of(
+    model: OpenModel, loading: Loading, store: Store, factors: Factors, executor: Executor, events: Emitter
+) -> Outline:
     """The outline of a model. An event tells that it takes time to find."""
-    job, request = Survey(), SurveyRequest(hf_config=dict(model.hf_config))
-    of_key = factors.of(job, model.backend, {"hf_config": dict(model.hf_config)}, {})
+    job, request = Survey(), SurveyRequest(hf_config=loading.hf_config)
+    of_key = factors.of(job, model.backend, {"hf_config": loading.hf_config}, {})
     record = store.find(key_of(of_key))
     if record is None:
         events.emit(SurveyStarted())

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from furiosa_build.core.errors import UserError
+from furiosa_build.core.python_floats import with_floats
 from furiosa_build.models.attention import PAGED_ATTENTION
 from furiosa_build.models.rotary import hold_rotary_tables
 
@@ -159,7 +160,7 @@ class Skeleton:
 
 def make_config(hf_config: dict[str, Any]) -> PreTrainedConfig:
     """The fields of a config.json as transformers' own class. Raises UserError for a type it does not know."""
-    fields = dict(hf_config)
+    fields = with_floats(hf_config)
     model_type = fields.pop("model_type", None)
     fields.pop("quantization_config", None)
     try:

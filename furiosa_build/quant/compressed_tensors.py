@@ -19,7 +19,7 @@ from furiosa_build.quant.scheme import QuantScheme, families, scheme
 KEY = "quantization.quantize_artifact_path"
 
 _FREE = re.compile(
-    r"_.*|architectures|dtype|torch_dtype|use_cache|.*_token_id|transformers_version|quantization_config|pad_.*"
+    r"_.*|architectures|dtype|torch_dtype|use_cache|.*_token_id|transformers_version|quantization_config|compression_config|pad_.*"
 )
 """Fields of a config.json that shape no number of the model, or are compared apart."""
 _LINEAR = "Linear"
@@ -94,7 +94,7 @@ def parse_checkpoint(
     Raises:
         UserError: It is of another model, or quantized in a way that this version cannot compute.
     """
-    described = config.get("quantization_config")
+    described = config.get("quantization_config") or config.get("compression_config")
     if not isinstance(described, dict):
         raise UserError(
             "the checkpoint is not quantized: its config.json has no quantization_config",
@@ -142,10 +142,11 @@ def _read(path: Path, config: Mapping[str, Any]) -> QuantizedCheckpoint:
     """Raises UserError for the first thing that cannot be taken."""
     refuser = Refuser(path)
     refuser.only("quant_method", config.get("quant_method"), "compressed-tensors")
-    refuser.only("quantization_status", config.get("quantization_status"), "compressed")
+    # Older tools wrote `frozen`, or nothing, of weights that are compressed. Whether they are, their dtypes say.
+    refuser.only("quantization_status", config.get("quantization_status"), "compressed", "frozen", None)
     refuser.only("kv_cache_scheme", config.get("kv_cache_scheme"), None)
     for key in ("transform_config", "sparsity_config"):
-        if (given := config.get(key)) and given != {"format": "dense"}:
+        if (given := config.get(key)) and not (isinstance(given, dict) and given.get("format") == "dense"):
             raise refuser.refusal(key, given, "nothing")
     groups = config.get("config_groups")
     if not (isinstance(groups, dict) and groups):

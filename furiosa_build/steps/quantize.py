@@ -19,6 +19,7 @@ from furiosa_build.steps.weights import (
     LARGEST_FILE,
     SOURCE,
     WeightsRequest,
+    conversion_of,
     described,
     open_weights,
     parameters_of,
@@ -62,6 +63,7 @@ class Quantize(Step[WeightsRequest]):
             reads={
                 "schemes": dict(model.schemes),
                 **({"taken": True} if model.taken else {}),
+                **conversion_of(model),
                 "parameters": parameters_of(model),
                 "architecture": model.outline.architecture,
                 "hf_config": dict(model.hf_config),
@@ -146,7 +148,7 @@ def _write_weights(outline: Outline, schemes: Mapping[str, str], source: TensorS
                     continue
                 if name != at_hand:
                     at_hand, parts = name, {}
-                    parts = _quantized(found[name], source.read(name), parameters[name])
+                    parts = _quantized(found[name], name, source.read(name), parameters[name])
                 writer.write(tensor, parts[part])
         digests[file] = writer.sha256
     if len(files) > 1:
@@ -157,10 +159,12 @@ def _write_weights(outline: Outline, schemes: Mapping[str, str], source: TensorS
     return digests
 
 
-def _quantized(own: QuantScheme, weight: Tensor, layout: Layout) -> dict[str, Tensor]:
+def _quantized(own: QuantScheme, name: str, weight: Tensor, layout: Layout) -> dict[str, Tensor]:
     import torch
 
-    return own.quantize(weight.to(getattr(torch, layout.dtype)))
+    from furiosa_build.weights.cast import cast
+
+    return own.quantize(cast(name, weight, getattr(torch, layout.dtype)))
 
 
 def _tied_head(outline: Outline) -> list[str]:

@@ -21,6 +21,7 @@ from furiosa_build.steps.weights import (
     LARGEST_FILE,
     SOURCE,
     WeightsRequest,
+    conversion_of,
     open_weights,
     parameters_of,
     size_of,
@@ -70,6 +71,7 @@ class Shard(Step[ShardRequest]):
             reads={
                 "parameters": parameters,
                 **({"schemes": dict(model.schemes)} if model.taken else {}),
+                **({} if model.writes_checkpoint else conversion_of(model)),
                 **(_divided(model) if model.spec.parallel.is_divided else {}),
                 **(_packing(model) if model.packs else {}),
             },
@@ -192,11 +194,13 @@ class _Stored(NamedTuple):
     def _share(self, name: str, source: TensorSource) -> Tensor:
         import torch
 
+        from furiosa_build.weights.cast import cast
+
         derived = self.scheme.derived(self.part, self.share.local)
         if derived is not None:
             return derived
         dtype = self.scheme.parts(self.share.local)[self.part].dtype
-        return self.scheme.shard(self.part, source.read(name), self.share).to(getattr(torch, dtype))
+        return cast(name, self.scheme.shard(self.part, source.read(name), self.share), getattr(torch, dtype))
 
 
 def _packer(backend: str, isa: str) -> Packer:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from furiosa_build.ir.outline import Outline, ParameterOutline
-from furiosa_build.quant.scheme import summary
+from furiosa_build.plan.keys import tool_versions
+from furiosa_build.quant.scheme import scheme, summary
 from furiosa_build.steps.base import BuildState, Request
 from furiosa_build.weights import listing
 
@@ -35,6 +36,7 @@ class WeightsRequest(Request):
         schemes: The scheme of each quantized parameter, by name.
         seed: Draw the weights from this seed, and read no file.
         taken: The source is a quantized checkpoint, which is taken as it is.
+        converts: What is read is stored under other names or in another form than the model has it.
         ranks: Ranks of a stage.
         stages: The layers of each stage.
     """
@@ -44,6 +46,7 @@ class WeightsRequest(Request):
     schemes: dict[str, str]
     seed: int | None = None
     taken: bool = False
+    converts: bool = False
     ranks: int
     stages: list[list[int]]
 
@@ -61,6 +64,7 @@ def weights_request(step: PlannedStep, state: BuildState, of_checkpoint: bool = 
         schemes=dict(model.schemes),
         seed=None if written else source.seed,
         taken=model.taken,
+        converts=model.converts and not written,
         ranks=model.ranks,
         stages=model.stages,
     )
@@ -75,6 +79,11 @@ def checkpoint_of(step: PlannedStep) -> str:
 def parameters_of(model: ModelPlan) -> dict[str, Any]:
     """The model's parameters as plain data, for keys."""
     return {name: parameter.model_dump() for name, parameter in model.outline.parameters.items()}
+
+
+def conversion_of(model: ModelPlan) -> dict[str, Any]:
+    """What shapes the weights that are read where transformers converts them, for keys."""
+    return {"converted_by": tool_versions("transformers")} if model.converts else {}
 
 
 def size_of(parameters: Mapping[str, Any]) -> int:
@@ -99,7 +108,15 @@ def open_weights(request: WeightsRequest, files: Mapping[str, Path]) -> TensorSo
 
     if request.seed is not None:
         return RandomSource(request.outline.parameters, request.seed)
-    return open_weight_files(list(weight_files(files).values()))
+    source = open_weight_files(list(weight_files(files).values()))
+    if not request.converts:
+        return source
+    from furiosa_build.weights.converted import Converted
+
+    quantized = request.schemes.items() if request.taken else ()
+    layouts = {name: parameter.layout for name, parameter in request.outline.parameters.items()}
+    parts = frozenset(stored for name, text in quantized for stored in scheme(text).layouts(name, layouts[name]))
+    return Converted(source, request.hf_config, parts)
 
 
 def described(files: Mapping[str, Path]) -> str:

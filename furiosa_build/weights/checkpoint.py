@@ -57,16 +57,20 @@ def _is_of_no_use(name: str, outline: Outline) -> bool:
     return name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq")
 
 
+def lacking(missing: list[str], parameters: int, where: str) -> UserError:
+    """The error for weights without some of the model's parameters, of which there are so many."""
+    return UserError(
+        f"the weights lack {len(missing)} of {parameters} parameters: {', '.join(missing[:3])}"
+        + (", ..." if len(missing) > 3 else ""),
+        where=where,
+        hint="the weights and the architecture (config.json) do not belong together",
+    )
+
+
 def check_parameters(source: TensorSource, parameters: Mapping[str, ParameterOutline], where: str) -> None:
     """Raises UserError unless `source` has every parameter, in its shape."""
-    missing = sorted(set(parameters) - source.names())
-    if missing:
-        raise UserError(
-            f"the weights lack {len(missing)} of {len(parameters)} parameters: {', '.join(missing[:3])}"
-            + (", ..." if len(missing) > 3 else ""),
-            where=where,
-            hint="the weights and the architecture (config.json) do not belong together",
-        )
+    if missing := sorted(set(parameters) - source.names()):
+        raise lacking(missing, len(parameters), where)
     for name, outline in parameters.items():
         layout = source.layout(name)
         if layout.dtype not in FLOATS:

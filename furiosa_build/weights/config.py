@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ from furiosa_build.recipe.schema import ModelSpec
 from furiosa_build.weights.hf_layout import read_json
 from furiosa_build.weights.model_source import ModelSource
 
+_QUANTIZATION = ("quantization_config", "compression_config")
+"""Where a config.json tells that weights are quantized. Empty, it tells nothing."""
 _MUST_AGREE = ("model_type", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
@@ -24,29 +25,16 @@ def config_of(model: ModelSpec, source: ModelSource | None, own_weights: bool) -
         config = source.config()
     else:
         config = dict(model.architecture)
-    if not own_weights:
-        config.pop("quantization_config", None)
-    if "quantization_config" in config:
+    quantized = [key for key in _QUANTIZATION if config.pop(key, None)]
+    if quantized and own_weights:
         raise UserError(
             f"the weights of {model.model_id_or_path} are quantized already",
-            where="config.json, quantization_config",
+            where=f"config.json, {quantized[0]}",
             valid="weights in float32, bfloat16 or float16",
             hint="name the original model; recipes quantize it themselves (quantization=fp8), or take weights that are "
             "quantized already: quantization.quantize_artifact_path=DIRECTORY",
         )
     return config
-
-
-def cut_config(config: Mapping[str, Any], model: ModelSpec) -> dict[str, Any]:
-    """The config of the model's first `num_hidden_layers` layers, if that is given."""
-    wanted, all_layers = model.num_hidden_layers, config["num_hidden_layers"]
-    if wanted is None:
-        return dict(config)
-    cut = {
-        key: value[:wanted] if isinstance(value, list) and len(value) == all_layers else value
-        for key, value in config.items()
-    }
-    return {**cut, "num_hidden_layers": wanted}
 
 
 def check_architecture_of_weights(model: ModelSpec, path: Path) -> None:

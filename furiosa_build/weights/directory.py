@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.errors import UserError
+from furiosa_build.weights.adapters import check_no_adapter
+from furiosa_build.weights.header import Header, header_of
 from furiosa_build.weights.hf_layout import (
     INDEX_FILE,
     MODEL_FILES,
     ORIGINAL_PATTERNS,
-    check_file,
     find_files,
     read_json,
     weight_files,
@@ -34,6 +35,7 @@ class ModelDirectory(ModelSource):
 
     def config(self) -> dict[str, Any]:
         path = self.path / "config.json"
+        check_no_adapter(self.path)
         if not path.is_file():
             raise UserError(
                 "the model's directory has no config.json", where=str(self.path), hint="is it in Hugging Face layout?"
@@ -44,6 +46,7 @@ class ModelDirectory(ModelSource):
         from furiosa_build.quant.compressed_tensors import KEY, parse_checkpoint
 
         path = self.path / "config.json"
+        check_no_adapter(self.path)
         if not path.is_file():
             raise UserError(
                 "the quantized checkpoint has no config.json",
@@ -63,7 +66,14 @@ class ModelDirectory(ModelSource):
             if path.is_file()
         }
 
+    def header(self) -> Header:
+        files = self.weight_files()
+        index = files.pop(INDEX_FILE, None)
+        metadata = {} if index is None else read_json(index).get("metadata")
+        dtype = metadata.get("dtype") if isinstance(metadata, dict) else None
+        return header_of(files, dtype)
+
     def weight_files(self) -> dict[str, Path]:
-        check_file(self.path / INDEX_FILE)
-        names = [*weight_files(self.path), *([INDEX_FILE] if (self.path / INDEX_FILE).is_file() else [])]
-        return {name: self.path / name for name in names}
+        config = self.path / "config.json"
+        named = read_json(config).get("transformers_weights") if config.is_file() else None
+        return {name: self.path / name for name in weight_files(self.path, named)}

@@ -4,7 +4,8 @@
 
 REQUEST is JSON: `repository`, `revision`, `patterns`, and `meter`, where bytes are counted, or null. It prints JSON:
 the directory that the files are in, as `directory`; or `error`. What has been downloaded in part is kept by the hub's
-library, and the next download goes on from there.
+library, and the next download goes on from there. Without `patterns` it reads the headers of the safetensors files
+alone: it prints `files`, each with the dtype and shape of its tensors, and what their index says, as `metadata`.
 """
 
 from __future__ import annotations
@@ -27,22 +28,45 @@ def main(request: dict[str, Any]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     meter = request.pop("meter")
     with metered(None if meter is None else Path(meter)):
-        print(json.dumps(fetch(**request)))
+        print(json.dumps(answer(request)))
 
 
-def fetch(repository: str, revision: str, patterns: list[str]) -> dict[str, str]:
-    """Takes what is in the hub's cache, and fetches what is not."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """What is fetched, or why it cannot be."""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        NotASafetensorsRepoError,
+        SafetensorsParsingError,
+    )
 
+    refused = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError)
     try:
-        directory = snapshot_download(
-            repository, revision=revision, allow_patterns=patterns, tqdm_class=download_meter()
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        return fetch(**request) if request["patterns"] else read_headers(request["repository"], request["revision"])
+    except (*refused, NotASafetensorsRepoError, SafetensorsParsingError) as error:
         first_line = (str(error).splitlines() or [""])[0]
         return {"error": f"{type(error).__name__}: {first_line}"}
+
+
+def fetch(repository: str, revision: str, patterns: list[str]) -> dict[str, Any]:
+    """Takes what is in the hub's cache, and fetches what is not."""
+    from huggingface_hub import snapshot_download
+
+    directory = snapshot_download(repository, revision=revision, allow_patterns=patterns, tqdm_class=download_meter())
     return {"directory": str(directory)}
+
+
+def read_headers(repository: str, revision: str) -> dict[str, Any]:
+    """Reads some kilobytes of each file. As for loading, a whole file goes before shards."""
+    from huggingface_hub import HfApi
+
+    found = HfApi().get_safetensors_metadata(repository, revision=revision)
+    files = {
+        name: {tensor: [entry.dtype, entry.shape] for tensor, entry in file.tensors.items()}
+        for name, file in found.files_metadata.items()
+    }
+    return {"files": files, "metadata": found.metadata}
 
 
 def download_meter() -> type[tqdm[Any]]:

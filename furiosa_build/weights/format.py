@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from furiosa_build.ir.tensors import Layout
+
 if TYPE_CHECKING:
     from furiosa_build.weights.source import TensorSource
 
@@ -31,6 +33,11 @@ class WeightFormat(ABC):
     @abstractmethod
     def open(self, files: Sequence[Path]) -> TensorSource:
         """The tensors of all these files. Raises UserError for a file that is not sound."""
+
+    def layouts(self, file: Path) -> dict[str, Layout]:
+        """dtype and shape of the tensors of a sound file, by name."""
+        source = self.open([file])
+        return {name: source.layout(name) for name in source.names()}
 
     def config(self, file: Path) -> dict[str, Any] | None:
         """The fields of a config.json that the file has of its model; None: it has tensors only."""

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from furiosa_build.core.errors import UserError
+from furiosa_build.core.python_floats import without_floats
 
+WHOLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 WEIGHT_PATTERNS = ("model*.safetensors", INDEX_FILE)
 """The weight files of the hub that are used: some repositories hold them twice, also as `consolidated` or so."""
@@ -45,6 +47,9 @@ MODEL_FILES = ("config.json", *TRAVELLING, *TOKENIZER_FILES)
 ORIGINAL_PATTERNS = (*MODEL_FILES, *WEIGHT_PATTERNS, "adapter_config.json", "adapter_model*")
 """What transformers may open of a model with safetensors weights."""
 
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_WEIGHTS = (*_PICKLES, ".safetensors", ".gguf", ".msgpack", ".h5")
+_CONVERT = 'python -c "from transformers import AutoModelForCausalLM as M; M.from_pretrained(OLD).save_pretrained(NEW)"'
 
 LARGEST_JSON = 64 << 20
 """Bytes of a file that is only copied. The largest tokenizers have about 35 MB."""
@@ -58,17 +63,49 @@ LARGEST_PARSED = {
 than 100 kB, those of tokenizers about 1 MB; the index of a model with hundreds of experts has 15 MB."""
 
 
-def weight_files(directory: Path) -> list[str]:
-    """Names of a directory's weight files. Raises UserError when one is missing or named outside the directory."""
-    index = directory / INDEX_FILE
-    if not index.is_file():
-        if not (directory / "model.safetensors").is_file():
-            raise UserError(
-                "the model's directory has no weights",
-                where=str(directory),
-                valid=f"model.safetensors, or shards with {INDEX_FILE}",
-            )
-        return ["model.safetensors"]
+def weight_files(directory: Path, named: str | None = None) -> list[str]:
+    """Names of a directory's weight files, and of their index if it counts, as transformers chooses them.
+
+    A whole file goes before shards, and one that config.json names (`named`: its `transformers_weights`) before both.
+    Raises UserError when one is missing or named outside the directory.
+    """
+    if named is not None:
+        return _named_files(directory, named)
+    if (directory / WHOLE_FILE).is_file():
+        return [WHOLE_FILE]
+    if not (directory / INDEX_FILE).is_file():
+        raise _no_weights(directory)
+    return [*_shards(directory / INDEX_FILE), INDEX_FILE]
+
+
+def _no_weights(directory: Path) -> UserError:
+    """The error for a directory without safetensors files of the names that transformers looks for."""
+    others = sorted(path.name for path in directory.iterdir() if path.suffix in _WEIGHTS) if directory.is_dir() else []
+    pickled = [name for name in others if Path(name).suffix in _PICKLES]
+    what, hint = "the model's directory has no weights", ""
+    if pickled:
+        what = f"the weights are pickles ({pickled[0]}), which are never loaded: a pickle can run any code"
+        hint = f"convert them where you trust them: {_CONVERT}"
+    elif others:
+        what = f"the model's directory has no weights of the names that transformers loads, but {', '.join(others[:3])}"
+        hint = "rename the file, or name it by model.param_file_path"
+    return UserError(what, where=str(directory), valid=f"{WHOLE_FILE}, or shards with {INDEX_FILE}", hint=hint)
+
+
+def _named_files(directory: Path, named: str) -> list[str]:
+    path = directory / Path(str(named)).name
+    if path.name != named or not path.is_file() or not named.endswith((".safetensors", INDEX_FILE[5:])):
+        raise UserError(
+            f"config.json names its weights {named!r}, which is not a safetensors file of its directory",
+            where=f"{directory / 'config.json'}, transformers_weights",
+            valid="the name of a .safetensors file, or of its index, beside config.json",
+        )
+    return [named] if named.endswith(".safetensors") else _shards(path)
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names."""
+    directory = index.parent
     try:
         names = sorted(set(read_json(index)["weight_map"].values()))
     except (KeyError, TypeError, AttributeError) as error:
@@ -90,7 +127,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path.name} is not readable JSON: {error}", where=str(path)) from error
     if not isinstance(data, dict):
         raise UserError(f"{path.name} does not hold a JSON object", where=str(path))
-    return data
+    return without_floats(data)  # type: ignore[no-any-return]
 
 
 def find_files(directory: Path, patterns: Sequence[str]) -> dict[str, Path]:

@@ -17,9 +17,13 @@ from typing import Any
 from furiosa_build.core.cancellation import check_cancelled
 from furiosa_build.core.errors import UserError
 from furiosa_build.core.progress import current
+from furiosa_build.ir.tensors import Layout
+from furiosa_build.weights.adapters import ADAPTER_CONFIG
 from furiosa_build.weights.directory import ModelDirectory
-from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, WEIGHT_PATTERNS
+from furiosa_build.weights.header import Header
+from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, WEIGHT_PATTERNS, WHOLE_FILE
 from furiosa_build.weights.model_source import ModelSource, Reference
+from furiosa_build.weights.safetensors import DTYPES
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -45,7 +49,7 @@ class HubModel(ModelSource):
         return cls(reference.name, reference.revision) if _HUB_ID.fullmatch(reference.name) else None
 
     def config(self) -> dict[str, Any]:
-        return self._fetch(("config.json",)).config()
+        return self._fetch(("config.json", ADAPTER_CONFIG)).config()
 
     def commit(self) -> str | None:
         """Known without asking the hub for a commit, and for a revision of which the hub's cache has files."""
@@ -68,6 +72,23 @@ class HubModel(ModelSource):
     def weight_files(self) -> dict[str, Path]:
         return self._fetch(_WHOLE).weight_files()
 
+    def header(self) -> Header | None:
+        """Of what is in the hub's cache; else the hub is asked, if it has been asked for the config."""
+        snapshot = self._snapshot()
+        if snapshot is not None and any((snapshot / name).exists() for name in (WHOLE_FILE, INDEX_FILE)):
+            with suppress(UserError):  # some of the files are not here yet
+                return ModelDirectory(snapshot).header()
+        if not self._fetched:
+            return None
+        found = _in_process({"repository": self.name, "revision": self.revision, "patterns": [], "meter": None})
+        if "files" not in found:  # the download will say why
+            return None
+        layouts = {
+            file: {name: Layout(DTYPES.get(dtype, dtype), tuple(shape)) for name, (dtype, shape) in tensors.items()}
+            for file, tensors in sorted(found["files"].items())
+        }
+        return Header.of(layouts, (found["metadata"] or {}).get("dtype"))
+
     def cached_bytes(self) -> int:
         """Bytes that need no download any more: of the wanted files of this revision."""
         snapshot = self._snapshot()
@@ -82,7 +103,7 @@ class HubModel(ModelSource):
 
         for directory in self._fetched.values():
             return directory.path
-        for name in ("config.json", INDEX_FILE, "model.safetensors"):
+        for name in ("config.json", INDEX_FILE, WHOLE_FILE):
             file = try_to_load_from_cache(self.name, name, revision=self.revision, cache_dir=hub_cache())
             if isinstance(file, str):
                 return Path(file).parent
@@ -128,7 +149,7 @@ def download(name: str, revision: str, patterns: Sequence[str]) -> Path:
     return Path(found["directory"])
 
 
-def _in_process(request: dict[str, Any]) -> dict[str, str]:
+def _in_process(request: dict[str, Any]) -> dict[str, Any]:
     """What `weights.download` answers. Its process ends with this one."""
     with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+") as complaints:
         process = subprocess.Popen(

@@ -12,6 +12,7 @@ from furiosa_build.core.files import expand_user
 
 if TYPE_CHECKING:
     from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
+    from furiosa_build.weights.header import Header
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,13 @@ class ModelSource(ABC):
     def original_files(self) -> dict[str, Path]:
         """Every file that transformers may open to load the model, by its name there: also those the build ignores."""
         return {}
+
+    def header(self) -> Header | None:
+        """What the weights' files store; None where that takes a download, and where there are no files.
+
+        Raises UserError for files that are missing or not sound.
+        """
+        return None
 
     def weight_files(self) -> dict[str, Path]:
         """The files of weights, and their index, by the names that they are listed under; a remote source fetches them.

@@ -14,6 +14,18 @@ from furiosa_build.weights.format import WeightFormat
 if TYPE_CHECKING:
     from torch import Tensor
 
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "BOOL": "bool",
+    **{f"{sign}{bits}": f"{name}{bits}" for sign, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)},
+}
+"""torch's names of the dtypes that safetensors has."""
+
 
 class Safetensors(WeightFormat):
     """https://huggingface.co/docs/safetensors."""
@@ -29,6 +41,12 @@ class Safetensors(WeightFormat):
 
     def open(self, files: Sequence[Path]) -> SafetensorsSource:
         return SafetensorsSource(files)
+
+    def layouts(self, file: Path) -> dict[str, Layout]:
+        return {
+            name: Layout(DTYPES.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"]))
+            for name, entry in read_header(file).items()
+        }
 
 
 class SafetensorsSource:

@@ -7,6 +7,7 @@ from typing import Any
 
 from furiosa_build.core.errors import UserError
 from furiosa_build.weights.formats import format_of
+from furiosa_build.weights.header import Header, header_of
 from furiosa_build.weights.model_source import ModelSource, Reference
 
 
@@ -30,6 +31,9 @@ class WeightFile(ModelSource):
                 hint="name the model's directory or hub id, and this file by model.param_file_path",
             )
         return config
+
+    def header(self) -> Header:
+        return header_of(self.weight_files())
 
     def weight_files(self) -> dict[str, Path]:
         """Listed under one name, whatever the file is called: weights are the same under another name."""

@@ -16,6 +16,7 @@ from furiosa_build.weights.config import config_of
 from furiosa_build.weights.describe import describe, listed
 from furiosa_build.weights.directory import ModelDirectory
 from furiosa_build.weights.formats import check_weight_file
+from furiosa_build.weights.header import Header, same_bytes
 from furiosa_build.weights.hf_layout import (
     INDEX_FILE,
     TOKENIZER_FILES,
@@ -76,6 +77,21 @@ class Sources:
         checkpoint = self.weights.quantization(self.config, self._spec.num_hidden_layers)
         self.weights.weight_files()  # raises for one that is missing
         return checkpoint
+
+    def header(self) -> Header | None:
+        """What the weights' files store, if they are on this machine."""
+        return self.weights.header()
+
+    def same_values(self, one: str, other: str) -> bool:
+        """Whether two stored tensors are equal, byte by byte."""
+        return same_bytes(list(self.weights.weight_files().values()), one, other)
+
+    @property
+    def described(self) -> str:
+        """Where the weights come from, for messages: their directory, or the one file that they are."""
+        if self._spec.param_file_path is not None or self.weights.is_remote:
+            return self._spec.param_file_path or self._spec.model_id_or_path
+        return next((str(file.parent) for file in self.weights.weight_files().values()), "random weights")
 
     def identity(self) -> dict[str, str | None]:
         """sha256 of the model's files, or the commit on the hub; None where it takes reading or downloading to know."""

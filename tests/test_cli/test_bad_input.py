@@ -98,8 +98,8 @@ def build(*overrides: str) -> tuple[str, ...]:
 
 
 def weights(*words: str, spoil: Spoil) -> Case:
-    """A mistake in the weights' numbers: found when they are read, after they have been listed."""
-    return Case(build(), words, spoil, finished=frozenset({"fetch"}))
+    """A mistake in the weights: found before there is a plan, by their headers."""
+    return Case(build(), words, spoil, finished=frozenset({"loading"}))
 
 
 FIRST = "model.layers.0.self_attn.q_proj.weight"
@@ -237,13 +237,14 @@ WEIGHTS = {
     "unknown architecture": Case(
         build(), ("unsupported architecture: model_type 'lama'", "where: config.json"), config(model_type="lama")
     ),
-    "config.json lacks a field": Case(
-        build(),
-        ("has no vocab_size", "where: config.json"),
-        write("tiny/config.json", '{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}'),
+    "config.json lacks fields": weights(
+        "has shape [64, 32], the architecture asks for [32000, 4096]",
+        spoil=write("tiny/config.json", '{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}'),
     ),
     "config.json has a wrong field": Case(
-        build(), ("num_hidden_layers='two'", "at least 1"), config(num_hidden_layers="two")
+        build(),
+        ("transformers refuses config.json", "num_hidden_layers", "got 'two'", "where: config.json"),
+        config(num_hidden_layers="two"),
     ),
 }
 

@@ -37,7 +37,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "gptq": (of_all(quant_method="gptq"), "quant_method=gptq"),
     "fp8 of another kind": (of_all(quant_method="fp8"), "quant_method=fp8"),
     "no method": (lambda config: config.pop("quant_method"), "quant_method=null"),
-    "not compressed": (of_all(quantization_status="frozen"), "quantization_status=frozen"),
+    "not compressed": (of_all(quantization_status="calibration"), "quantization_status=calibration"),
     "kv cache": (of_all(kv_cache_scheme={"num_bits": 8}), 'kv_cache_scheme={"num_bits": 8}'),
     "transform": (of_all(transform_config={"config_groups": {"a": 1}}), "transform_config="),
     "sparsity": (of_all(sparsity_config={"format": "sparse-24-bitmask"}), "sparsity_config="),

@@ -161,9 +161,22 @@ def sharded(directory: Path, weight_map: dict[str, str]) -> None:
 def test_a_directory_has_one_file_or_an_index(file: Path) -> None:
     assert set(ModelDirectory(file.parent).weight_files()) == {"model.safetensors"}
     save_file({"c": torch.zeros(1)}, file.with_name("second.safetensors"))
-    sharded(file.parent, {"a": "model.safetensors", "b": "model.safetensors", "c": "second.safetensors"})
+    sharded(file.parent, {"a": "first.safetensors", "b": "first.safetensors", "c": "second.safetensors"})
+    assert set(ModelDirectory(file.parent).weight_files()) == {"model.safetensors"}, "as transformers"
+    file.rename(file.with_name("first.safetensors"))
     index = "model.safetensors.index.json"
-    assert set(ModelDirectory(file.parent).weight_files()) == {"model.safetensors", "second.safetensors", index}
+    assert set(ModelDirectory(file.parent).weight_files()) == {"first.safetensors", "second.safetensors", index}
+
+
+def test_config_json_may_name_the_weights(file: Path) -> None:
+    save_file({"c": torch.zeros(1)}, file.with_name("second.safetensors"))
+    config = file.with_name("config.json")
+    config.write_text(json.dumps({"transformers_weights": "second.safetensors"}))
+    assert set(ModelDirectory(file.parent).weight_files()) == {"second.safetensors"}
+    for named in ("../second.safetensors", "absent.safetensors", "pytorch_model.bin"):
+        config.write_text(json.dumps({"transformers_weights": named}))
+        with pytest.raises(UserError, match=r"config\.json names its weights"):
+            ModelDirectory(file.parent).weight_files()
 
 
 @pytest.mark.parametrize(
@@ -186,16 +199,26 @@ def test_an_index_names_files_beside_it(file: Path, index: dict[str, str], messa
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}'])
 def test_an_index_of_another_form_is_refused(file: Path, text: str) -> None:
+    file.unlink()
     (file.parent / "model.safetensors.index.json").write_text(text)
     with pytest.raises(UserError, match=r"model\.safetensors\.index\.json"):
         ModelDirectory(file.parent).weight_files()
 
 
 def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(UserError, match="has no weights") as error:
         ModelDirectory(tmp_path).weight_files()
     assert "model.safetensors" in str(error.value.valid)
+    (tmp_path / "model.fp16.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no weights of the names that transformers loads, but model\.fp16\.safet"):
+        ModelDirectory(tmp_path).weight_files()
+
+
+def test_pickles_are_never_loaded(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"pickles \(pytorch_model\.bin\), which are never loaded") as error:
+        ModelDirectory(tmp_path).weight_files()
+    assert "save_pretrained" in error.value.hint
 
 
 # Do weights and architecture belong together?

@@ -27,7 +27,7 @@ def fetch(**request):
     threading.Event().wait()
 
 download.fetch = fetch
-download.main({"meter": None})
+download.main({"meter": None, "patterns": ["*"]})
 """
 
 

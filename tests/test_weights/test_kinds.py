@@ -81,7 +81,10 @@ def test_the_hub_is_asked_once_for_each_set_of_files(asked: list[dict[str, Any]]
     for _ in range(2):
         assert set(model.weight_files()) == {"model.safetensors"}
         assert set(model.model_files()) == {"config.json", "tokenizer.json"}
-    assert [request["patterns"] for request in asked] == [["config.json"], [*hub._WHOLE]]
+    assert [request["patterns"] for request in asked] == [
+        ["config.json", "adapter_config.json"],
+        [*hub._WHOLE],
+    ]
 
 
 def test_a_build_goes_on_with_the_commit_that_it_began_with(asked: list[dict[str, Any]]) -> None:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from furiosa_build.recipe.schema.spec import BuildSpec
 
 
-_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_LENGTH = "max_position_embeddings"
+"""Of some models that is not bounded, and some leave it to the default of their class."""
 
 
 def check_architecture(spec: BuildSpec, architecture: Mapping[str, Any], where: str) -> None:
@@ -44,16 +46,16 @@ def architecture_error(spec: BuildSpec, architecture: Mapping[str, Any]) -> Pyda
         return wrong("model_type", "a string such as llama")
     if not (isinstance(classes, list | tuple) and classes and all(isinstance(name, str) for name in classes)):
         return wrong("architectures", "a list of class names such as [LlamaForCausalLM]")
-    for name in _SIZES:
+    for name in (*_SIZES, *([_LENGTH] if _LENGTH in architecture else [])):
         if type(architecture.get(name)) is not int or architecture[name] < 1:
             return wrong(name, "a whole number of at least 1")
 
-    layers, length = architecture["num_hidden_layers"], architecture["max_position_embeddings"]
+    layers, length = architecture["num_hidden_layers"], architecture.get(_LENGTH)
     if (asked := spec.model.num_hidden_layers) is not None and asked > layers:
         what = f"num_hidden_layers={asked} is more than the model's own {layers} layers"
         return invalid(what, key=("model", "num_hidden_layers"), valid=f"1 to {layers}")
     is_given = "max_seq_len_to_capture" in spec.buckets.model_fields_set  # else it adapts: `recipe.lengths`
-    if is_given and (asked := spec.buckets.max_seq_len_to_capture) > length:
+    if is_given and length is not None and (asked := spec.buckets.max_seq_len_to_capture) > length:
         what = f"max_seq_len_to_capture={asked} is more than the model's max_position_embeddings={length}"
         return invalid(what, key=("buckets", "max_seq_len_to_capture"), valid=f"1 to {length}")
     return None

@@ -1,0 +1,75 @@
+"""How the weights of a build's models are loaded: found by transformers in a worker, once for a config and a header."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from furiosa_build.build.executors.base import Executor
+from furiosa_build.build.factors import Factors
+from furiosa_build.build.models import OpenModel
+from furiosa_build.core.canonical_json import digest
+from furiosa_build.core.errors import UserError
+from furiosa_build.ir.loading import Loading
+from furiosa_build.plan.keys import key_of
+from furiosa_build.steps.loading import OUTPUT, FindLoading, LoadingRequest
+from furiosa_build.store import Store
+from furiosa_build.weights.checkpoint import lacking
+from furiosa_build.weights.sources import Sources
+
+
+def loading_of(model: OpenModel, store: Store, factors: Factors, executor: Executor) -> Loading:
+    """How the weights of a model are loaded.
+
+    Raises UserError when transformers refuses its config.json, or would have to make up weights that are not there.
+    """
+    job, request = FindLoading(), _request(model)
+    of_key = factors.of(job, model.backend, _reads(request), {})
+    record = store.find(key_of(of_key))
+    if record is None:
+        log = store.log_path(job.name)
+        record, _ = store.get_or_run(
+            key_of(of_key),
+            job.name,
+            of_key,
+            lambda output: executor.run(job.name, job, request, output, log),
+        )
+    loading = Loading.model_validate(store.read_json(record, OUTPUT))
+    _check(loading, model.sources)
+    if any(not model.sources.same_values(*copy) for copy in loading.copies):
+        # As transformers: what the files say goes before what the config says.
+        untied = {**loading.hf_config, "tie_word_embeddings": False}
+        return loading.model_copy(update={"hf_config": untied})
+    return loading
+
+
+def _request(model: OpenModel) -> LoadingRequest:
+    header, checkpoint = model.sources.header(), model.checkpoint
+    return LoadingRequest(
+        config=model.sources.config,
+        layers=model.spec.model.num_hidden_layers,
+        stored=None
+        if header is None
+        else {name: (layout.dtype, list(layout.shape)) for name, layout in header.layouts.items()},
+        stored_dtype=None if header is None else header.dtype,
+        quantized=None if checkpoint is None else (dict(checkpoint.targets), list(checkpoint.ignore)),
+    )
+
+
+def _reads(request: LoadingRequest) -> dict[str, Any]:
+    """What the key is made of: of what is stored, which may be tens of thousands of tensors, a digest."""
+    return {**request.model_dump(exclude={"inputs"}), "stored": digest(request.model_dump()["stored"])}
+
+
+def _check(loading: Loading, sources: Sources) -> None:
+    where = sources.described
+    if loading.missing:
+        raise lacking(loading.missing, loading.parameters, where)
+    for name, stored, expected in loading.misshapen[:1]:
+        raise UserError(f"parameter {name} has shape {stored}, the architecture asks for {expected}", where=where)
+
+
+def unused_note(loading: Loading) -> str:
+    """What a person should know of stored tensors that the model does not load; empty if there are none."""
+    names = loading.unused
+    some = ", ".join(names[:3]) + (f", ... ({len(names)} tensors)" if names[3:] else "")
+    return f"the checkpoint has {some}, which the model does not load" if names else ""

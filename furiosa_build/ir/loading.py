@@ -1,0 +1,31 @@
+"""How a model's weights are loaded: what transformers makes of a config.json and of the names in a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Loading(BaseModel):
+    """What `weights.loading` finds; it is data here, so that planning needs neither torch nor transformers.
+
+    Attributes:
+        hf_config: The fields of the config.json of the model that is built: the text part, the first layers, and with
+            the dtype that the weights are loaded in.
+        converts: The checkpoint stores the parameters under other names or in another form than the model has them.
+        copies: Names of two stored tensors which the model has as one. They may differ all the same.
+        parameters: How many parameters the model has.
+        missing: Parameters that the checkpoint lacks.
+        misshapen: Parameters of another shape: the name, the shape that is stored, the shape of the model.
+        unused: Stored tensors that the model does not load.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    hf_config: dict[str, Any]
+    converts: bool = False
+    copies: list[tuple[str, str]] = []
+    parameters: int = 0
+    missing: list[str] = []
+    misshapen: list[tuple[str, list[int], list[int]]] = []
+    unused: list[str] = []
