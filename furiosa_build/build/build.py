@@ -17,7 +17,7 @@ from furiosa_build.build.estimates import Estimates
 from furiosa_build.build.executors.local import local_executors
 from furiosa_build.build.factors import Factors
 from furiosa_build.build.files import Files
-from furiosa_build.build.loading import loading_of, unused_note
+from furiosa_build.build.loading import check_loading, loading_of, unused_note
 from furiosa_build.build.mistakes import errors_of, failing
 from furiosa_build.build.models import check_draft, open_models
 from furiosa_build.build.publish import PUBLISHED, Publication
@@ -93,7 +93,9 @@ class Build:
             with failing("survey"), errors_of(model_id, model.spec.name):
                 loading = self._loadings[model_id] = loading_of(model, *found_by)
                 model.check(loading)
-                planned[model_id] = model.plan(loading, outline_of(model, loading, *found_by, self.events))
+                outline = outline_of(model, loading, *found_by, self.events)
+                check_loading(loading, outline, model.sources)
+                planned[model_id] = model.plan(loading, outline)
             if note := unused_note(loading):
                 self.events.note(note)
         check_draft(planned)

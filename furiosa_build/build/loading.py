@@ -10,6 +10,7 @@ from furiosa_build.build.models import OpenModel
 from furiosa_build.core.canonical_json import digest
 from furiosa_build.core.errors import UserError
 from furiosa_build.ir.loading import Loading
+from furiosa_build.ir.outline import Outline
 from furiosa_build.plan.keys import key_of
 from furiosa_build.steps.loading import OUTPUT, FindLoading, LoadingRequest
 from furiosa_build.store import Store
@@ -18,10 +19,7 @@ from furiosa_build.weights.sources import Sources
 
 
 def loading_of(model: OpenModel, store: Store, factors: Factors, executor: Executor) -> Loading:
-    """How the weights of a model are loaded.
-
-    Raises UserError when transformers refuses its config.json, or would have to make up weights that are not there.
-    """
+    """How the weights of a model are loaded. Raises UserError when transformers refuses its config.json."""
     job, request = FindLoading(), _request(model)
     of_key = factors.of(job, model.backend, _reads(request), {})
     record = store.find(key_of(of_key))
@@ -34,7 +32,6 @@ def loading_of(model: OpenModel, store: Store, factors: Factors, executor: Execu
             lambda output: executor.run(job.name, job, request, output, log),
         )
     loading = Loading.model_validate(store.read_json(record, OUTPUT))
-    _check(loading, model.sources)
     if any(not model.sources.same_values(*copy) for copy in loading.copies):
         # As transformers: what the files say goes before what the config says.
         untied = {**loading.hf_config, "tie_word_embeddings": False}
@@ -60,12 +57,14 @@ def _reads(request: LoadingRequest) -> dict[str, Any]:
     return {**request.model_dump(exclude={"inputs"}), "stored": digest(request.model_dump()["stored"])}
 
 
-def _check(loading: Loading, sources: Sources) -> None:
+def check_loading(loading: Loading, outline: Outline, sources: Sources) -> None:
+    """Raises UserError when the checkpoint lacks a parameter that is built, or has it in another shape."""
     where = sources.described
-    if loading.missing:
-        raise lacking(loading.missing, loading.parameters, where)
-    for name, stored, expected in loading.misshapen[:1]:
-        raise UserError(f"parameter {name} has shape {stored}, the architecture asks for {expected}", where=where)
+    if missing := [name for name in loading.missing if name in outline.parameters]:
+        raise lacking(missing, len(outline.parameters), where, loading.unused)
+    for name, stored, expected in loading.misshapen:
+        if name in outline.parameters:
+            raise UserError(f"parameter {name} has shape {stored}, the architecture asks for {expected}", where=where)
 
 
 def unused_note(loading: Loading) -> str:

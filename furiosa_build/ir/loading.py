@@ -15,7 +15,6 @@ class Loading(BaseModel):
             the dtype that the weights are loaded in.
         converts: The checkpoint stores the parameters under other names or in another form than the model has them.
         copies: Names of two stored tensors which the model has as one. They may differ all the same.
-        parameters: How many parameters the model has.
         missing: Parameters that the checkpoint lacks.
         misshapen: Parameters of another shape: the name, the shape that is stored, the shape of the model.
         unused: Stored tensors that the model does not load.
@@ -25,7 +24,6 @@ class Loading(BaseModel):
     hf_config: dict[str, Any]
     converts: bool = False
     copies: list[tuple[str, str]] = []
-    parameters: int = 0
     missing: list[str] = []
     misshapen: list[tuple[str, list[int], list[int]]] = []
     unused: list[str] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from furiosa_build.core.errors import UserError
@@ -57,13 +57,14 @@ def _is_of_no_use(name: str, outline: Outline) -> bool:
     return name == "lm_head.weight" or name.endswith("rotary_emb.inv_freq")
 
 
-def lacking(missing: list[str], parameters: int, where: str) -> UserError:
-    """The error for weights without some of the model's parameters, of which there are so many."""
+def lacking(missing: list[str], parameters: int, where: str, unknown: Sequence[str] = ()) -> UserError:
+    """The error for weights without some of the model's so many parameters, but with tensors that are unknown to it."""
+    others = f"; they have {unknown[0]}, which the model does not know" if unknown else ""
     return UserError(
         f"the weights lack {len(missing)} of {parameters} parameters: {', '.join(missing[:3])}"
         + (", ..." if len(missing) > 3 else ""),
         where=where,
-        hint="the weights and the architecture (config.json) do not belong together",
+        hint=f"the weights and the architecture (config.json) do not belong together{others}",
     )
 
 

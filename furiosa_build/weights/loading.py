@@ -46,7 +46,6 @@ def find_loading(
         hf_config=hf_config,
         converts=matching.converts,
         copies=matching.copies,
-        parameters=sum(1 for _ in model.parameters()),
         missing=[] if checkpoint else matching.missing,
         misshapen=[] if checkpoint else matching.misshapen,
         # Further layers than are taken are not told of.

@@ -25,8 +25,13 @@ Spoil = Callable[[UserDirectory], object]
 MODEL, SAVED = "tiny", "artifacts/tiny/latest"
 
 
-def write(path: str, content: str | bytes) -> Spoil:
-    return lambda user: (user.root / path).write_bytes(content if isinstance(content, bytes) else content.encode())
+def write(path: str, content: str | bytes, instead_of: str | None = None) -> Spoil:
+    def spoil(user: UserDirectory) -> None:
+        if instead_of is not None:
+            (user.root / instead_of).unlink()
+        (user.root / path).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return spoil
 
 
 def remove(path: str) -> Spoil:
@@ -63,12 +68,13 @@ def tensors(change: Callable[[dict[str, Any]], object]) -> Spoil:
     return spoil
 
 
-def config(**fields: Any) -> Spoil:
-    """Lays fields over the model's config.json."""
+def config(drop: tuple[str, ...] = (), **fields: Any) -> Spoil:
+    """Lays fields over the model's config.json, which loses others."""
 
     def spoil(user: UserDirectory) -> None:
         file = user.root / MODEL / "config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+        kept = {key: value for key, value in json.loads(file.read_text()).items() if key not in drop}
+        file.write_text(json.dumps({**kept, **fields}))
 
     return spoil
 
