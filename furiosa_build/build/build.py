@@ -35,6 +35,7 @@ from furiosa_build.ir.tokenizer import TokenizerOutline
 from furiosa_build.plan.budget.preflight import Preflight
 from furiosa_build.plan.explain import Explanation, explain_step
 from furiosa_build.plan.keys import key_of
+from furiosa_build.plan.model import ModelPlan
 from furiosa_build.plan.planner import Plan, PlannedStep, make_plan
 from furiosa_build.plan.source_code import SourceCode
 from furiosa_build.recipe.compose import load_recipe
@@ -69,7 +70,6 @@ class Build:
         self.store = Store(root, self.options.verify_inputs, self.directory.parent)
         self.store.notify = self.events.note
         self.models = open_models(recipe, self.store.hashes)
-        self.spec = self.models[""].spec
         self.outcomes: dict[str, Outcome] = {}
         self._loadings: dict[str, Loading] = {}
         self._cancellation = CancellationToken()
@@ -87,18 +87,20 @@ class Build:
     @cached_property
     def plan(self) -> Plan:
         """The steps. The first time for an architecture a worker surveys the model, which takes seconds."""
-        planned = {}
+        planned: dict[str, ModelPlan] = {}
         for model_id, model in self.models.items():
             found_by = self.store, self._factors, self.executors["builder"]
             with failing("survey"), errors_of(model_id, model.spec.name):
                 loading = self._loadings[model_id] = loading_of(model, *found_by)
-                model.check(loading)
+                length = planned[""].spec.buckets.max_seq_len_to_capture if model_id else None
+                model = self.models[model_id] = model.fitted(loading, length)
                 outline = outline_of(model, loading, *found_by, self.events)
                 check_loading(loading, outline, model.sources)
                 planned[model_id] = model.plan(loading, outline)
             if note := unused_note(loading):
                 self.events.note(note)
         check_draft(planned)
+        self.spec = planned[""].spec
         with failing("tokenizer"):
             planned[""] = replace(planned[""], tokenizer=self._tokenizer(planned[""].outline.vocab_size))
         return make_plan(planned, STEPS)
