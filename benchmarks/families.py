@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import closing, redirect_stderr
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.build.build import Build
 from furiosa_build.build.executors.in_process import InProcess
-from furiosa_build.core.errors import BuildError
+from furiosa_build.core.errors import BuildError, UserError
+from furiosa_build.models.skeleton import Skeleton
 from furiosa_build.recipe.schema import (
     BackendSpec,
     BucketSpec,
@@ -48,7 +50,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 192),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "embedding_size"), 64),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "decoder_ffn_dim", "ffn_hidden_size", "n_inner"), 96),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "decoder_layers"), 4),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "decoder_layers", "encoder_layers"), 4),
     **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "decoder_attention_heads"), 4),
     "num_key_value_heads": 2,
     **dict.fromkeys(("head_dim", "global_head_dim"), 16),
@@ -71,8 +73,15 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 2,
     "tie_word_embeddings": False,
 }
-SPECIAL: dict[str, dict[str, Any]] = {}
-"""What a family needs beside that, so that the sizes fit together."""
+_SHARED_KEYS = {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2}
+SPECIAL: dict[str, dict[str, Any]] = {
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    **dict.fromkeys(("gemma3n_text", "gemma4_text", "gemma4_unified_text"), _SHARED_KEYS),
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "mamba2": {"num_heads": 8},
+}
+"""What a family needs beside that, so that the sizes fit together, and so that what is special of it is there."""
 
 BUCKETS = {
     "prefill_buckets": [[1, 16]],
@@ -109,8 +118,8 @@ def families() -> dict[str, str]:
 
 def smallest(model_type: str) -> dict[str, Any]:
     """The fields of a small config.json of a family."""
-    default = CONFIG_MAPPING[model_type]()
-    known = {name: size for name, size in SIZES.items() if hasattr(default, name)}
+    default = CONFIG_MAPPING[model_type]().to_dict()
+    known = {name: size for name, size in SIZES.items() if name in default}
     if "qk_rope_head_dim" in known:
         known.pop("head_dim", None)  # it follows from that
     if "kv_lora_rank" in known:
@@ -121,7 +130,11 @@ def smallest(model_type: str) -> dict[str, Any]:
 def judge(model_type: str, work: Path) -> Verdict:
     """Builds a family's small model, and compares what it generates with transformers. Raises what goes wrong."""
     name = families()[model_type]
-    config = smallest(model_type)
+    try:
+        config = smallest(model_type)
+        Skeleton(dict(config))
+    except UserError as error:  # before transformers makes it with weights
+        return Verdict(model_type, name, "refused", _reason(error))
     model = _save(config, work / "model")
     spec = BuildSpec(
         name="family",
@@ -137,13 +150,17 @@ def judge(model_type: str, work: Path) -> Verdict:
         build.executors.update(builder=here, compiler=here)
         steps = [step for step in build.plan.steps if step != "qualify"]
     except BuildError as error:
-        return Verdict(model_type, name, "refused", str(error).splitlines()[0])
+        return Verdict(model_type, name, "refused", _reason(error))
     for step in steps:
         build.run(step)
     worst = max(_difference(model, tokens, logits) for tokens, logits in _generate(build.version_directory))
     if worst < 1e-4:
         return Verdict(model_type, name, "equal")
     return Verdict(model_type, name, "wrong", f"logits differ by {worst:.1g} of the largest")
+
+
+def _reason(error: BuildError) -> str:
+    return str(error).splitlines()[0].removeprefix("not supported: ")
 
 
 def _save(config: dict[str, Any], directory: Path) -> PreTrainedModel:
@@ -197,7 +214,13 @@ def main(arguments: list[str]) -> None:
     verdicts = []
     for model_type in chosen or families():
         with tempfile.TemporaryDirectory() as work:
-            verdicts.append(judge(model_type, Path(work)))
+            try:
+                verdicts.append(judge(model_type, Path(work)))
+            except Exception as error:
+                traceback.print_exc()
+                verdicts.append(
+                    Verdict(model_type, families()[model_type], "crash", f"{type(error).__name__}: {error}")
+                )
         print(verdicts[-1].row, flush=True)
 
 

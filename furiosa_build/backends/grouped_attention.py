@@ -32,14 +32,14 @@ def lower_paged_attention(
     assert value is not None
     mask = attention_mask(query.shape[2], key.shape[2], context_slots, context_lens, position_ids, sliding_window)
     if softcap is not None or sinks is not None:  # which flash attention does not compute
-        return attend_by_scores(query, key, value, mask, scaling, softcap, sinks).transpose(1, 2)
+        return attend_by_scores(query, key, value, mask, scaling, softcap, sinks).transpose(1, 2).contiguous()
     if mask is not None and context_slots is not None:
         grouped = _grouped_decode if query.shape[2] == 1 else _grouped_append
         return grouped(query, key, value, mask, scaling)
     output = F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
     )
-    return output.transpose(1, 2)
+    return output.transpose(1, 2).contiguous()
 
 
 def _grouped_decode(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
@@ -60,4 +60,4 @@ def _grouped_append(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sca
     grouped = query.reshape(batch, key.shape[1], group * tokens, size)
     mask = mask.repeat(1, 1, group, 1)
     output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
-    return output.reshape(batch, heads, tokens, value.shape[3]).transpose(1, 2)
+    return output.reshape(batch, heads, tokens, value.shape[3]).transpose(1, 2).contiguous()

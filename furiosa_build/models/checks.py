@@ -112,9 +112,11 @@ def _agree(whole: Tensor, alone: Tensor, at: int) -> bool:
             whole = whole.narrow(dim, at, 1)
         elif (many, few) == (1, 2):
             alone = alone.narrow(dim, 0, 1)
-    return whole.shape == alone.shape and torch.allclose(
-        whole.float(), alone.float(), rtol=1e-4, atol=1e-5, equal_nan=True
-    )
+    if whole.shape != alone.shape or whole.dtype != alone.dtype:
+        return False
+    if whole.is_complex():
+        whole, alone = torch.view_as_real(whole), torch.view_as_real(alone)
+    return torch.allclose(whole.float(), alone.float(), rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def _run(skeleton: Skeleton, **inputs: Any) -> None:

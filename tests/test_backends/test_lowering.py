@@ -9,7 +9,7 @@ import torch
 
 from furiosa_build.backends import ops
 from furiosa_build.backends.core_aten import is_core
-from furiosa_build.backends.cpu_lowerings import LOWERINGS
+from furiosa_build.backends.cpu_lowerings import CORE_ATEN_LOWERINGS, LOWERINGS
 from furiosa_build.backends.eager import EagerBackend
 from furiosa_build.backends.graph import Graph
 from furiosa_build.backends.graph_interpreter import GraphInterpreter
@@ -32,6 +32,19 @@ SHAPES = {
     "prefill": BucketShape(2, 16, 16),
     "append": BucketShape(2, 4, 16),
     "decode": BucketShape(2, 1, 16),
+}
+
+
+VARIANTS = {
+    "softcap and window": {"model_type": "gemma2", "head_dim": 16, "sliding_window": 8},
+    "sinks and window": {"model_type": "gpt_oss", "head_dim": 16, "num_local_experts": 2, "sliding_window": 8},
+    "values smaller than keys": {
+        "model_type": "deepseek_v2",
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        **{"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
+        "first_k_dense_replace": 2,
+    },
 }
 
 
@@ -72,6 +85,20 @@ def test_a_layer_for_one_token_writes_the_keys_and_values_of_all() -> None:
     segment = Segment(first=True, layers=(0, 1), last=True, slices=True)
     graph = Tracer(LAYERS, {}).trace(BucketShape(2, 16, 16), segment, last_token_only=True).whole
     assert own_operators(graph) == [ops.PAGED_ATTENTION, ops.WRITE_KV_CACHE, ops.PAGED_ATTENTION]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_variants_of_attention_lower_to_the_same(variant: str, shape: str) -> None:
+    graph = Tracer({**LAYERS, **VARIANTS[variant]}, {}).trace(SHAPES[shape], Segment(layers=(0,))).whole
+    assert own_operators(graph) == [ops.PAGED_ATTENTION]
+    [expected] = GraphInterpreter(graph)(*inputs_of(graph))
+    for lowerings in (LOWERINGS, CORE_ATEN_LOWERINGS):
+        program, _ = export(graph, lowerings)
+        torch.testing.assert_close(program.module()(*inputs_of(graph))[0], expected, rtol=1e-4, atol=1e-5)
+    lowered = lower_to_core_aten(graph, CORE_ATEN_LOWERINGS)
+    assert own_operators(lowered) == []
+    torch.testing.assert_close(GraphInterpreter(lowered)(*inputs_of(graph))[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("lowerings", [LOWERINGS, ops.REFERENCES], ids=["inductor", "references"])

@@ -179,7 +179,7 @@ class Sequences:
 
     def _run(self, *tensors: Any) -> Tensor:
         query, key, value, slot_mapping, context_slots, context_lens, position_ids = (*tensors, None)[:7]
-        return self._attend(
+        output = self._attend(
             query,
             key,
             value,
@@ -193,6 +193,8 @@ class Sequences:
             self.case.window,
             **self.variant,
         )
+        assert output.is_contiguous(), "a model may take a view of it"
+        return output
 
     def _padding(self, batch: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of nobody, to be filled in."""
