@@ -30,6 +30,7 @@ from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.build.build import Build
 from furiosa_build.build.executors.in_process import InProcess
 from furiosa_build.core.errors import BuildError, UserError
+from furiosa_build.models.checks import check_model, failures_of
 from furiosa_build.models.skeleton import Skeleton
 from furiosa_build.recipe.schema import (
     BackendSpec,
@@ -93,6 +94,7 @@ BUCKETS = {
 PROMPTS = [[(7 * i) % 190 for i in range(6)], [(11 * i + 3) % 190 for i in range(40)]]
 """The second is longer than the prefill bucket, than sliding windows, and than chunks."""
 NEW_TOKENS = 16
+MOST_PARAMETERS = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,16 @@ class Verdict:
         return f"| `{self.model_type}` | {self.name} | {self.result} | {self.reason} |"
 
 
+_OTHER_PARTS = ("text", "vision", "audio", "vq", "coder")
+
+
 def families() -> dict[str, str]:
-    """Model type -> class, of all causal language models of text."""
-    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
-    return {model_type: name for model_type, name in names if not name.endswith("ForConditionalGeneration")}
+    """Model type -> class, of all causal language models of text; the text parts of others have types of their own."""
+    return {
+        model_type: name
+        for model_type, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
+        if not any(part in sub for sub in CONFIG_MAPPING[model_type].sub_configs for part in _OTHER_PARTS)
+    }
 
 
 def smallest(model_type: str) -> dict[str, Any]:
@@ -132,8 +140,10 @@ def judge(model_type: str, work: Path) -> Verdict:
     name = families()[model_type]
     try:
         config = smallest(model_type)
-        Skeleton(dict(config))
-    except UserError as error:  # before transformers makes it with weights
+        skeleton = Skeleton(dict(config))
+        with failures_of(skeleton):
+            check_model(skeleton)
+    except UserError as error:  # as `plan` says, but before transformers makes the model with weights
         return Verdict(model_type, name, "refused", _reason(error))
     model = _save(config, work / "model")
     spec = BuildSpec(
@@ -167,6 +177,10 @@ def _save(config: dict[str, Any], directory: Path) -> PreTrainedModel:
     """A model whose weights are large enough for every part of it to show in the logits, as transformers saves it."""
     fields = dict(config)
     made = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    with torch.device("meta"):
+        numbers = AutoModelForCausalLM.from_config(made, dtype=torch.float32).num_parameters()
+    if numbers > MOST_PARAMETERS:
+        raise ValueError(f"{numbers} parameters: SIZES has no names for what makes this family large")
     model = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():

@@ -37,9 +37,15 @@ SHAPES = {
 
 VARIANTS = {
     "softcap and window": {"model_type": "gemma2", "head_dim": 16, "sliding_window": 8},
-    "sinks and window": {"model_type": "gpt_oss", "head_dim": 16, "num_local_experts": 2, "sliding_window": 8},
+    "sinks and window": {
+        "model_type": "gpt_oss",
+        "head_dim": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 8,
+    },
     "values smaller than keys": {
-        "model_type": "deepseek_v2",
+        "model_type": "deepseek_v3",
         "num_key_value_heads": 4,
         "head_dim": 8,
         **{"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
