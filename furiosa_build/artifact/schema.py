@@ -34,7 +34,7 @@ DRAFT_DIRECTORY = "draft/"
 class Record(BaseModel):
     """Base class of every part of the artifact's JSON: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), defer_build=True)
 
 
 class ArtifactVersion(Record):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from furiosa_build.build.executors.local import WorkerPool
 from furiosa_build.core.errors import PreflightError
 from furiosa_build.core.system import Machine
-from furiosa_build.plan.budget.describe import kv_blocks_text, lowered_text, refusal_text, tokenizer_notes
 
 if TYPE_CHECKING:
     from furiosa_build.build.build import Build
@@ -25,6 +24,8 @@ def begin(build: Build, steps: Iterable[str], machine: Machine | None = None) ->
     check_toolchain(build, undone)
     if not undone:
         return []
+    from furiosa_build.plan.budget.describe import kv_blocks_text, lowered_text, refusal_text, tokenizer_notes
+
     figures = build.preflight(undone, machine)
     if figures.shortages:
         raise PreflightError(refusal_text(figures))

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from furiosa_build.artifact import writer
 from furiosa_build.build import admission
-from furiosa_build.build.estimates import Estimates
 from furiosa_build.build.executors.local import local_executors
 from furiosa_build.build.factors import Factors
 from furiosa_build.build.files import Files
@@ -32,7 +32,6 @@ from furiosa_build.core.progress import metered
 from furiosa_build.core.system import Machine
 from furiosa_build.ir.loading import Loading
 from furiosa_build.ir.tokenizer import TokenizerOutline
-from furiosa_build.plan.budget.preflight import Preflight
 from furiosa_build.plan.explain import Explanation, explain_step
 from furiosa_build.plan.keys import key_of
 from furiosa_build.plan.model import ModelPlan
@@ -42,6 +41,10 @@ from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import Recipe
 from furiosa_build.steps.registry import STEPS
 from furiosa_build.store import ActionRecord, ActionResult, Store, default_store_root
+
+if TYPE_CHECKING:
+    from furiosa_build.build.estimates import Estimates
+    from furiosa_build.plan.budget.preflight import Preflight
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,8 @@ class Build:
 
     @cached_property
     def _estimates(self) -> Estimates:
+        from furiosa_build.build.estimates import Estimates  # nothing to do, nothing to estimate
+
         return Estimates(self.plan, self.options, self.models, self.store, self.directory)
 
     def _tokenizer(self, vocab_size: int) -> TokenizerOutline | None:

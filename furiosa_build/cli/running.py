@@ -53,7 +53,6 @@ def run(build: Build, task: str = "build", shards: Path | None = None) -> int:
 def listeners(as_json: bool = False) -> list[Listener]:
     """What a command prints of a build: lines or JSON on stdout, errors on stderr; a summary where CI wants one."""
     from furiosa_build.ui.console import ConsoleLines, error_lines
-    from furiosa_build.ui.step_summary import VARIABLE, StepSummary
 
     found: list[Listener] = []
     if as_json:
@@ -68,6 +67,8 @@ def listeners(as_json: bool = False) -> list[Listener]:
     else:
         found.append(ConsoleLines())
     found.append(error_lines())
-    if summary := os.environ.get(VARIABLE):
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        from furiosa_build.ui.step_summary import StepSummary
+
         found.append(StepSummary(Path(summary)))
     return found

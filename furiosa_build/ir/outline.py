@@ -20,7 +20,7 @@ class ParameterOutline(BaseModel):
     `linear`: the weight of an untied linear layer. `cut`: how ranks share it; None: each has all of it.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     dtype: str
     shape: list[int]
     linear: bool
@@ -35,7 +35,7 @@ class ParameterOutline(BaseModel):
 class RotaryLimit(BaseModel):
     """Rotary tables that depend on the length of the sequence: up to `longest` tokens they are constant."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     rope_type: str
     longest: int
 
@@ -48,7 +48,7 @@ class KindOutline(BaseModel):
     `value_size` is that of values, where it is another than that of keys.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     layers: list[int]
     signature: str
     inputs: dict[str, str]
@@ -69,7 +69,7 @@ class Outline(BaseModel):
     `rotary_limit`: how long sequences may be, where the rotary tables of longer ones depend on their length.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     architecture: str
     dtype: str
     vocab_size: int

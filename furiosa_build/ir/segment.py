@@ -19,7 +19,7 @@ class Segment(BaseModel):
         outputs: Tensors given beside `hidden_states`: the layer and argument that each is passed to.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     first: bool = False
     layers: tuple[int, ...] = ()
     last: bool = False

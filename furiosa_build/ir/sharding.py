@@ -21,7 +21,7 @@ class Cut(BaseModel):
         heads: How many, for `heads`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     how: Literal["rows", "columns", "heads", "vocabulary", "once"]
     heads: int = 0
 

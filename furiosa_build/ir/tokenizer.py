@@ -14,7 +14,7 @@ class TokenizerOutline(BaseModel):
         files: sha256 (hex) of what it consists of in an artifact, by name.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     num_tokens: int
     beyond_vocabulary: dict[str, int] = {}
     files: dict[str, str] = {}

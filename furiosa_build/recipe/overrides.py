@@ -83,7 +83,7 @@ def _parse(parser: Any, text: str, groups: Sequence[str]) -> Override:
         return Override(text, key, parser.parse_override(f"{name}=[{raw}]").value(), False, f"++{name}=[{raw}]")
     if parsed.is_sweep_override():
         hint = "build one value at a time"
-        if parsed.value_type == ValueType.SIMPLE_CHOICE_SWEEP:
+        if parsed.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not is_group:
             hint += f"; for one text with a comma in it write {quoted(name, raw)}"
         raise UserError(f"{text!r} gives several values; a build takes one", where=where, hint=hint)
     if name.replace("/", ".").split(".")[0] == "hydra":

@@ -27,7 +27,7 @@ class Request(BaseModel):
     `inputs` are the files that it reads: name -> sha256 (hex).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     inputs: dict[str, str] = {}
 
 

@@ -48,7 +48,7 @@ class ModelOutputs(BaseModel):
         others: The files that travel beside them.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     spec: BuildSpec
     hf_config: dict[str, Any]
     outline: Outline

@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 class Output(BaseModel):
     """One file that an action made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     size: int
     sha256: str
 
@@ -35,7 +35,7 @@ class ActionRecord(BaseModel):
     pages, in bytes; None where unknown.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     key: str
     step: str
     seconds: float

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from furiosa_build import __version__
 from furiosa_build.core.events import ArtifactReady, BuildStarted, Event, StepFinished, StepStarted
 from furiosa_build.core.text import duration_text, memory_text, short_path, size_text
-from furiosa_build.plan.budget.describe import kv_blocks_text
 from furiosa_build.ui.json_events import step_data
 
 if TYPE_CHECKING:
@@ -60,6 +59,8 @@ class ReportFiles:
 
     def _data(self, event: ArtifactReady) -> dict[str, Any]:
         """The report as plain data: bytes and Unix seconds; null where unknown."""
+        from furiosa_build.plan.budget.describe import kv_blocks_text
+
         build, directory = self._build, event.directory
         sizes = {part: _size(directory / part) for part in _PARTS if (directory / part).is_dir()}
         return {

@@ -17,7 +17,7 @@ ORIGINAL = "original.json"
 class ListedFile(BaseModel):
     """Size in bytes and sha256 (hex)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     size: int
     sha256: str
 
@@ -25,7 +25,7 @@ class ListedFile(BaseModel):
 class ListedWeights(BaseModel):
     """weights.json: the safetensors files and their index; or, for random weights, what is drawn from `seed`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     files: dict[str, ListedFile] = {}
     seed: int | None = None
     parameters: dict[str, ParameterOutline] = {}
@@ -34,7 +34,7 @@ class ListedWeights(BaseModel):
 class ModelFiles(BaseModel):
     """model_files.json: tokenizer, generation config, chat template; and the commit of a model on the hub."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
     files: dict[str, ListedFile] = {}
     revision: str | None = None
 

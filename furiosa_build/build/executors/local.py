@@ -11,11 +11,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from furiosa_build.build.executors.base import Executor, FindInputs
 from furiosa_build.build.executors.in_process import InProcess, run_here
@@ -27,6 +25,9 @@ from furiosa_build.core.progress import current, metered
 from furiosa_build.recipe.schema import BuildOptions
 from furiosa_build.steps.base import Inputs, Job, Request
 from furiosa_build.store import ActionResult
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 
 def local_executors(options: BuildOptions, find: FindInputs) -> dict[str, Executor]:
@@ -57,6 +58,8 @@ class WorkerPool:
 
         Raises UserError as the step raised it, StepError for anything else that goes wrong.
         """
+        from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+
         inputs = self._find(request)
         with self._starting:
             if self._killed:

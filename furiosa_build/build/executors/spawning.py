@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import signal
@@ -45,6 +46,8 @@ class Spawn(SpawnContext):
 def begin_worker() -> None:
     """Makes a new worker and its compilers a process group, which ends when the build's process does."""
     clean_environment()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a library may print what the locale lacks
     os.setpgid(0, 0)
     parent = multiprocessing.parent_process()
     assert parent is not None

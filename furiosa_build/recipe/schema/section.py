@@ -13,7 +13,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """Base class of a section: frozen, unknown keys refused, no silent conversion between types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 def invalid(what: str, *, key: tuple[str | int, ...] = (), valid: str = "") -> PydanticCustomError:
