@@ -203,20 +203,17 @@ def test_a_head_that_is_not_the_embedding_fails(start_build: StartBuild, output:
     assert "lm_head.weight is a parameter of its own by transformers, and tied to another one here" in why
 
 
-def test_weights_that_transformers_would_not_read_fail(start_build: StartBuild, output: Path, tmp_path: Path) -> None:
-    """As if the build had taken one of two sets of weights, and transformers took the other."""
+def test_weights_that_transformers_does_not_read_fail(start_build: StartBuild, output: Path, tmp_path: Path) -> None:
+    """As if the build had taken shards that an index names, beside a single file that transformers prefers."""
     model = save_random_model(LLAMA, tmp_path / "model")
-    (model / "model.safetensors").rename(tmp_path / "newer.safetensors")
-    build = start_build(save_random_model(MODELS["llama"] | {"rms_norm_eps": 1e-6}, tmp_path / "older"), **SMALL)
-    why = refusal(qualify_of(build).with_files({SOURCE: negated(tmp_path / "newer.safetensors")}), output)
-    assert "another tensor by transformers" in why
-
-
-def negated(file: Path) -> Path:
-    """The same weights with another sign."""
-    other = file.with_name("negated.safetensors")
-    save_file({name: -tensor for name, tensor in load_file(file).items()}, other, {"format": "pt"})
-    return other
+    of = qualify_of(start_build(model, **SMALL))
+    weights = load_file(model / "model.safetensors")
+    shard, index = "model-00001-of-00001.safetensors", tmp_path / "index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, shard)}))
+    save_file({name: -tensor for name, tensor in weights.items()}, tmp_path / "single", {"format": "pt"})
+    files = {SOURCE: tmp_path / "single", f"source/{shard}": model / "model.safetensors"}
+    why = refusal(of.with_files({**files, "source/model.safetensors.index.json": index}), output)
+    assert "is another tensor by transformers (which file, and which name in it, was read?)" in why
 
 
 def test_weights_that_the_source_lacks_fail(start_build: StartBuild, output: Path, tmp_path: Path) -> None:
@@ -280,9 +277,9 @@ def test_what_is_not_a_number_fails(
     model = save_random_model(LLAMA, tmp_path / "model")
     of = qualify_of(start_build(model, **SMALL))
 
-    def spoil(logits: dict[str, torch.Tensor]) -> None:
-        for name, tensor in logits.items():
-            if where == "every logit":
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in tensors.items():
+            if where == "every logit" and name.startswith("logits"):
                 tensor *= float("nan")
             elif name == "logits.0":
                 tensor[5, 100] = float("nan")
@@ -293,7 +290,7 @@ def test_what_is_not_a_number_fails(
         save_file(weights, tmp_path / "other.safetensors", {"format": "pt"})
         of = of.with_files({SOURCE: tmp_path / "other.safetensors"})
     else:
-        answering(monkeypatch, lambda _, logits: spoil(logits))
+        answering(monkeypatch, lambda _, tensors: spoil(tensors))
     assert re.match(r"the (artifact|reference)'s logits are not finite after token \d+", refusal(of, output))
 
 
@@ -312,6 +309,36 @@ def test_a_sequence_that_depends_on_its_neighbours_fails(
     assert "look at what depends on its neighbours in a batch" in why
 
 
+BEAMS = {**SMALL, "kv_cache_sharing_across_beams_config": {"beam_width": 2, "max_new_tokens": 8}}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda _: None, ""),
+        (lambda t: t["scores.6"].sub_(1), "beam 0 of sequence 6: its log probability is "),
+        (lambda t: [t[name].copy_(t[name].flip(0)) for name in ("beams.6", "scores.6")], "finds one of "),
+    ],
+    ids=["sound", "score", "order"],
+)
+def test_beams(
+    spoil: Callable[[dict[str, torch.Tensor]], object],
+    expected: str,
+    start_build: StartBuild,
+    output: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of = qualify_of(start_build(save_random_model(LLAMA, tmp_path / "model"), **BEAMS))
+    answering(monkeypatch, lambda _, tensors: spoil(tensors))
+    if expected:
+        why = refusal(of, output)
+        assert why.startswith("the artifact's beams are not the model's: ")
+        assert expected in why
+    else:
+        judge(of, output)
+
+
 def answering(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Questions, dict[str, torch.Tensor]], None]) -> None:
     """The artifact answers what it does answer, after `spoil` has changed it."""
     usual = answer_in_this_process
@@ -321,7 +348,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Questions, dict[
         with safe_open(file, "pt") as opened:
             told = opened.metadata()
         tensors = load_file(file)
-        spoil(questions, {name: tensor for name, tensor in tensors.items() if name.startswith("logits")})
+        spoil(questions, tensors)
         save_file(tensors, file, told)
         return file
 

@@ -12,7 +12,7 @@ from furiosa_build.artifact.schema import ARTIFACT_FILE, Artifact
 from furiosa_build.core.errors import StepError
 from furiosa_build.core.system import this_machine
 from furiosa_build.runtime.probe import Questions
-from furiosa_build.steps.qualification import texts
+from furiosa_build.steps.qualification import beams, texts
 from furiosa_build.steps.qualification.answers import Answers
 from furiosa_build.steps.qualification.explain import differing_parameters, explain
 from furiosa_build.steps.qualification.layered import LayeredReference
@@ -67,6 +67,10 @@ class Judge:
         if comparison.wrong:
             parameters = differing_parameters(self.request, self._stored, model)
             raise StepError("qualify", explain(comparison, asked, ask, reference, parameters))
+        prompts = [each.prompt for one in asked.rounds for each in one]
+        allowed = float(comparison.figures["allowed_logit_difference"])
+        if wrong := list(beams.differences(answers.searched, prompts, reference, model, allowed)):
+            raise StepError("qualify", "the artifact's beams are not the model's: " + wrong[0])
         if cost is not None and (beyond := cost.beyond(self.request.limits)):
             raise StepError("qualify", "quantization costs more than the recipe allows: " + "; ".join(beyond))
         told = {name: answers.told[name] for name in ("draft_acceptance",) if name in answers.told}
@@ -98,12 +102,13 @@ class Judge:
     @cached_property
     def _is_whole(self) -> bool:
         """Whether transformers can have the whole model of the source. Tensors of its own dtype it maps."""
-        files = {name: path for name, path in weight_files(self.source).items() if name.endswith(".safetensors")}
+        files = [path for name, path in weight_files(self.source).items() if name.endswith(".safetensors")]
         if not files:  # they are drawn, or quantized already
             return False
-        stored, parameters = open_weight_files(list(files.values())), self.request.outline.parameters
-        names = stored.names()
-        is_mapped = all(n in names and stored.layout(n).dtype == p.layout.dtype for n, p in parameters.items())
+        parameters, stored = self.request.outline.parameters, set[tuple[str, str]]()
+        for source in (open_weight_files([path]) for path in files):  # some may be of another save, and not be read
+            stored |= {(name, source.layout(name).dtype) for name in source.names()}
+        is_mapped = all((name, parameter.layout.dtype) in stored for name, parameter in parameters.items())
         return is_mapped or sum(p.layout.nbytes for p in parameters.values()) < self._room
 
     @property

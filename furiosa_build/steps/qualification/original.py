@@ -143,6 +143,26 @@ class OriginalModel:
             raise StepError("qualify", f"the source's model, as transformers loads it, has no linear layer {name}")
         return module
 
+    def best_beam(self, prompt: Sequence[int], new: int, width: int) -> float:
+        """The sum of log probabilities of the best beam of `new` tokens after a prompt."""
+        import torch
+
+        with _quietly():
+            generate: Any = self.model.generate
+            found = generate(
+                torch.tensor([list(prompt)]),
+                attention_mask=torch.ones((1, len(prompt)), dtype=torch.int64),
+                do_sample=False,
+                num_beams=width,
+                max_new_tokens=new,
+                eos_token_id=None,
+                pad_token_id=0,
+                length_penalty=0.0,
+                output_scores=True,
+                return_dict_in_generate=True,
+            )
+        return float(found.sequences_scores[0])
+
     def logits(self, asked: Sequence[Asked]) -> list[Expected]:
         """The logits of several sequences."""
         return [Expected(logits, logits) for logits in map(self.logits_of, asked)]
