@@ -19,7 +19,7 @@ from furiosa_build.steps.qualification.layered import LayeredReference
 from furiosa_build.steps.qualification.logits import compare
 from furiosa_build.steps.qualification.original import Original, OriginalModel, OriginalTokenizer
 from furiosa_build.steps.qualification.quality import Quality, quality, windows
-from furiosa_build.steps.qualification.questions import make_questions, passage
+from furiosa_build.steps.qualification.questions import LONGEST, LONGEST_TOGETHER, make_questions, passage
 from furiosa_build.steps.qualification.reference import Reference
 from furiosa_build.steps.qualification.rounded import RoundedModel
 from furiosa_build.steps.weights import open_weights, weight_files
@@ -57,7 +57,7 @@ class Judge:
         changed = self.request.hf_config if self.request.changes_config else None
         original = Original(self.source, self.work / "source", changed, self.request.hub_name)
         tokenizer = original.tokenizer() if self.request.has_tokenizer else None
-        asked = make_questions(described, tokenizer)
+        asked = make_questions(described, tokenizer, LONGEST if self._is_whole else LONGEST_TOGETHER)
         answers = Answers(ask(asked))
         if found := texts.differences(asked, answers.told, tokenizer):
             raise StepError("qualify", "the artifact does not read and write as its source: " + "\n".join(found))

@@ -21,19 +21,23 @@ _FEW_TOKENS = 4
 """Tokens that all other prompts are continued by."""
 _SHORT = 24
 """Most tokens of such a text."""
-_LONGEST = 2048
+LONGEST = 2048
 """Tokens of the longest prompt: the reference's attention takes memory by their square."""
+LONGEST_TOGETHER = 512
+"""The same where the reference runs all prompts at once."""
+_KEPT = 512
+"""Most tokens of a prompt that another one begins with."""
 _FLOATING_POINT_OPERATIONS = 3e13
 """About what the reference may spend on long prompts: a minute or so. It is 2 for each parameter and token."""
 _NAMED_TOKENS = 40
 """Special tokens that texts are made of."""
 
 
-def make_questions(artifact: Artifact, tokenizer: OriginalTokenizer | None) -> Questions:
-    """What is asked about an artifact whose source has this tokenizer, or none."""
+def make_questions(artifact: Artifact, tokenizer: OriginalTokenizer | None, longest: int) -> Questions:
+    """What is asked about an artifact whose source has this tokenizer, or none. `longest`: tokens of a prompt."""
     config, metadata = artifact.generator_config, artifact.model_metadata
     size = metadata.vocab_size
-    pool = list(islice(cycle(passage(None, tokenizer, size)), _LONGEST))
+    pool = list(islice(cycle(passage(None, tokenizer, size)), longest))
     if tokenizer is None:
         short = [[(7919 * (i + 1) * (k + 1)) % size for k in range(8 + 5 * i)] for i in range(_CONTINUED)]
         return Questions(rounds=_rounds(config, metadata.num_parameters, short, pool))
@@ -53,7 +57,7 @@ def passage(text: str | None, tokenizer: OriginalTokenizer | None, size: int) ->
     None: the usual text.
     """
     if tokenizer is None:
-        return [(7919 * (k + 1) + k // size) % size for k in range(_LONGEST)]
+        return [(7919 * (k + 1) + k // size) % size for k in range(LONGEST)]
     return [token for token in tokenizer.encode(PASSAGE if text is None else text) if token < size] or [0]
 
 
@@ -70,14 +74,14 @@ def _rounds(
     def continuation(prompt: list[int], most: int) -> Continuation:
         return Continuation(prompt=prompt, max_tokens=min(most, room - len(prompt) + 1))
 
-    lengths = sorted({min(n, longest, room - few + 1, _LONGEST) for n in _lengths(config)})
+    lengths = sorted({min(n, longest, room - few + 1, len(pool)) for n in _lengths(config)})
     affordable = [n for n, total in zip(lengths, accumulate(lengths), strict=True) if n > 0 and total <= budget]
     # Each begins elsewhere, so that none finds its beginning in the cache; those of the last round do.
     long = [(pool[i:] + pool[:i])[:n] for i, n in enumerate(affordable)]
     block = config.paged_attention_block_size
     again = []
     for (_, new, context), prompt in zip(sorted(config.append_buckets), cycle(long[::-1] or short), strict=False):
-        kept = min(len(prompt) - 1, context - new) // block * block
+        kept = min(len(prompt) - 1, context - new, _KEPT) // block * block
         fresh = min(new, context - kept, room - few + 1 - kept)
         if kept > 0 and fresh > 0:
             again.append(prompt[:kept] + pool[-fresh:])
