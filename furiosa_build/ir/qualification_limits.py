@@ -22,5 +22,5 @@ class QualificationLimits(BaseModel):
 
     logit_tolerance: Annotated[float, Field(gt=0, lt=1)] | None = None
     max_kl_divergence: Annotated[float, Field(ge=0)] = 0.5
-    min_top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.7
+    min_top1_agreement: Annotated[float, Field(ge=0, le=1)] = 0.5
     max_perplexity_ratio: Annotated[float, Field(gt=0)] = 1.5

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _WINDOW = 256
 """Tokens of the text that are read at a time."""
-_MOST_TOKENS = 2048
+_MOST_TOKENS = 1024
 _MOST_LOGITS = 1 << 26
 """Logits of one model, which are held until those of the other are there."""
 _FLOATING_POINT_OPERATIONS = 1e13
