@@ -164,7 +164,7 @@ class Sources:
         """What transformers may open: the model's files, and in place of its weights those that the recipe names."""
         found = self._described_files(description)
         # Those that are quantized already are no model for transformers alone.
-        return found if self.weights is self._description or self.quantized else found | weights.weight_files()
+        return found if self.quantized else found | weights.weight_files()
 
     def _described_files(self, description: ModelSource | None) -> dict[str, Path]:
         """The model's files, without weights that are not used."""

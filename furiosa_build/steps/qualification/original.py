@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from furiosa_build.runtime.probe import Chat
+_ABOUT_FILES = ("transformers_weights",)
+"""Fields of config.json that say which files are read."""
 
 
 class Original:
@@ -29,7 +31,7 @@ class Original:
     Args:
         files: They, by name.
         directory: To be made.
-        changed: The fields of config.json that the recipe changes; None: it changes none.
+        changed: The fields of config.json as the recipe changes them; None: it does not.
         name: What the model is called on the hub, if it is there: transformers knows some tokenizers by that.
     """
 
@@ -48,8 +50,9 @@ class Original:
         if changed is not None:
             config = directory / "config.json"
             own = json.loads(config.read_bytes()) if config.exists() else {}
+            kept = {key: own[key] for key in _ABOUT_FILES if key in own}
             config.unlink(missing_ok=True)
-            config.write_text(json.dumps({**own, **changed}))
+            config.write_text(json.dumps({**kept, **changed}))
         self._has_tokenizer = any(matches(file, TOKENIZER_VOCABULARIES) for file in files)
 
     def tokenizer(self) -> OriginalTokenizer | None:
@@ -138,7 +141,9 @@ class OriginalModel:
         """The linear layer whose weight has this name. Raises StepError when the model has none."""
         from torch import nn
 
-        module = dict(self.model.named_modules()).get(name.removesuffix(".weight"))
+        path = name.removesuffix(".weight")
+        inside = dict(self.model.get_decoder().named_modules())  # of a model that takes images too, the text's part
+        module = dict(self.model.named_modules()).get(path, inside.get(path.partition(".")[2]))
         if not isinstance(module, nn.Linear):
             raise StepError("qualify", f"the source's model, as transformers loads it, has no linear layer {name}")
         return module
