@@ -22,7 +22,7 @@ def result_text(directory: Path) -> str:
     return "\n".join(
         [
             f"artifact   {short_path(directory)} ({size_text(artifact_size(directory))})",
-            f"qualified  {_qualification(directory)}",
+            f"qualified  {qualification_text(directory)}",
             *random_note(artifact.model_metadata.seed_for_random_weight),
             *(f"runs on    {line}" for line in list(placement_lines(_artifact_placement(artifact, directory)))[:1]),
         ]
@@ -66,7 +66,7 @@ def artifact_text(artifact: Artifact, directory: Path) -> str:
         "programs",
         *_program_lines(artifact, directory),
         *(["programs of the draft", *_program_lines(artifact.draft, directory)] if artifact.draft else []),
-        f"qualified     {_qualification(directory.resolve())}",
+        f"qualified     {qualification_text(directory.resolve())}",
     ]
     return "\n".join(lines)
 
@@ -127,7 +127,8 @@ def _held(artifact: Artifact, place: int, directory: Path) -> tuple[int, int]:
     return sum((directory / file).stat().st_size for file in files), slots * sum(map(_slot_bytes, caches))
 
 
-def _qualification(directory: Path) -> str:
+def qualification_text(directory: Path) -> str:
+    """How the artifact in a directory has qualified."""
     path = directory.with_suffix(".qualify.json")
     if not path.is_file():
         return "not known"

@@ -59,7 +59,9 @@ class ReportFiles:
 
     def _data(self, event: ArtifactReady) -> dict[str, Any]:
         """The report as plain data: bytes and Unix seconds; null where unknown."""
+        from furiosa_build.artifact.writer import qualification_file
         from furiosa_build.plan.budget.describe import kv_blocks_text
+        from furiosa_build.ui.artifact_text import qualification_text
 
         build, directory = self._build, event.directory
         sizes = {part: _size(directory / part) for part in _PARTS if (directory / part).is_dir()}
@@ -72,6 +74,8 @@ class ReportFiles:
             "kv_blocks": asdict(build.plan.kv_blocks),
             "kv_cache": kv_blocks_text(build.plan),
             "sizes": {**sizes, "all": _size(directory)},
+            "qualification": json.loads(qualification_file(directory).read_bytes()),
+            "qualified": qualification_text(directory),
             "furiosa_build": __version__,
             "host": {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
             "begin": self._begin,

@@ -43,12 +43,15 @@ def test_the_report_says_what_ran_and_what_was_there(built: UserDirectory) -> No
     assert {step for step, state in states.items() if state == "ran"} == expected | {"package", "qualify"}
     assert {state for step, state in states.items() if step not in expected | {"package", "qualify"}} == {"up to date"}
     assert all(one["begin"] <= one["end"] for one in report["steps"] if one["state"] == "ran")
+    assert report["qualification"] == json.loads(Path(f"{directory}.qualify.json").read_text())
+    assert report["qualified"].startswith("52 tokens, top-1 agreement 100%")
     assert report["sizes"]["all"] == sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
 
     page = Page()
     page.feed(Path(f"{directory}.build-report.html").read_text())
     assert page.loads == []
     assert all(step in page.text for step in states)
+    assert report["qualified"] in page.text
 
 
 def test_a_build_that_does_nothing_writes_no_report(built: UserDirectory) -> None:
