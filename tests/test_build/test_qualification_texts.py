@@ -35,7 +35,9 @@ def test_a_quantized_model_is_measured_on_it(user: UserDirectory) -> None:
     first = figures(user)
     assert first["quantization_tokens"] == 60 - 1
     text.write_text("1234567890" * 3)
-    assert user.build(*INT8) == ["fetch", "qualify"], "no byte of the artifact depends on it"
+    before = user.latest()
+    assert user.build(*INT8) == ["fetch", "package", "qualify"]
+    assert user.latest() == before, "no byte of the artifact depends on it"
     second = figures(user)
     assert second["quantization_tokens"] == 30 - 1
     assert first["quantization_perplexity"] != second["quantization_perplexity"]
