@@ -133,13 +133,15 @@ class _Recording(LLMEngine):
 
 
 def _continue(engine: LLMEngine, number: int, asked: Sequence[Continuation]) -> list[RequestOutput]:
-    """The continuations of a round, in order."""
+    """The continuations of a round, in order. As many run side by side as the engine takes."""
     names = [f"{number}.{i}" for i in range(len(asked))]
-    for name, each in zip(names, asked, strict=True):
-        engine.add_request(name, each.prompt, _sampling(each))
-    finished = {}
-    while engine.has_unfinished_requests():
-        finished.update({output.request_id: output for output in engine.step() if output.finished})
+    waiting = list(zip(names, asked, strict=True))
+    finished: dict[str, RequestOutput] = {}
+    while waiting or engine.has_unfinished_requests():
+        while waiting and not engine.is_full:
+            name, each = waiting.pop(0)
+            engine.add_request(name, each.prompt, _sampling(each))
+        finished |= {output.request_id: output for output in engine.step() if output.finished}
     return [finished[name] for name in names]
 
 

@@ -169,7 +169,7 @@ def read_artifact(directory: Path) -> Artifact:
 
 def test_latest_moves_only_after_qualify(user: UserDirectory) -> None:
     old = (user.artifacts / "latest").readlink()
-    build = user.open("scheduler.max_processing_samples=7")
+    build = user.open("scheduler.max_processing_samples=1")
     for name in build.plan.steps:
         if name != "qualify":
             build.run(name)
@@ -197,15 +197,15 @@ def test_an_artifact_that_says_something_else_is_not_accepted(
     with monkeypatch.context() as patch:
         patch.setattr(qualify, "answer", answer_noise)
         with pytest.raises(StepError, match=r"step qualify failed: .*the artifact's logits are not the model's"):
-            user.build("scheduler.max_processing_samples=7")
+            user.build("scheduler.max_processing_samples=1")
     assert (user.artifacts / "latest").readlink() == old
-    assert user.build("scheduler.max_processing_samples=7") == ["qualify"], "the failure was not kept"
+    assert user.build("scheduler.max_processing_samples=1") == ["qualify"], "the failure was not kept"
     assert (user.artifacts / "latest").readlink() != old
 
 
 def test_going_back_runs_nothing_and_moves_latest_back(user: UserDirectory) -> None:
     old = (user.artifacts / "latest").readlink()
-    user.build("scheduler.max_processing_samples=7")
+    user.build("scheduler.max_processing_samples=1")
     assert (user.artifacts / "latest").readlink() != old
     assert user.build() == []
     assert (user.artifacts / "latest").readlink() == old
