@@ -65,6 +65,7 @@ def test_events_one_a_line(built: UserDirectory) -> None:
     events = [json.loads(line) for line in ran.out.splitlines()]
     assert [event["event"] for event in events] == [
         "build-begun",
+        "message",  # that the model has no tokenizer
         *["step-begun", "step-ended"] * 2,
         "message",
         "build-ended",
