@@ -63,6 +63,9 @@ def user(tmp_path: Path, built: UserDirectory) -> UserDirectory:
     return directory
 
 
+NO_TOKENIZER = "no tokenizer, tiny brings none: the artifact takes and gives token ids"
+
+
 def begin(build: Build, machine: Machine = BIG) -> list[str]:
     try:
         return build.begin(build.plan.steps, machine)
@@ -127,14 +130,15 @@ def test_a_build_with_nothing_to_do_asks_nothing(built: UserDirectory, monkeypat
     build.close()
 
 
-def test_a_build_that_fits_begins_without_a_word(fresh: UserDirectory) -> None:
-    assert begin(fresh.open("num_compile_workers=4")) == []
+def test_a_build_that_fits_begins_with_what_it_says_of_any(fresh: UserDirectory) -> None:
+    assert begin(fresh.open("num_compile_workers=4")) == [NO_TOKENIZER]
 
 
 def test_fewer_compile_workers_than_asked_and_it_is_said(fresh: UserDirectory) -> None:
     build = fresh.open("num_compile_workers=4")
     assert begin(build, FOR_TWO) == [
-        "num_compile_workers: 4 asked for, the memory is for 2 (1.07 GB available, each takes 300 MB)"
+        NO_TOKENIZER,
+        "num_compile_workers: 4 asked for, the memory is for 2 (1.07 GB available, each takes 300 MB)",
     ]
     compilers = build.executors["compiler"]
     assert isinstance(compilers, WorkerPool)
@@ -185,7 +189,7 @@ def test_files_that_were_touched_may_be_the_same_so_nothing_is_refused(user: Use
     figures = build.preflight(machine=machine(0))
     assert {"fetch", "quantize", "partition:weights", "package", "qualify"} <= set(figures.work)
     assert figures.memory.needed > 0
-    assert begin(build, machine(0)) == []
+    assert begin(build, machine(0)) == [NO_TOKENIZER]
     assert user.build() == []
 
 
