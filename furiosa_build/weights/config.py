@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ def config_of(model: ModelSpec, source: ModelSource | None, own_weights: bool) -
             "quantized already: quantization.quantize_artifact_path=DIRECTORY",
         )
     return config
+
+
+def respelled(config: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Fields of a config.json whose meaning is plain but that transformers itself stumbles over, as it reads them."""
+    named = [key for key in ("dtype", "torch_dtype") if str(config.get(key)).startswith(("auto", "torch."))]
+    fields: dict[str, Any] = {**dict.fromkeys(named), "dtype": dtype} if named else {}
+    empty = [key for key in _QUANTIZATION if config.get(key) == {}]
+    return {**fields, **dict.fromkeys(empty)}
 
 
 def check_architecture_of_weights(model: ModelSpec, path: Path) -> None:

@@ -183,10 +183,12 @@ def test_another_scheme_of_the_same_bytes(user: UserDirectory) -> None:
 
 
 def refused(user: UserDirectory, *overrides: str) -> str:
-    """The message of a build that ends with status 2 and writes nothing."""
+    """The message of a build that ends with status 2 and writes nothing but what a plan is made from."""
 
     def files() -> set[Path]:
-        return {path for place in (user.root / "artifacts", user.store / "actions") for path in place.rglob("*")}
+        actions = (user.store / "actions").rglob("manifest.json")
+        steps = {path for path in actions if json.loads(path.read_bytes())["step"] != "loading"}
+        return {*(user.root / "artifacts").rglob("*"), *steps}
 
     before = files()
     ran = furiosa_build(user, "build", "tiny", *overrides)
@@ -252,6 +254,27 @@ def test_a_scheme_that_cannot_be_computed(built: UserDirectory, tmp_path: Path, 
     assert words in error.value.what
     assert error.value.valid
     assert error.value.where.startswith(f"{tmp_path / 'config.json'}, quantization_config.")
+
+
+OLDER: dict[str, Edit] = {
+    "frozen": lambda config: config["quantization_config"].update(quantization_status="frozen"),
+    "no status": lambda config: config["quantization_config"].pop("quantization_status"),
+    "its old name": lambda config: config.update(compression_config=config.pop("quantization_config")),
+    "not sparse": lambda config: config["quantization_config"].update(
+        sparsity_config={"format": "dense", "global_sparsity": 0.1, "ignore": ["lm_head"]}
+    ),
+}
+
+
+@pytest.mark.parametrize("label", OLDER)
+def test_labels_of_older_tools_say_the_same(built: UserDirectory, tmp_path: Path, label: str) -> None:
+    config = json.loads((built.root / "quantized" / "config.json").read_text())
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    expected = ModelDirectory(tmp_path).quantization(CONFIG, None)
+    OLDER[label](config)
+    path.write_text(json.dumps(config))
+    assert ModelDirectory(tmp_path).quantization(CONFIG, None) == expected
 
 
 def test_a_scheme_is_refused_before_any_work(user: UserDirectory) -> None:

@@ -23,7 +23,9 @@ from furiosa_build.steps.qualification.questions import LONGEST, LONGEST_TOGETHE
 from furiosa_build.steps.qualification.reference import Reference
 from furiosa_build.steps.qualification.rounded import RoundedModel
 from furiosa_build.steps.weights import open_weights, weight_files
+from furiosa_build.weights.config import respelled
 from furiosa_build.weights.formats import open_weight_files
+from furiosa_build.weights.hf_layout import read_json
 
 if TYPE_CHECKING:
     from furiosa_build.steps.qualify import QualifyRequest
@@ -54,7 +56,7 @@ class Judge:
     def judge(self, artifact: Path, ask: Ask) -> dict[str, Any]:
         """How the artifact qualifies. Raises StepError when it does not, with what differs and where."""
         described = Artifact.model_validate_json((artifact / ARTIFACT_FILE).read_bytes())
-        changed = self.request.hf_config if self.request.changes_config else None
+        changed = self.request.hf_config if self.request.changes_config else self._respelled()
         original = Original(self.source, self.work / "source", changed, self.request.hub_name)
         tokenizer = original.tokenizer() if self.request.has_tokenizer else None
         asked = make_questions(described, tokenizer, LONGEST if self._is_whole else LONGEST_TOGETHER)
@@ -91,6 +93,11 @@ class Judge:
         published = [model.logits_of(each) for each in read]
         rounded = RoundedModel(model, request.outline, schemes, self._stored, self._keeps_rounded)
         return rounded, quality(read, published, [each.logits for each in rounded.logits(read)])
+
+    def _respelled(self) -> dict[str, Any] | None:
+        """Fields of the source's config.json that transformers does not read as they are written; None: none."""
+        config = self.source.get("config.json")
+        return None if config is None else respelled(read_json(config), self.request.outline.dtype) or None
 
     @cached_property
     def _stored(self) -> TensorSource:
