@@ -119,23 +119,25 @@ class Skeleton:
             self.run(input_ids=input_ids, position_ids=position_ids)
         return [recorder.call for recorder in recorders]
 
-    def after_layers(self, hidden_states: Tensor, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def after_layers(self, hidden_states: Tensor, input_ids: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Runs what comes after the layers: [batch, query, hidden] -> logits [batch, query, vocabulary].
 
-        Then the last hidden state that these are made of, [batch, query, hidden]: what the base model returns.
+        Then what the module with the layers returns: the last hidden state, [batch, query, hidden], as one or none.
 
         `input_ids` only gives the shape; what is computed from it is dead and is dropped from a trace.
         """
         first, *others = self.layers
         replacement = [_Injector(first, hidden_states), *(_Injector(layer, None) for layer in others)]
         found: list[Tensor] = []
-        hook = self.model.base_model.register_forward_hook(lambda _, __, output: found.append(output[0]))
+        hook = self._owner.register_forward_hook(
+            lambda _, __, output: found.append(output if isinstance(output, Tensor) else output[0])
+        )
         try:
             with self.layers_replaced(replacement):
                 logits = self.run(input_ids=input_ids, position_ids=torch.zeros_like(input_ids))
         finally:
             hook.remove()
-        return logits, found[0]
+        return logits, [] if self._owner is self.model else found
 
     def forward_with(self, layers: list[nn.Module], input_ids: Tensor, **options: Any) -> Tensor:
         """transformers' whole forward over other layers; `options` are further arguments of it."""

@@ -219,8 +219,7 @@ class _Trace:
             slices = segment.slices and block == len(segment.layers) - 1
             states = (self._sliced_layer if slices else self._layer)(values, block, states, call, tensors)
         if segment.last:
-            logits, last_hidden_state = self._last(values, states)
-            return (logits, last_hidden_state) if self._last_hidden_state else (logits,)
+            return self._last(values, states)
         return states, *(calls[layer].tensors[name] for layer, name in segment.outputs)
 
     def _first(self, values: Sequence[Tensor]) -> list[LayerCall]:
@@ -284,7 +283,7 @@ class _Trace:
         with attending(paged.attend):
             return functional(self._of(self._own[block], values), module, lambda: module(states, **kwargs))
 
-    def _last(self, values: Sequence[Tensor], states: Tensor) -> tuple[Tensor, Tensor]:
+    def _last(self, values: Sequence[Tensor], states: Tensor) -> tuple[Tensor, ...]:
         if self._selects and not self._segment.slices:
             assert self._indices is not None
             states = _at(states, (self._shape.batch, 1, states.shape[2]), values[self._indices])
@@ -293,11 +292,18 @@ class _Trace:
         found: list[Tensor] = []
 
         def run() -> Tensor:
-            logits, last_hidden_state = self._skeleton.after_layers(states, ids)
-            found.append(last_hidden_state)
+            logits, hidden_states = self._skeleton.after_layers(states, ids)
+            found.extend(hidden_states)
             return logits
 
-        return functional(own, self._skeleton.model, run), found[0]
+        logits = functional(own, self._skeleton.model, run)
+        if not self._last_hidden_state:
+            return (logits,)
+        if not found:
+            name = type(self._skeleton.model).__name__
+            what = f"output_last_hidden_state=True: {name} does not return its last hidden state"
+            raise UserError(what, where="model.output_last_hidden_state", valid="false")
+        return logits, found[0]
 
     @staticmethod
     def _of(inputs: Mapping[str, int], values: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from furiosa_build.backends.eager import EagerBackend
@@ -41,3 +42,18 @@ def test_a_graph_takes_only_what_it_reads() -> None:
         "input_ids",
         "model.embed_tokens.weight",
     ]
+
+
+@pytest.mark.parametrize("model_type", ["opt", "gpt2"])
+def test_the_last_hidden_state_is_that_of_the_module_with_the_layers(model_type: str) -> None:
+    """Also where the model's forward calls no base model, as OPT's, which calls its decoder."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 64}
+    ends = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1}
+    own = {"ffn_dim": 64, "word_embed_proj_dim": 32} if model_type == "opt" else {}
+    tracer = Tracer({"model_type": model_type, "dtype": "float32", **sizes, **ends, **own}, {})
+    for asked, names in ((False, ["logits"]), (True, ["logits", "last_hidden_state"])):
+        graph = tracer.trace(BucketShape(1, 8, 8), Segment(last=True), False, asked).whole
+        assert [spec.name for spec in graph.outputs] == names
+        assert [spec.shape for spec in graph.outputs] == [[1, 8, 64], [1, 8, 32]][: len(names)]
+        decode = tracer.trace(BucketShape(2, 1, 8), Segment(last=True), False, asked).whole
+        assert [spec.name for spec in decode.outputs] == ["logits"]

@@ -150,7 +150,7 @@ def test_another_tokenizer(toy_artifact: Path, tmp_path: Path) -> None:
     other.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "chat_template.jinja").write_text("<{{ messages[0].content }}>")
     made = engine(toy_artifact, tokenizer=str(tmp_path))
-    with pytest.raises(UserError, match="258 is not a token id"):
+    with pytest.raises(UserError, match=r"lacks the token .abc. \(258\)"):
         made.add_request("a", "abc", SamplingParams())
     made.add_request("a", [{"role": "user", "content": "hi"}], SamplingParams(max_tokens=1))
     assert made.step()[0].prompt_token_ids == list(b"<hi>")
