@@ -7,13 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.engine import LLMEngine
 from furiosa_build.runtime.pooling import (
     EmbeddingOutput,
     EmbeddingRequestOutput,
+    PoolingOutput,
     PoolingParams,
+    PoolingRequestOutput,
     ScoringOutput,
     ScoringRequestOutput,
     cosine,
@@ -95,6 +99,26 @@ class LLM:
                 num_cached_tokens=output.num_cached_tokens,
             )
             for output in outputs
+        ]
+
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        pooling_task: str = "embed",
+    ) -> list[PoolingRequestOutput]:
+        """The embeddings that `embed` gives, as tensors. Raises as `embed`; UserError too for another task."""
+        if pooling_task != "embed":
+            raise UserError(f"{pooling_task!r} is not supported", where="pooling_task", valid="embed")
+        return [
+            PoolingRequestOutput(
+                output.request_id,
+                output.prompt_token_ids,
+                PoolingOutput(torch.tensor(output.outputs.embedding)),
+                num_cached_tokens=output.num_cached_tokens,
+            )
+            for output in self.embed(prompts, pooling_params)
         ]
 
     def score(

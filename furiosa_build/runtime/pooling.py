@@ -63,6 +63,24 @@ class EmbeddingRequestOutput:
 
 
 @dataclass(frozen=True)
+class PoolingOutput:
+    """The embedding of a prompt as a tensor: float32 [dimensions]."""
+
+    data: Tensor
+
+
+@dataclass(frozen=True)
+class PoolingRequestOutput:
+    """The embedding of a prompt, under the names that vLLM has for what `LLM.encode` gives."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    outputs: PoolingOutput
+    finished: bool = True
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class ScoringOutput:
     """How alike two texts are: from -1 to 1, 1 for the same."""
 

@@ -125,6 +125,10 @@ def test_what_is_refused(artifact: Path, llama: Path, build_artifact: BuildArtif
     llm = LLM(artifact)
     with pytest.raises(UserError, match="the model was not trained for embeddings of fewer"):
         llm.embed(prompts(), PoolingParams(dimensions=8))
+    [embedded], [encoded] = llm.embed(prompts()[:1]), llm.encode(prompts()[:1])
+    assert encoded.outputs.data.tolist() == embedded.outputs.embedding
+    with pytest.raises(UserError, match="'classify' is not supported"):
+        llm.encode(prompts(), pooling_task="classify")
     with pytest.raises(TypeError, match="None is not a prompt"):
         llm.embed([None])  # type: ignore[list-item]
     [output] = llm.embed(prompts()[4:], PoolingParams(truncate_prompt_tokens=7))
