@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install quickstart check test test-all clean help
+.PHONY: install quickstart check test test-all clients clean help
 
 install: $(STAMP)  ## make .venv with the pinned versions of constraints.txt
 
@@ -28,8 +28,11 @@ check: install  ## format, lint, types and the floors that packages import from
 test: install  ## every test but the grids, on all cores: some 8 minutes on two
 	$(BIN)/pytest -n auto -m "not grid"
 
-test-all: test  ## the tests, then the grids: checks repeated over many models and settings
+test-all: test clients  ## the tests, then the grids: checks repeated over many models and settings, and standard clients
 	$(BIN)/pytest -n auto -m grid
+
+clients: install  ## make .venv-clients, where test-all has the clients that it runs against the server
+	tests/test_server/clients/install.sh $(BIN)/python .venv-clients
 
 clean:  ## remove .venv and artifacts
 	rm -rf $(VENV) artifacts

@@ -65,7 +65,8 @@ class ApiError(HTTPException):
         if self.param is None or self.param not in names:
             return self
         name = names[self.param]
-        message = re.sub(rf"\b{re.escape(self.param)}\b", lambda _: name, self.message)
+        # "The prompt", with the article, is no name of a field.
+        message = re.sub(rf"(?<!the )\b{re.escape(self.param)}\b", lambda _: name, self.message)
         return ApiError(self.status_code, message, param=name, code=self.code, headers=self.headers)
 
 
