@@ -178,7 +178,10 @@ def _num_blocks(config: GeneratorConfig, rounds: Sequence[Sequence[Continuation]
     What an artifact suggests may be all the memory of a server.
     """
     size = config.paged_attention_block_size
-    blocks = sum((each.beams or 1) * -(-(len(each.prompt) + each.max_tokens) // size) for one in rounds for each in one)
+    asked = [each for one in rounds for each in one]
+    blocks = sum(-(-(len(each.prompt) + each.max_tokens) // size) for each in asked)
+    # Beams may part at every token.
+    blocks += sum(each.beams * each.max_tokens for each in asked if each.beams is not None)
     with_spare = math.ceil(max(blocks, 1) / (1 - config.default_scheduler_config.spare_blocks_ratio))
     return min(config.paged_attention_num_blocks, with_spare)
 
