@@ -58,6 +58,11 @@ class EmbeddingRequest(Pooling):
         return given
 
     @property
+    def engine_names(self) -> dict[str, str]:
+        """Fields by the names that the engine's errors have for them."""
+        return {"prompt": "input"}
+
+    @property
     def inputs(self) -> Sequence[str | list[int]]:
         """Each input, a text or token ids."""
         given: Any = self.input
