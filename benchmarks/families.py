@@ -1,8 +1,8 @@
-"""Which families of transformers are built, and equal transformers: `python benchmarks/families.py [MODEL_TYPE ...]`.
+"""Which families of transformers are built, and equal it: `python benchmarks/families.py [MODEL_TYPE ...] [--write]`.
 
-Every model type of a causal language model is made in a small shape with random weights, surveyed, built with
-backend eager, run, and compared with transformers: the logits of each of 16 greedy tokens of a short and of a long
-prompt in one batch, over prefill, append and decode buckets. Prints a table; `--write` puts it into docs/models.md.
+Every model type of a causal language model is made in a small shape with random weights, surveyed, built with backend
+eager, run, and compared with transformers: the logits of each of 16 greedy tokens of a short and of a long prompt in
+one batch, over prefill, append and decode buckets. Prints rows of a table; `--write` puts them into docs/models.md.
 """
 
 from __future__ import annotations
@@ -81,6 +81,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("gemma3n_text", "gemma4_text", "gemma4_unified_text"), _SHARED_KEYS),
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "mamba2": {"num_heads": 8},
+    "zamba2": {"num_hidden_layers": 54},  # as its list of types of layers
+    "zaya": {"num_experts_per_tok": 1},
 }
 """What a family needs beside that, so that the sizes fit together, and so that what is special of it is there."""
 
@@ -95,6 +97,10 @@ PROMPTS = [[(7 * i) % 190 for i in range(6)], [(11 * i + 3) % 190 for i in range
 """The second is longer than the prefill bucket, than sliding windows, and than chunks."""
 NEW_TOKENS = 16
 MOST_PARAMETERS = 5_000_000
+
+
+TABLE = "| model type | class | | why |\n|---|---|---|---|\n"
+"""What the table of the page begins with; it is the last thing there."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +242,15 @@ def main(arguments: list[str]) -> None:
                     Verdict(model_type, families()[model_type], "crash", f"{type(error).__name__}: {error}")
                 )
         print(verdicts[-1].row, flush=True)
+    if "--write" in arguments:
+        write(verdicts)
+
+
+def write(verdicts: list[Verdict]) -> None:
+    """Puts these rows into the page's table, in the place of those that it has."""
+    before, _, table = DOCUMENT.read_text().partition(TABLE)
+    rows = {row.split("`")[1]: row for row in table.splitlines()} | {v.model_type: v.row for v in verdicts}
+    DOCUMENT.write_text(before + TABLE + "".join(f"{rows[name]}\n" for name in families() if name in rows))
 
 
 if __name__ == "__main__":

@@ -66,14 +66,14 @@ class Skeleton:
                 self.model = AutoModelForCausalLM.from_config(
                     self.config, dtype=self.dtype, attn_implementation=attention
                 )
+            _make_weights_parameters(self.model)
+            _make_buffers_real(self.model)
         except Exception as error:  # whatever transformers' code of this model says about the config
             raise UserError(
                 f"transformers cannot make a causal language model of type {self.config.model_type!r}: {error}",
                 where="model.architecture",
             ) from error
         self.model.eval().requires_grad_(False)
-        _make_weights_parameters(self.model)
-        _make_buffers_real(self.model)
         self.rotary_limit = hold_rotary_tables(self.model)
         self._path = _path_of_layers(self.model, getattr(self.text_config, "num_hidden_layers", 0))
         owner, _, self._leaf = self._path.rpartition(".")
@@ -304,4 +304,6 @@ def _make_buffers_real(model: PreTrainedModel) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_meta:
                 module._buffers[name] = torch.empty_like(buffer, device="cpu")
-        model._init_weights(module)
+        parents = [model, *(model.get_submodule(owner[: dot.start()]) for dot in re.finditer(r"\.", owner)), module]
+        [*_, knows] = (parent for parent in parents if isinstance(parent, PreTrainedModel))
+        knows._init_weights(module)

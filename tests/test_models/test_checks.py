@@ -31,6 +31,18 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"model_type": "llama", "is_causal": False},
         "is not causal: token 0 attends to token 1",
     ),
+    "keys of another layer": (
+        {
+            "model_type": "gemma3n_text",
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "vocab_size_per_layer_input": 192,
+            "hidden_size_per_layer_input": 8,
+        },
+        "adds to its KV cache 0 times",
+    ),
     "an encoder": ({"model_type": "bert"}, "is not causal: token 0 attends to token 1"),
     "convolutions": (
         {"model_type": "lfm2", "layer_types": ["conv", "full_attention", "conv"]},
