@@ -89,9 +89,10 @@ class Sources:
     @property
     def described(self) -> str:
         """Where the weights come from, for messages: their directory, or the one file that they are."""
-        if self._spec.param_file_path is not None or self.weights.is_remote:
-            return self._spec.param_file_path or self._spec.model_id_or_path
-        return next((str(file.parent) for file in self.weights.weight_files().values()), "random weights")
+        if self.weights.is_remote:
+            return self._spec.model_id_or_path
+        files = self.weights.weight_files().items()
+        return next((str(path.parent if path.name == name else path) for name, path in files), "random weights")
 
     def identity(self) -> dict[str, str | None]:
         """sha256 of the model's files, or the commit on the hub; None where it takes reading or downloading to know."""
