@@ -120,7 +120,7 @@ def huge_number(chance: random.Random) -> bytes:
         return http(path, b'{"text": "x", "sampling_params": {"top_p": %b}}' % number)
     if path == "/detokenize":
         return http(path, b'{"tokens": [%b]}' % number)
-    field = chance.choice([b"n", b"temperature", b"top_p", b"seed", b"presence_penalty"])
+    field = chance.choice([b"n", b"temperature", b"top_p", b"min_p", b"presence_penalty"])
     return http(path, json.dumps(ROUTES[path]).encode()[:-1] + b', "%b": %b}' % (field, number.replace(b"1e15", b"-7")))
 
 
