@@ -95,9 +95,12 @@ class Judge:
         return rounded, quality(read, published, [each.logits for each in rounded.logits(read)])
 
     def _respelled(self) -> dict[str, Any] | None:
-        """Fields of the source's config.json that transformers does not read as they are written; None: none."""
-        config = self.source.get("config.json")
-        return None if config is None else respelled(read_json(config), self.request.outline.dtype) or None
+        """The source's config.json, if it has fields that transformers does not read as they are written; else None."""
+        if "config.json" not in self.source:
+            return None
+        config = read_json(self.source["config.json"])
+        fields = respelled(config, self.request.outline.dtype)
+        return {**config, **fields} if fields else None
 
     @cached_property
     def _stored(self) -> TensorSource:
