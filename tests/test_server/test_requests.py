@@ -126,6 +126,7 @@ def test_a_thousand_of_them_are_not_all_told(running: Server) -> None:
         IGNORED_FIELDS
     ]
     assert header.endswith(", x15, ...")
+    assert post(running, "/v1/completions", TEXT | {"x": 1, "": 2}).headers[IGNORED_FIELDS] == 'x, ""'
 
 
 @pytest.mark.parametrize(

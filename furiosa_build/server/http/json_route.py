@@ -151,4 +151,4 @@ def _decode(body: bytes, model: type[Body] | None) -> tuple[Any, list[str]]:
 def _as_header(names: Sequence[str]) -> str:
     """Names as a header may have them: by commas, in ASCII, not too many, none too long."""
     shown = [quote(name[:_LONGEST_NAME], safe="!#$&'()*+./:;<=>?@[]^_`{|}~") for name in names[:_MOST_NAMES]]
-    return ", ".join(shown + ["..."] * (len(names) > _MOST_NAMES))
+    return ", ".join([name or '""' for name in shown] + ["..."] * (len(names) > _MOST_NAMES))
