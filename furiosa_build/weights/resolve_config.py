@@ -77,10 +77,11 @@ def read_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
         name = plain.pop(key, None)
         if isinstance(name, str) and name != "auto":
             plain[key] = name.removeprefix("torch.")
-    with tempfile.TemporaryDirectory() as directory, _reasons(f"transformers refuses {WHERE}"):
+    with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "config.json").write_text(json.dumps(plain))
-        config: PreTrainedConfig = AutoConfig.from_pretrained(directory)
-    return config
+        with _reasons(f"transformers refuses {WHERE}"):
+            config: PreTrainedConfig = AutoConfig.from_pretrained(directory)
+            return config
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:

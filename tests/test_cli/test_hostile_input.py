@@ -121,6 +121,16 @@ def index(*names: object) -> Spoil:
     return spoil
 
 
+def sharded(spoil: Spoil) -> Spoil:
+    """The same where an index is read: of a directory that has no single file of weights."""
+
+    def spoil_index(directory: Path) -> None:
+        spoil(directory)
+        (directory / WEIGHTS).rename(directory / "model-00001-of-00001.safetensors")
+
+    return spoil_index
+
+
 UNSOUND = f"{WEIGHTS} is not a sound safetensors file"
 
 
@@ -149,16 +159,16 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "a tensor that stands there twice": (safetensors(twice("a"), 16), UNSOUND),
     "unknown dtype": (safetensors({"a": entry(0, 8, [2], "X9")}, 8), UNSOUND),
     "weights missing": (safetensors({"a": entry(0, 8, [2])}, 8), "lack"),
-    "index names a file above": (index("../outside.safetensors"), INDEX),
-    "index names an absolute path": (index("/etc/passwd"), INDEX),
-    "index names no string": (index(7), INDEX),
-    "index names a directory": (index("."), INDEX),
-    "index is huge": (holes(INDEX), INDEX),
-    "index of lists": (text(INDEX, lists(12_000_000)), f"{INDEX} has 36000010 bytes"),
-    "index is deep": (text(INDEX, DEEP), INDEX),
-    "index is a list": (text(INDEX, "[]"), INDEX),
-    "index without a map": (text(INDEX, "{}"), INDEX),
-    "index is a link out": (link(INDEX, "../outside.json"), INDEX),
+    "index names a file above": (sharded(index("../outside.safetensors")), INDEX),
+    "index names an absolute path": (sharded(index("/etc/passwd")), INDEX),
+    "index names no string": (sharded(index(7)), INDEX),
+    "index names a directory": (sharded(index(".")), INDEX),
+    "index is huge": (sharded(holes(INDEX)), INDEX),
+    "index of lists": (sharded(text(INDEX, lists(12_000_000))), f"{INDEX} has 36000010 bytes"),
+    "index is deep": (sharded(text(INDEX, DEEP)), INDEX),
+    "index is a list": (sharded(text(INDEX, "[]")), INDEX),
+    "index without a map": (sharded(text(INDEX, "{}")), INDEX),
+    "index is a link out": (sharded(link(INDEX, "../outside.json")), INDEX),
     "config is huge": (holes("config.json"), "config.json"),
     "config of lists": (text("config.json", lists(400_000)), "config.json has 1200010 bytes"),
     "config is deep": (text("config.json", DEEP), "config.json"),
