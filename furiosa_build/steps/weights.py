@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from furiosa_build.ir.outline import Outline, ParameterOutline
-from furiosa_build.plan.keys import tool_versions
 from furiosa_build.quant.scheme import scheme, summary
 from furiosa_build.steps.base import BuildState, Request
 from furiosa_build.weights import listing
@@ -83,7 +83,7 @@ def parameters_of(model: ModelPlan) -> dict[str, Any]:
 
 def conversion_of(model: ModelPlan) -> dict[str, Any]:
     """What shapes the weights that are read where transformers converts them, for keys."""
-    return {"converted_by": tool_versions("transformers")} if model.converts else {}
+    return {"converted_by": {"transformers": version("transformers")}} if model.converts else {}
 
 
 def size_of(parameters: Mapping[str, Any]) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.errors import UserError
-from furiosa_build.recipe.schema import ModelSpec
 from furiosa_build.weights.hf_layout import read_json
 from furiosa_build.weights.model_source import ModelSource
+
+if TYPE_CHECKING:
+    from furiosa_build.recipe.schema import ModelSpec
 
 _QUANTIZATION = ("quantization_config", "compression_config")
 """Where a config.json tells that weights are quantized. Empty, it tells nothing."""

@@ -223,12 +223,12 @@ WEIGHTS = {
     ),
     "gpt2": Case(
         build(),
-        ("not supported", "where: "),
+        ("the weights lack", "transformer.wte.weight", "where: "),
         config(model_type="gpt2", architectures=["GPT2LMHeadModel"]),
     ),
     "mamba": Case(
         build(),
-        ("MambaBlock is not supported", "attention interface"),
+        ("not supported: MambaForCausalLM", "attention interface"),
         config(model_type="mamba", architectures=["MambaForCausalLM"]),
     ),
     "weights that are quantized": Case(
@@ -318,8 +318,8 @@ REQUESTS = {
     "temperature": Case((*GENERATE, "--temperature", "-1"), ("temperature does not take -1.0", "valid: >= 0")),
     "top-p": Case((*GENERATE, "--top-p", "0"), ("top_p does not take 0.0", "valid: in (0, 1]")),
     "top-k": Case((*GENERATE, "--top-k", "-2"), ("top_k does not take -2", "valid: 0 or -1 (all), or >= 1")),
-    "max-tokens": Case((*GENERATE, "--max-tokens", "0"), ("max_tokens does not take 0", "valid: >= 1")),
-    "seed": Case((*GENERATE, "--seed", "-3"), ("seed does not take -3",)),
+    "max-tokens": Case((*GENERATE, "--max-tokens", "-1"), ("max_tokens does not take -1", "valid: >= 0")),
+    "seed": Case((*GENERATE, "--seed", str(2**64)), (f"seed does not take {2**64}",)),
     "stop": Case((*GENERATE, "--stop", ""), ("stop does not take", "strings that are not empty")),
     "empty prompt": Case((*GENERATE[:3], ""), ("prompt", "empty")),
     "long prompt": Case((*GENERATE[:3], "word " * 40), ("tokens", "prefill", "1x16", "1x32")),
