@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from furiosa_build.build.executors.local import WorkerPool
-from furiosa_build.core.errors import PreflightError
+from furiosa_build.core.errors import PreflightError, UserError
 from furiosa_build.core.system import Machine
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ def begin(build: Build, steps: Iterable[str], machine: Machine | None = None) ->
     check_toolchain(build, undone)
     if not undone:
         return []
+    tokenizer = build.plan.model.tokenizer
+    if tokenizer is not None and tokenizer.unknown:
+        raise UserError(tokenizer.unknown)
     from furiosa_build.plan.budget.describe import kv_blocks_text, lowered_text, refusal_text, tokenizer_notes
 
     figures = build.preflight(undone, machine)

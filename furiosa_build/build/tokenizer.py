@@ -8,6 +8,7 @@ from furiosa_build.build.executors.base import Executor
 from furiosa_build.build.factors import Factors
 from furiosa_build.build.files import Files
 from furiosa_build.build.models import OpenModel
+from furiosa_build.core.errors import UserError
 from furiosa_build.core.events import Emitter, SurveyStarted
 from furiosa_build.ir.tokenizer import TokenizerOutline
 from furiosa_build.plan.keys import key_of
@@ -26,14 +27,24 @@ def tokenizer_of(
 
     Raises UserError for one that cannot be used.
     """
-    identity = {} if model.spec.model.tokenizer == "none" else model.sources.tokenizer_identity()
+    if model.spec.model.tokenizer == "none":
+        return None
+    try:
+        identity = model.sources.tokenizer_identity()
+    except UserError as error:
+        return TokenizerOutline(unknown=str(error))
     if not identity:
         return None
     job, reads = Tokenizer(), {"config": _config(model), "vocab_size": vocab_size}
     of_key = factors.of(job, model.backend, reads, {"source": identity})
     record = store.find(key_of(of_key))
     if record is None:
-        found = files.read_source(model.sources.tokenizer_files())
+        try:
+            found = files.read_source(model.sources.tokenizer_files())
+        except UserError as error:
+            if not model.sources.is_on_hub:
+                raise
+            return TokenizerOutline(unknown=str(error))
         if not found:
             return None
         request = TokenizerRequest(inputs=found, name=pretrained_id(model.spec.model), **reads)

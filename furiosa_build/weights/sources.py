@@ -107,10 +107,16 @@ class Sources:
         return self._description is not None and self._description.is_remote
 
     def tokenizer_identity(self) -> dict[str, str]:
-        """What tells the tokenizer from others: sha256 of its files, or the commit on the hub; empty: there is none."""
+        """What tells the tokenizer from others: sha256 of its files, or the commit on the hub; empty: there is none.
+
+        Raises UserError where the commit is not known, and the hub cannot be asked.
+        """
         if self._description is not None and self.is_on_hub:
+            if self._description.commit() is None:
+                self._description.model_files()  # then it is
             commit = self._description.commit()
-            return {} if commit is None else {"commit": commit}
+            assert commit is not None
+            return {"commit": commit}
         return {name: self._hashes.hash(file) for name, file in self.tokenizer_files().items()}
 
     def tokenizer_files(self) -> dict[str, Path]:

@@ -176,17 +176,14 @@ def test_plan_of_a_change_shows_what_it_calls_for(built: UserDirectory) -> None:
     ],
 )
 def test_every_shipped_recipe_plans_without_weights(fresh: UserDirectory, recipe: str, summary: str) -> None:
-    """In full, the one with 405 billion parameters as well; then with 2 layers of random weights.
-
-    The tokenizer would be fetched from the hub.
-    """
-    no_hub = "model.tokenizer=none"
+    """In full, the one with 405 billion parameters as well; then with 2 layers of random weights."""
     programs = re.compile(r"^  to do  (?:partition|compile):(?:prefill|decode)\S+", re.MULTILINE)
-    full = furiosa_build(fresh, "plan", recipe, no_hub)
+    full = furiosa_build(fresh, "plan", recipe)
     assert (full.status, full.err) == (0, "")
     assert full.out.startswith(f"recipe {recipe}: {summary}\n")
     assert "RANDOM" not in full.out
-    cut = furiosa_build(fresh, "plan", recipe, no_hub, "model.num_hidden_layers=2", "model.seed_for_random_weight=0")
+    assert ("tokenizer: not known before its files are fetched: " in full.out) != recipe.startswith("quickstart")
+    cut = furiosa_build(fresh, "plan", recipe, "model.num_hidden_layers=2", "model.seed_for_random_weight=0")
     assert (cut.status, cut.err) == (0, "")
     assert "\nTHE WEIGHTS ARE RANDOM, drawn from seed 0\n" in cut.out
     assert "block (2 layers)" in cut.out

@@ -40,6 +40,8 @@ def tokenizer_notes(model: ModelPlan) -> list[str]:
             "as model.tokenizer says" if model.spec.model.tokenizer == "none" else f"{model.pretrained_id} brings none"
         )
         return [f"no tokenizer, {why}: the artifact takes and gives token ids"]
+    if tokenizer.unknown:
+        return [f"tokenizer: not known before its files are fetched: {tokenizer.unknown.splitlines()[0]}"]
     beyond = [f"{token} ({id_})" for token, id_ in tokenizer.beyond_vocabulary.items()]
     if not beyond:
         return []
