@@ -13,6 +13,7 @@ from furiosa_build.weights.hf_layout import (
     INDEX_FILE,
     MODEL_FILES,
     ORIGINAL_PATTERNS,
+    check_file,
     find_files,
     read_json,
     weight_files,
@@ -59,12 +60,16 @@ class ModelDirectory(ModelSource):
         return find_files(self.path, MODEL_FILES)
 
     def original_files(self) -> dict[str, Path]:
-        return {
+        found = {
             path.relative_to(self.path).as_posix(): path
             for pattern in ORIGINAL_PATTERNS
             for path in self.path.glob(pattern)
             if path.is_file()
         }
+        for path in found.values():
+            if path.suffix != ".safetensors":
+                check_file(path, self.path)
+        return found
 
     def header(self) -> Header:
         files = self.weight_files()

@@ -168,6 +168,8 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "index is deep": (sharded(text(INDEX, DEEP)), INDEX),
     "index is a list": (sharded(text(INDEX, "[]")), INDEX),
     "index without a map": (sharded(text(INDEX, "{}")), INDEX),
+    "index that is not used is huge": (holes(INDEX), INDEX),
+    "index that is not used is a link out": (link(INDEX, "../outside.json"), INDEX),
     "index is a link out": (sharded(link(INDEX, "../outside.json")), INDEX),
     "config is huge": (holes("config.json"), "config.json"),
     "config of lists": (text("config.json", lists(400_000)), "config.json has 1200010 bytes"),
