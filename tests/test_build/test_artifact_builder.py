@@ -340,6 +340,7 @@ def test_the_errors_of_a_build_are_raised(user: UserDirectory, tmp_path: Path, m
         builder(user, paged_attention_num_blocks=10**9, paged_attention_block_size=1024).build(tmp_path, cache_dir=None)
 
 
+@pytest.mark.grid
 def test_a_script_needs_no_guard(user: UserDirectory, tmp_path: Path) -> None:
     """The reference's example has no `if __name__ == "__main__"`: workers must not run it once more."""
     script = tmp_path / "script.py"

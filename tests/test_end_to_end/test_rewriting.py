@@ -145,7 +145,7 @@ def test_rounded_activations_are_of_core_aten_too(users: dict[str, UserDirectory
     assert operators_outside_core_aten(users["llama"], artifact) == set()
 
 
-@pytest.mark.parametrize("chunk", [None, 5])
+@pytest.mark.parametrize("chunk", grid([None, 5], [None]))
 def test_prompts_in_pieces_have_their_last_block_sliced_too(
     users: dict[str, UserDirectory], expected: dict[str, list[list[int]]], chunk: int | None
 ) -> None:
@@ -222,6 +222,7 @@ def test_constants_are_in_the_programs_and_nowhere_else(users: dict[str, UserDir
         assert [word for word in words if word not in ran.err] == []
 
 
+@pytest.mark.grid
 def test_decomposed_graphs_call_core_aten_only(users: dict[str, UserDirectory]) -> None:
     for scheme in ("none", "int8", "fp8"):
         key = f"quantization={scheme}"
