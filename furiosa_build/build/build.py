@@ -7,7 +7,7 @@ store holds the action of that key.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,42 +17,27 @@ from furiosa_build.build import admission
 from furiosa_build.build.executors.local import local_executors
 from furiosa_build.build.factors import Factors
 from furiosa_build.build.files import Files
-from furiosa_build.build.loading import check_loading, loading_of, unused_note
 from furiosa_build.build.mistakes import errors_of, failing
-from furiosa_build.build.models import check_draft, open_models
+from furiosa_build.build.models import open_models
+from furiosa_build.build.planning import Planning
 from furiosa_build.build.publish import PUBLISHED, Publication
-from furiosa_build.build.survey import outline_of
-from furiosa_build.build.tokenizer import tokenizer_of
 from furiosa_build.core.cancellation import CancellationToken, cancelled_by
-from furiosa_build.core.errors import UserError
 from furiosa_build.core.events import Emitter, Listener
 from furiosa_build.core.failpoints import doing
 from furiosa_build.core.files import expand_user
 from furiosa_build.core.progress import metered
 from furiosa_build.core.system import Machine
-from furiosa_build.ir.loading import Loading
-from furiosa_build.ir.tokenizer import TokenizerOutline
 from furiosa_build.plan.explain import Explanation, explain_step
 from furiosa_build.plan.keys import key_of
-from furiosa_build.plan.model import ModelPlan
-from furiosa_build.plan.planner import Plan, PlannedStep, make_plan
+from furiosa_build.plan.planner import Plan, PlannedStep
 from furiosa_build.plan.source_code import SourceCode
 from furiosa_build.recipe.compose import load_recipe
 from furiosa_build.recipe.schema import Recipe
-from furiosa_build.steps.registry import STEPS
-from furiosa_build.store import ActionRecord, ActionResult, Store, default_store_root
+from furiosa_build.store import ActionRecord, ActionResult, Outcome, Store, default_store_root
 
 if TYPE_CHECKING:
     from furiosa_build.build.estimates import Estimates
     from furiosa_build.plan.budget.preflight import Preflight
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished step. `ran` tells whether this process did the work, or found it in the store."""
-
-    record: ActionRecord
-    ran: bool
 
 
 class Build:
@@ -74,11 +59,12 @@ class Build:
         self.store.notify = self.events.note
         self.models = open_models(recipe, self.store.hashes)
         self.outcomes: dict[str, Outcome] = {}
-        self._loadings: dict[str, Loading] = {}
         self._cancellation = CancellationToken()
         self._factors = Factors(self.models, SourceCode(memo=root / "code.json"), self._find)
         self.files = Files(self.store, self.models, lambda: self.plan, self._factors, self._find)
         self.executors = local_executors(self.options, self.files.inputs)
+        found_by = self.store, self._factors, self.files, self.executors["builder"]
+        self._planning = Planning(self.models, *found_by, self.events)
         writer.check_destination(self.directory)
         writer.check_is_directory(self.store.root, "cache_dir")
 
@@ -90,23 +76,9 @@ class Build:
     @cached_property
     def plan(self) -> Plan:
         """The steps. The first time for an architecture a worker surveys the model, which takes seconds."""
-        planned: dict[str, ModelPlan] = {}
-        for model_id, model in self.models.items():
-            found_by = self.store, self._factors, self.executors["builder"]
-            with failing("survey"), errors_of(model_id, model.spec.name):
-                loading = self._loadings[model_id] = loading_of(model, *found_by)
-                length = planned[""].spec.buckets.max_seq_len_to_capture if model_id else None
-                model = self.models[model_id] = model.fitted(loading, length)
-                outline = outline_of(model, loading, *found_by, self.events)
-                check_loading(loading, outline, model.sources)
-                planned[model_id] = model.plan(loading, outline)
-            if note := unused_note(loading):
-                self.events.note(note)
-        check_draft(planned)
-        self.spec = planned[""].spec
-        with failing("tokenizer"):
-            planned[""] = replace(planned[""], tokenizer=self._tokenizer(planned[""].outline.vocab_size))
-        return make_plan(planned, STEPS)
+        plan = self._planning.plan()
+        self.spec = plan.model.spec
+        return plan
 
     @cached_property
     def version_directory(self) -> Path:
@@ -128,12 +100,11 @@ class Build:
         with mistakes, failing(name), cancelled_by(self._cancellation), doing(name), meter:
             if self._find(name) is None:
                 factors = self._factors.complete(self.plan, step)
-                record, ran = self.store.get_or_run(
+                self.outcomes[name] = self.store.get_or_run(
                     key_of(factors), step.own_name, factors, lambda output: self._execute(step, output)
                 )
-                self.outcomes[name] = Outcome(record, ran)
                 if step.type.reads_source:
-                    self._check_loading(step.model_id)
+                    self._planning.check_loading(step.model_id)
             if name == "package":
                 self._publication.publish(outcome.record for outcome in self.outcomes.values())
             if name == "qualify":
@@ -184,11 +155,6 @@ class Build:
 
         return Estimates(self.plan, self.options, self.models, self.store, self.directory)
 
-    def _tokenizer(self, vocab_size: int) -> TokenizerOutline | None:
-        """The tokenizer of the artifact. A draft model needs none: it has the same vocabulary."""
-        builder, model = self.executors["builder"], self.models[""]
-        return tokenizer_of(model, vocab_size, self.store, self._factors, self.files, builder, self.events)
-
     @property
     def _publication(self) -> Publication:
         return Publication(self.directory, self.store, self.files.record("package"))
@@ -196,16 +162,6 @@ class Build:
     def _execute(self, step: PlannedStep, output: Path) -> ActionResult:
         request, log = step.type.request(step, self.files), self.store.log_path(step.name)
         return self.executors[step.type.worker].run(step.name, step.type, request, output, log)
-
-    def _check_loading(self, model_id: str) -> None:
-        """Raises UserError when the weights, which the plan may not have seen, are not what it took them for."""
-        model = self.models[model_id]
-        if loading_of(model, self.store, self._factors, self.executors["builder"]) != self._loadings[model_id]:
-            raise UserError(
-                "the weights, which are on this machine now, are stored in another form than could be known before",
-                where=model.sources.described,
-                hint="build again: what they are is known now, and what has been done is kept",
-            )
 
     def _find(self, name: str) -> ActionRecord | None:
         """The step's action, if its key is known and the store has it."""

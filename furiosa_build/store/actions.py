@@ -29,7 +29,7 @@ from furiosa_build.core.files import expand_user
 from furiosa_build.core.peak_memory import Usage
 from furiosa_build.store.blobs import Blobs
 from furiosa_build.store.locks import open_lock, shared, try_lock
-from furiosa_build.store.records import MANIFEST, ActionRecord, Output, read_action, write_action
+from furiosa_build.store.records import MANIFEST, ActionRecord, Outcome, Output, read_action, write_action
 from furiosa_build.store.sessions import Session
 
 
@@ -167,23 +167,27 @@ class Store:
         step: str,
         factors: Mapping[str, Any],
         work: Callable[[Path], ActionResult],
-    ) -> tuple[ActionRecord, bool]:
+    ) -> Outcome:
         """The action of this key. If it is not done yet, `work` writes its outputs into a directory.
 
-        Returns the action and whether `work` ran. When `work` raises, nothing is recorded.
+        When `work` raises, nothing is recorded.
         """
         if not self.is_writable:
             found = self.find(key)
-            return (found, False) if found is not None else self._writable().get_or_run(key, step, factors, work)
+            return (
+                Outcome(found, ran=False)
+                if found is not None
+                else self._writable().get_or_run(key, step, factors, work)
+            )
         with doing(step), self.lock(key, step):
             found = self.find(key)
             if found is not None:
-                return found, False
+                return Outcome(found, ran=False)
             reach("before-staging")
             with self._session.staging() as staged:
                 begin = time.monotonic()
                 result = work(staged)
-                return self._commit(key, step, staged, factors, result, time.monotonic() - begin), True
+                return Outcome(self._commit(key, step, staged, factors, result, time.monotonic() - begin), ran=True)
 
     def interrupt(self) -> None:
         """Makes steps that wait for another process fail at once. May be called by signal handlers."""

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
@@ -111,3 +111,10 @@ def _write(path: Path, data: bytes, announced: bool = False) -> None:
         raise
     if announced:
         reach("after-rename")
+
+
+class Outcome(NamedTuple):
+    """A finished action. `ran` tells whether this process did the work, or found it in the store."""
+
+    record: ActionRecord
+    ran: bool
