@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from tokenizers import Tokenizer, models
 from tokenizers_of_models import CHATML, NAMED, byte_level, write
 from user_directory import (
@@ -104,6 +105,22 @@ def test_what_cannot_be_used_is_refused_by_plan(user: UserDirectory) -> None:
         "  hint: model.tokenizer=none builds an artifact that takes and gives token ids\n"
     )
     assert furiosa_build(user, "plan", "tiny", "model.tokenizer=none").status == 0
+
+
+def test_what_cannot_be_fetched_can_be_planned_and_not_built(user: UserDirectory) -> None:
+    """Of a model that the recipe describes. The tests have no network."""
+    fields = json.loads((user.root / "tiny" / "config.json").read_text())
+    described = {"model_id_or_path": "org/none", "architecture": fields}
+    recipe = yaml.safe_load((user.root / "recipes" / "tiny.yaml").read_text())
+    recipe["model"] = described
+    (user.root / "recipes" / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    planned = furiosa_build(user, "plan", "tiny")
+    assert (planned.status, planned.err) == (0, "")
+    assert "tokenizer: not known before its files are fetched: model 'org/none'" in planned.out
+    ran = furiosa_build(user, "build", "tiny")
+    assert ran.status == 2
+    assert ran.err.startswith("error: model 'org/none' (revision main) could not be fetched: ")
+    assert not user.artifacts.exists()
 
 
 def test_a_link_to_elsewhere_is_refused(user: UserDirectory, tmp_path: Path) -> None:
