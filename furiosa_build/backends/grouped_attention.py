@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from furiosa_build.backends.ops import attend_by_scores, attention_mask, read_slots, write_kv_cache_reference
+from furiosa_build.backends.ops import attend_by_scores, attention_mask, write_and_gather
 
 
 def lower_paged_attention(
@@ -24,12 +24,7 @@ def lower_paged_attention(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """`furiosa::paged_attention`. Where there is a mask, heads that share a KV head are grouped."""
-    if key is not None and value is not None and slot_mapping is not None:
-        write_kv_cache_reference(key, value, key_cache, value_cache, slot_mapping)
-    if context_slots is not None:
-        key, value = read_slots(key_cache, context_slots), read_slots(value_cache, context_slots)
-    assert key is not None
-    assert value is not None
+    key, value = write_and_gather(key, value, key_cache, value_cache, slot_mapping, context_slots)
     mask = attention_mask(query.shape[2], key.shape[2], context_slots, context_lens, position_ids, sliding_window)
     if softcap is not None or sinks is not None:  # which flash attention does not compute
         return attend_by_scores(query, key, value, mask, scaling, softcap, sinks).transpose(1, 2).contiguous()

@@ -63,13 +63,7 @@ def paged_attention_reference(
     Returns:
         [batch, query, heads, size of the values], of the dtype of `query`.
     """
-    if key is not None and value is not None and slot_mapping is not None:
-        write_slots(key_cache, slot_mapping, key)
-        write_slots(value_cache, slot_mapping, value)
-    if context_slots is not None:
-        key, value = read_slots(key_cache, context_slots), read_slots(value_cache, context_slots)
-    assert key is not None
-    assert value is not None
+    key, value = write_and_gather(key, value, key_cache, value_cache, slot_mapping, context_slots)
     mask = attention_mask(query.shape[2], key.shape[2], context_slots, context_lens, position_ids, sliding_window)
     if softcap is not None or sinks is not None:
         return attend_by_scores(query, key, value, mask, scaling, softcap, sinks).transpose(1, 2).contiguous()
@@ -130,6 +124,27 @@ def write_slots(cache: Tensor, slots: Tensor, values: Tensor) -> None:
     """Writes `values` [batch, kv_heads, query, head_dim] to the `slots` [batch, query] of a cache."""
     rows = values.transpose(1, 2).reshape(-1, values.shape[1], values.shape[3])
     cache.index_copy_(0, slots.reshape(-1), rows)
+
+
+def write_and_gather(
+    key: Tensor | None,
+    value: Tensor | None,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor | None,
+    context_slots: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Writes the keys and values of new tokens to the caches; gives those of the whole context.
+
+    Arguments are those of `paged_attention`.
+    """
+    if key is not None and value is not None and slot_mapping is not None:
+        write_kv_cache_reference(key, value, key_cache, value_cache, slot_mapping)
+    if context_slots is not None:
+        return read_slots(key_cache, context_slots), read_slots(value_cache, context_slots)
+    assert key is not None
+    assert value is not None
+    return key, value
 
 
 def read_slots(cache: Tensor, slots: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from furiosa_build.build.files import Files
 from furiosa_build.build.mistakes import errors_of, failing
 from furiosa_build.build.models import open_models
 from furiosa_build.build.planning import Planning
+from furiosa_build.build.planning_jobs import PlanningJobs
 from furiosa_build.build.publish import PUBLISHED, Publication
 from furiosa_build.core.cancellation import CancellationToken, cancelled_by
 from furiosa_build.core.events import Emitter, Listener
@@ -63,8 +64,8 @@ class Build:
         self._factors = Factors(self.models, SourceCode(memo=root / "code.json"), self._find)
         self.files = Files(self.store, self.models, lambda: self.plan, self._factors, self._find)
         self.executors = local_executors(self.options, self.files.inputs)
-        found_by = self.store, self._factors, self.files, self.executors["builder"]
-        self._planning = Planning(self.models, *found_by, self.events)
+        jobs = PlanningJobs(self.store, self._factors, self.executors["builder"], self.events)
+        self._planning = Planning(self.models, self.files, jobs)
         writer.check_destination(self.directory)
         writer.check_is_directory(self.store.root, "cache_dir")
 

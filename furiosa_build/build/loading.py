@@ -4,34 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from furiosa_build.build.executors.base import Executor
-from furiosa_build.build.factors import Factors
 from furiosa_build.build.models import OpenModel
+from furiosa_build.build.planning_jobs import PlanningJobs
 from furiosa_build.core.canonical_json import digest
 from furiosa_build.core.errors import UserError
 from furiosa_build.ir.loading import Loading
 from furiosa_build.ir.outline import Outline
-from furiosa_build.plan.keys import key_of
 from furiosa_build.steps.loading import OUTPUT, FindLoading, LoadingRequest
-from furiosa_build.store import Store
 from furiosa_build.weights.checkpoint import lacking
 from furiosa_build.weights.sources import Sources
 
 
-def loading_of(model: OpenModel, store: Store, factors: Factors, executor: Executor) -> Loading:
+def loading_of(model: OpenModel, jobs: PlanningJobs) -> Loading:
     """How the weights of a model are loaded. Raises UserError when transformers refuses its config.json."""
-    job, request = FindLoading(), _request(model)
-    of_key = factors.of(job, model.backend, _reads(request), {})
-    record = store.find(key_of(of_key))
-    if record is None:
-        log = store.log_path(job.name)
-        record, _ = store.get_or_run(
-            key_of(of_key),
-            job.name,
-            of_key,
-            lambda output: executor.run(job.name, job, request, output, log),
-        )
-    loading = Loading.model_validate(store.read_json(record, OUTPUT))
+    request = _request(model)
+    record = jobs.run(FindLoading(), model.backend, _reads(request), request)
+    loading = Loading.model_validate(jobs.store.read_json(record, OUTPUT))
     if any(not model.sources.same_values(*copy) for copy in loading.copies):
         # As transformers: what the files say goes before what the config says.
         untied = {**loading.hf_config, "tie_word_embeddings": False}
@@ -54,7 +42,8 @@ def _request(model: OpenModel) -> LoadingRequest:
 
 def _reads(request: LoadingRequest) -> dict[str, Any]:
     """What the key is made of: of what is stored, which may be tens of thousands of tensors, a digest."""
-    return {**request.model_dump(exclude={"inputs"}), "stored": digest(request.model_dump()["stored"])}
+    reads = request.model_dump(exclude={"inputs"})
+    return {**reads, "stored": digest(reads["stored"])}
 
 
 def check_loading(loading: Loading, outline: Outline, sources: Sources) -> None:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from furiosa_build.build.executors.base import Executor
-from furiosa_build.build.factors import Factors
 from furiosa_build.build.files import Files
 from furiosa_build.build.loading import check_loading, loading_of, unused_note
 from furiosa_build.build.mistakes import errors_of, failing
 from furiosa_build.build.models import OpenModel, check_draft
+from furiosa_build.build.planning_jobs import PlanningJobs
 from furiosa_build.build.survey import outline_of
 from furiosa_build.build.tokenizer import tokenizer_of
 from furiosa_build.core.errors import UserError
-from furiosa_build.core.events import Emitter
 from furiosa_build.ir.loading import Loading
 from furiosa_build.plan.model import ModelPlan
 from furiosa_build.plan.planner import Plan, make_plan
 from furiosa_build.steps.registry import STEPS
-from furiosa_build.store import Store
 
 
 class Planning:
@@ -26,24 +23,12 @@ class Planning:
 
     Args:
         models: The models, by id. Their specs come to fit them.
-        store: Where what a worker has found is kept.
-        factors: What keys are made of.
         files: The files of the build.
-        worker: Where transformers is asked.
-        events: Told of what a person should know.
+        jobs: What asks transformers, in a worker.
     """
 
-    def __init__(
-        self,
-        models: dict[str, OpenModel],
-        store: Store,
-        factors: Factors,
-        files: Files,
-        worker: Executor,
-        events: Emitter,
-    ) -> None:
-        self._models, self._files, self._events = models, files, events
-        self._found_by = store, factors, worker
+    def __init__(self, models: dict[str, OpenModel], files: Files, jobs: PlanningJobs) -> None:
+        self._models, self._files, self._jobs = models, files, jobs
         self._loadings: dict[str, Loading] = {}
 
     def plan(self) -> Plan:
@@ -55,17 +40,15 @@ class Planning:
                 planned[model_id] = self._survey(model_id, model, length)
         check_draft(planned)
         # A draft model needs no tokenizer: it has the same vocabulary.
-        store, factors, worker = self._found_by
-        model, vocab_size = self._models[""], planned[""].outline.vocab_size
         with failing("tokenizer"):
-            tokenizer = tokenizer_of(model, vocab_size, store, factors, self._files, worker, self._events)
+            tokenizer = tokenizer_of(self._models[""], planned[""].outline.vocab_size, self._files, self._jobs)
         planned[""] = replace(planned[""], tokenizer=tokenizer)
         return make_plan(planned, STEPS)
 
     def check_loading(self, model_id: str) -> None:
         """Raises UserError when the weights, which the plan may not have seen, are not what it took them for."""
         model = self._models[model_id]
-        if loading_of(model, *self._found_by) != self._loadings[model_id]:
+        if loading_of(model, self._jobs) != self._loadings[model_id]:
             raise UserError(
                 "the weights, which are on this machine now, are stored in another form than could be known before",
                 where=model.sources.described,
@@ -73,10 +56,10 @@ class Planning:
             )
 
     def _survey(self, model_id: str, model: OpenModel, length: int | None) -> ModelPlan:
-        loading = self._loadings[model_id] = loading_of(model, *self._found_by)
+        loading = self._loadings[model_id] = loading_of(model, self._jobs)
         model = self._models[model_id] = model.fitted(loading, length)
-        outline = outline_of(model, loading, *self._found_by, self._events)
+        outline = outline_of(model, loading, self._jobs)
         check_loading(loading, outline, model.sources)
         if note := unused_note(loading):
-            self._events.note(note)
+            self._jobs.events.note(note)
         return model.plan(loading, outline)

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from furiosa_build.build.executors.base import Executor
-from furiosa_build.build.factors import Factors
 from furiosa_build.build.models import OpenModel
-from furiosa_build.core.events import Emitter, SurveyStarted
+from furiosa_build.build.planning_jobs import PlanningJobs
 from furiosa_build.ir.loading import Loading
 from furiosa_build.ir.outline import Outline
-from furiosa_build.plan.keys import key_of
 from furiosa_build.steps.survey import OUTPUT, Survey, SurveyRequest
-from furiosa_build.store import Store
 
 
-def outline_of(
-    model: OpenModel, loading: Loading, store: Store, factors: Factors, executor: Executor, events: Emitter
-) -> Outline:
-    """The outline of a model. An event tells that it takes time to find."""
-    job, request = Survey(), SurveyRequest(hf_config=loading.hf_config)
-    of_key = factors.of(job, model.backend, {"hf_config": loading.hf_config}, {})
-    record = store.find(key_of(of_key))
-    if record is None:
-        events.emit(SurveyStarted())
-        log = store.log_path(job.name)
-        record, _ = store.get_or_run(
-            key_of(of_key),
-            job.name,
-            of_key,
-            lambda output: executor.run(job.name, job, request, output, log),
-        )
-    return Outline.model_validate(store.read_json(record, OUTPUT))
+def outline_of(model: OpenModel, loading: Loading, jobs: PlanningJobs) -> Outline:
+    """The outline of a model. Raises UserError for an architecture that is not supported."""
+    request = SurveyRequest(hf_config=loading.hf_config)
+    record = jobs.run(Survey(), model.backend, {"hf_config": loading.hf_config}, request)
+    return Outline.model_validate(jobs.store.read_json(record, OUTPUT))

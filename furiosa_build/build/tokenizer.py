@@ -4,56 +4,41 @@ from __future__ import annotations
 
 from typing import Any
 
-from furiosa_build.build.executors.base import Executor
-from furiosa_build.build.factors import Factors
 from furiosa_build.build.files import Files
 from furiosa_build.build.models import OpenModel
+from furiosa_build.build.planning_jobs import PlanningJobs
 from furiosa_build.core.errors import UserError
-from furiosa_build.core.events import Emitter, SurveyStarted
 from furiosa_build.ir.tokenizer import TokenizerOutline
-from furiosa_build.plan.keys import key_of
 from furiosa_build.plan.resolved import pretrained_id
 from furiosa_build.steps.tokenizer import FILES, OUTLINE, Tokenizer, TokenizerRequest
-from furiosa_build.store import ActionRecord, Store
+from furiosa_build.store import ActionRecord
 
 _CONFIG = ("model_type", "model_name", "tokenizer_class", "transformers_version")
 """The fields of config.json by which transformers chooses how to read a tokenizer's files."""
 
 
-def tokenizer_of(
-    model: OpenModel, vocab_size: int, store: Store, factors: Factors, files: Files, executor: Executor, events: Emitter
-) -> TokenizerOutline | None:
+def tokenizer_of(model: OpenModel, vocab_size: int, files: Files, jobs: PlanningJobs) -> TokenizerOutline | None:
     """The tokenizer for a model's artifact; None: the model has none, or the recipe wants none.
 
-    Raises UserError for one that cannot be used.
+    One that cannot be fetched from the hub is unknown. Raises UserError for one that cannot be used.
     """
     if model.spec.model.tokenizer == "none":
         return None
+    reads = {"config": _config(model), "vocab_size": vocab_size}
     try:
-        identity = model.sources.tokenizer_identity()
+        inputs = {"source": model.sources.tokenizer_identity()}
+        record = jobs.find(Tokenizer(), model.backend, reads, inputs)
+        found = {} if record is not None else files.read_source(model.sources.tokenizer_files())
     except UserError as error:
+        if not model.sources.is_on_hub:
+            raise
         return TokenizerOutline(unknown=str(error))
-    if not identity:
-        return None
-    job, reads = Tokenizer(), {"config": _config(model), "vocab_size": vocab_size}
-    of_key = factors.of(job, model.backend, reads, {"source": identity})
-    record = store.find(key_of(of_key))
     if record is None:
-        try:
-            found = files.read_source(model.sources.tokenizer_files())
-        except UserError as error:
-            if not model.sources.is_on_hub:
-                raise
-            return TokenizerOutline(unknown=str(error))
         if not found:
             return None
         request = TokenizerRequest(inputs=found, name=pretrained_id(model.spec.model), **reads)
-        events.emit(SurveyStarted())
-        log = store.log_path(job.name)
-        record, _ = store.get_or_run(
-            key_of(of_key), job.name, of_key, lambda output: executor.run(job.name, job, request, output, log)
-        )
-    outline = TokenizerOutline.model_validate(store.read_json(record, OUTLINE))
+        record = jobs.run(Tokenizer(), model.backend, reads, request, inputs)
+    outline = TokenizerOutline.model_validate(jobs.store.read_json(record, OUTLINE))
     return outline.model_copy(update={"files": _files(record)})
 
 

@@ -82,7 +82,7 @@ class Note(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SurveyStarted(Event):
-    """The model's layers are surveyed: once for an architecture, some seconds, before the build can be planned."""
+    """transformers is asked about the model: once for what it is, some seconds, before the build can be planned."""
 
 
 @dataclass(frozen=True, kw_only=True)

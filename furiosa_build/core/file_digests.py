@@ -1,10 +1,11 @@
-"""sha256 of files, remembered by path, size, times and inode: a checkpoint of 100 GB is read once."""
+"""sha256 of files and parts of them, remembered by path, size, times and inode: a checkpoint of 100 GB is read once."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -17,11 +18,17 @@ from furiosa_build.core.progress import advance
 _CHUNK = 1 << 22
 
 
-def hash_file(path: Path) -> str:
-    """sha256 (hex) of a file's bytes. Can be cancelled."""
+Extent = tuple[int, int]
+"""Where a part of a file begins and ends, in bytes."""
+
+
+def hash_file(path: Path, extent: Extent | None = None) -> str:
+    """sha256 (hex) of a file's bytes; with `extent` of that part only. Can be cancelled."""
     state = hashlib.sha256()
+    begin, end = extent or (0, sys.maxsize)
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
+        file.seek(begin)
+        while chunk := file.read(min(_CHUNK, end - file.tell())):
             check_cancelled()
             state.update(chunk)
             advance(len(chunk))
@@ -48,27 +55,25 @@ class HashMemory:
         self._linked = linked
         self._known_here: dict[_Identity, str] = {}
 
-    def recall(self, path: Path) -> str | None:
-        """The file's sha256 if it is known and the file looks unchanged."""
-        identity = self._identity(path)
+    def recall(self, path: Path, extent: Extent | None = None) -> str | None:
+        """The sha256 of the file, or of a part, if it is known and the file looks unchanged."""
+        identity = self._identity(path, extent)
         if identity in self._known_here or not self._trust:
             return self._known_here.get(identity)
         with suppress(sqlite3.Error), self._connected("ro") as connection:
-            query = (
-                f"SELECT sha256, seal FROM {_TABLE} WHERE path=? AND size=? AND mtime_ns=? AND ctime_ns=? AND inode=?"
-            )
+            query = f"SELECT sha256, seal FROM {_TABLE} WHERE {' AND '.join(f'{name}=?' for name in _COLUMNS)}"
             for sha256, seal in connection.execute(query, identity):
                 return str(sha256) if seal == _seal(identity, str(sha256)) else None
         return None
 
-    def hash(self, path: Path, anew: bool = False) -> str:
-        """The file's sha256, read only if it is not known yet, or is wanted `anew`."""
-        known = None if anew else self.recall(path)
+    def hash(self, path: Path, anew: bool = False, extent: Extent | None = None) -> str:
+        """The sha256 of the file, or of a part, read only if it is not known yet, or is wanted `anew`."""
+        known = None if anew else self.recall(path, extent)
         if known is not None:
             return known
-        before = self._identity(path)
-        sha256 = hash_file(path)
-        if self._identity(path) == before:
+        before = self._identity(path, extent)
+        sha256 = hash_file(path, extent)
+        if self._identity(path, extent) == before:
             self._remember(before, sha256)
         return sha256
 
@@ -79,7 +84,7 @@ class HashMemory:
     def forget_missing(self) -> None:
         """Forgets files that are gone."""
         with suppress(sqlite3.Error), self._connected("rw") as connection:
-            paths = [path for (path,) in connection.execute(f"SELECT path FROM {_TABLE}")]
+            paths = [path for (path,) in connection.execute(f"SELECT DISTINCT path FROM {_TABLE}")]
             gone = [(path,) for path in paths if not Path(os.fsdecode(path)).exists()]
             connection.executemany(f"DELETE FROM {_TABLE} WHERE path=?", gone)
 
@@ -96,12 +101,12 @@ class HashMemory:
         self._database.parent.mkdir(parents=True, exist_ok=True)
         with self._connected("rwc") as connection:
             connection.execute(
-                f"CREATE TABLE IF NOT EXISTS {_TABLE} (path BLOB PRIMARY KEY, size INTEGER, mtime_ns INTEGER, "
-                "ctime_ns INTEGER, inode INTEGER, sha256 TEXT, seal TEXT)"
+                f"CREATE TABLE IF NOT EXISTS {_TABLE} (path BLOB, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, "
+                "inode INTEGER, first INTEGER, last INTEGER, sha256 TEXT, seal TEXT, PRIMARY KEY (path, first, last))"
             )
             connection.execute(
-                f"INSERT OR REPLACE INTO {_TABLE} (path, size, mtime_ns, ctime_ns, inode, sha256, seal) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT OR REPLACE INTO {_TABLE} ({', '.join(_COLUMNS)}, sha256, seal) "
+                f"VALUES ({'?, ' * len(_COLUMNS)}?, ?)",
                 (*identity, sha256, _seal(identity, sha256)),
             )
 
@@ -112,16 +117,18 @@ class HashMemory:
             connection.execute("PRAGMA synchronous=OFF")  # what a power cut spoils is read again
             yield connection
 
-    def _identity(self, path: Path) -> _Identity:
+    def _identity(self, path: Path, extent: Extent | None = None) -> _Identity:
         stat = path.stat()
         ctime = 0 if self._linked else stat.st_ctime_ns
-        return os.fsencode(path.resolve()), stat.st_size, stat.st_mtime_ns, ctime, stat.st_ino
+        # Of the whole, no size: there is one row for it, whatever the file becomes.
+        return os.fsencode(path.resolve()), stat.st_size, stat.st_mtime_ns, ctime, stat.st_ino, *(extent or (0, -1))
 
 
-_TABLE = "digests"
+_TABLE = "digests_of_parts"
+_COLUMNS = ("path", "size", "mtime_ns", "ctime_ns", "inode", "first", "last")
 _DAMAGED = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_MISMATCH)
 
-_Identity = tuple[bytes, int, int, int, int]
+_Identity = tuple[bytes, int, int, int, int, int, int]
 
 
 def _seal(identity: _Identity, sha256: str) -> str:

@@ -107,7 +107,7 @@ class LLM:
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         *,
         pooling_task: str = "embed",
-    ) -> list[PoolingRequestOutput]:
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
         """The embeddings that `embed` gives, as tensors. Raises as `embed`; UserError too for another task."""
         if pooling_task != "embed":
             raise UserError(f"{pooling_task!r} is not supported", where="pooling_task", valid="embed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -44,22 +44,25 @@ class PoolingParams:
             raise UserError(f"{name} does not take {value!r}", where=f"PoolingParams.{name}", valid=valid)
 
 
+Output = TypeVar("Output")
+
+
+@dataclass(frozen=True)
+class PoolingRequestOutput(Generic[Output]):
+    """What a prompt is made into, under the names that vLLM has for it. A score's tokens are those of both prompts."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    outputs: Output
+    finished: bool = True
+    num_cached_tokens: int = 0
+
+
 @dataclass(frozen=True)
 class EmbeddingOutput:
     """The embedding of a prompt."""
 
     embedding: list[float]
-
-
-@dataclass(frozen=True)
-class EmbeddingRequestOutput:
-    """The embedding of a prompt, under the names that vLLM has for it."""
-
-    request_id: str
-    prompt_token_ids: list[int]
-    outputs: EmbeddingOutput
-    finished: bool = True
-    num_cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,31 +73,14 @@ class PoolingOutput:
 
 
 @dataclass(frozen=True)
-class PoolingRequestOutput:
-    """The embedding of a prompt, under the names that vLLM has for what `LLM.encode` gives."""
-
-    request_id: str
-    prompt_token_ids: list[int]
-    outputs: PoolingOutput
-    finished: bool = True
-    num_cached_tokens: int = 0
-
-
-@dataclass(frozen=True)
 class ScoringOutput:
     """How alike two texts are: from -1 to 1, 1 for the same."""
 
     score: float
 
 
-@dataclass(frozen=True)
-class ScoringRequestOutput:
-    """The score of a pair of prompts, under the names that vLLM has for it. The tokens are those of both."""
-
-    request_id: str
-    prompt_token_ids: list[int]
-    outputs: ScoringOutput
-    finished: bool = True
+EmbeddingRequestOutput = PoolingRequestOutput[EmbeddingOutput]
+ScoringRequestOutput = PoolingRequestOutput[ScoringOutput]
 
 
 def check_dimensions(params: PoolingParams, hf_config: Mapping[str, Any]) -> None:

@@ -35,7 +35,8 @@ class WeightFormat(ABC):
         """The tensors of all these files. Raises UserError for a file that is not sound."""
 
     def layouts(self, file: Path) -> dict[str, Layout]:
-        """dtype and shape of the tensors of a sound file, by name."""
+        """dtype and shape of the tensors, by name. Raises ValueError as `check` does."""
+        self.check(file)
         source = self.open([file])
         return {name: source.layout(name) for name in source.names()}
 

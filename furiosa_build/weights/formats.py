@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from furiosa_build.core.errors import UserError
+from furiosa_build.ir.tensors import Layout
 from furiosa_build.weights.format import WeightFormat
 from furiosa_build.weights.safetensors import Safetensors
 
@@ -25,9 +27,21 @@ def format_of(file: Path) -> WeightFormat:
 
 def check_weight_file(file: Path) -> None:
     """Raises UserError unless a weight file is sound, as far as can be seen without reading its tensors."""
+    with _must_be_sound(file) as found:
+        found.check(file)
+
+
+def layouts_of(file: Path) -> dict[str, Layout]:
+    """dtype and shape of the tensors of a weight file, by name. Raises UserError unless it is sound."""
+    with _must_be_sound(file) as found:
+        return found.layouts(file)
+
+
+@contextmanager
+def _must_be_sound(file: Path) -> Iterator[WeightFormat]:
     found = format_of(file)
     try:
-        found.check(file)
+        yield found
     except ValueError as error:
         raise UserError(
             f"{file.name} is not a sound {found.name} file: {error}",

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
+from furiosa_build.core.file_digests import Extent
 from furiosa_build.core.safetensors_header import read_header
 from furiosa_build.ir.dtypes import FLOATS
 from furiosa_build.ir.tensors import Layout
-from furiosa_build.weights.formats import check_weight_file, format_of
+from furiosa_build.weights.formats import format_of, layouts_of
 from furiosa_build.weights.safetensors import Safetensors
-
-_CHUNK = 1 << 24
 
 
 class Header(NamedTuple):
@@ -32,37 +31,32 @@ class Header(NamedTuple):
 
 def header_of(files: Mapping[str, Path], dtype: str | None = None) -> Header:
     """The header of weight files, by their names. Raises UserError for one that is not sound."""
-    for path in files.values():
-        check_weight_file(path)
-    return Header.of({name: format_of(path).layouts(path) for name, path in sorted(files.items())}, dtype)
+    return Header.of({name: layouts_of(path) for name, path in sorted(files.items())}, dtype)
 
 
-def same_bytes(files: Sequence[Path], one: str, other: str) -> bool:
-    """Whether two tensors of safetensors files have the same dtype, shape and bytes; others count as different."""
-    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+def same_bytes(files: Sequence[Path], one: str, other: str, hash_part: Callable[[Path, Extent], str]) -> bool:
+    """Whether two tensors of safetensors files have the same dtype, shape and bytes; others count as different.
+
+    `hash_part` gives the sha256 of a part of a file.
+    """
+    found: dict[str, tuple[Path, dict[str, Any], Extent]] = {}
     for path in files:
         if isinstance(format_of(path), Safetensors):
             entries = read_header(path)
-            found |= {name: (path, entries[name]) for name in (one, other) if name in entries}
+            found |= {
+                name: (path, entries[name], _extent(path, entries[name])) for name in (one, other) if name in entries
+            }
     if len(found) < 2:
         return one == other
-    (path, entry), (other_path, other_entry) = found[one], found[other]
+    (path, entry, extent), (other_path, other_entry, other_extent) = found[one], found[other]
     if (entry["dtype"], entry["shape"]) != (other_entry["dtype"], other_entry["shape"]):
         return False
-    with path.open("rb") as file, other_path.open("rb") as other_file:
-        left = _seek(file, entry)
-        _seek(other_file, other_entry)
-        while left > 0:
-            size = min(left, _CHUNK)
-            if file.read(size) != other_file.read(size):
-                return False
-            left -= size
-    return True
+    return hash_part(path, extent) == hash_part(other_path, other_extent)
 
 
-def _seek(file: BinaryIO, entry: Mapping[str, Any]) -> int:
-    """Goes to where a tensor's bytes begin; returns how many they are."""
+def _extent(path: Path, entry: Mapping[str, Any]) -> Extent:
+    """Where a tensor's bytes are in a file."""
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
     begin, end = entry["data_offsets"]
-    file.seek(0)
-    file.seek(8 + int.from_bytes(file.read(8), "little") + begin)
-    return int(end - begin)
+    return start + begin, start + end

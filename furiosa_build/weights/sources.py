@@ -83,8 +83,9 @@ class Sources:
         return self.weights.header()
 
     def same_values(self, one: str, other: str) -> bool:
-        """Whether two stored tensors are equal, byte by byte."""
-        return same_bytes(list(self.weights.weight_files().values()), one, other)
+        """Whether two stored tensors are equal, byte by byte. They are read once, as files are."""
+        files = list(self.weights.weight_files().values())
+        return same_bytes(files, one, other, lambda path, extent: self._hashes.hash(path, extent=extent))
 
     @property
     def described(self) -> str:

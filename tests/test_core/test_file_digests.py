@@ -63,6 +63,21 @@ def test_a_hash_is_remembered(memory: HashMemory, file: Path, tmp_path: Path, mo
     assert HashMemory(tmp_path / "memory" / "hashes.sqlite").recall(file) == SHA256
 
 
+def test_a_part_has_a_hash_of_its_own_that_is_remembered_beside_that_of_the_file(
+    memory: HashMemory, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(furiosa_build.core.file_digests, "_CHUNK", 3)
+    of_part = hashlib.sha256(CONTENT[2:9]).hexdigest()
+    assert memory.hash(file, extent=(2, 9)) == of_part
+    assert memory.hash(file) == SHA256
+    assert memory.hash(file, extent=(0, len(CONTENT))) == SHA256
+    assert memory.hash(file, extent=(5, 5)) == hashlib.sha256(b"").hexdigest()
+    monkeypatch.delattr(furiosa_build.core.file_digests, "hash_file")
+    again = HashMemory(memory._database)
+    assert (again.hash(file, extent=(2, 9)), again.hash(file)) == (of_part, SHA256)
+    assert again.recall(file, (2, 8)) is None
+
+
 def test_a_link_is_the_file_that_it_leads_to(memory: HashMemory, file: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(file)
     memory.hash(file)
@@ -249,7 +264,9 @@ def test_files_that_are_gone_are_forgotten(memory: HashMemory, file: Path, tmp_p
     gone.unlink()
     memory.forget_missing()
     with closing(sqlite3.connect(memory._database)) as connection:
-        assert [path for (path,) in connection.execute("SELECT path FROM digests")] == [os.fsencode(file.resolve())]
+        assert [path for (path,) in connection.execute("SELECT path FROM digests_of_parts")] == [
+            os.fsencode(file.resolve())
+        ]
 
 
 def test_a_name_that_is_not_utf8_is_remembered(memory: HashMemory, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from furiosa_build.runtime.probe import Chat
+
 _ABOUT_FILES = ("transformers_weights",)
 """Fields of config.json that say which files are read."""
 
@@ -44,9 +45,9 @@ class Original:
     ) -> None:
         self.directory, self._name = directory, name
         directory.mkdir()
-        for name, path in files.items():
-            (directory / name).parent.mkdir(exist_ok=True)
-            (directory / name).symlink_to(path.absolute())
+        for file, path in files.items():
+            (directory / file).parent.mkdir(exist_ok=True)
+            (directory / file).symlink_to(path.absolute())
         if changed is not None:
             config = directory / "config.json"
             own = json.loads(config.read_bytes()) if config.exists() else {}
