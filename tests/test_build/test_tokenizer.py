@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,8 @@ def test_what_cannot_be_fetched_can_be_planned_and_not_built(user: UserDirectory
     planned = furiosa_build(user, "plan", "tiny")
     assert (planned.status, planned.err) == (0, "")
     assert "tokenizer: not known before its files are fetched: model 'org/none'" in planned.out
+    with closing(user.open()) as build, pytest.raises(UserError, match="could not be fetched"):
+        build.begin(["package"])  # the hub may be there when it comes to that: not of this plan
     ran = furiosa_build(user, "build", "tiny")
     assert ran.status == 2
     assert ran.err.startswith("error: model 'org/none' (revision main) could not be fetched: ")
