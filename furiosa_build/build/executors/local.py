@@ -74,9 +74,9 @@ class WorkerPool:
             outcome, value = executor.submit(_work, name, job, request, inputs, output, log, counted).result()
         except BrokenProcessPool as error:
             with self._starting:
+                executor.shutdown()  # its futures fail before its other workers have ended
                 if self._executor is executor:  # another step may have begun a new one meanwhile
                     self._executor = None
-            executor.shutdown()  # its futures fail before its other workers have ended
             cause = "the build was interrupted" if self._killed else "its process was killed (out of memory?)"
             raise StepError(name, cause, str(log)) from error
         if outcome != "failed":
