@@ -52,6 +52,7 @@ def test_two_recipes_at_once_do_what_they_share_once(
     assert_sound(fresh, artifact_id)
 
 
+@pytest.mark.grid
 def test_with_locks_that_do_nothing_the_result_is_right(
     fresh: UserDirectory, artifact_id: str, start_child: StartChild, monkeypatch: pytest.MonkeyPatch
 ) -> None:

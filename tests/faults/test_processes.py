@@ -166,6 +166,7 @@ except KeyboardInterrupt as interrupt:
 """
 
 
+@pytest.mark.grid
 def test_ctrl_c_in_a_script_is_keyboard_interrupt_after_the_workers_have_ended(
     fresh: UserDirectory, tmp_path: Path
 ) -> None:

@@ -188,7 +188,7 @@ def test_native_is_the_host_s_own_level(monkeypatch: pytest.MonkeyPatch) -> None
     ("scheme", "batch", "query"),
     [
         pytest.param("int8", 1, 1, id="int8 converted inside the product", marks=pytest.mark.grid),
-        pytest.param("int8", 8, 1, id="int8 kernel of torch"),
+        pytest.param("int8", 8, 1, id="int8 kernel of torch", marks=pytest.mark.grid),
         pytest.param("fp8", 2, 1, id="fp8 converted inside the product", marks=pytest.mark.grid),
         pytest.param("fp8", 1, 32, id="fp8 copy", marks=pytest.mark.grid),
     ],

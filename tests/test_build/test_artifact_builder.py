@@ -162,10 +162,10 @@ def test_three_faces_take_one_quantized_checkpoint(user: UserDirectory, tmp_path
 @pytest.mark.parametrize(
     ("devices", "arguments", "replicas"),
     [
-        ("npu:0", {"tensor_parallel_size": 8}, 1),
-        ("npu:0:0-3", {"tensor_parallel_size": 2}, 2),
+        pytest.param("npu:0", {"tensor_parallel_size": 8}, 1, marks=pytest.mark.grid),
+        pytest.param("npu:0:0-3", {"tensor_parallel_size": 2}, 2, marks=pytest.mark.grid),
         (["npu:0:0-1", "npu:1:4-5"], {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, 1),
-        ("npu:0:*,npu:1:*", {"tensor_parallel_size": 4}, 4),
+        pytest.param("npu:0:*,npu:1:*", {"tensor_parallel_size": 4}, 4, marks=pytest.mark.grid),
         ("npu:0:*", {"tensor_parallel_size": 2, "data_parallel_size": 3}, 3),
         ("cpu", {"tensor_parallel_size": 2}, 1),
         ("cpu:1", {"tensor_parallel_size": 1, "data_parallel_size": 2}, 2),

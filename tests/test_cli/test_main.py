@@ -214,7 +214,7 @@ SMALL = [
     ("recipe", "others", "quantization"),
     [
         ("llama3-8b-fp8", [], "fp8"),
-        ("qwen3-8b-int8", ["model.architecture.head_dim=32"], "int8"),
+        pytest.param("qwen3-8b-int8", ["model.architecture.head_dim=32"], "int8", marks=pytest.mark.grid),
     ],
 )
 def test_a_shipped_recipe_is_built_and_generates(

@@ -146,6 +146,7 @@ def test_the_prompts_blocks_are_shared(tmp_path: Path, build_artifact: BuildArti
     assert max(used) < WIDTH * 21
 
 
+@pytest.mark.grid
 def test_ranks_stages_and_replicas(tmp_path: Path) -> None:
     """And prompts in pieces."""
     model = save_random_model(CUT_MODELS["llama"], tmp_path / "m" / "tiny")

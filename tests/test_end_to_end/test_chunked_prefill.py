@@ -105,6 +105,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> UserDirectory:
     return make_user_directory(root / "user", root / "store", model)
 
 
+@pytest.mark.grid
 def test_ranks_stages_and_replicas(user: UserDirectory) -> None:
     """From the recipe's `prefill_chunk_size` alone; the append bucket is derived."""
     overrides = [

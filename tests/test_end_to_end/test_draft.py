@@ -124,6 +124,7 @@ def test_where_it_comes_from_is_told(latest: Path) -> None:
     assert len(names) == len(set(names))
 
 
+@pytest.mark.grid
 def test_the_same_bytes_from_python_without_the_store(
     user: UserDirectory, latest: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -145,6 +146,7 @@ def test_the_same_bytes_from_python_without_the_store(
     assert differing_files(latest, tmp_path / "artifacts" / "fast" / "latest") == []
 
 
+@pytest.mark.grid
 def test_a_task_of_doit_makes_the_draft_alone(user: UserDirectory, tmp_path: Path) -> None:
     build = user.open(f"cache_dir='{tmp_path}'", recipe="fast")
     assert graph.run(build, "draft") == 0

@@ -110,6 +110,7 @@ def test_scores_are_cosines(artifact: Path, llama: Path) -> None:
             llm.score(one, other)
 
 
+@pytest.mark.grid
 def test_dimensions_are_of_models_trained_for_them(tmp_path: Path, build_artifact: BuildArtifact) -> None:
     directory = save_random_model({**LLAMA, "matryoshka_dimensions": [8, 64]}, tmp_path / "matryoshka")
     llm = LLM(build_artifact(directory, output_last_hidden_state=True))

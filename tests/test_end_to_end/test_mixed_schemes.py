@@ -41,6 +41,7 @@ def scheme_of(name: str) -> str:
     return "int8" if "layers.1" in name or "down_proj" in name else "fp8"
 
 
+@pytest.mark.grid
 def test_an_artifact_of_two_schemes_for_two_ranks_qualifies(model: Path, start_build: StartBuild) -> None:
     build = start_build(model, scheme="fp8", rules=RULES, parallel={"tensor_parallel_size": 2}, **BUCKETS)
     for step in build.plan.steps:
@@ -79,6 +80,7 @@ def test_transformers_loads_the_written_checkpoint_to_the_same_weights(
     assert not torch.allclose(expected, logits_of(load(model), tokens), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.grid
 def test_the_written_checkpoint_is_taken_and_gives_the_same_parameters_and_programs(
     model: Path, start_build: StartBuild, build_artifact: BuildArtifact, outputs_of: OutputsOf
 ) -> None:

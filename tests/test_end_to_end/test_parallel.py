@@ -189,7 +189,7 @@ if sys.argv[2] == "dropped":
 """
 
 
-@pytest.mark.parametrize("engine", ["kept", "dropped"])
+@pytest.mark.parametrize("engine", grid(["kept", "dropped"], ["kept"]))
 def test_a_process_may_end_while_batches_are_under_way(users: dict[str, UserDirectory], engine: str) -> None:
     """A thread that computes when the interpreter is gone would take the process down with it."""
     artifact = users["llama"].package(*overrides(2, 1, 2))
@@ -197,6 +197,7 @@ def test_a_process_may_end_while_batches_are_under_way(users: dict[str, UserDire
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
+@pytest.mark.grid
 def test_stages_work_at_the_same_time(users: dict[str, UserDirectory]) -> None:
     """As many batches as `npu_queue_limit` says are in flight, and no request is in two of them."""
     user = users["llama"]
@@ -249,6 +250,7 @@ def test_stages_are_divided_anew_at_load(
         assert generated_tokens(engine, PROMPTS, NEW) == expected["tied", "none"]
 
 
+@pytest.mark.grid
 def test_a_program_is_not_divided_at_load(users: dict[str, UserDirectory]) -> None:
     user = users["llama"]
     user.build("rewriting.use_blockwise_compile=false", "parallel.pipeline_parallel_size=3")

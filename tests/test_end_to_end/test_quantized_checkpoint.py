@@ -98,7 +98,7 @@ def compared(artifact: Path, checkpoint: Path) -> Iterator[tuple[Tensor, Tensor]
         yield logits, logits_of(reference, tokens[:-1])[-NEW_TOKENS:]
 
 
-@pytest.mark.parametrize("form", grid(WEIGHTS_ONLY, ["fp8", "int8-plain-tensor"]))
+@pytest.mark.parametrize("form", grid(WEIGHTS_ONLY, ["fp8"]))
 def test_weights_of_every_form_give_the_logits_and_the_tokens_of_transformers(
     form: str, model: Path, quantized: Quantized, build_artifact: BuildArtifact
 ) -> None:
@@ -142,6 +142,7 @@ def test_such_an_artifact_qualifies(form: str, model: Path, quantized: Quantized
     assert metadata["quantization"] == form
 
 
+@pytest.mark.grid
 def test_an_artifact_that_rounds_otherwise_does_not_qualify(
     model: Path, quantized: Quantized, start_build: StartBuild, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +167,11 @@ TP2, PP2 = {"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}
 
 
 @pytest.mark.parametrize(
-    ("form", "parallel"), [("fp8-tensor-dynamic", TP2), ("int8-plain", TP2), ("int8-plain-tensor-dynamic", PP2)]
+    ("form", "parallel"),
+    grid(
+        [("fp8-tensor-dynamic", TP2), ("int8-plain", TP2), ("int8-plain-tensor-dynamic", PP2)],
+        [("fp8-tensor-dynamic", TP2)],
+    ),
 )
 def test_ranks_and_stages_give_what_one_rank_gives(
     form: str, parallel: Mapping[str, int], model: Path, quantized: Quantized, build_artifact: BuildArtifact
@@ -182,6 +187,7 @@ def test_ranks_and_stages_give_what_one_rank_gives(
             assert float((logits[0] - expected[0]).abs().max()) < 0.05 * float(expected[0].abs().max())
 
 
+@pytest.mark.grid
 def test_what_quantize_has_written_is_taken_and_gives_the_same_parameters_and_programs(
     model: Path, start_build: StartBuild, build_artifact: BuildArtifact, outputs_of: OutputsOf
 ) -> None:
@@ -197,6 +203,7 @@ def test_what_quantize_has_written_is_taken_and_gives_the_same_parameters_and_pr
         shutil.rmtree(written)
 
 
+@pytest.mark.grid
 def test_scales_may_have_another_dtype_and_shape(
     model: Path, quantized: Quantized, build_artifact: BuildArtifact, tmp_path: Path
 ) -> None:
@@ -221,6 +228,7 @@ def test_scales_may_have_another_dtype_and_shape(
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
 
 
+@pytest.mark.grid
 def test_the_first_layers_of_a_checkpoint(
     model: Path, quantized: Quantized, build_artifact: BuildArtifact, tmp_path: Path
 ) -> None:
@@ -232,6 +240,7 @@ def test_the_first_layers_of_a_checkpoint(
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.grid
 def test_a_model_whose_head_is_its_embedding(tmp_path: Path, build_artifact: BuildArtifact) -> None:
     tied = save_random_model({**TIED, "num_hidden_layers": 2}, tmp_path / "tied")
     checkpoint = save_quantized(tied, tmp_path / "quantized", "fp8")

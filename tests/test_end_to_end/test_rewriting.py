@@ -110,7 +110,7 @@ def test_the_same_tokens_as_transformers(
     assert generate(artifact) == expected[model]
 
 
-@pytest.mark.parametrize(("ranks", "scheme"), [(1, "fp8"), (2, "int8")])
+@pytest.mark.parametrize(("ranks", "scheme"), grid([(1, "fp8"), (2, "int8")], [(2, "int8")]))
 @pytest.mark.parametrize("model", grid(MODELS, ["llama"]))
 def test_a_sliced_block_of_ranks_and_quantized_weights_is_the_whole_one(
     users: dict[str, UserDirectory], model: str, ranks: int, scheme: str
@@ -135,6 +135,7 @@ def test_constants_of_a_checkpoint_that_is_quantized_already(
     assert generate(users["llama"].package(*taken, "rewriting.embed_all_constants_into_graph=true")) == plain
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("form", grid(["int8-plain-dynamic", "fp8-dynamic"], ["fp8-dynamic"]))
 def test_rounded_activations_are_of_core_aten_too(users: dict[str, UserDirectory], tmp_path: Path, form: str) -> None:
     """Tokens may differ, where a number lies between two steps: qualify compares logits with transformers'."""
@@ -145,6 +146,7 @@ def test_rounded_activations_are_of_core_aten_too(users: dict[str, UserDirectory
     assert operators_outside_core_aten(users["llama"], artifact) == set()
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("chunk", grid([None, 5], [None]))
 def test_prompts_in_pieces_have_their_last_block_sliced_too(
     users: dict[str, UserDirectory], expected: dict[str, list[list[int]]], chunk: int | None
@@ -161,6 +163,7 @@ def test_prompts_in_pieces_have_their_last_block_sliced_too(
     assert generate(users["gemma"].artifacts / "latest") == expected["gemma"]
 
 
+@pytest.mark.grid
 def test_how_many_layers_share_a_program(users: dict[str, UserDirectory]) -> None:
     """Llama's layers are all alike; groups of as many layers are."""
     user, counts = users["llama"], {}
@@ -184,6 +187,7 @@ def test_how_many_layers_share_a_program(users: dict[str, UserDirectory]) -> Non
     assert layers_of(artifact, "decode-4x32") == [("stage0", [0]), ("stage1", [1]), ("stage1", [2]), ("stage2", [3, 4])]
 
 
+@pytest.mark.grid
 def test_layers_of_different_kinds_share_a_program_where_their_sequence_is_the_same(
     users: dict[str, UserDirectory],
 ) -> None:

@@ -43,7 +43,9 @@ def expected(user: UserDirectory) -> list[list[int]]:
     ("overrides", "arguments"),
     [
         (["buckets.decode_buckets=[[1,64],[4,64]]", "buckets.paged_attention_block_size=16"], {}),
-        (["parallel.tensor_parallel_size=2", "parallel.pipeline_parallel_size=2"], {}),
+        pytest.param(
+            ["parallel.tensor_parallel_size=2", "parallel.pipeline_parallel_size=2"], {}, marks=pytest.mark.grid
+        ),
         (["parallel.data_parallel_size=2"], {"num_speculative_tokens": 2}),
         (["scheduler.prefill_chunk_size=4"], {"speculative_model_paged_attention_num_blocks": 96}),
     ],
