@@ -39,6 +39,7 @@ def main(runs: int) -> None:
         dodo = (REPOSITORY / settings["dodoFile"]).as_posix()
         (root / "pyproject.toml").write_text(f'[tool.doit]\ndodoFile = "{dodo}"\ncwdPath = "."\n')
         environment = {**os.environ, "FURIOSA_BUILD_CACHE": str(root / "store")}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # which users have not: modules would be compiled each time
 
         def run(command: tuple[str, ...]) -> str:
             program, *arguments = command
