@@ -104,22 +104,35 @@ def find_damage(path: str | Path) -> list[UserError]:
     return found
 
 
-def artifact_directory(path: str | Path) -> Path:
-    """The directory of the artifact at `path`, which may be a link, or the save_dir of one artifact.
-
-    Raises UserError when there is none.
-    """
+def find_artifact(path: str | Path) -> Path | None:
+    """The directory of the artifact at `path`, which may be a link, or the save_dir of one artifact; else None."""
     directory = Path(os.path.realpath(path))
-    if not (directory / ARTIFACT_FILE).exists():
-        latest = list(directory.glob("*/latest"))
-        if len(latest) == 1:  # the save_dir of one artifact
-            directory = Path(os.path.realpath(latest[0]))
+    if _has_artifact(directory):
+        return directory
+    inside = _saved_in(directory)
+    return Path(os.path.realpath(inside[0])) if len(inside) == 1 else None
+
+
+def artifact_directory(path: str | Path) -> Path:
+    """What `find_artifact` finds. Raises UserError when it finds nothing."""
+    if (found := find_artifact(path)) is not None:
+        return found
+    directory = Path(path)
     if not directory.is_dir():
         raise UserError(f"{path} is not a directory", where=str(path), valid="the directory of an artifact")
-    if not any((directory / name).exists() for name in (ARTIFACT_FILE, MANIFEST_FILE)):
-        hint = f"did you mean {path}/latest?" if (directory / "latest").is_dir() else ""
-        raise UserError(f"{path} is not an artifact: it has no {ARTIFACT_FILE}", where=str(path), hint=hint)
-    return directory
+    if several := _saved_in(directory):
+        raise UserError(f"{path} has several artifacts", where=str(path), valid=", ".join(map(str, several)))
+    hint = f"did you mean {path}/latest?" if _has_artifact(directory / "latest") else ""
+    raise UserError(f"{path} is not an artifact: it has no {ARTIFACT_FILE}", where=str(path), hint=hint)
+
+
+def _has_artifact(directory: Path) -> bool:
+    return any((directory / name).exists() for name in (ARTIFACT_FILE, MANIFEST_FILE))
+
+
+def _saved_in(directory: Path) -> list[Path]:
+    """The latest artifacts of a save_dir."""
+    return [latest for latest in sorted(directory.glob("*/latest")) if _has_artifact(latest)]
 
 
 def _problems(directory: Path, verify: Literal["fast", "full"]) -> Iterator[UserError]:

@@ -33,12 +33,14 @@ def serve(target: Target, options: ServerOptions, overrides: Overrides = None) -
 
 def _artifact_of(target: str, overrides: list[str]) -> Path:
     """An artifact's directory; of a recipe, that of its artifact, which is built if it is not there."""
-    if (Path(target) / "artifact.json").is_file():
+    from furiosa_build.artifact.reader import find_artifact
+
+    if (found := find_artifact(target)) is not None:
         if overrides:
             raise UserError(
                 f"{target} is an artifact, which is built already", where=overrides[0], hint="name a recipe"
             )
-        return Path(target)
+        return found
     opened = running.open_build(target, overrides)
     if status := running.run(opened):
         sys.exit(status)

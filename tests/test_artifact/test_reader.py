@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from furiosa_build.artifact.reader import find_damage, open_artifact
+from furiosa_build.artifact.reader import find_artifact, find_damage, open_artifact
 from furiosa_build.artifact.schema import Timestamp, to_json
 from furiosa_build.backends import cpu
 from furiosa_build.core.errors import UserError
@@ -39,6 +39,21 @@ def test_it_opens_through_latest_and_by_links_that_stay_inside(root: Path) -> No
     (root / PROGRAM).symlink_to("shared.so")
     seal(root)
     assert open_artifact(str(root.parent / "latest")).directory == root
+
+
+def test_it_opens_through_the_directory_that_a_build_saved_one_in(tmp_path: Path, root: Path) -> None:
+    saved = tmp_path / "saved"
+    for name in ("one", "two"):
+        (saved / name).mkdir(parents=True)
+    (saved / "one" / "latest").symlink_to(root)
+    (saved / "two" / "latest").symlink_to("gone")
+    assert find_artifact(saved) == open_artifact(saved).directory == root
+    (saved / "two" / "latest").unlink()
+    (saved / "two" / "latest").symlink_to(root)
+    assert find_artifact(saved) is None
+    with pytest.raises(UserError, match="has several artifacts") as refused:
+        open_artifact(saved)
+    assert refused.value.valid == f"{saved}/one/latest, {saved}/two/latest"
 
 
 def test_the_time_is_not_part_of_the_content(root: Path) -> None:
@@ -131,7 +146,7 @@ def test_an_artifact_of_a_backend_that_is_not_installed_can_be_read(root: Path) 
 
 def test_opening_does_not_import_torch(root: Path) -> None:
     code = (
-        "import sys; from furiosa_build.artifact.reader import find_damage, open_artifact; "
+        "import sys; from furiosa_build.artifact.reader import find_artifact, find_damage, open_artifact; "
         f"open_artifact({str(root)!r}); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

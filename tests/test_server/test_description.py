@@ -30,7 +30,7 @@ POSTS = [
     "/tokenize",
     "/detokenize",
 ]
-GETS = ["/v1/models", "/v1/models/{name}", "/health", "/version", "/metrics"]
+GETS = ["/v1/models", "/v1/models/{name}", "/health", "/version", "/metrics", "/tokenizer_info"]
 
 CONFORM = [
     not_a_server_error,

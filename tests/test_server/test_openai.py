@@ -7,9 +7,11 @@ from pathlib import Path
 
 import openai
 import pytest
+from transformers import AutoTokenizer
 
 from furiosa_build.runtime import LLM, SamplingParams
 
+from .conftest import TEMPLATE
 from .process import Server
 
 MODEL = "test"
@@ -253,3 +255,17 @@ def test_tokens_and_words_that_may_come(running: Server, expected: str) -> None:
         with pytest.raises(openai.BadRequestError) as refused:
             ask(**fields)
         assert refused.value.param == next(iter(fields))
+
+
+def test_what_there_is_to_know_of_the_tokenizer(running: Server, chat_artifact: Path) -> None:
+    """By the names of vLLM's server: clients without a tokenizer of their own work with it."""
+    theirs = AutoTokenizer.from_pretrained(chat_artifact / "model")
+    with running.http as http:
+        told = http.get("/tokenizer_info").json()
+        answer = http.post("/tokenize", json={"prompt": "It was<|pad|>", "return_token_strs": True}).json()
+    assert told["chat_template"] == TEMPLATE
+    named = {name: told[name] for name in ("bos_token", "eos_token", "pad_token")}
+    assert named == {name: getattr(theirs, name) for name in named}
+    assert told["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert answer["token_strs"] == theirs.convert_ids_to_tokens(answer["tokens"])
+    assert answer["token_strs"][-1] == "<|pad|>"

@@ -72,6 +72,17 @@ def test_overrides_may_stand_anywhere(user: UserDirectory, monkeypatch: pytest.M
     assert scheduler.max_processing_samples == 7
 
 
+def test_where_a_build_has_saved_one_artifact_it_is_served(
+    user: UserDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[Path] = []
+    monkeypatch.setattr(serving, "launch", lambda artifact, _: served.append(artifact()))
+    with steps_in_this_process():
+        user.build()
+    assert furiosa_build(user, "serve", "artifacts").status == 0
+    assert served == [(user.artifacts / "latest").resolve()]
+
+
 def test_a_build_that_fails_serves_nothing(user: UserDirectory) -> None:
     ran = furiosa_build(user, "serve", "tiny", "--port", "0", "scheduler.max_processing_samples=0")
     assert ran.status == 2

@@ -94,6 +94,13 @@ class Tokenizer:
         """The chat templates."""
         return ChatTemplates(templates(self._directory, self._config), named_tokens(self._config))
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What tokenizer_config.json says: named tokens as their texts; with the chat template, if there is one."""
+        template = templates(self._directory, self._config).get("default")
+        named = {**self._config, **named_tokens(self._config)}
+        return named if template is None else {**named, "chat_template": template}
+
     def apply_chat_template(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, **options: Any
     ) -> str:

@@ -248,6 +248,15 @@ class Tokens(_Object):
     tokens: list[int]
     count: int
     max_model_len: int
+    token_strs: list[str | None] | None = None
+
+
+class TokenizerInfo(BaseModel):
+    """Response of /tokenizer_info: the fields of tokenizer_config.json."""
+
+    model_config = ConfigDict(extra="allow")
+
+    tokenizer_class: str
 
 
 class Text(_Object):

@@ -133,13 +133,13 @@ class TokenizeRequest(TemplateOptions):
     without_effect: ClassVar = frozenset({"mm_processor_kwargs"})
     unsupported: ClassVar = {
         "chat_template": Unsupported("the artifact's own is used"),
-        "return_token_strs": Unsupported("ask /detokenize", (False,)),
     }
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = Field(None, min_length=1)
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS)
     add_special_tokens: bool | None = Field(None, description="By default to a text, and not to a conversation.")
+    return_token_strs: bool = Field(False, description="What the vocabulary calls each token is in `token_strs`.")
 
 
 class DetokenizeRequest(Body):

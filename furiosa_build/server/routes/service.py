@@ -10,7 +10,16 @@ from furiosa_build.server.http.errors import bad_request
 from furiosa_build.server.http.json_route import json_route
 from furiosa_build.server.metrics import CONTENT_TYPE
 from furiosa_build.server.openai import prompts
-from furiosa_build.server.openai.descriptions import HEALTH, METRICS, OF_BODIES, Text, Tokens, Version, answers
+from furiosa_build.server.openai.descriptions import (
+    HEALTH,
+    METRICS,
+    OF_BODIES,
+    Text,
+    TokenizerInfo,
+    Tokens,
+    Version,
+    answers,
+)
 from furiosa_build.server.openai.protocol import DetokenizeRequest, TokenizeRequest
 from furiosa_build.server.openai.responses import Json
 from furiosa_build.server.service import Service
@@ -33,6 +42,10 @@ def make_router(service: Service) -> APIRouter:
     async def metrics() -> Response:
         return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
+    @router.get("/tokenizer_info", responses=answers(TokenizerInfo))
+    async def tokenizer_info() -> Json:
+        return {"tokenizer_class": "PreTrainedTokenizerFast", **service.tokenizer.description}
+
     @router.post("/tokenize", responses=answers(Tokens) | OF_BODIES)
     async def tokenize(body: TokenizeRequest) -> Json:
         service.check_model(body.model)
@@ -44,7 +57,8 @@ def make_router(service: Service) -> APIRouter:
             _, tokens = await prompts.render(service.tokenizer, body.messages, body, offered or None, special)
         else:
             tokens = await prompts.encode(service.tokenizer, body.prompt or "", body.add_special_tokens is not False)
-        return {"tokens": tokens, "count": len(tokens), "max_model_len": service.max_context}
+        found = {"tokens": tokens, "count": len(tokens), "max_model_len": service.max_context}
+        return found | ({"token_strs": list(map(service.tokenizer.token, tokens))} if body.return_token_strs else {})
 
     @router.post("/detokenize", responses=answers(Text) | OF_BODIES)
     async def detokenize(body: DetokenizeRequest) -> Json:
