@@ -2,7 +2,8 @@
 
 Every model type of a causal language model is made in a small shape with random weights, surveyed, built with backend
 eager, run, and compared with transformers: the logits of each of 16 greedy tokens of a short and of a long prompt in
-one batch, over prefill, append and decode buckets. Prints rows of a table; `--write` puts them into docs/models.md.
+one batch, over prefill, append and decode buckets. Prints rows of a table; `--write` puts each into docs/models.md as
+soon as it is known, so that a run that was stopped goes on with the types that are left.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,8 @@ from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.build.build import Build
 from furiosa_build.build.executors.in_process import InProcess
 from furiosa_build.core.errors import BuildError, UserError
-from furiosa_build.models.checks import check_model, failures_of
+from furiosa_build.models.checks import check_model
+from furiosa_build.models.refusals import failures_of
 from furiosa_build.models.skeleton import Skeleton
 from furiosa_build.recipe.schema import (
     BackendSpec,
@@ -51,12 +53,14 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 192),
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "embedding_size"), 64),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "decoder_ffn_dim", "ffn_hidden_size", "n_inner"), 96),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "decoder_layers", "encoder_layers"), 4),
-    **dict.fromkeys(("num_attention_heads", "n_head", "num_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"), 4),
+    **dict.fromkeys(
+        ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "decoder_attention_heads"), 4
+    ),
     "num_key_value_heads": 2,
     **dict.fromkeys(("head_dim", "global_head_dim"), 16),
-    **dict.fromkeys(("max_position_embeddings", "n_positions"), 256),
-    **dict.fromkeys(("sliding_window", "rotary_dim", "hidden_size_per_layer_input"), 8),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), 256),
+    **dict.fromkeys(("sliding_window", "window_size", "rotary_dim", "hidden_size_per_layer_input"), 8),
     # Mixtures of experts.
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk"), 2),
@@ -141,13 +145,16 @@ def smallest(model_type: str) -> dict[str, Any]:
     return {"model_type": model_type, "dtype": "float32", **known, **SPECIAL.get(model_type, {})}
 
 
-def judge(model_type: str, work: Path) -> Verdict:
-    """Builds a family's small model, and compares what it generates with transformers. Raises what goes wrong."""
+def judge(model_type: str, work: Path, fields: Mapping[str, Any] | None = None) -> Verdict:
+    """Builds a family's small model, and compares what it generates with transformers. Raises what goes wrong.
+
+    `fields`: Of its config.json, in the place of those that it has else.
+    """
     name = families()[model_type]
+    config = {**smallest(model_type), **(fields or {})}
     try:
-        config = smallest(model_type)
         skeleton = Skeleton(dict(config))
-        with failures_of(skeleton):
+        with failures_of(skeleton.model):
             check_model(skeleton)
     except UserError as error:  # as `plan` says, but before transformers makes the model with weights
         return Verdict(model_type, name, "refused", _reason(error))
@@ -231,25 +238,22 @@ def _difference(model: PreTrainedModel, tokens: list[int], logits: torch.Tensor)
 def main(arguments: list[str]) -> None:
     logging.disable(logging.WARNING)
     chosen = [argument for argument in arguments if not argument.startswith("-")]
-    verdicts = []
     for model_type in chosen or families():
         with tempfile.TemporaryDirectory() as work:
             try:
-                verdicts.append(judge(model_type, Path(work)))
+                verdict = judge(model_type, Path(work))
             except Exception as error:
                 traceback.print_exc()
-                verdicts.append(
-                    Verdict(model_type, families()[model_type], "crash", f"{type(error).__name__}: {error}")
-                )
-        print(verdicts[-1].row, flush=True)
-    if "--write" in arguments:
-        write(verdicts)
+                verdict = Verdict(model_type, families()[model_type], "crash", f"{type(error).__name__}: {error}")
+        print(verdict.row, flush=True)
+        if "--write" in arguments:
+            write(verdict)
 
 
-def write(verdicts: list[Verdict]) -> None:
-    """Puts these rows into the page's table, in the place of those that it has."""
+def write(verdict: Verdict) -> None:
+    """Puts a row into the page's table, in the place of the one that it has."""
     before, _, table = DOCUMENT.read_text().partition(TABLE)
-    rows = {row.split("`")[1]: row for row in table.splitlines()} | {v.model_type: v.row for v in verdicts}
+    rows = {row.split("`")[1]: row for row in table.splitlines()} | {verdict.model_type: verdict.row}
     DOCUMENT.write_text(before + TABLE + "".join(f"{rows[name]}\n" for name in families() if name in rows))
 
 

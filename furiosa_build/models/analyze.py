@@ -14,13 +14,12 @@ from torch import nn
 from furiosa_build.backends.graph import dtype_name
 from furiosa_build.ir.outline import KindOutline, Outline, ParameterOutline
 from furiosa_build.ir.segment import Segment
-from furiosa_build.models.checks import check_model, failures_of
+from furiosa_build.models.checks import check_model
+from furiosa_build.models.refusals import failures_of
 from furiosa_build.models.skeleton import Skeleton, structure
 from furiosa_build.models.tensor_parallel import parameter_cuts
 from furiosa_build.models.tracing import BucketShape, Tracer, activation_name
 
-_LONG = 2**20
-"""A context longer than any window, so that a window shows in the trace. Tracing holds no memory."""
 _SHORT = BucketShape(1, 8, 8)
 
 
@@ -30,7 +29,7 @@ def survey(hf_config: Mapping[str, Any]) -> Outline:
     Raises UserError when the architecture cannot be built.
     """
     tracer = Tracer(hf_config, {})
-    with failures_of(tracer.skeleton):
+    with failures_of(tracer.skeleton.model):
         check_model(tracer.skeleton)
         return _outline(tracer)
 
@@ -84,8 +83,10 @@ def _group_layers(tracer: Tracer, sources: list[dict[str, str]]) -> list[KindOut
         shown = f"{structure(module)}{sorted(sources[layer].items())}"
         if shown not in traced:
             segment = Segment(layers=(layer,))
-            prefill = tracer.trace(BucketShape(1, _LONG, _LONG), segment).whole
-            decode = tracer.trace(BucketShape(2, 1, _LONG), segment).whole
+            # Longer than any window, so that a window shows in the trace. Tracing holds no memory.
+            long = tracer.skeleton.longest if tracer.skeleton.has_own_attention else 2**20
+            prefill = tracer.trace(BucketShape(1, long, long), segment).whole
+            decode = tracer.trace(BucketShape(2, 1, long), segment).whole
             arguments = [spec.name for spec in decode.inputs if spec.role == "activation"]
             parameters = [spec.name for spec in decode.inputs if spec.role == "parameter"]
             keys, values = (

@@ -72,6 +72,29 @@ class PagedCache:
         )
         return output
 
+    def keep(self, key: Tensor, value: Tensor, context: int) -> tuple[Tensor, Tensor]:
+        """Writes keys and values of new tokens to the cache; gives those of the context, for a layer's own attention.
+
+        They are contiguous, as a cache of transformers gives them. What is beyond a sequence is there too: the layer's
+        mask hides it.
+        """
+        if self.slot_mapping is not None:
+            ops.write_kv_cache(key, value, self.key_cache, self.value_cache, self.slot_mapping)
+        if self.writes_only:
+            return unattended(key, context), unattended(value, context)
+        if self.context_slots is None:
+            return key.contiguous(), value.contiguous()
+        context_keys, context_values = (
+            ops.read_slots(cache, self.context_slots).contiguous() for cache in (self.key_cache, self.value_cache)
+        )
+        return context_keys, context_values
+
+
+def unattended(states: Tensor, context: int) -> Tensor:
+    """Keys or values of a context, where nobody looks at their numbers."""
+    batch, heads, _, size = states.shape
+    return states.new_zeros((batch, heads, context, size))
+
 
 @dataclass(frozen=True)
 class AttentionCall:

@@ -19,14 +19,9 @@ from transformers import Cache
 from transformers.masking_utils import eager_mask
 
 from furiosa_build.backends.ops import paged_attention_reference
-from furiosa_build.core.errors import UserError
 from furiosa_build.models.attention import AttentionCall, MaskFunction, attending
+from furiosa_build.models.refusals import refusal
 from furiosa_build.models.skeleton import LayerCall, fill, functional, structure
-
-
-def refusal(reason: str) -> UserError:
-    """The error for a model that is not supported."""
-    return UserError(f"not supported: {reason}", where="model.architecture")
 
 
 class MadeMasks:

@@ -3,24 +3,23 @@
 A token meets other tokens in attention only, once a layer, over the keys and values of all tokens up to it, and the
 attention is one that `furiosa::paged_attention` computes. Nothing here knows an architecture: transformers' own code
 runs, and what it does is looked at. `models.check_layer` looks at one layer, this module at the model around them.
+Layers with attention of their own are run instead, by `models.check_own_attention`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from transformers import DynamicCache
 
-from furiosa_build.core.errors import UserError
 from furiosa_build.models.attention import masks_made_by
-from furiosa_build.models.check_layer import LayerCheck, MadeMasks, refusal
+from furiosa_build.models.check_layer import LayerCheck, MadeMasks
+from furiosa_build.models.check_own_attention import check_own_attention
+from furiosa_build.models.noise import cheap_noise, headless
+from furiosa_build.models.refusals import refusal
 from furiosa_build.models.skeleton import LayerCall, Recorder, Skeleton, functional
 
 TOKENS = 11
@@ -39,6 +38,9 @@ def check_model(skeleton: Skeleton) -> None:
     masks = MadeMasks()
     with masks_made_by(masks.make):
         calls = _chained_calls(skeleton, ids, positions)
+    if skeleton.has_own_attention:
+        check_own_attention(skeleton)
+        return
     seen = set()
     for layer, call in enumerate(calls):
         check = LayerCheck(skeleton.layers[layer], layer, call, masks)
@@ -82,7 +84,7 @@ class _Link(Recorder):
 def _check_independence(skeleton: Skeleton, ids: Tensor, positions: Tensor) -> None:
     """What layers are called with for a token depends on that token and its position, and on no other token."""
     whole = _calls(skeleton, ids, positions)
-    far = min(_longest(skeleton), 2**20) - 1
+    far = skeleton.longest - 1
     for at in (0, TOKENS // 2, TOKENS - 1):
         pair = torch.tensor([[int(ids[0, at])], [1]])
         alone = _calls(skeleton, pair, torch.tensor([[int(positions[0, at])], [far]]))
@@ -123,50 +125,5 @@ def _run(skeleton: Skeleton, **inputs: Any) -> None:
     parameters = {
         name: cheap_noise(p.shape, seed) for seed, (name, p) in enumerate(skeleton.outer_parameters().items())
     }
-    with torch.no_grad(), _headless(skeleton):
+    with torch.no_grad(), headless(skeleton):
         functional(parameters, skeleton.model, lambda: skeleton.run(**inputs))
-
-
-@contextmanager
-def _headless(skeleton: Skeleton) -> Iterator[None]:
-    """Within, nothing is multiplied by the output embeddings, which are large."""
-    head = skeleton.model.get_output_embeddings() or nn.Identity()
-    head.forward = lambda states: states  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del head.forward
-
-
-def cheap_noise(shape: Sequence[int], seed: int) -> Tensor:
-    """Random numbers of a parameter's shape, whose rows overlap in memory: a matrix takes no more than two vectors."""
-    generator = torch.Generator().manual_seed(seed)
-    numbers = torch.randn(sum(shape) or 1, generator=generator)
-    return numbers.as_strided(tuple(shape), (1,) * len(shape))
-
-
-def _longest(skeleton: Skeleton) -> int:
-    """Positions that the model has."""
-    longest = getattr(skeleton.text_config, "max_position_embeddings", None)
-    limit = skeleton.rotary_limit
-    return min(longest or 2048, limit.longest if limit is not None else 2**20)
-
-
-@contextmanager
-def failures_of(skeleton: Skeleton) -> Iterator[None]:
-    """What fails in transformers' code is a reason too."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (DataDependentOutputException, GuardOnDataDependentSymNode) as error:
-        raise refusal(
-            f"what transformers' code of {type(skeleton.model).__name__} does depends on the values of tensors, such "
-            "as the longest sequence of a batch"
-        ) from error
-    except Exception as error:
-        what = str(error).strip().splitlines()
-        raise refusal(
-            f"transformers' code of {type(skeleton.model).__name__} does not run as a chain of decoder layers on fake "
-            f"tensors ({type(error).__name__}: {what[0] if what else ''})"
-        ) from error

@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_flatten_with_path, tree_map, tree_map_with_path
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    Cache,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -29,6 +31,8 @@ from transformers import (
 from furiosa_build.core.errors import UserError
 from furiosa_build.core.python_floats import with_floats
 from furiosa_build.models.attention import PAGED_ATTENTION
+from furiosa_build.models.own_attention import context_cache, masks_at
+from furiosa_build.models.refusals import failures_of
 from furiosa_build.models.rotary import hold_rotary_tables
 
 
@@ -60,11 +64,13 @@ class Skeleton:
     def __init__(self, hf_config: dict[str, Any], attention: str = PAGED_ATTENTION) -> None:
         self.config = make_config(hf_config)
         self.config._experts_implementation = "batched_mm"
-        _check_attends_by_interface(self.config)
+        self.has_own_attention = _has_own_attention(self.config)
         try:
             with torch.device("meta"):
                 self.model = AutoModelForCausalLM.from_config(
-                    self.config, dtype=self.dtype, attn_implementation=attention
+                    self.config,
+                    dtype=self.dtype,
+                    attn_implementation=None if self.has_own_attention else attention,
                 )
             _make_weights_parameters(self.model)
             _make_buffers_real(self.model)
@@ -79,6 +85,7 @@ class Skeleton:
         owner, _, self._leaf = self._path.rpartition(".")
         self._owner = self.model.get_submodule(owner)
         self.layers = list(self.model.get_submodule(self._path).children())
+        self._layers_give_tuples = self.has_own_attention and self._first_layer_gives_tuple()
 
     @property
     def text_config(self) -> PreTrainedConfig:
@@ -97,6 +104,13 @@ class Skeleton:
         return int(heads or self.text_config.num_attention_heads)
 
     @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence; 2048 where the config does not bound it."""
+        bounds = [getattr(self.text_config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+        rotary = [] if self.rotary_limit is None else [self.rotary_limit.longest]
+        return min([*(bound for bound in bounds if bound), *rotary], default=2048)
+
+    @property
     def dtype(self) -> torch.dtype:
         """What the model computes in."""
         dtype = self.config.dtype or torch.float32
@@ -112,12 +126,29 @@ class Skeleton:
         inner = f"{self._path}."
         return {name: p for name, p in self.model.named_parameters() if not name.startswith(inner)}
 
-    def record_layer_calls(self, input_ids: Tensor, position_ids: Tensor) -> list[LayerCall]:
-        """Runs what comes before the layers; returns how each layer would be called."""
+    def record_layer_calls(self, input_ids: Tensor, position_ids: Tensor, context: int) -> list[LayerCall]:
+        """Runs what comes before the layers; returns how each layer would be called, over a context of that length."""
+        if not self.has_own_attention:
+            return self._record(input_ids=input_ids, position_ids=position_ids)
+        with masks_at(position_ids):
+            cache = context_cache(len(self.layers), input_ids.shape[1], context)
+            return self.record_calls_after(input_ids, position_ids, cache)
+
+    def record_calls_after(self, input_ids: Tensor, position_ids: Tensor, cache: Cache) -> list[LayerCall]:
+        """The same as transformers calls the layers after what is in its cache."""
+        return self._record(input_ids=input_ids, position_ids=position_ids, past_key_values=cache, use_cache=True)
+
+    def _record(self, **inputs: Any) -> list[LayerCall]:
         recorders = [Recorder(layer) for layer in self.layers]
         with self.layers_replaced(recorders):
-            self.run(input_ids=input_ids, position_ids=position_ids)
+            self.run(**inputs)
         return [recorder.call for recorder in recorders]
+
+    def call_layer(self, layer: nn.Module, hidden_states: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+        """What a layer returns; of several values the first, which is the hidden states."""
+        returned = layer(hidden_states, **kwargs)
+        result: Tensor = returned[0] if self.has_own_attention and isinstance(returned, tuple | list) else returned
+        return result
 
     def after_layers(self, hidden_states: Tensor, input_ids: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Runs what comes after the layers: [batch, query, hidden] -> logits [batch, query, vocabulary].
@@ -144,7 +175,7 @@ class Skeleton:
         with self.layers_replaced(layers):
             return self.run(input_ids=input_ids, **options)
 
-    def run(self, use_cache: bool = False, **inputs: Tensor) -> Tensor:
+    def run(self, use_cache: bool = False, **inputs: Any) -> Tensor:
         """transformers' whole forward; the logits."""
         logits: Tensor = self.model(**inputs, use_cache=use_cache).logits
         return logits
@@ -153,11 +184,26 @@ class Skeleton:
     def layers_replaced(self, layers: Sequence[nn.Module]) -> Iterator[None]:
         """Within, the model's decoder layers are others."""
         original = getattr(self._owner, self._leaf)
-        setattr(self._owner, self._leaf, nn.ModuleList(layers))
+        given = [
+            _AsTuple(layer) if isinstance(layer, _StandIn) and self._layers_give_tuples else layer for layer in layers
+        ]
+        setattr(self._owner, self._leaf, nn.ModuleList(given))
         try:
             yield
         finally:
             setattr(self._owner, self._leaf, original)
+
+    def _first_layer_gives_tuple(self) -> bool:
+        results: list[Any] = []
+        hook = self.layers[0].register_forward_hook(lambda _, __, result: results.append(result))
+        try:
+            with failures_of(self.model), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+                ids = torch.zeros((1, 2), dtype=torch.int64)
+                parameters = {n: torch.empty(p.shape, dtype=p.dtype) for n, p in self.model.named_parameters()}
+                functional(parameters, self.model, lambda: self.run(input_ids=ids))
+        finally:
+            hook.remove()
+        return isinstance(results[0], tuple | list)
 
 
 def make_config(hf_config: dict[str, Any]) -> PreTrainedConfig:
@@ -221,6 +267,13 @@ class _StandIn(nn.Module):
             return getattr(self._layer[0], name)
 
 
+class _AsTuple(_StandIn):
+    """A stand-in as a model calls it whose layers return several values."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, None]:
+        return self._layer[0](*args, **kwargs), None
+
+
 class Recorder(_StandIn):
     """Keeps how a layer is called. Arguments by position get the names that the layer has for them."""
 
@@ -258,15 +311,10 @@ def _path_name(path: tuple[Any, ...]) -> str:
     return ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
 
 
-def _check_attends_by_interface(config: PreTrainedConfig) -> None:
-    """Refuses the models whose code in transformers knows its own attention only."""
+def _has_own_attention(config: PreTrainedConfig) -> bool:
+    """Whether transformers' code of the model knows its own attention only, and not the attention interface."""
     made: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if made is not None and not hasattr(sys.modules[made.__module__], "ALL_ATTENTION_FUNCTIONS"):
-        raise UserError(
-            f"not supported: {made.__name__} does not attend through transformers' attention interface, so it cannot "
-            "have a paged KV cache",
-            where="model.architecture",
-        )
+    return made is not None and not hasattr(sys.modules[made.__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
 def _path_of_layers(model: PreTrainedModel, count: int) -> str:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from furiosa_build.core.errors import UserError
 from furiosa_build.ir.segment import Segment
 from furiosa_build.ir.sharding import Cut
-from furiosa_build.models.attention import AttentionCall, PagedCache, attending
+from furiosa_build.models.attention import AttentionCall, PagedCache, attending, unattended
 from furiosa_build.models.graph_inputs import GraphInputs, fake_tensors
+from furiosa_build.models.own_attention import keeping
 from furiosa_build.models.partition import CutGraph
 from furiosa_build.models.skeleton import LayerCall, Skeleton, fill, functional
 from furiosa_build.models.tensor_parallel import Rank
@@ -83,7 +84,9 @@ class Tracer:
             positions = torch.zeros_like(ids)
             parameters = {name: _like(p) for name, p in self.skeleton.outer_parameters().items()}
             calls: list[LayerCall] = []
-            functional(parameters, self.skeleton.model, lambda: _record(self.skeleton, ids, positions, calls))
+            functional(
+                parameters, self.skeleton.model, lambda: _record(self.skeleton, ids, positions, shape.context, calls)
+            )
             return calls
 
     def trace(
@@ -105,17 +108,22 @@ class Tracer:
 
     def cache_shapes(self, layer: int, call: LayerCall) -> tuple[CacheShape, CacheShape]:
         """The shapes of a layer's key and value cache. `models.checks` has made sure that it attends once."""
-        asked: list[AttentionCall] = []
+        asked: list[tuple[Tensor, Tensor]] = []
         module = self.skeleton.layers[layer]
 
-        def probe(attention: AttentionCall) -> Tensor:
-            asked.append(attention)
+        def attend(attention: AttentionCall) -> Tensor:
+            asked.append((attention.key, attention.value))
             return attention.unattended
 
-        with fake_tensors(call.hidden_states), attending(probe):
+        def keep(key: Tensor, value: Tensor, context: int) -> tuple[Tensor, Tensor]:
+            asked.append((key, value))
+            return unattended(key, context), unattended(value, context)
+
+        with fake_tensors(call.hidden_states), attending(attend), keeping(keep):
             own = {name: _like(p) for name, p in module.named_parameters()}
-            functional(own, module, lambda: module(call.hidden_states, **fill(call.kwargs, call.tensors)))
-        key, value = asked[0].key, asked[0].value
+            kwargs = fill(call.kwargs, call.tensors)
+            functional(own, module, lambda: self.skeleton.call_layer(module, call.hidden_states, kwargs))
+        key, value = asked[0]
         return (key.shape[1], key.shape[3]), (value.shape[1], value.shape[3])
 
 
@@ -230,7 +238,7 @@ class _Trace:
             functional(
                 self._of(self._outer, values),
                 self._skeleton.model,
-                lambda: _record(self._skeleton, values[self._ids], values[self._positions], calls),
+                lambda: _record(self._skeleton, values[self._ids], values[self._positions], self._shape.context, calls),
             )
         return calls
 
@@ -280,8 +288,9 @@ class _Trace:
         self, values: Sequence[Tensor], block: int, states: Tensor, kwargs: Mapping[str, Any], paged: PagedCache
     ) -> Tensor:
         module = self._skeleton.layers[self._segment.layers[block]]
-        with attending(paged.attend):
-            return functional(self._of(self._own[block], values), module, lambda: module(states, **kwargs))
+        own = self._of(self._own[block], values)
+        with attending(paged.attend), keeping(paged.keep):
+            return functional(own, module, lambda: self._skeleton.call_layer(module, states, kwargs))
 
     def _last(self, values: Sequence[Tensor], states: Tensor) -> tuple[Tensor, ...]:
         if self._selects and not self._segment.slices:
@@ -310,8 +319,8 @@ class _Trace:
         return {name: values[i] for name, i in inputs.items()}
 
 
-def _record(skeleton: Skeleton, ids: Tensor, positions: Tensor, calls: list[LayerCall]) -> Tensor:
-    calls.extend(skeleton.record_layer_calls(ids, positions))
+def _record(skeleton: Skeleton, ids: Tensor, positions: Tensor, context: int, calls: list[LayerCall]) -> Tensor:
+    calls.extend(skeleton.record_layer_calls(ids, positions, context))
     return calls[0].hidden_states
 
 

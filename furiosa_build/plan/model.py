@@ -186,6 +186,7 @@ def _check_rotary_limit(outline: Outline, spec: BuildSpec) -> None:
             f"length of the sequence, which is not supported, and the longest bucket has {longest}",
             where="buckets",
             valid=f"buckets of up to {limit.longest} tokens, where the tables are constant",
+            hint=f"set buckets.max_seq_len_to_capture={limit.longest}, and buckets that are no longer",
         )
 
 

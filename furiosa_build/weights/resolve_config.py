@@ -27,6 +27,8 @@ from furiosa_build.core.python_floats import without_floats
 WHERE = "config.json"
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 """Fields that a build reads. A config.json may leave them to the defaults of its class, or call them otherwise."""
+_OTHER_NAMES = {"max_position_embeddings": "max_seq_len"}
+"""What classes call such a field that do not know it (MPT)."""
 
 
 def resolve_config(fields: Mapping[str, Any], layers: int | None, stored_dtype: str | None) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def resolve_config(fields: Mapping[str, Any], layers: int | None, stored_dtype: 
     if not resolved.get("architectures"):
         resolved["architectures"] = [_causal_class(text).__name__]
     for name in _SIZES:
-        value = getattr(text, name, None)
+        value = getattr(text, name, getattr(text, _OTHER_NAMES.get(name, name), None))
         if name not in resolved and type(value) is int:
             resolved[name] = value
     for name in ("torch_dtype", "transformers_weights"):

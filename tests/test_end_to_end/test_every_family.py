@@ -36,6 +36,6 @@ def test_the_page_has_every_family() -> None:
     assert {row.split(" | ")[2] for row in ROWS.values()} == {"equal", "refused"}
 
 
-@pytest.mark.parametrize("model_type", grid(FAMILIES.families(), ["doge", "llama4_text"]))
+@pytest.mark.parametrize("model_type", grid(FAMILIES.families(), ["bloom", "doge", "llama4_text"]))
 def test_what_the_page_says_of_a_family_is_so(model_type: str, tmp_path: Path) -> None:
     assert FAMILIES.judge(model_type, tmp_path).row == ROWS[model_type]

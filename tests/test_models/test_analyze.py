@@ -199,7 +199,6 @@ def test_random_weights_cover_what_the_outline_lists() -> None:
 @pytest.mark.parametrize(
     ("hf_config", "message"),
     [
-        ({"model_type": "bloom", "n_layer": 2, "hidden_size": 64, "n_head": 4}, "BloomForCausalLM .* interface"),
         ({"model_type": "mamba", "num_hidden_layers": 2, "hidden_size": 32}, "MambaForCausalLM .* paged KV cache"),
         ({**SIZES, "model_type": "phimoe", "num_local_experts": 4, "rope_parameters": PHIMOE}, "the values of tensors"),
         ({"model_type": "t5"}, "cannot make a causal language model of type 't5'"),
@@ -208,7 +207,7 @@ def test_random_weights_cover_what_the_outline_lists() -> None:
         ({**LLAMA, "rope_parameters": {"rope_type": "no_such_rope", "rope_theta": 1.0}}, "no_such_rope"),
         ({**LLAMA, "hidden_act": "no_such_activation"}, "no_such_activation"),
     ],
-    ids=["bloom", "mamba", "phimoe", "t5", "unknown", "none", "rope", "activation"],
+    ids=["mamba", "phimoe", "t5", "unknown", "none", "rope", "activation"],
 )
 def test_what_cannot_be_built_is_refused_with_the_reason(hf_config: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -9,7 +9,8 @@ import torch
 from transformers.models.mistral import modeling_mistral
 
 from furiosa_build.core.errors import UserError
-from furiosa_build.models.checks import cheap_noise, check_model
+from furiosa_build.models.checks import check_model
+from furiosa_build.models.noise import cheap_noise
 from furiosa_build.models.skeleton import Skeleton
 
 from .tiny import LLAMA
@@ -53,6 +54,19 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"model_type": "deepseek_v32", **LATENT},
         "keeps a state between tokens beside keys and values",
     ),
+    "a window that attention of its own counts from the end of its cache": (
+        {"model_type": "gpt_neo", "attention_types": [[["global", "local", "global"], 1]], "window_size": 8},
+        r"\(layer 1\) has attention of its own, which over a paged KV cache gives something else, such as for 4 tokens "
+        "after 5 in a context of 24",
+    ),
+    "ALiBi that two attentions of transformers take differently": (
+        {"model_type": "falcon", "alibi": True},
+        r"transformers has two attentions for FalconDecoderLayer \(layer 0\), sdpa and eager, which do not give",
+    ),
+    "a model without a KV cache": (
+        {"model_type": "openai-gpt"},
+        "does not keep keys and values of each token",
+    ),
     "positions counted in the cache": (
         {"model_type": "bart", "d_model": 64, "decoder_layers": 3},
         "'hidden_states', which for one token",
@@ -74,6 +88,10 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "keys larger than values": {"model_type": "deepseek_v3", **LATENT},
     "partial rotary": {"model_type": "glm", "head_dim": 16},
     "learned positions": {"model_type": "gpt2"},
+    "ALiBi": {"model_type": "bloom"},
+    "ALiBi counted from the end": {"model_type": "mpt", "n_heads": 4, "n_layers": 2, "d_model": 64},
+    "rotary positions in attention of its own": {"model_type": "gptj", "rotary_dim": 8},
+    "attention of its own in two ways": {"model_type": "falcon"},
 }
 
 

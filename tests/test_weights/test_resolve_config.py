@@ -146,3 +146,8 @@ def test_a_mistral_with_layers_of_several_types_is_what_transformers_takes_it_fo
     fields.pop("rope_parameters")
     (tmp_path / "config.json").write_text(json.dumps(fields))
     assert resolve_config(fields, None, None)["model_type"] == AutoConfig.from_pretrained(tmp_path).model_type
+
+
+def test_the_longest_sequence_is_known_by_its_other_name() -> None:
+    fields = {"model_type": "mpt", "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 96}
+    assert resolve_config(fields, None, "float32")["max_position_embeddings"] == 96
