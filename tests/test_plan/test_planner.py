@@ -251,7 +251,7 @@ def test_a_sequence_may_not_grow_to_where_its_rotary_tables_change(longest: int)
         "is not supported, and the longest bucket has 64\n"
         "  where: buckets\n"
         "  valid: buckets of up to 63 tokens, where the tables are constant\n"
-        "  hint:  set buckets.max_seq_len_to_capture=63, and buckets that are no longer"
+        "  hint: set buckets.max_seq_len_to_capture=63, and buckets that are no longer"
     )
 
 
