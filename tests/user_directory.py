@@ -25,6 +25,7 @@ from furiosa_build.core.errors import BuildError, StepError
 from furiosa_build.runtime.probe import Questions, probe
 from furiosa_build.steps import qualify
 from furiosa_build.steps.base import Job, Request
+from furiosa_build.steps.qualification.process import judge
 from furiosa_build.store import ActionResult
 
 CONFIG: dict[str, Any] = {**LLAMA, "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "vocab_size": 64}
@@ -169,13 +170,18 @@ def steps_in_this_process() -> Iterator[pytest.MonkeyPatch]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(WorkerPool, "run", run_in_this_process)
-        patch.setattr(qualify, "answer", answer_in_this_process)
+        patch.setattr(qualify, "judged", judged_in_this_process)
         yield patch
 
 
+def judged_in_this_process(case: qualify.Case) -> qualify.Verdict:
+    """What `qualify.judged` does in a process of its own, and the artifact in another."""
+    return judge(case, lambda questions: answer_in_this_process(case.artifact, questions, case.work))
+
+
 def answer_in_this_process(artifact: Path, questions: Questions, work: Path) -> Path:
-    """What `qualify.answer` does in a process of its own."""
-    asked, answers = work / qualify.QUESTIONS, work / qualify.ANSWERS
+    """What `Asking` does in a process of its own."""
+    asked, answers = work / "questions.json", work / "answers.safetensors"
     asked.write_text(questions.model_dump_json())
     try:
         probe(artifact, asked, answers)

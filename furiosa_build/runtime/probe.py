@@ -1,7 +1,8 @@
 """Answers questions about an artifact by the runtime alone: `python -m furiosa_build.runtime.probe ARTIFACT IN OUT`.
 
-The build runs this in a fresh process to find out what the artifact does. IN is a JSON file, `Questions`; whoever has
-them answered otherwise, such as by another library, reads the same file. OUT is a safetensors file, see `probe`.
+The build runs this in a fresh process to find out what the artifact does. IN is a JSON file, `Questions`, or standard
+input, `/dev/stdin`; whoever has them answered otherwise, such as by another library, reads the same file. OUT is a
+safetensors file, see `probe`.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def probe(artifact: Path, questions: Path, answers: Path) -> None:
     was refused (each null where there is no tokenizer); `buckets`, their names; and, where a draft model proposed
     tokens, `draft_acceptance`, the share of them that was accepted.
     """
-    asked = Questions.model_validate_json(questions.read_bytes())
     opened = open_artifact(artifact)
+    asked = Questions.model_validate_json(questions.read_bytes())
     config = opened.artifact.generator_config
     engine = _Recording(opened, paged_attention_num_blocks=_num_blocks(config, asked.rounds))
     with closing(engine):

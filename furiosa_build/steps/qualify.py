@@ -1,26 +1,27 @@
 """qualify: does the artifact say what the model says? Only then does `latest` point to it.
 
-The artifact answers in a fresh process with the runtime alone. What it answers is compared with what a user of
-transformers gets from the source: tokens, texts, rendered conversations, logits. Only the weights are rounded as the
-artifact's are; what that costs is measured against the model as it was published.
+The artifact answers in a fresh process with the runtime alone. What it answers is compared, in another process, with
+what a user of transformers gets from the source: tokens, texts, rendered conversations, logits. Only the weights are
+rounded as the artifact's are; what that costs is measured against the model as it was published.
 """
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
 
 from furiosa_build.artifact.schema import MANIFEST_FILE, TIMESTAMP_FILE, Manifest, Timestamp, to_json
 from furiosa_build.core.canonical_json import canonical_json
 from furiosa_build.core.errors import StepError
 from furiosa_build.core.files import link_or_copy
+from furiosa_build.core.progress import current
 from furiosa_build.ir.qualification_limits import QualificationLimits
 from furiosa_build.steps.base import BuildState, Entry, Inputs, Likeness, Step, Work
+from furiosa_build.steps.qualification.child import Child
 from furiosa_build.steps.weights import (
     CHECKPOINT,
     WeightsRequest,
@@ -36,11 +37,8 @@ if TYPE_CHECKING:
     from furiosa_build.plan.budget.durations import KnownStep
     from furiosa_build.plan.planner import PlannedStep, Site
     from furiosa_build.recipe.schema import BuildSpec
-    from furiosa_build.runtime.probe import Questions
 
 OUTPUT = "qualification.json"
-QUESTIONS = "questions.json"
-ANSWERS = "answers.safetensors"
 ARTIFACT = "artifact/"
 WEIGHTS = "weights/"
 SOURCE = "source/"
@@ -64,6 +62,40 @@ class QualifyRequest(WeightsRequest):
     limits: QualificationLimits
 
 
+class Case(BaseModel):
+    """An artifact to be judged, as the process that judges it finds it.
+
+    Attributes:
+        request: What is to be judged.
+        source: All files of the model's source, by name.
+        weights: The files of the weights that the artifact was made of, by name.
+        text: A text to measure a quantized model on; None: the usual one.
+        work: A directory for files of this work.
+        counted: The file in which progress is counted; None: it is not.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    request: QualifyRequest
+    source: dict[str, Path]
+    weights: dict[str, Path]
+    text: Path | None
+    work: Path
+    counted: Path | None = None
+
+    @property
+    def artifact(self) -> Path:
+        """Its directory."""
+        return self.work / "artifact"
+
+
+class Verdict(BaseModel):
+    """The figures of an artifact that qualifies; else None, and why it does not."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    figures: dict[str, Any] | None = None
+    refusal: str = ""
+
+
 class Qualify(Step[QualifyRequest]):
     """Writes qualification.json. Raises StepError when the artifact does not run, or says something else."""
 
@@ -72,7 +104,7 @@ class Qualify(Step[QualifyRequest]):
     scope = "artifact"
     alone = True
     packages = ("torch", "transformers", "numpy", "tokenizers")
-    modules = ("furiosa_build.runtime.probe",)
+    modules = ("furiosa_build.steps.qualification.process", "furiosa_build.runtime.probe")
     backend_code = uses_schemes = True
 
     def plan(self, site: Site) -> Entry:
@@ -119,7 +151,7 @@ class Qualify(Step[QualifyRequest]):
 
     def held(self, step: PlannedStep, costs: Costs) -> int:
         sizes = costs.of(step)
-        return max(sizes.probe, sizes.reference)
+        return sizes.judge + max(sizes.probe, sizes.reference)
 
     def likeness(self, step: KnownStep) -> Likeness:
         artifact, schemes = step.needs["package"], scheme_of(step.reads)
@@ -127,15 +159,21 @@ class Qualify(Step[QualifyRequest]):
         return Likeness((artifact["backend"]["name"], schemes, drawn), size_of(artifact["outline"]["parameters"]))
 
     def run(self, request: QualifyRequest, inputs: Inputs, output: Path) -> None:
-        from furiosa_build.steps.qualification.judge import Judge
-
         with tempfile.TemporaryDirectory(dir=output) as directory:
-            work = Path(directory)
-            artifact = work / "artifact"
-            assemble(inputs.under(ARTIFACT), artifact)
-            judge = Judge(request, inputs.under(SOURCE), inputs.under(WEIGHTS), inputs.files.get(TEXTS), work)
-            figures = judge.judge(artifact, lambda questions: answer(artifact, questions, work))
-        (output / OUTPUT).write_bytes(canonical_json(figures))
+            meter = current()
+            case = Case(
+                request=request,
+                source=inputs.under(SOURCE),
+                weights=inputs.under(WEIGHTS),
+                text=inputs.files.get(TEXTS),
+                work=Path(directory),
+                counted=None if meter is None else meter.path,
+            )
+            assemble(inputs.under(ARTIFACT), case.artifact)
+            verdict = judged(case)
+        if verdict.figures is None:
+            raise StepError("qualify", verdict.refusal)
+        (output / OUTPUT).write_bytes(canonical_json(verdict.figures))
 
 
 def _changes_config(spec: BuildSpec) -> bool:
@@ -158,23 +196,10 @@ def assemble(files: Mapping[str, Path], artifact: Path) -> None:
     (artifact / TIMESTAMP_FILE).write_bytes(to_json(Timestamp.of(manifest.artifact_id, 0)))
 
 
-def answer(artifact: Path, questions: Questions, work: Path) -> Path:
-    """Asks the artifact, in a fresh process; returns the file of its answers. Raises StepError if it does not run."""
-    asked, answers = work / QUESTIONS, work / ANSWERS
-    asked.write_text(questions.model_dump_json())
-    command = [sys.executable, "-m", "furiosa_build.runtime.probe", str(artifact), str(asked), str(answers)]
-    ran = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
-    sys.stderr.write(ran.stderr)  # the step's log
-    if ran.returncode != 0:
-        raise StepError("qualify", f"the artifact does not run: {_reason(ran.stderr, ran.returncode)}")
-    return answers
-
-
-def _reason(complaints: str, status: int) -> str:
-    """What a process said at its end, or by what it was ended."""
-    if status < 0:
-        return f"its process was ended by {signal.Signals(-status).name}"
-    lines = [line for line in complaints.splitlines() if line.strip()]
-    if any(line.startswith("Traceback") for line in lines):
-        lines = lines[-1:]
-    return "\n".join(lines) or f"exit status {status}, and not a word"
+def judged(case: Case) -> Verdict:
+    """Judges an artifact in a process of its own, that of transformers. Raises StepError if that fails."""
+    asked, verdict = case.work / "case.json", case.work / "verdict.json"
+    asked.write_text(case.model_dump_json())
+    with Child("the reference", "furiosa_build.steps.qualification.process", str(asked), str(verdict)) as child:
+        child.finish()
+    return Verdict.model_validate_json(verdict.read_bytes())

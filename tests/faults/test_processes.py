@@ -154,6 +154,43 @@ def test_an_interrupted_compilation_ends_its_processes_and_the_next_build_goes_o
     assert_sound(fresh, artifact_id)
 
 
+JUDGING = "scheduler.max_processing_samples=1"
+"""Makes another artifact, which is to be judged, without compiling anything."""
+
+
+def test_a_judge_that_is_killed_is_said_to_have_been(user: UserDirectory, tmp_path: Path) -> None:
+    """By the system, say, when memory runs out. transformers runs in a process of its own, and so it alone ends."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with building(user, JUDGING, **{failpoints.VARIABLE: f"qualify@mid-judge={pipe}"}) as process:
+        judge = int(pipe.read_text())
+        below = descendants(judge)
+        assert below, "the artifact's process is there"
+        os.kill(judge, signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+    why = "the reference does not run: its process was ended by SIGKILL (out of memory?)"
+    assert err.startswith(f"error: step qualify failed: {why}\n  log: ")
+    assert process.returncode == 3
+    for pid in below:
+        wait_for_the_end(pid)
+    assert build(user, JUDGING) == ["qualify"]
+
+
+@pytest.mark.parametrize("number", grid([signal.SIGINT, signal.SIGKILL], []))
+def test_a_build_that_ends_while_an_artifact_is_judged_leaves_no_process(
+    user: UserDirectory, tmp_path: Path, number: signal.Signals
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with building(user, JUDGING, **{failpoints.VARIABLE: f"qualify@mid-judge={pipe}"}) as process:
+        processes = [int(pipe.read_text()), *descendants(process.pid)]
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    for pid in processes:
+        wait_for_the_end(pid)
+    assert build(user, JUDGING) == ["qualify"]
+
+
 SCRIPT = """
 import multiprocessing
 from furiosa_build.artifact.builder import ArtifactBuilder

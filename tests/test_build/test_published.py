@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import user_directory
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from user_directory import UserDirectory, steps_in_this_process
@@ -19,7 +20,6 @@ from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.artifact.schema import Artifact, to_json
 from furiosa_build.core.errors import StepError
 from furiosa_build.runtime.probe import Questions
-from furiosa_build.steps import qualify
 
 TRACES = [
     f"partition:{bucket}:{kind}" for bucket in ("prefill-1x32", "decode-2x64") for kind in ("first", "block", "last")
@@ -183,7 +183,7 @@ def test_an_artifact_that_says_something_else_is_not_accepted(
     user: UserDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = (user.artifacts / "latest").readlink()
-    answer = qualify.answer
+    answer = user_directory.answer_in_this_process
 
     def answer_noise(artifact: Path, questions: Questions, work: Path) -> Path:
         file = answer(artifact, questions, work)
@@ -195,7 +195,7 @@ def test_an_artifact_that_says_something_else_is_not_accepted(
         return file
 
     with monkeypatch.context() as patch:
-        patch.setattr(qualify, "answer", answer_noise)
+        patch.setattr(user_directory, "answer_in_this_process", answer_noise)
         with pytest.raises(StepError, match=r"step qualify failed: .*the artifact's logits are not the model's"):
             user.build("scheduler.max_processing_samples=1")
     assert (user.artifacts / "latest").readlink() == old

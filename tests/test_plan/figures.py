@@ -22,9 +22,9 @@ FROM_HUB = {"seed_for_random_weight": None}
 BIG = Machine(cores=8, memory=64 * GB, available=60 * GB)
 STORE, OUTPUT, HUB = (Path("/") / name for name in ("store", "artifacts", "hub"))
 
-# Memory of a worker, of one that compiles with inductor, and of the process that runs the artifact: see
-# plan/budget/costs.py.
-WORKER, COMPILE_WORKER, PROBE = 300_000_000, 760_000_000, 170_000_000
+# Memory of a worker, of one that compiles with inductor, of the process that judges the artifact, and of the one that
+# runs it: see plan/budget/costs.py.
+WORKER, COMPILE_WORKER, JUDGE, PROBE = 300_000_000, 760_000_000, 300_000_000, 170_000_000
 
 COMPILING = tuple(name for name in plan().steps if name.startswith(("compile", "partition:decode")))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 import pytest
@@ -22,6 +23,7 @@ from .figures import (
     GB,
     INDUCTOR,
     INT8,
+    JUDGE,
     OUTPUT,
     PROBE,
     STORE,
@@ -193,17 +195,35 @@ def test_a_weight_is_held_unless_it_is_mapped(sections: dict[str, object], step:
     assert found.needed == WORKER + held
 
 
+PROMPT = 2 * 64**2 * (4 + 2 * 4) + 4 * 64 * 25000 * 4
+"""Scores of two heads over the longest bucket, as they are and twice while their softmax is found; the widest numbers."""
+LOGITS = 3 * (48 + 2 * 4) * 100 * 4
+TEXT = 3 * 1024 * 100 * 4
+
+
 @pytest.mark.parametrize(
     ("sections", "held"),
     [
         ({"model": FROM_HUB}, PROBE),
-        ({}, HEAD + REST + LAYER),
-        ({"model": FROM_HUB, "quantization": FP8}, LAYER - 8 * 4),  # what is quantized: neither head nor norm
-        ({"quantization": {"scheme": "fp8", "rules": []}}, LAYER - 8 * 4 + HEAD),
+        ({}, HEAD + REST + LAYER + PROMPT + LOGITS),
+        # What is quantized: neither head nor norm.
+        ({"model": FROM_HUB, "quantization": FP8}, LAYER - 8 * 4 + PROMPT + TEXT),
+        ({"quantization": {"scheme": "fp8", "rules": []}}, LAYER - 8 * 4 + HEAD + PROMPT + TEXT),
     ],
 )
 def test_the_reference_holds_one_layer_of_what_is_not_mapped(sections: dict[str, object], held: int) -> None:
-    assert figures(large(**sections), steps=["qualify"]).memory.needed == WORKER + held
+    """And what it computes."""
+    assert figures(large(**sections), steps=["qualify"]).memory.needed == WORKER + JUDGE + held
+
+
+def test_the_reference_attends_to_no_longer_prompt_than_it_must() -> None:
+    """Where there is no memory for more, prompts have 256 tokens."""
+    buckets = {"prefill_buckets": [[1, 4096]], "decode_buckets": [[1, 4096]], "max_seq_len_to_capture": 4096}
+    built = plan(spec(model=FROM_HUB, buckets=buckets))
+    model = dataclasses.replace(built.model, hf_config={**built.model.hf_config, "num_attention_heads": 512})
+    many = dataclasses.replace(built, models={"": model})
+    scores = 512 * 256**2 * (4 + 2 * 4)
+    assert scores < figures(many, steps=["qualify"]).memory.parts["qualification"] - JUDGE < scores + 10**6
 
 
 def machine(available: int, swap: int = 0) -> Machine:

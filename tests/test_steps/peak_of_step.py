@@ -17,9 +17,10 @@ from furiosa_build.core.peak_memory import Watch, give_back
 from furiosa_build.ir.outline import Outline
 from furiosa_build.models.analyze import survey
 from furiosa_build.steps.base import Inputs
-from furiosa_build.steps.qualification.layered import LayeredReference
 from furiosa_build.steps.qualification.original import Original
+from furiosa_build.steps.qualification.original_model import LayeredOriginalModel, OriginalModel
 from furiosa_build.steps.qualification.reference import Asked
+from furiosa_build.steps.qualification.stored import StoredModel
 from furiosa_build.steps.quantize import Quantize
 from furiosa_build.steps.registry import find
 from furiosa_build.steps.shard import Shard, ShardRequest
@@ -47,8 +48,9 @@ CASES = (
     ("shard", "none", "files"),
     ("qualify", "int8", "seed"),
     ("qualify", "none", "files"),
+    ("qualify", "none", "cast files"),
 )
-"""Step, quantization, and where the weights come from: drawn from a seed, or files, which are mapped."""
+"""Step, quantization, and where the weights come from: drawn from a seed, or files, which are mapped if not cast."""
 
 
 def main(directory: Path) -> None:
@@ -71,7 +73,7 @@ def measure(step: str, scheme: str, source: str, config: dict[str, Any], outline
     give_back()
     with Watch() as watch:
         if step == "qualify":
-            run_reference(request, files, work)
+            run_reference(request, files, work, source.startswith("cast"))
         else:
             find(step).run(request, Inputs(files, work), work / "output")
     assert watch.peak is not None
@@ -90,7 +92,7 @@ def make_request(scheme: str, source: str, config: dict[str, Any], outline: Outl
         ranks=1,
         stages=[sorted(layer for block in outline.blocks for layer in block.layers)],
     )
-    if source != "files":
+    if source == "seed":
         return request, {}
     (work / "model").mkdir()
     made = Shard().run(request.model_copy(update={"schemes": {}}), Inputs({}, work), work / "model")
@@ -106,16 +108,16 @@ def make_checkpoint(request: ShardRequest, files: dict[str, Path], directory: Pa
     return request.model_copy(update={"seed": None, "inputs": digests}), {name: directory / name for name in digests}
 
 
-def run_reference(request: ShardRequest, files: dict[str, Path], work: Path) -> None:
+def run_reference(request: ShardRequest, files: dict[str, Path], work: Path, is_cast: bool) -> None:
     """The reference's part of `qualify`."""
     asked = [Asked(torch.arange(8), torch.arange(4, 8))]
     if request.schemes:
         weights = open_weights(request, files)
-        LayeredReference(request.hf_config, request.outline, request.schemes, weights).logits(asked)
-    else:
-        (work / "config.json").write_text(json.dumps(request.hf_config))
-        source = {"config.json": work / "config.json", **files}
-        Original(source, work / "source").model().logits(asked)
+        StoredModel(request.hf_config, request.outline, request.schemes, weights).logits(asked)
+        return
+    (work / "config.json").write_text(json.dumps({**request.hf_config, **({"dtype": "bfloat16"} if is_cast else {})}))
+    source = Original({"config.json": work / "config.json", **files}, work / "source").directory
+    (LayeredOriginalModel(source, request.outline.layer_prefix) if is_cast else OriginalModel(source)).run(asked)
 
 
 if __name__ == "__main__":

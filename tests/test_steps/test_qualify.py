@@ -14,7 +14,7 @@ from grid import grid
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_models.tiny import GEMMA3, LLAMA, MISTRAL, MODELS, read_config, save_random_model
-from user_directory import answer_in_this_process
+from user_directory import answer_in_this_process, judged_in_this_process
 
 from furiosa_build.build.build import Build
 from furiosa_build.core.errors import StepError
@@ -22,6 +22,7 @@ from furiosa_build.core.peak_memory import Watch
 from furiosa_build.ir.qualification_limits import QualificationLimits
 from furiosa_build.runtime.probe import Continuation, Questions, probe
 from furiosa_build.steps import qualify
+from furiosa_build.steps.qualification.asking import Asking
 
 from .requests import Job, job
 
@@ -39,17 +40,10 @@ SMALL: dict[str, Any] = {
 """Two buckets: tracing is what takes time here."""
 
 
-@pytest.fixture
-def output(tmp_path: Path) -> Path:
-    directory = tmp_path / "output"
-    directory.mkdir()
-    return directory
-
-
 def judge(of: Job, output: Path) -> dict[str, Any]:
     """Runs the step, and returns its figures. The artifact answers in this process, to save time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(qualify, "answer", answer_in_this_process)
+        patch.setattr(qualify, "judged", judged_in_this_process)
         of.run(output)
     assert [path.name for path in output.iterdir()] == [qualify.OUTPUT], "nothing else is kept"
     return dict(json.loads((output / qualify.OUTPUT).read_text()))
@@ -147,9 +141,11 @@ def test_an_artifact_that_does_not_run_fails_with_the_reason(
     copy = tmp_path / "copy"
     shutil.copytree(build.version_directory, copy)
     damage(copy)
-    (tmp_path / "work").mkdir()
-    with pytest.raises(StepError, match="does not run: damaged artifact"):
-        qualify.answer(copy, Questions(), tmp_path / "work")
+    with (
+        pytest.raises(StepError, match="the artifact does not run: damaged artifact"),
+        Asking(copy, tmp_path) as asking,
+    ):
+        asking.ask(Questions())
 
 
 @pytest.mark.parametrize(
@@ -365,4 +361,4 @@ def answering(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Questions, dict[
         save_file(tensors, file, told)
         return file
 
-    monkeypatch.setattr(f"{__name__}.answer_in_this_process", answer)
+    monkeypatch.setattr("user_directory.answer_in_this_process", answer)

@@ -24,6 +24,10 @@ Not among them, for instance: CPATH and CXXFLAGS, which the compiler obeys, and 
 TORCH_, where torch finds defaults of its settings.
 """
 
+HASH_SEED = ("PYTHONHASHSEED", "0")
+"""What a worker is started with. Libraries walk over sets of names (transformers over the types of a model's layers) in
+the order of their hashes, which Python draws anew for each process otherwise; and graphs have that order."""
+
 
 def clean_environment() -> None:
     """Removes from this process's environment all that is not `KEPT`: before anything is imported that reads it."""

@@ -8,11 +8,13 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
-from furiosa_build.build.executors.environment import clean_environment
+from furiosa_build.build.executors.environment import HASH_SEED, clean_environment
 
 
 class _Process(SpawnProcess):
@@ -20,7 +22,8 @@ class _Process(SpawnProcess):
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 (multiprocessing calls it so)
         """Starts a worker as multiprocessing does, but the worker does not import the main program again.
 
-        That would be the script of somebody who calls `ArtifactBuilder` without `if __name__ == "__main__"`.
+        That would be the script of somebody who calls `ArtifactBuilder` without `if __name__ == "__main__"`. Strings
+        have the same hashes in every worker.
         """
         main = sys.modules["__main__"]
         with _changing_main:
@@ -29,12 +32,27 @@ class _Process(SpawnProcess):
             }
             main.__spec__ = None
             try:
-                return SpawnProcess._Popen(process_obj)
+                with _environment(*HASH_SEED):  # Python reads it as it starts
+                    return SpawnProcess._Popen(process_obj)
             finally:
                 vars(main).update(hidden)
 
 
 _changing_main = threading.Lock()
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Within, a variable of the environment has this value."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 class Spawn(SpawnContext):

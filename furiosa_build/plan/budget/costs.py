@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from furiosa_build.backends.registry import get_backend
 from furiosa_build.core.system import Disk
+from furiosa_build.plan.budget.reference import LENGTHS, logits_bytes, text_bytes, working_bytes
 from furiosa_build.plan.budget.sizes import nbytes, parameter_bytes, stored_bytes
 from furiosa_build.plan.model import ModelPlan
 from furiosa_build.plan.planner import Plan, PlannedStep
@@ -22,6 +23,8 @@ _WORKER = 300_000_000
 """A worker process that has imported torch and transformers, and traces."""
 _PROBE = 170_000_000
 """The process that runs the artifact for `qualify`."""
+_POSITIONS, _POSITIONS_OF_BUCKET = 48, 4
+"""Positions whose logits `qualify` compares: of short prompts, and of those that fill a bucket."""
 
 # Bytes on disk, rounded up from what the recipes of this project make.
 _GRAPH = 20_000
@@ -98,6 +101,8 @@ class ModelCosts:
     """Bytes of the graphs of a supertask."""
     probe = _PROBE
     """Memory of the process that runs the artifact."""
+    judge = _WORKER
+    """Memory of the process that runs transformers, before it has a model."""
 
     def __init__(self, model: ModelPlan, source: SourceState) -> None:
         self.model, self.source = model, source
@@ -131,7 +136,10 @@ class ModelCosts:
 
     @cached_property
     def reference(self) -> int:
-        """What `qualify` holds of the model: one layer, and what is in no layer. What is used as stored is mapped."""
+        """What the reference of `qualify` holds: one layer, what is in no layer, and what it computes.
+
+        What is used as it is stored is mapped.
+        """
         outline, schemes = self.model.outline, self.model.schemes
         held = {
             name: nbytes(parameter)
@@ -143,7 +151,18 @@ class ModelCosts:
             for kind in outline.blocks
             for layer in kind.layers
         ]
-        return max(layers, default=0) + sum(held.values())
+        return max(layers, default=0) + sum(held.values()) + self._of_reference
+
+    @cached_property
+    def _of_reference(self) -> int:
+        """What the reference computes of the shortest prompts that it may be asked, and of the text."""
+        outline, buckets = self.model.outline, self.model.spec.buckets
+        longest = min(LENGTHS[-1], max(bucket.context for bucket in self.model.buckets))
+        beams = buckets.kv_cache_sharing_across_beams_config
+        positions = _POSITIONS + _POSITIONS_OF_BUCKET * len(self.model.buckets)
+        positions += 0 if beams is None else _POSITIONS * beams.beam_width
+        text = text_bytes(outline) if self.model.schemes else 0
+        return working_bytes(outline, self.model.hf_config, longest) + max(logits_bytes(outline, positions), text)
 
     def constants(self, step: PlannedStep) -> int:
         """The parameters that the programs of a compile step hold."""

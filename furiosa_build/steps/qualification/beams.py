@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from furiosa_build.steps.qualification.answers import Searched
-from furiosa_build.steps.qualification.original import OriginalModel
+from furiosa_build.steps.qualification.original_model import OriginalModel
 from furiosa_build.steps.qualification.reference import Asked, Reference
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def differences(
         searched: The artifact's beams.
         prompts: What they continue, by number of the question.
         reference: Tells how likely they are.
-        model: The reference, where it can search itself; None: it cannot.
+        model: The source's model, which searches itself where it is whole; None: there is none.
         allowed: How far a logit may be off.
     """
     for each in searched:
@@ -43,7 +43,11 @@ def differences(
                     f"beam {beam} of sequence {each.number}: its log probability is {got:.4g} by the artifact, "
                     f"{right:.4g} by transformers (allowed: {room:.3g} off); {_LOOK}"
                 )
-        if model is not None and not scores[0] >= (best := model.best_beam(prompt, new, len(scores))) - room:
+        if (
+            model is not None
+            and model.is_whole
+            and not scores[0] >= (best := model.best_beam(prompt, new, len(scores))) - room
+        ):
             yield (
                 f"the best beam of sequence {each.number} has a log probability of {scores[0]:.4g}, and transformers "
                 f"finds one of {best:.4g} (allowed: {room:.3g} less); {_LOOK}"

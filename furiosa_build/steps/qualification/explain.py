@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from furiosa_build.runtime.probe import Questions
 from furiosa_build.steps.qualification.answers import Answers
 from furiosa_build.steps.qualification.logits import Comparison, compare
-from furiosa_build.steps.qualification.original import OriginalModel
+from furiosa_build.steps.qualification.original_model import OriginalModel
 from furiosa_build.steps.qualification.reference import Reference
 
 if TYPE_CHECKING:
@@ -74,17 +74,19 @@ def differing_parameters(request: QualifyRequest, stored: TensorSource, model: O
 def _differing(request: QualifyRequest, stored: TensorSource, model: OriginalModel) -> Iterator[str]:
     import torch
 
-    theirs = dict(model.model.named_parameters(remove_duplicate=False))
-    known = set()
-    for name, parameter in request.outline.parameters.items():
-        if name not in theirs:
-            yield f"{name} is none of transformers' parameters"
+    outline = request.outline.parameters
+    absent, pointers, apart = set(outline), set[int](), list[tuple[str, int]]()
+    for name, tensor in model.parameters():
+        if name not in outline:
+            apart.append((name, tensor.data_ptr()))
             continue
-        known.add(theirs[name].data_ptr())
+        absent.remove(name)
+        pointers.add(tensor.data_ptr())
         if name not in request.schemes:
-            own = stored.read(name).to(getattr(torch, parameter.layout.dtype))
-            if not torch.equal(own, theirs[name].to(own.dtype)):
+            own = stored.read(name).to(getattr(torch, outline[name].dtype))
+            if not torch.equal(own, tensor.to(own.dtype)):
                 yield f"{name} is another tensor by transformers (which file, and which name in it, was read?)"
-    for name, tensor in theirs.items():
-        if name not in request.outline.parameters and tensor.data_ptr() not in known:
+    yield from (f"{name} is none of transformers' parameters" for name in sorted(absent))
+    for name, pointer in apart:
+        if pointer not in pointers:
             yield f"{name} is a parameter of its own by transformers, and tied to another one here"

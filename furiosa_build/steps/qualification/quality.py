@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from furiosa_build.ir.qualification_limits import QualificationLimits
+from furiosa_build.plan.budget.reference import text_tokens
 from furiosa_build.steps.qualification.reference import Asked
 
 if TYPE_CHECKING:
@@ -13,11 +14,6 @@ if TYPE_CHECKING:
 
 _WINDOW = 256
 """Tokens of the text that are read at a time."""
-_MOST_TOKENS = 1024
-_MOST_LOGITS = 1 << 26
-"""Logits of one model, which are held until those of the other are there."""
-_FLOATING_POINT_OPERATIONS = 1e13
-"""About what one model may spend on the text. It is 2 for each parameter and token."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +66,7 @@ def windows(tokens: list[int], parameters: int, vocab: int) -> list[Asked]:
     """The beginning of a text, in pieces: as much as a model of so many parameters reads in a minute or so."""
     import torch
 
-    affordable = min(_MOST_TOKENS, _MOST_LOGITS // vocab, int(_FLOATING_POINT_OPERATIONS / (2 * parameters)))
-    kept = torch.tensor(tokens[: max(64, affordable)], dtype=torch.int64)
+    kept = torch.tensor(tokens[: text_tokens(parameters, vocab)], dtype=torch.int64)
     return [Asked(part, torch.arange(len(part) - 1)) for part in torch.split(kept, _WINDOW) if len(part) > 1]
 
 

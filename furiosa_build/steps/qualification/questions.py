@@ -7,6 +7,7 @@ from itertools import accumulate, cycle, islice
 from typing import TYPE_CHECKING
 
 from furiosa_build.artifact.schema import Artifact, GeneratorConfig
+from furiosa_build.plan.budget.reference import LENGTHS
 from furiosa_build.runtime.probe import Chat, Continuation, Questions
 from furiosa_build.steps.qualification.samples import AROUND, CHATS, PASSAGE, TEXTS
 
@@ -21,10 +22,6 @@ _FEW_TOKENS = 4
 """Tokens that all other prompts are continued by."""
 _SHORT = 24
 """Most tokens of such a text."""
-LONGEST = 2048
-"""Tokens of the longest prompt: the reference's attention takes memory by their square."""
-LONGEST_TOGETHER = 512
-"""The same where the reference runs all prompts at once."""
 _KEPT = 512
 """Most tokens of a prompt that another one begins with."""
 _FLOATING_POINT_OPERATIONS = 3e13
@@ -57,7 +54,7 @@ def passage(text: str | None, tokenizer: OriginalTokenizer | None, size: int) ->
     None: the usual text.
     """
     if tokenizer is None:
-        return [(7919 * (k + 1) + k // size) % size for k in range(LONGEST)]
+        return [(7919 * (k + 1) + k // size) % size for k in range(LENGTHS[0])]
     return [token for token in tokenizer.encode(PASSAGE if text is None else text) if token < size] or [0]
 
 

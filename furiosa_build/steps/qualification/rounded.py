@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from furiosa_build.core.errors import StepError
 from furiosa_build.core.progress import advance, expect
 from furiosa_build.ir.outline import Outline
 from furiosa_build.quant.scheme import QuantScheme, scheme
-from furiosa_build.steps.qualification.original import OriginalModel
+from furiosa_build.steps.qualification.original_model import OriginalModel
 from furiosa_build.steps.qualification.reference import Asked, Expected
+from furiosa_build.steps.qualification.rounding import InputRounding
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from furiosa_build.weights.source import TensorSource
 
@@ -42,7 +43,7 @@ class RoundedModel:
         keep: bool,
     ) -> None:
         self._original, self._outline, self._checkpoint, self._keep = original, outline, checkpoint, keep
-        self._rounds, self._is_rounding = False, True
+        self._rounding = InputRounding()
         self.dtype = original.dtype
         expect(sum(scheme(text).nbytes(outline.parameters[name].layout) for name, text in schemes.items()))
         for name, text in schemes.items():
@@ -50,35 +51,29 @@ class RoundedModel:
 
     def logits(self, asked: Sequence[Asked]) -> list[Expected]:
         """The logits of several sequences, each alone in its batch."""
-        found = [self._original.logits_of(each) for each in asked]
-        if not self._rounds:
-            return [Expected(logits, logits) for logits in found]
-        self._is_rounding = False
-        unrounded = [self._original.logits_of(each) for each in asked]
-        self._is_rounding = True
-        return [Expected(*both) for both in zip(found, unrounded, strict=True)]
+        return self._rounding.expected(lambda: self._original.run(asked))
 
     def _round(self, name: str, own: QuantScheme) -> None:
-        module = self._original.linear(name)
-        original = module.weight
-        self._rounds |= own.rounds_activations
-        module.register_forward_pre_hook(self._before(name, own, original))
-        if not self._keep:
-            module.register_forward_hook(lambda *_: setattr(module, "weight", original))
-
-    def _before(self, name: str, own: QuantScheme, original: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], Any]:
-        """A hook that gives a module its dequantized weight, and rounds its input if its scheme does."""
+        """Gives a layer its dequantized weight whenever it runs, and has its input rounded if its scheme does that."""
         from torch import nn
 
-        def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-            if module.weight is original:
-                module.weight = nn.Parameter(self._weight(name, own, original), requires_grad=False)
-            if not (own.rounds_activations and self._is_rounding):
-                return None
-            (x,) = inputs
-            return (own.round(x, x.abs().amax(dim=-1, keepdim=True)),)
+        module = self._original.linear(name)
+        originals: list[Tensor] = []  # one, while the layer has its dequantized weight
 
-        return before
+        def before(module: nn.Linear, inputs: object) -> None:
+            del inputs
+            if not originals:
+                originals.append(module.weight)
+                module.weight = nn.Parameter(self._weight(name, own, module.weight), requires_grad=False)
+
+        def after(module: nn.Linear, inputs: object, output: object) -> None:
+            del inputs, output
+            module.weight = originals.pop()
+
+        module.register_forward_pre_hook(before)
+        self._rounding.add(module, own)
+        if not self._keep:
+            module.register_forward_hook(after)
 
     def _weight(self, name: str, own: QuantScheme, original: Tensor) -> Tensor:
         """A weight as the checkpoint has it. Raises StepError when that is not the source's, rounded."""

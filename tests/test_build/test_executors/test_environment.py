@@ -72,3 +72,25 @@ def test_a_worker_sees_no_setting_of_the_users_environment(monkeypatch: pytest.M
     assert not told["environment"].keys() & set(SHAPING)
     assert told["environment"]["PYTHONPATH"] == "/project"
     assert told["unsafe"] is False
+    assert os.environ["PYTHONHASHSEED"] == "1", "the build's own environment is as it was"
+
+
+class TellHashes(Job[Request]):
+    """Writes the hashes of some names."""
+
+    name = "hashes"
+    Request = Request
+
+    def run(self, request: Request, inputs: Inputs, output: Path) -> None:
+        del request, inputs
+        (output / "told.json").write_text(json.dumps([hash(name) for name in KEPT]))
+
+
+def test_strings_have_the_same_hashes_in_every_worker(tmp_path: Path) -> None:
+    """So a set of names has the same order, and graphs that are made by walking over one are the same."""
+    told = []
+    for _ in range(2):
+        with closing(WorkerPool(1, lambda _: Inputs({}, tmp_path))) as pool:
+            pool.run("hashes", TellHashes(), Request(), tmp_path, tmp_path / "log")
+        told.append((tmp_path / "told.json").read_text())
+    assert told[0] == told[1]

@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 
 from furiosa_build.artifact.schema import Artifact
+from furiosa_build.plan.budget.reference import LENGTHS
 from furiosa_build.runtime.probe import Continuation
-from furiosa_build.steps.qualification.questions import LONGEST, LONGEST_TOGETHER, make_questions
+from furiosa_build.steps.qualification.questions import make_questions
 
 
-def rounds(parameters: int = 1000, longest: int = LONGEST, **buckets: Any) -> list[list[tuple[int, int]]]:
+def rounds(parameters: int = 1000, longest: int = LENGTHS[0], **buckets: Any) -> list[list[tuple[int, int]]]:
     """Lengths of the prompts of an artifact with these buckets, and how many tokens are to follow."""
     return [[(len(each.prompt), each.max_tokens) for each in one] for one in asked(parameters, longest, **buckets)]
 
 
-def asked(parameters: int = 1000, longest: int = LONGEST, **buckets: Any) -> list[list[Continuation]]:
+def asked(parameters: int = 1000, longest: int = LENGTHS[0], **buckets: Any) -> list[list[Continuation]]:
     config = {
         "prefill_buckets": [(1, 64), (1, 256)],
         "append_buckets": [],
@@ -61,10 +62,10 @@ def test_large_models_are_asked_less(parameters: int, lengths: list[int]) -> Non
     assert [length for one in others for length, _ in one] == lengths
 
 
-def test_a_reference_that_runs_all_prompts_at_once_is_asked_shorter_ones() -> None:
+def test_where_memory_is_short_prompts_are() -> None:
     buckets = {"prefill_buckets": [(1, 2048)], "decode_buckets": [(1, 4096)]}
     assert rounds(**buckets)[1] == [(2048, 4)]
-    assert rounds(longest=LONGEST_TOGETHER, **buckets)[1] == [(512, 4)]
+    assert rounds(longest=512, **buckets)[1] == [(512, 4)]
 
 
 def test_beams() -> None:
