@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from grid import grid
 from safetensors.torch import load_file, save_file
 from test_models.tiny import GEMMA3, LLAMA, TIED, save_random_model
 from test_weights.checkpoints import change_config, change_tensors, only_the_head, other_head, rename, same_head
@@ -35,7 +36,7 @@ STORED: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("stored", grid(STORED, ["cast", "experts one by one", "another head", "only the head"]))
 def test_it_is_the_model_that_transformers_loads(stored: str, tmp_path: Path) -> None:
     STORED[stored](tmp_path)
     asked = [Asked(torch.arange(3, 40), torch.tensor([0, 20, 36])), Asked(torch.arange(9), torch.tensor([8]))]
@@ -60,7 +61,7 @@ def _without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_without_memory")
-@pytest.mark.parametrize(("name", "scheme"), [("llama", "int8"), ("mixtral", "none")])
+@pytest.mark.parametrize(("name", "scheme"), grid([("llama", "int8"), ("mixtral", "none")], [("llama", "int8")]))
 def test_a_sound_artifact_qualifies(
     name: str, scheme: str, start_build: StartBuild, output: Path, tmp_path: Path
 ) -> None:
@@ -93,7 +94,7 @@ WRONG: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], None], str]] =
 
 
 @pytest.mark.usefixtures("_without_memory")
-@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("what", grid(WRONG, ["experts", "head"]))
 def test_weights_that_the_build_has_read_otherwise_fail(
     what: str, start_build: StartBuild, output: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +110,7 @@ def test_weights_that_the_build_has_read_otherwise_fail(
     assert expected in why
 
 
+@pytest.mark.grid
 @pytest.mark.usefixtures("_without_memory")
 def test_shards_of_a_stale_index_fail(start_build: StartBuild, output: Path, tmp_path: Path) -> None:
     """As if the build had taken what an index names, beside a single file that transformers prefers."""
@@ -123,6 +125,7 @@ def test_shards_of_a_stale_index_fail(start_build: StartBuild, output: Path, tmp
     assert OTHER in why
 
 
+@pytest.mark.grid
 @pytest.mark.usefixtures("_without_memory")
 def test_quantized_tensors_that_are_swapped_fail(start_build: StartBuild, output: Path, tmp_path: Path) -> None:
     model = save_random_model(LLAMA, tmp_path / "model")
