@@ -149,7 +149,7 @@ def test_without_memory_it_is_refused(fresh: UserDirectory) -> None:
     with pytest.raises(PreflightError) as refused:
         begin(fresh.open(), machine(1_000_000))
     text = str(refused.value)
-    assert re.search(r"^  memory: \d+ MB \(.* MB, .* MB\) needed, 1 MB there$", text, re.MULTILINE)
+    assert re.search(r"^  memory: [\d.]+ GB \(.* MB, .* MB\) needed, 1 MB there$", text, re.MULTILINE)
     assert "hint: " in text
     assert refused.value.exit_status == 4
 
