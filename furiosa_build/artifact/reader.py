@@ -35,6 +35,7 @@ from furiosa_build.backends.target import Target
 from furiosa_build.core.canonical_json import canonical_json
 from furiosa_build.core.errors import UserError
 from furiosa_build.core.safetensors_header import check_safetensors
+from furiosa_build.core.text import path_text
 
 _MAX_JSON_BYTES = 32 * 2**20
 _MAX_JSON_DEPTH = 64
@@ -79,6 +80,7 @@ def open_artifact(path: str | Path, verify: Literal["fast", "full"] = "fast") ->
         for problem in _problems(directory, verify):
             raise problem
         opened = _read_all(directory)
+        path_text(directory)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}", where=str(error.filename or path)) from error
     for model in (opened, opened.draft):

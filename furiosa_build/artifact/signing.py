@@ -22,7 +22,7 @@ def verify(artifact: Path) -> Path:
     Raises VerificationError, which names every file that is not as it was published, or UserError when it is not an
     artifact.
     """
-    directory = artifact.resolve()
+    directory = artifact_directory(artifact)
     findings = find_damage(directory)
     if findings:
         listed = "".join(f"\n  {finding.what.removeprefix('damaged artifact: ')}" for finding in findings)

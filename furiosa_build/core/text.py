@@ -22,6 +22,19 @@ def argument_text(argument: str) -> str:
         raise UserError(what, where="command line", valid="text in UTF-8") from None
 
 
+def path_text(path: Path) -> str:
+    """A path as the text that its bytes are in UTF-8, whatever the locale is, for libraries that take it as such.
+
+    Raises UserError for other bytes: safetensors and torch open no file of such a name.
+    """
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError as error:
+        what = f"{str(path)!r} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}"
+        hint = "safetensors and torch open no such files: rename the directory, or move them"
+        raise UserError(what, where=str(path), valid="a path in UTF-8", hint=hint) from None
+
+
 def size_text(number: int) -> str:
     """A number of bytes as text, such as `334 MB`."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.errors import UserError
 from furiosa_build.core.safetensors_header import read_header
+from furiosa_build.core.text import path_text
 from furiosa_build.ir.tensors import Layout
 from furiosa_build.weights.format import WeightFormat
 
@@ -57,6 +58,7 @@ class SafetensorsSource:
 
         self._files: dict[str, Any] = {}
         for file in files:
+            path_text(file)
             try:
                 opened = safe_open(file, framework="pt")
             except (SafetensorError, OSError) as error:

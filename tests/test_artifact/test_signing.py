@@ -53,6 +53,14 @@ def test_a_whole_artifact(built: UserDirectory) -> None:
     assert ran.out.startswith(f"whole: {(built.root / LATEST).resolve()}, ")
 
 
+def test_of_a_save_dir_the_artifact_is_signed(user: UserDirectory, tmp_path: Path) -> None:
+    private, public = make_keys(tmp_path, "ours")
+    assert furiosa_build(user, "sign", "artifacts", "--private-key", private).status == 0
+    assert ((user.root / LATEST).resolve() / "model.sig").is_file()
+    verified = furiosa_build(user, "verify", "artifacts", "--public-key", public)
+    assert verified.out.startswith(f"whole, and signed so: {(user.root / LATEST).resolve()}, ")
+
+
 def test_every_damaged_file_is_named_and_the_status_is_5(user: UserDirectory) -> None:
     directory = (user.root / LATEST).resolve()
     (directory / "provenance.json").unlink()

@@ -133,6 +133,20 @@ def test_a_text_is_utf8_whatever_the_locale() -> None:
         argument_text(ODD)
 
 
+@pytest.mark.parametrize("program", ["generate", "serve"])
+def test_an_artifact_whose_path_is_no_text(built: UserDirectory, tmp_path: Path, program: str) -> None:
+    odd = tmp_path / ODD
+    shutil.copytree((built.artifacts / "latest").resolve(), odd)
+    done = furiosa_build(built, program, str(odd), *(["--prompt", "x"] if program == "generate" else []))
+    assert (done.status, done.out) == (2, "")
+    assert done.err.splitlines() == [
+        f"error: {str(odd)!r} is not UTF-8: byte 0xe9 at offset {len(str(odd)) - 1}",
+        f"  where: {odd}",
+        "  valid: a path in UTF-8",
+        "  hint: safetensors and torch open no such files: rename the directory, or move them",
+    ]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,12 @@ def test_encode_and_decode(tmp_path: Path) -> None:
     assert tokenizer.encode("é<eos>") == [*"é".encode(), toy.EOS]
     assert tokenizer.decode([104, 105, toy.EOS]) == "hi"
     assert tokenizer.decode([104, 105, toy.EOS], skip_special_tokens=False) == "hi<eos>"
+
+
+def test_its_directory_may_have_any_name(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    odd = directory(tmp_path / "plain").rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    assert Tokenizer(odd).encode("hi") == list(b"hi")
 
 
 def test_truncation_and_padding_in_the_file_are_ignored(tmp_path: Path) -> None:

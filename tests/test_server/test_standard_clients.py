@@ -109,7 +109,13 @@ def test_guidellm(served: Server, model: Path, tmp_path: Path, profile: str, pat
 def test_lm_eval_scores_as_its_own_model_does(served: Server, model: Path, tmp_path: Path) -> None:
     lines = run(served, tmp_path, "python", str(SCRIPTS / "lm_eval_scores.py"), served.url, str(model)).splitlines()
     found: dict[str, Any] = json.loads(lines[-1])
-    theirs, ours = found["hf"], found["local-completions"]
+    theirs = found.pop("own")
+    for ours in found.values():
+        compare(ours, theirs)
+
+
+def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Log probabilities, greedy or not, and the scores made of them."""
     assert ours["samples"]["choices"]
     for of_us, of_them in zip(ours["samples"]["choices"], theirs["samples"]["choices"], strict=True):
         for (value, greedy), (expected, greedy_too) in zip(of_us, of_them, strict=True):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,12 @@ def test_a_file_that_lies_about_itself_is_refused(file: Path, content: bytes) ->
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a sound safetensors file"):
         SafetensorsSource([tmp_path / "absent.safetensors"])
+
+
+def test_a_path_that_is_no_text_is_not_called_a_damaged_file(file: Path, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(UserError, match=r"is not UTF-8: byte 0xe9 at offset \d+\n"):
+        SafetensorsSource([file.rename(odd)])
 
 
 # Directories

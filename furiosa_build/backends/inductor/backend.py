@@ -24,6 +24,7 @@ from furiosa_build.backends.inductor.compiler import (
     plain_path,
 )
 from furiosa_build.backends.target import unknown_target
+from furiosa_build.core.text import path_text
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +136,7 @@ class _InductorProgram:
         import torch  # noqa: F401  (libtorch must be loaded before a library that links to it)
         from torch._C._aoti import AOTIModelContainerRunnerCpu
 
-        self._runner = AOTIModelContainerRunnerCpu(str(library.resolve()), concurrency)
+        self._runner = AOTIModelContainerRunnerCpu(path_text(library.resolve()), concurrency)
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return self._runner.run(list(inputs))

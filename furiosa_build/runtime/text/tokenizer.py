@@ -49,7 +49,7 @@ class Tokenizer:
         self._directory = model_directory
         path = model_directory / "tokenizer.json"
         try:
-            self._fast: FastTokenizer = FastTokenizer.from_file(str(path))
+            self._fast: FastTokenizer = FastTokenizer.from_buffer(path.read_bytes())
         except Exception as error:  # tokenizers raises plain Exception
             raise UserError(f"{path} is not a tokenizer: {error}", where=str(path)) from error
         self._fast.no_truncation()

@@ -1,6 +1,7 @@
 """lm-eval: a multiple-choice and a perplexity task, by its `local-completions` and by its own `hf` model.
 
-usage: lm_eval_scores.py URL MODEL_DIRECTORY; prints one JSON object: model -> task -> what its samples were given.
+usage: lm_eval_scores.py URL MODEL_DIRECTORY; prints one JSON object: run -> task -> what its samples were given.
+`served` has the server's tokenizer, which lm-eval finds; `with a tokenizer` is given one.
 """
 
 from __future__ import annotations
@@ -59,16 +60,21 @@ LENGTH = 96
 SERVED = {
     "model": "test",
     "base_url": f"{url}/v1/completions",
-    "tokenizer": directory,
-    "tokenizer_backend": "huggingface",
     "max_length": LENGTH + 2,  # lm-eval takes off a token that is generated, and in windows another
     "num_concurrent": 2,
 }
+TOKENIZER = {"tokenizer": directory, "tokenizer_backend": "huggingface"}
 OWN = {"pretrained": directory, "dtype": "float32", "max_length": LENGTH, "device": "cpu"}
 
+RUNS = {
+    "served": ("local-completions", SERVED),
+    "with a tokenizer": ("local-completions", SERVED | TOKENIZER),
+    "own": ("hf", OWN),
+}
+
 found: dict[str, Any] = {}
-for name, arguments in (("local-completions", SERVED), ("hf", OWN)):
-    scored = lm_eval.simple_evaluate(model=name, model_args=arguments, tasks=tasks(), bootstrap_iters=0)
+for name, (model, arguments) in RUNS.items():
+    scored = lm_eval.simple_evaluate(model=model, model_args=arguments, tasks=tasks(), bootstrap_iters=0)
     found[name] = {
         "results": scored["results"],
         "samples": {
