@@ -68,7 +68,7 @@ class OpenModel:
             from furiosa_build.quant.compressed_tensors import check_quantizes
 
             check_quantizes(self.checkpoint, outline)
-        return plan_model(self.spec, loading.hf_config, outline, self.isa, self.checkpoint, loading.converts)
+        return plan_model(self.spec, loading.hf_config, outline, self.isa, self.checkpoint, loading.stored_as)
 
 
 def open_models(recipe: Recipe, hashes: HashMemory) -> dict[str, OpenModel]:

@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.core_model_loading import build_glob_alternation
 
 from furiosa_build.core.errors import UserError
 from furiosa_build.core.python_floats import with_floats
@@ -73,6 +74,7 @@ class Skeleton:
                     attn_implementation=None if self.has_own_attention else attention,
                 )
             _make_weights_parameters(self.model)
+            _keep_in_float32(self.model, self.dtype)
             _make_buffers_real(self.model)
         except Exception as error:  # whatever transformers' code of this model says about the config
             raise UserError(
@@ -342,6 +344,15 @@ def _make_weights_parameters(model: PreTrainedModel) -> None:
             module = model.get_submodule(owner)
             delattr(module, leaf)
             module.register_parameter(leaf, nn.Parameter(buffer, requires_grad=False))
+
+
+def _keep_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Gives parameters that the model's class keeps in float32 that dtype, as `from_pretrained` does."""
+    if plan := model._get_dtype_plan(dtype):
+        pattern, kept, _ = build_glob_alternation(list(plan))
+        for name, parameter in model.named_parameters():
+            if found := pattern.search(name):
+                parameter.data = parameter.data.to(plan[kept[str(found.lastgroup)]])
 
 
 def _make_buffers_real(model: PreTrainedModel) -> None:

@@ -59,7 +59,7 @@ class ModelPlan:
         isa: The instruction set that its programs are compiled for.
         schemes: The scheme of every quantized parameter, by full name.
         taken: The weights are quantized already, and taken as they are.
-        converts: The source stores the weights under other names or in another form than the model has them.
+        stored_as: As in Loading: how transformers would read the source's weights, if they have to be converted.
         tokenizer: The tokenizer of the artifact; None: it has none, or is the model's whose draft this one is.
     """
 
@@ -69,7 +69,7 @@ class ModelPlan:
     isa: str
     schemes: Mapping[str, str]
     taken: bool = False
-    converts: bool = False
+    stored_as: Mapping[str, Any] | None = None
     tokenizer: TokenizerOutline | None = None
 
     @cached_property
@@ -151,11 +151,11 @@ def plan_model(
     outline: Outline,
     isa: str,
     checkpoint: QuantizedCheckpoint | None = None,
-    converts: bool = False,
+    stored_as: Mapping[str, Any] | None = None,
 ) -> ModelPlan:
     """One of the models of an artifact.
 
-    `checkpoint`: the quantized weights that its spec takes, if it does. `converts`: as in ModelPlan.
+    `checkpoint`: the quantized weights that its spec takes, if it does. `stored_as`: as in ModelPlan.
 
     Raises UserError where a scheme cannot store a weight, or a rank's share of it; or where a bucket is longer than the
     rotary tables allow.
@@ -165,7 +165,7 @@ def plan_model(
     quantized = {name: text for name, text in schemes.items() if text != "none"}
     _check_schemes(outline, quantized, spec.parallel.tensor_parallel_size)
     _check_rotary_limit(outline, spec)
-    return ModelPlan(spec, hf_config, outline, isa, quantized, checkpoint is not None, converts)
+    return ModelPlan(spec, hf_config, outline, isa, quantized, checkpoint is not None, stored_as)
 
 
 def _check_schemes(outline: Outline, schemes: Mapping[str, str], ranks: int) -> None:

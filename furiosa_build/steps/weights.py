@@ -36,7 +36,7 @@ class WeightsRequest(Request):
         schemes: The scheme of each quantized parameter, by name.
         seed: Draw the weights from this seed, and read no file.
         taken: The source is a quantized checkpoint, which is taken as it is.
-        converts: What is read is stored under other names or in another form than the model has it.
+        stored_as: As in Loading: how transformers would read what is stored, if it has to be converted.
         ranks: Ranks of a stage.
         stages: The layers of each stage.
     """
@@ -46,7 +46,7 @@ class WeightsRequest(Request):
     schemes: dict[str, str]
     seed: int | None = None
     taken: bool = False
-    converts: bool = False
+    stored_as: dict[str, Any] | None = None
     ranks: int
     stages: list[list[int]]
 
@@ -64,7 +64,7 @@ def weights_request(step: PlannedStep, state: BuildState, of_checkpoint: bool = 
         schemes=dict(model.schemes),
         seed=None if written else source.seed,
         taken=model.taken,
-        converts=model.converts and not written,
+        stored_as=None if written or model.stored_as is None else dict(model.stored_as),
         ranks=model.ranks,
         stages=model.stages,
     )
@@ -83,7 +83,9 @@ def parameters_of(model: ModelPlan) -> dict[str, Any]:
 
 def conversion_of(model: ModelPlan) -> dict[str, Any]:
     """What shapes the weights that are read where transformers converts them, for keys."""
-    return {"converted_by": {"transformers": version("transformers")}} if model.converts else {}
+    if model.stored_as is None:
+        return {}
+    return {"converted_by": {"transformers": version("transformers"), "stored_as": dict(model.stored_as)}}
 
 
 def size_of(parameters: Mapping[str, Any]) -> int:
@@ -109,14 +111,14 @@ def open_weights(request: WeightsRequest, files: Mapping[str, Path]) -> TensorSo
     if request.seed is not None:
         return RandomSource(request.outline.parameters, request.seed)
     source = open_weight_files(list(weight_files(files).values()))
-    if not request.converts:
+    if request.stored_as is None:
         return source
     from furiosa_build.weights.converted import Converted
 
     quantized = request.schemes.items() if request.taken else ()
     layouts = {name: parameter.layout for name, parameter in request.outline.parameters.items()}
     parts = frozenset(stored for name, text in quantized for stored in scheme(text).layouts(name, layouts[name]))
-    return Converted(source, request.hf_config, parts)
+    return Converted(source, request.hf_config, request.stored_as, parts)
 
 
 def described(files: Mapping[str, Path]) -> str:

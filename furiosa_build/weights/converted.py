@@ -12,6 +12,7 @@ from furiosa_build.ir.tensors import Layout
 from furiosa_build.weights.matching import Group, Matching
 from furiosa_build.weights.resolve_config import causal_model
 from furiosa_build.weights.source import TensorSource
+from furiosa_build.weights.text_part import TextPart
 
 
 class Converted:
@@ -22,13 +23,22 @@ class Converted:
     Args:
         source: What is stored.
         hf_config: The fields of the model's config.json.
+        stored_as: Those of the model that transformers loads: itself, or one that it is the text part of.
         parts: Names of parts of quantized weights, which are stored beside what is in the state dict.
     """
 
-    def __init__(self, source: TensorSource, hf_config: Mapping[str, Any], parts: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        source: TensorSource,
+        hf_config: Mapping[str, Any],
+        stored_as: Mapping[str, Any],
+        parts: frozenset[str] = frozenset(),
+    ) -> None:
         self._source = source
         stored = {name: source.layout(name) for name in source.names()}
-        self._matching = Matching(causal_model(hf_config), stored, parts)
+        model = causal_model(hf_config)
+        part = None if stored_as == hf_config else TextPart(causal_model(stored_as), model)
+        self._matching = Matching(model, stored, parts, part)
         self._last: tuple[Group, dict[str, Tensor]] | None = None
 
     def names(self) -> set[str]:

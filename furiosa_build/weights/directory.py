@@ -79,6 +79,7 @@ class ModelDirectory(ModelSource):
         return header_of(files, dtype)
 
     def weight_files(self) -> dict[str, Path]:
+        check_no_adapter(self.path)
         config = self.path / "config.json"
         named = read_json(config).get("transformers_weights") if config.is_file() else None
         return {name: self.path / name for name in weight_files(self.path, named)}

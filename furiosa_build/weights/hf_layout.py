@@ -74,13 +74,13 @@ def weight_files(directory: Path, named: str | None = None) -> list[str]:
     if (directory / WHOLE_FILE).is_file():
         return [WHOLE_FILE]
     if not (directory / INDEX_FILE).is_file():
-        raise _no_weights(directory)
+        raise no_weights(str(directory), [path.name for path in directory.iterdir()] if directory.is_dir() else [])
     return [*_shards(directory / INDEX_FILE), INDEX_FILE]
 
 
-def _no_weights(directory: Path) -> UserError:
-    """The error for a directory without safetensors files of the names that transformers looks for."""
-    others = sorted(path.name for path in directory.iterdir() if path.suffix in _WEIGHTS) if directory.is_dir() else []
+def no_weights(where: str, names: Sequence[str]) -> UserError:
+    """The error for a model of whose files none is a safetensors file of a name that transformers looks for."""
+    others = sorted(name for name in names if name.endswith(_WEIGHTS))
     pickled = [name for name in others if Path(name).suffix in _PICKLES]
     what, hint = "the model's directory has no weights", ""
     if pickled:
@@ -89,7 +89,7 @@ def _no_weights(directory: Path) -> UserError:
     elif others:
         what = f"the model's directory has no weights of the names that transformers loads, but {', '.join(others[:3])}"
         hint = "rename the file, or name it by model.param_file_path"
-    return UserError(what, where=str(directory), valid=f"{WHOLE_FILE}, or shards with {INDEX_FILE}", hint=hint)
+    return UserError(what, where=where, valid=f"{WHOLE_FILE}, or shards with {INDEX_FILE}", hint=hint)
 
 
 def _named_files(directory: Path, named: str) -> list[str]:

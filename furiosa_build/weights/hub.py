@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -18,17 +17,17 @@ from furiosa_build.core.cancellation import check_cancelled
 from furiosa_build.core.errors import UserError
 from furiosa_build.core.progress import current
 from furiosa_build.ir.tensors import Layout
-from furiosa_build.weights.adapters import ADAPTER_CONFIG
+from furiosa_build.weights.adapters import ADAPTER_CONFIG, check_no_adapter
 from furiosa_build.weights.directory import ModelDirectory
 from furiosa_build.weights.header import Header
-from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, WEIGHT_PATTERNS, WHOLE_FILE
+from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, WEIGHT_PATTERNS, WHOLE_FILE, no_weights
 from furiosa_build.weights.model_source import ModelSource, Reference
 from furiosa_build.weights.safetensors import DTYPES
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
-_WHOLE = (*MODEL_FILES, *WEIGHT_PATTERNS)
+_WHOLE = (*MODEL_FILES, *WEIGHT_PATTERNS, ADAPTER_CONFIG)
 
 _MODULE = "furiosa_build.weights.download"
 _POLL = 0.1
@@ -80,7 +79,9 @@ class HubModel(ModelSource):
                 return ModelDirectory(snapshot).header()
         if not self._fetched:
             return None
-        found = _in_process({"repository": self.name, "revision": self.revision, "patterns": [], "meter": None})
+        found = _in_process({"repository": self.name, "revision": self._commit(), "patterns": [], "meter": None})
+        if "others" in found and "transformers_weights" not in self.config():
+            raise no_weights(self.name, found["others"])
         if "files" not in found:  # the download will say why
             return None
         layouts = {
@@ -109,10 +110,16 @@ class HubModel(ModelSource):
                 return Path(file).parent
         return None
 
+    def _commit(self) -> str:
+        """The commit of what has been fetched, since a branch may move meanwhile; before that the revision."""
+        return next((directory.path.name for directory in self._fetched.values()), self.revision)
+
     def _fetch(self, patterns: tuple[str, ...]) -> ModelDirectory:
         """The files of these names; asks the hub once."""
         if patterns not in self._fetched:
-            self._fetched[patterns] = ModelDirectory(download(self.name, self.revision, patterns))
+            directory = download(self.name, self._commit(), patterns)
+            check_no_adapter(directory, self.name)
+            self._fetched[patterns] = ModelDirectory(directory)
         return self._fetched[patterns]
 
 
@@ -139,12 +146,11 @@ def download(name: str, revision: str, patterns: Sequence[str]) -> Path:
         }
     )
     if "error" in found:
-        token = "set" if os.environ.get("HF_TOKEN") else "not set"
         raise UserError(
             f"model {name!r} (revision {revision}) could not be fetched: {found['error']}",
             where="model.model_id_or_path",
-            hint=f"is the network there, and does HF_TOKEN ({token}) give access? A local copy works as well: "
-            "model.model_id_or_path=DIRECTORY. For random weights: model.seed_for_random_weight=0",
+            hint=f"{found['hint']}. A local copy works as well: model.model_id_or_path=DIRECTORY. For random weights: "
+            "model.seed_for_random_weight=0",
         )
     return Path(found["directory"])
 

@@ -14,7 +14,8 @@ from furiosa_build.ir.tensors import Layout
 from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
 from furiosa_build.quant.scheme import scheme
 from furiosa_build.weights.matching import Matching
-from furiosa_build.weights.resolve_config import causal_model, resolve_config
+from furiosa_build.weights.resolve_config import causal_model, resolve_config, whole_of
+from furiosa_build.weights.text_part import TextPart
 
 
 def find_loading(
@@ -40,11 +41,13 @@ def find_loading(
     model = causal_model(hf_config)
     if stored is None:
         return Loading(hf_config=hf_config)
-    matching = Matching(model, stored, frozenset() if checkpoint is None else _parts(model, checkpoint))
+    whole = whole_of(fields)
+    part = None if whole is None else TextPart(causal_model(whole), model)
+    matching = Matching(model, stored, frozenset() if checkpoint is None else _parts(model, checkpoint), part)
     known = {_without_numbers(name) for name in stored if name not in set(matching.unused)}
     return Loading(
         hf_config=hf_config,
-        converts=matching.converts,
+        stored_as=(whole or hf_config) if matching.converts else None,
         copies=matching.copies,
         missing=[] if checkpoint else matching.missing,
         misshapen=[] if checkpoint else matching.misshapen,

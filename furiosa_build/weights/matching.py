@@ -24,6 +24,7 @@ from transformers.core_model_loading import (
 )
 
 from furiosa_build.ir.tensors import Layout
+from furiosa_build.weights.text_part import TextPart
 
 _COMPUTED = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 """Tables that older versions of transformers stored, and that are computed."""
@@ -61,6 +62,7 @@ class Matching:
         model: On the meta device.
         stored: dtype and shape of what is stored, by name.
         others: Names that are stored for a parameter beside those of the state dict: the parts of quantized weights.
+        part: What the model is the text part of, where the checkpoint is that of a whole multimodal model.
 
     Attributes:
         groups: What is loaded.
@@ -68,17 +70,22 @@ class Matching:
     """
 
     def __init__(
-        self, model: PreTrainedModel, stored: Mapping[str, Layout], others: frozenset[str] = frozenset()
+        self,
+        model: PreTrainedModel,
+        stored: Mapping[str, Layout],
+        others: frozenset[str] = frozenset(),
+        part: TextPart | None = None,
     ) -> None:
-        self.model, self._stored = model, stored
+        self.model, self._stored, self._part = model, stored, part or TextPart(model, model)
         self._expected: dict[str, Tensor | None] = {**model.state_dict()}
         self.groups: list[Group] = []
         self.unused: list[str] = []
         self._match(dict.fromkeys(others, torch.empty(0, device="meta")))
 
     def _match(self, others: Mapping[str, Tensor]) -> None:
-        expected, prefix = {**self._expected, **others}, self.model.base_model_prefix
-        mapping = get_model_conversion_mapping(self.model)
+        part, whole = self._part, self._part.whole
+        expected = {**whole.state_dict(), **{part.name_in_whole(name): tensor for name, tensor in others.items()}}
+        prefix, mapping = whole.base_model_prefix, get_model_conversion_mapping(whole)
         renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
         by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
@@ -90,8 +97,11 @@ class Matching:
             if renamed not in expected:
                 self.unused.append(name)
                 continue
+            target = part.name_in_text(renamed)
+            if target is None:
+                continue
             converter = None if pattern is None else by_pattern[pattern]
-            group = found.setdefault(renamed, Group(renamed, converter))
+            group = found.setdefault(target, Group(target, converter))
             group.stored.append((pattern or name, name))
         self.groups = list(found.values())
 

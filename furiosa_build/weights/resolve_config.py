@@ -29,6 +29,8 @@ _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads
 """Fields that a build reads. A config.json may leave them to the defaults of its class, or call them otherwise."""
 _OTHER_NAMES = {"max_position_embeddings": "max_seq_len"}
 """What classes call such a field that do not know it (MPT)."""
+_OF_THE_WHOLE = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Fields of a multimodal model that go before those of its text part, where transformers loads the whole."""
 
 
 def resolve_config(fields: Mapping[str, Any], layers: int | None, stored_dtype: str | None) -> dict[str, Any]:
@@ -44,9 +46,12 @@ def resolve_config(fields: Mapping[str, Any], layers: int | None, stored_dtype: 
     """
     config = read_config(fields)
     text = text_config(config)
-    resolved = dict(fields)
+    resolved, of_dtype = dict(fields), text
     if text is not config:
         resolved = {**without_floats(text.to_diff_dict()), "architectures": [_causal_class(text).__name__]}
+    if _loads_more_than_text(config):
+        resolved |= {name: fields[name] for name in _OF_THE_WHOLE if fields.get(name) is not None}
+        resolved["tie_word_embeddings"], of_dtype = getattr(config, "tie_word_embeddings", False), config
     resolved["model_type"] = text.model_type
     if not resolved.get("architectures"):
         resolved["architectures"] = [_causal_class(text).__name__]
@@ -56,7 +61,7 @@ def resolve_config(fields: Mapping[str, Any], layers: int | None, stored_dtype: 
             resolved[name] = value
     for name in ("torch_dtype", "transformers_weights"):
         resolved.pop(name, None)
-    dtype = str(text.dtype).removeprefix("torch.") if text.dtype is not None else stored_dtype
+    dtype = str(of_dtype.dtype).removeprefix("torch.") if of_dtype.dtype is not None else stored_dtype
     if dtype is None:
         resolved.pop("dtype", None)
     else:
@@ -91,21 +96,22 @@ def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
     Raises UserError where transformers has no causal language model for it.
     """
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(
-            f"model_type {config.model_type!r} is not supported: transformers has no causal language model for it",
-            where=f"{WHERE}, model_type",
-            valid="a model type for which transformers' AutoModelForCausalLM has a class",
-        )
-    text, made = config.get_text_config(), _causal_class(config)
-    if text is not config and made.config_class is not type(text):
-        raise UserError(
-            f"model_type {config.model_type!r} is not supported: transformers makes a {made.__name__} of it, which is "
-            "more than a language model",
-            where=f"{WHERE}, model_type",
-            valid="a model type for which transformers' AutoModelForCausalLM has a class of its text part",
-        )
+    text = config.get_text_config()
+    for each in (config, text):
+        if type(each) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            whose = "it" if each is config else f"its text part, of type {text.model_type!r}"
+            raise UserError(
+                f"model_type {config.model_type!r} is not supported: transformers has no causal language model for "
+                f"{whose}",
+                where=f"{WHERE}, model_type",
+                valid="a model type for which transformers' AutoModelForCausalLM has a class",
+            )
     return text
+
+
+def whole_of(fields: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The fields of the model that transformers makes of a config.json, where that is more than its text part."""
+    return dict(fields) if _loads_more_than_text(read_config(fields)) else None
 
 
 def causal_model(hf_config: Mapping[str, Any]) -> PreTrainedModel:
@@ -121,6 +127,13 @@ def causal_model(hf_config: Mapping[str, Any]) -> PreTrainedModel:
 
 def _causal_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     return cast("type[PreTrainedModel]", _get_model_class(config, MODEL_FOR_CAUSAL_LM_MAPPING))
+
+
+def _loads_more_than_text(config: PreTrainedConfig) -> bool:
+    """Whether `AutoModelForCausalLM` takes a config as it is, and not only its text part."""
+    return config.get_text_config() is not config and _causal_class(config).config_class is not config.sub_configs.get(
+        "text_config"
+    )
 
 
 def _cut(fields: dict[str, Any], config: PreTrainedConfig, layers: int | None) -> dict[str, Any]:

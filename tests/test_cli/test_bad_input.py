@@ -103,7 +103,7 @@ def weights(*words: str, spoil: Spoil) -> Case:
 
 
 FIRST = "model.layers.0.self_attn.q_proj.weight"
-NETWORK = ("could not be fetched", "where: model.model_id_or_path", "is the network there", "seed_for_random_weight=0")
+NETWORK = ("could not be fetched", "where: model.model_id_or_path", "HF_HUB_OFFLINE is set", "seed_for_random_weight=0")
 
 RECIPES = {
     "unknown recipe": Case(("build", "tinny"), ("there is no recipe 'tinny'", "valid: ", "did you mean 'tiny'?")),

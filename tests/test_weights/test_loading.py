@@ -70,7 +70,7 @@ def parameters_of(directory: Path) -> dict[str, Tensor]:
     assert (loading.missing, loading.misshapen) == ([], [])
     files = [path for name, path in ModelDirectory(directory).weight_files().items() if not name.endswith(".json")]
     stored = open_weight_files(files)
-    source = Converted(stored, loading.hf_config) if loading.converts else stored
+    source = stored if loading.stored_as is None else Converted(stored, loading.hf_config, loading.stored_as)
     return {name: source.read(name) for name in source.names()}
 
 
@@ -89,7 +89,7 @@ def test_experts_that_are_stored_one_by_one(name: str, tmp_path: Path) -> None:
     """transformers writes them so, as every mixture on the hub has them."""
     save_random_model(MIXTURES[name], tmp_path)
     stored = set(load_file(tmp_path / "model.safetensors"))
-    assert assert_as_transformers(tmp_path).converts
+    assert assert_as_transformers(tmp_path).stored_as
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert not stored >= {name for name, _ in model.named_parameters()}, "they are stored otherwise"
 
@@ -109,11 +109,11 @@ def test_names_with_another_prefix(prefix: str, tmp_path: Path) -> None:
         loading = loading_of(tmp_path)
         assert set(loading.missing) == set(told["missing_keys"]) - {"lm_head.weight"}
     else:
-        assert assert_as_transformers(tmp_path).converts
+        assert assert_as_transformers(tmp_path).stored_as
 
 
 def test_names_of_the_model_itself_are_not_converted(tmp_path: Path) -> None:
-    assert not assert_as_transformers(save_random_model(LLAMA, tmp_path)).converts
+    assert assert_as_transformers(save_random_model(LLAMA, tmp_path)).stored_as is None
 
 
 HEADS: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], bool, int]] = {
@@ -129,7 +129,7 @@ def test_a_head_of_its_own_in_a_tied_model(head: str, tmp_path: Path) -> None:
     save_random_model(TIED, tmp_path)
     change_tensors(tmp_path, change)
     loading = assert_as_transformers(tmp_path)
-    assert (loading.converts, len(loading.copies)) == (converts, copies)
+    assert (loading.stored_as is not None, len(loading.copies)) == (converts, copies)
 
 
 def test_tensors_that_the_model_does_not_know(tmp_path: Path) -> None:
