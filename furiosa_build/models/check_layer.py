@@ -76,7 +76,8 @@ class LayerCheck:
         caches = [leaf for leaf in tree_leaves(self._call.kwargs) if isinstance(leaf, Cache)]
         with torch.no_grad(), mode, attending(self._attend), self._watched(caches):
             tensors = {name: self._fake(mode, tensor) for name, tensor in self._call.tensors.items()}
-            parameters = {n: torch.empty(p.shape, dtype=p.dtype) for n, p in self._layer.named_parameters()}
+            # In float32, as what the layer is called with: which dtypes go together is found by the trace.
+            parameters = {name: torch.empty(p.shape) for name, p in self._layer.named_parameters()}
             states = mode.from_tensor(self._call.hidden_states)
             result = functional(
                 parameters, self._layer, lambda: self._layer(states, **fill(self._call.kwargs, tensors))
