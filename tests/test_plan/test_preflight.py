@@ -195,8 +195,8 @@ def test_a_weight_is_held_unless_it_is_mapped(sections: dict[str, object], step:
     assert found.needed == WORKER + held
 
 
-PROMPT = 2 * 64**2 * (4 + 2 * 4) + 4 * 64 * 25000 * 4
-"""Scores of two heads over the longest bucket, and twice in float32 for softmax; the widest numbers of a layer."""
+PROMPT = 2 * 64**2 * 2 * 4 + 4 * 64 * 25000 * 4
+"""Scores of two heads over the longest bucket, before and after their softmax; the widest numbers of a layer."""
 LOGITS = 3 * (48 + 2 * 4) * 100 * 4
 TEXT = 3 * 1024 * 100 * 4
 
@@ -223,7 +223,7 @@ def test_the_reference_attends_to_no_longer_prompt_than_it_must() -> None:
     built = plan(spec(model=FROM_HUB, buckets=buckets))
     model = dataclasses.replace(built.model, hf_config={**built.model.hf_config, "num_attention_heads": 512})
     many = dataclasses.replace(built, models={"": model})
-    scores = 512 * 256**2 * (4 + 2 * 4)
+    scores = 512 * 256**2 * 2 * 4
     assert scores < figures(many, steps=["qualify"]).memory.parts["qualification"] - JUDGE < scores + 10**6
 
 

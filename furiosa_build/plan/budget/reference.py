@@ -22,13 +22,14 @@ _FLOATING_POINT_OPERATIONS = 1e13
 def working_bytes(outline: Outline, hf_config: Mapping[str, Any], length: int) -> int:
     """What one layer of the reference takes for a sequence: scores of its eager attention, and its widest numbers.
 
-    Scores are in the model's dtype, and while their softmax is found twice in float32.
+    While their softmax is found, scores are there twice in float32, and in the model's dtype if that is another.
     """
     itemsize = ITEMSIZE[outline.dtype]
+    score = 2 * 4 + (0 if outline.dtype == "float32" else itemsize)
     heads = max(int(hf_config.get("num_attention_heads") or 0), *(kind.cache_shape[0] for kind in outline.blocks))
     inside = (p.shape for name, p in outline.parameters.items() if name.startswith(outline.layer_prefix))
     widest = max(size for shape in inside for size in shape[-2:])
-    return heads * length**2 * (itemsize + 2 * 4) + 4 * length * widest * itemsize
+    return heads * length**2 * score + 4 * length * widest * itemsize
 
 
 def logits_bytes(outline: Outline, positions: int) -> int:

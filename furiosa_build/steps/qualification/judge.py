@@ -25,7 +25,6 @@ from furiosa_build.steps.qualification.rounded import RoundedModel
 from furiosa_build.steps.qualification.stored import StoredModel
 from furiosa_build.steps.weights import open_weights, weight_files
 from furiosa_build.weights.config import respelled
-from furiosa_build.weights.formats import open_weight_files
 from furiosa_build.weights.hf_layout import read_json
 
 if TYPE_CHECKING:
@@ -117,23 +116,23 @@ class Judge:
         outline, hf_config = self._request.outline, self._request.hf_config
         return next((n for n in LENGTHS if working_bytes(outline, hf_config, n) < self._room / 2), LENGTHS[-1])
 
-    @cached_property
+    @property
     def _is_whole(self) -> bool:
-        """Whether transformers can have the whole model of the source. Tensors of its own dtype it maps."""
-        outline, stored = self._request.outline, set[tuple[str, str]]()
-        for source in (
-            open_weight_files([path]) for path in self._files
-        ):  # some may be of another save, and not be read
-            stored |= {(name, source.layout(name).dtype) for name in source.names()}
-        is_mapped = all((name, parameter.layout.dtype) in stored for name, parameter in outline.parameters.items())
-        held = 0 if is_mapped else sum(p.layout.nbytes for p in outline.parameters.values())
-        return held + working_bytes(outline, self._request.hf_config, self._longest) < self._room
+        """Whether transformers can have the whole model of the source, to run each sequence alone."""
+        return self._whole < self._room
 
     @property
     def _keeps_rounded(self) -> bool:
-        """Whether there is room for all weights that are not used as they are stored."""
+        """Whether there is room for all dequantized weights beside it."""
         parameters = self._request.outline.parameters
-        return self._is_whole and sum(parameters[name].layout.nbytes for name in self._request.schemes) < self._room
+        return self._whole + sum(parameters[name].layout.nbytes for name in self._request.schemes) < self._room
+
+    @cached_property
+    def _whole(self) -> int:
+        """Bytes of the whole model and of what it computes. Mapped, it would be read anew for each sequence."""
+        outline = self._request.outline
+        parameters = sum(parameter.layout.nbytes for parameter in outline.parameters.values())
+        return parameters + working_bytes(outline, self._request.hf_config, self._longest)
 
     @cached_property
     def _room(self) -> float:
