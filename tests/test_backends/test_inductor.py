@@ -5,6 +5,7 @@ import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,23 @@ LAYER = {
     "num_hidden_layers": 1,
     "vocab_size": 128,
     "dtype": "bfloat16",
+}
+
+LATENT = {
+    "model_type": "deepseek_v3",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    **{"q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16},
+    "num_hidden_layers": 1,
+    "first_k_dense_replace": 1,
+    "vocab_size": 128,
+    "dtype": "float32",
+}
+"""Heads of keys have 24 numbers, those of values 16."""
+ALIBI = {
+    **{"model_type": "bloom", "hidden_size": 64, "n_head": 4, "n_layer": 1, "vocab_size": 128, "dtype": "float32"},
 }
 
 
@@ -213,6 +231,34 @@ def test_a_compiled_quantized_layer_is_the_eager_one(
     torch.testing.assert_close(found, expected, rtol=0, atol=float(expected.abs().max()) * 2e-2)
 
 
+@pytest.mark.grid
+@pytest.mark.parametrize("config", [LATENT, ALIBI], ids=["values smaller than keys", "attention of its own"])
+@pytest.mark.parametrize(
+    "shape",
+    [BucketShape(1, 32, 32), BucketShape(1, 4, 32), BucketShape(2, 1, 32)],
+    ids=["prefill", "append", "decode"],
+)
+def test_a_compiled_layer_with_other_attention_is_the_eager_one(
+    program: Path,
+    compile_graph: Callable[[Graph, Path, Path], Path],
+    tmp_path: Path,
+    config: dict[str, Any],
+    shape: BucketShape,
+) -> None:
+    graph = Tracer(config, {}).trace(shape, Segment(layers=(0,))).whole
+    scratch = program.parents[1] / "scratch"  # knows the compiler already
+    compiled = InductorBackend().load(compile_graph(graph, tmp_path, scratch))
+    EagerBackend().compile(graph, tmp_path / "program.json", "any", scratch)
+    eager = EagerBackend().load(tmp_path / "program.json")
+    one, other = (layer_inputs(graph, shape.batch, shape.query) for _ in range(2))
+    expected, found = eager.run(one)[0], compiled.run(other)[0]
+    assert expected.isfinite().all()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    for spec, mine, theirs in zip(graph.inputs, one, other, strict=True):
+        if spec.role == "kv_cache":
+            torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=1e-4)
+
+
 def quantized_layer(scheme: Scheme, shape: BucketShape) -> Graph:
     names = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
     return (
@@ -230,6 +276,7 @@ def layer_inputs(graph: Graph, batch: int, query: int) -> list[torch.Tensor]:
         "slot_mapping": slots[:, -query:].contiguous(),
         "context_slots": slots,
         "context_lens": torch.full((batch,), 32) - torch.arange(batch),
+        "position_ids": torch.arange(32 - query, 32).repeat(batch, 1),
     }
     tensors = []
     for spec in graph.inputs:
