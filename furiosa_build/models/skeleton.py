@@ -65,7 +65,8 @@ class Skeleton:
     def __init__(self, hf_config: dict[str, Any], attention: str = PAGED_ATTENTION) -> None:
         self.config = make_config(hf_config)
         self.config._experts_implementation = "batched_mm"
-        self.has_own_attention = _has_own_attention(self.config)
+        made: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(self.config), None)
+        self.has_own_attention = made is not None and has_own_attention(made)
         try:
             with torch.device("meta"):
                 self.model = AutoModelForCausalLM.from_config(
@@ -87,7 +88,7 @@ class Skeleton:
         owner, _, self._leaf = self._path.rpartition(".")
         self._owner = self.model.get_submodule(owner)
         self.layers = list(self.model.get_submodule(self._path).children())
-        self._layers_give_tuples = self.has_own_attention and self._first_layer_gives_tuple()
+        self._layers_give_tuples = layers_give_tuples(self.model, self.layers[0])
 
     @property
     def text_config(self) -> PreTrainedConfig:
@@ -195,17 +196,24 @@ class Skeleton:
         finally:
             setattr(self._owner, self._leaf, original)
 
-    def _first_layer_gives_tuple(self) -> bool:
-        results: list[Any] = []
-        hook = self.layers[0].register_forward_hook(lambda _, __, result: results.append(result))
-        try:
-            with failures_of(self.model), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-                ids = torch.zeros((1, 2), dtype=torch.int64)
-                parameters = {n: torch.empty(p.shape, dtype=p.dtype) for n, p in self.model.named_parameters()}
-                functional(parameters, self.model, lambda: self.run(input_ids=ids))
-        finally:
-            hook.remove()
-        return isinstance(results[0], tuple | list)
+
+def layers_give_tuples(model: PreTrainedModel, layer: nn.Module) -> bool:
+    """Whether a model takes several values from each of its layers: those with attention of their own may give it so.
+
+    Found by running the model over fake tensors. `layer` is one of its decoder layers.
+    """
+    if not has_own_attention(type(model)):
+        return False
+    results: list[Any] = []
+    hook = layer.register_forward_hook(lambda _, __, result: results.append(result))
+    try:
+        with failures_of(model), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            ids = torch.zeros((1, 2), dtype=torch.int64)
+            parameters = {name: torch.empty(p.shape, dtype=p.dtype) for name, p in model.named_parameters()}
+            functional(parameters, model, lambda: model(input_ids=ids, use_cache=False).logits)
+    finally:
+        hook.remove()
+    return isinstance(results[0], tuple | list)
 
 
 def make_config(hf_config: dict[str, Any]) -> PreTrainedConfig:
@@ -313,10 +321,9 @@ def _path_name(path: tuple[Any, ...]) -> str:
     return ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path)
 
 
-def _has_own_attention(config: PreTrainedConfig) -> bool:
-    """Whether transformers' code of the model knows its own attention only, and not the attention interface."""
-    made: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return made is not None and not hasattr(sys.modules[made.__module__], "ALL_ATTENTION_FUNCTIONS")
+def has_own_attention(made: type[PreTrainedModel]) -> bool:
+    """Whether transformers' code of a model knows its own attention only, and not the attention interface."""
+    return not hasattr(sys.modules[made.__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
 def _path_of_layers(model: PreTrainedModel, count: int) -> str:

@@ -336,13 +336,16 @@ def _at(tensor: Tensor, size: Sequence[int], at: Tensor) -> Tensor:
     """The token `at` [batch] of each row, where `tensor` has all tokens. `size` is its size for one token."""
     if tensor.shape == tuple(size):
         return tensor
-    if tensor.shape[1] == 1 or (*tensor.shape[:1], 1, *tensor.shape[2:]) != tuple(size):
+    differing = [dim for dim, (many, one) in enumerate(zip(tensor.shape, size, strict=True)) if many != one]
+    if differing not in ([1], [2]) or size[differing[0]] != 1:
         raise UserError(
-            f"a layer is called with a tensor of size {list(tensor.shape)}, whose second dimension is not tokens",
+            f"a layer is called with a tensor of size {list(tensor.shape)}, of which no dimension is tokens",
             where="rewriting.add_prefill_last_block_slice",
             valid="false",
         )
     rows = torch.arange(at.shape[0]) if tensor.shape[0] == at.shape[0] else torch.zeros_like(at)
+    if differing == [2]:  # a mask: [batch, heads, tokens, context]
+        return tensor[rows, :, at].unsqueeze(2)
     return tensor[rows, at].unsqueeze(1)
 
 

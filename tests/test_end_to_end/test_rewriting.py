@@ -110,6 +110,20 @@ def test_the_same_tokens_as_transformers(
     assert generate(artifact) == expected[model]
 
 
+@pytest.mark.grid
+@pytest.mark.parametrize("overrides", REWRITINGS[4:], ids="+".join)
+def test_attention_of_its_own_gives_the_same_tokens_too(tmp_path: Path, overrides: list[str]) -> None:
+    """ALiBi: masks and biases are handed from what comes before the layers to each of them."""
+    model = {"model_type": "bloom", "hidden_size": 64, "n_head": 4, "n_layer": 3, "vocab_size": 192}
+    user = make_users(tmp_path, {"bloom": {**model, **SHAPE, "num_hidden_layers": 3, "tie_word_embeddings": False}})[
+        "bloom"
+    ]
+    last_token = ("model.calculate_logit_only_for_last_token=true",) if "slice" in overrides[0] else ()
+    more = [f"rewriting.{override}" for override in overrides]
+    artifact = user.package(*BUCKETS, *more, *last_token, "parallel.pipeline_parallel_size=2")
+    assert generate(artifact) == expected_tokens(user, PROMPTS, NEW)
+
+
 @pytest.mark.parametrize(("ranks", "scheme"), grid([(1, "fp8"), (2, "int8")], [(2, "int8")]))
 @pytest.mark.parametrize("model", grid(MODELS, ["llama"]))
 def test_a_sliced_block_of_ranks_and_quantized_weights_is_the_whole_one(

@@ -33,7 +33,10 @@ class Layers:
 
     def __init__(self, model: PreTrainedModel, prefix: str, load: Callable[[int], None]) -> None:
         self._model, self._load = model, load
+        from furiosa_build.models.skeleton import layers_give_tuples
+
         self._layers: list[nn.Module] = list(model.get_submodule(prefix.removesuffix(".")).children())
+        self._give_tuples = layers_give_tuples(model, self._layers[0])
         self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     def logits(self, asked: Sequence[Asked]) -> list[Tensor]:
@@ -89,7 +92,7 @@ class Layers:
         tokens, after = asked
         options = {"logits_to_keep": after} if self.keeps else {}
         for layer in self._layers:
-            layer.forward = instead
+            layer.forward = (lambda *args, **kwargs: (instead(*args, **kwargs), None)) if self._give_tuples else instead
         try:
             logits: Tensor = self._model(input_ids=tokens[None], use_cache=False, **options).logits[0]
         finally:
