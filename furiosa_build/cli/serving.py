@@ -33,9 +33,10 @@ def serve(target: Target, options: ServerOptions, overrides: Overrides = None) -
 
 def _artifact_of(target: str, overrides: list[str]) -> Path:
     """An artifact's directory; of a recipe, that of its artifact, which is built if it is not there."""
-    from furiosa_build.artifact.reader import find_artifact
+    from furiosa_build.artifact.reader import artifact_directory, find_artifact
 
-    if (found := find_artifact(target)) is not None:
+    # No recipe has a slash in its name: what is wrong with such a target is what is wrong with the artifact.
+    if (found := artifact_directory(target) if "/" in target else find_artifact(target)) is not None:
         if overrides:
             raise UserError(
                 f"{target} is an artifact, which is built already", where=overrides[0], hint="name a recipe"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import zlib
@@ -48,6 +49,7 @@ PACKED: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "zlib": ("deflate", zlib.compress),
     "raw": ("Deflate", raw_deflate),
     "not at all": ("identity", lambda data: data),
+    "with a byte order mark": ("gzip", lambda data: gzip.compress(codecs.BOM_UTF8 + data)),
 }
 
 

@@ -83,6 +83,15 @@ def test_where_a_build_has_saved_one_artifact_it_is_served(
     assert served == [(user.artifacts / "latest").resolve()]
 
 
+def test_a_path_is_no_recipe(user: UserDirectory) -> None:
+    for path, words in (
+        ("./tinny", "is not a directory"),
+        ("./recipes", "is not an artifact: it has no artifact.json"),
+    ):
+        ran = furiosa_build(user, "serve", path)
+        assert (ran.status, ran.err.splitlines()[0]) == (2, f"error: {path} {words}")
+
+
 def test_a_build_that_fails_serves_nothing(user: UserDirectory) -> None:
     ran = furiosa_build(user, "serve", "tiny", "--port", "0", "scheduler.max_processing_samples=0")
     assert ran.status == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from codecs import BOM_UTF8
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -136,7 +137,9 @@ def _decode(body: bytes, model: type[Body] | None) -> tuple[Any, list[str]]:
     """What a body has, and the names of the fields in it that are not known."""
     try:
         # No cache: it would keep what users write.
-        value = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="none")
+        value = jiter.from_json(
+            body.removeprefix(BOM_UTF8), allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="none"
+        )
     except ValueError as error:
         raise bad_request(f"the body is invalid JSON: {error}", code="json_invalid") from error
     if model is None:
