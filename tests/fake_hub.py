@@ -21,11 +21,12 @@ from huggingface_hub import constants
 
 
 class Asked(NamedTuple):
-    """A request that was answered: its method and path, and how many bytes of a file were sent."""
+    """A request that was answered: its method and path, how many bytes were sent, and whether a range was asked for."""
 
     method: str
     path: str
     sent: int
+    is_part: bool
 
 
 @dataclass
@@ -61,7 +62,14 @@ class FakeHub:
 
     def sent(self, name: str) -> list[int]:
         """How many bytes of a file were sent, transfer by transfer."""
-        return [asked.sent for asked in self.asked if asked.path.endswith(f"/{name}") and asked.method == "GET"]
+        return [asked.sent for asked in self._transfers(name)]
+
+    def sent_whole(self, name: str) -> list[int]:
+        """Those of transfers of the whole file."""
+        return [asked.sent for asked in self._transfers(name) if not asked.is_part and asked.sent]
+
+    def _transfers(self, name: str) -> list[Asked]:
+        return [asked for asked in self.asked if asked.path.endswith(f"/{name}") and asked.method == "GET"]
 
 
 @contextmanager
@@ -165,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _respond(self, status: int, headers: dict[str, str], content: bytes, cut: int | None = None) -> None:
         body = content[:cut] if self._gets else b""
-        self.state.asked.append(Asked(self.command, urlsplit(self.path).path, len(body)))
+        self.state.asked.append(Asked(self.command, urlsplit(self.path).path, len(body), "Range" in self.headers))
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
