@@ -76,9 +76,11 @@ def _differing(request: QualifyRequest, stored: TensorSource, model: OriginalMod
 
     outline = request.outline.parameters
     absent, pointers, apart = set(outline), set[int](), list[tuple[str, int]]()
-    for name, tensor in model.parameters():
-        if name not in outline:
-            apart.append((name, tensor.data_ptr()))
+    ours = {model.name_of(name): name for name in outline}
+    for theirs, tensor in model.parameters():
+        name = ours.get(theirs)
+        if name is None:
+            apart.append((theirs, tensor.data_ptr()))
             continue
         absent.remove(name)
         pointers.add(tensor.data_ptr())
@@ -87,6 +89,6 @@ def _differing(request: QualifyRequest, stored: TensorSource, model: OriginalMod
             if not torch.equal(own, tensor.to(own.dtype)):
                 yield f"{name} is another tensor by transformers (which file, and which name in it, was read?)"
     yield from (f"{name} is none of transformers' parameters" for name in sorted(absent))
-    for name, pointer in apart:
-        if pointer not in pointers:
-            yield f"{name} is a parameter of its own by transformers, and tied to another one here"
+    for theirs, pointer in apart:
+        if pointer not in pointers and model.is_of_text(theirs):
+            yield f"{theirs} is a parameter of its own by transformers, and tied to another one here"

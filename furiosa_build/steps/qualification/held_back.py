@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.errors import StepError
+from furiosa_build.steps.qualification.text_part import place_of
 from furiosa_build.steps.qualification.transformers_calls import loading, quietly
 
 if TYPE_CHECKING:
@@ -22,11 +23,14 @@ class LayersHeldBack:
     """The layers of a model that is loaded without them.
 
     Args:
-        prefix: What the names of the layers' parameters begin with: `model.layers.`.
+        layers: Where the decoder layers are in the language model: `model.layers`.
+
+    Attributes:
+        place: Where they are in the model that transformers loads.
     """
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
+    def __init__(self, layers: str) -> None:
+        self.place = layers
         self._model: PreTrainedModel | None = None
         self._stored: dict[int, dict[str, Any]] = {}
 
@@ -39,11 +43,13 @@ class LayersHeldBack:
         usual = module.convert_and_load_state_dict_in_model
 
         def load_outside(model: PreTrainedModel, state_dict: Mapping[str, Any], load_config: Any, **others: Any) -> Any:
-            if not any(name.startswith(self._prefix) for name in model.state_dict()):
-                raise StepError("qualify", f"the source's model, as transformers makes it, has no {self._prefix}*")
+            place = place_of(model, self.place)
+            if place is None:
+                raise StepError("qualify", f"the source's model, as transformers makes it, has no {self.place}")
+            self.place = place
             self._model, self._load_config, self._convert = model, load_config, usual
             self._stored = self._by_layer(model, state_dict, load_config)
-            devices = {"": "cpu", self._prefix: "meta"}
+            devices = {"": "cpu", f"{self.place}.": "meta"}
             return usual(model, dict(state_dict), replace(load_config, device_map=devices), **others)
 
         module.convert_and_load_state_dict_in_model = load_outside
@@ -59,7 +65,7 @@ class LayersHeldBack:
         assert self._model is not None
         with quietly(), loading(f"layer {number}"):
             found, _ = self._convert(self._model, self._stored.get(number, {}), self._load_config)
-        layer = self._model.get_submodule(f"{self._prefix}{number}")
+        layer = self._model.get_submodule(f"{self.place}.{number}")
         absent = [name for name, tensor in layer.state_dict(keep_vars=True).items() if tensor.is_meta]
         wrong = [*absent, *(name for name, *_ in found.mismatched_keys), *found.conversion_errors]
         if wrong:
@@ -79,7 +85,7 @@ class LayersHeldBack:
             renamed, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, expected)
             if renamed not in expected and name in expected:
                 renamed, _ = rename_source_key(name, [], [], model.base_model_prefix, expected)
-            number, _, _ = renamed.removeprefix(self._prefix).partition(".")
-            if renamed.startswith(self._prefix) and number.isdigit():
+            number, _, _ = renamed.removeprefix(f"{self.place}.").partition(".")
+            if renamed.startswith(f"{self.place}.") and number.isdigit():
                 found.setdefault(int(number), {})[name] = stored
         return found

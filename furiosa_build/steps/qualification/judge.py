@@ -72,7 +72,7 @@ class Judge:
             return None
         if self._is_whole:
             return OriginalModel(original.directory)
-        return LayeredOriginalModel(original.directory, self._request.outline.layer_prefix)
+        return LayeredOriginalModel(original.directory, self._request.outline.layer_prefix.removesuffix("."))
 
     def _reference(
         self, model: OriginalModel | None, artifact: Artifact, tokenizer: OriginalTokenizer | None

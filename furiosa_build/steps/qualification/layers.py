@@ -27,15 +27,15 @@ class Layers:
 
     Args:
         model: transformers' model. All that is not in the layers it has; of the layers, parameters on the meta device.
-        prefix: What the names of the layers' parameters begin with: `model.layers.`.
+        place: Where the layers are in it: `model.layers`.
         load: Gives the layer of a number its parameters.
     """
 
-    def __init__(self, model: PreTrainedModel, prefix: str, load: Callable[[int], None]) -> None:
-        self._model, self._load = model, load
+    def __init__(self, model: PreTrainedModel, place: str, load: Callable[[int], None]) -> None:
         from furiosa_build.models.skeleton import layers_give_tuples
 
-        self._layers: list[nn.Module] = list(model.get_submodule(prefix.removesuffix(".")).children())
+        self._model, self._load = model, load
+        self._layers: list[nn.Module] = list(model.get_submodule(place).children())
         self._give_tuples = layers_give_tuples(model, self._layers[0])
         self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 

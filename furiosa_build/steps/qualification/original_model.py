@@ -14,6 +14,7 @@ from furiosa_build.core.errors import StepError
 from furiosa_build.steps.qualification.held_back import LayersHeldBack
 from furiosa_build.steps.qualification.layers import Layers
 from furiosa_build.steps.qualification.reference import Asked, Expected
+from furiosa_build.steps.qualification.text_part import place_of
 from furiosa_build.steps.qualification.transformers_calls import loading, quietly
 
 if TYPE_CHECKING:
@@ -57,12 +58,23 @@ class OriginalModel:
         """The linear layer whose weight has this name. Raises StepError when the model has none."""
         from torch import nn
 
-        path = name.removesuffix(".weight")
-        inside = dict(self.model.get_decoder().named_modules())  # of a model that takes images too, the text's part
-        module = dict(self.model.named_modules()).get(path, inside.get(path.partition(".")[2]))
+        place = place_of(self.model, name.removesuffix(".weight"))
+        module = None if place is None else self.model.get_submodule(place)
         if not isinstance(module, nn.Linear):
             raise StepError("qualify", f"the source's model, as transformers loads it, has no linear layer {name}")
         return module
+
+    def name_of(self, name: str) -> str | None:
+        """What a parameter of the language model is called here; None: it is none of this model's."""
+        path, _, leaf = name.rpartition(".")
+        place = place_of(self.model, path)
+        return None if place is None else f"{place}.{leaf}"
+
+    def is_of_text(self, name: str) -> bool:
+        """Whether a parameter is the decoder's or the head's, and not of what takes images or sound."""
+        module = self.model.get_submodule(name.rpartition(".")[0])
+        inside = self.model.get_decoder().modules()
+        return module is self.model.get_output_embeddings() or any(module is each for each in inside)
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Its parameters under all their names; those of a layer are there until the next is asked for."""
@@ -114,16 +126,16 @@ class LayeredOriginalModel(OriginalModel):
 
     Args:
         directory: That of the source.
-        prefix: What the names of the layers' parameters begin with: `model.layers.`.
+        layers: Where its decoder layers are: `model.layers`.
     """
 
     is_whole = False
 
-    def __init__(self, directory: Path, prefix: str) -> None:
-        held_back = LayersHeldBack(prefix)
+    def __init__(self, directory: Path, layers: str) -> None:
+        held_back = LayersHeldBack(layers)
         with held_back.at_loading():
             super().__init__(directory)
-        self._layers = Layers(self.model, prefix, held_back.load)
+        self._layers = Layers(self.model, held_back.place, held_back.load)
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         outside = {name: tensor for name, tensor in super().parameters() if not tensor.is_meta}

@@ -38,7 +38,7 @@ class StoredModel:
         for name, module in self._model.named_modules():
             self._rounding.add(module, scheme(schemes.get(f"{name}.weight", "none")))
         self._prefix = outline.layer_prefix
-        self._layers = Layers(self._model, self._prefix, self._load_layer)
+        self._layers = Layers(self._model, self._prefix.removesuffix("."), self._load_layer)
         self._load(skeleton.outer_parameters())
 
     def logits(self, asked: Sequence[Asked]) -> list[Expected]:
