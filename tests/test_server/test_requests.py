@@ -232,6 +232,7 @@ def test_what_the_text_is_to_look_like(running: Server, fields: dict[str, Any]) 
         ("/v1/completions", {"prompt": None}, "prompt"),
         ("/v1/chat/completions", {"messages": None}, "messages"),
         ("/v1/chat/completions", {"messages": [{"content": "x"}]}, "messages.0.role"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": ["x"]}]}, "messages.0.content.0"),
         (
             "/v1/chat/completions",
             {"continue_final_message": True, "add_generation_prompt": True},
@@ -244,7 +245,7 @@ def test_errors_name_the_field_as_it_was_sent(running: Server, path: str, fields
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert error["param"] == param
-    for engines in ("SamplingParams", "guided_json", "constrained", "list["):
+    for engines in ("SamplingParams", "guided_json", "constrained", "list[", "dictionary"):
         assert engines not in error["message"]
 
 

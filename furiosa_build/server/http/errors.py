@@ -16,6 +16,9 @@ from furiosa_build.runtime.async_engine import EngineDeadError
 
 RETRY_AFTER_S = 1
 
+_OBJECT = re.compile(r"a valid dictionary(?: or instance of \w+)?")
+"""What pydantic calls JSON's objects."""
+
 _TYPES = {
     401: "authentication_error",
     404: "not_found_error",
@@ -84,7 +87,7 @@ def invalid_request(errors: Sequence[Mapping[str, Any]], body: Any = None) -> Ap
     places = [(_place(error, body), error) for error in errors]
     deepest = max(places, key=lambda place: (len(place[0]), place[1]["type"] == "literal_error"))[0]
     param = ".".join(map(str, deepest))
-    messages = dict.fromkeys(str(error["msg"]) for place, error in places if place == deepest)
+    messages = dict.fromkeys(_OBJECT.sub("an object", error["msg"]) for place, error in places if place == deepest)
     first, *others = messages
     message = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
     code = next(str(error["type"]) for place, error in places if place == deepest)
