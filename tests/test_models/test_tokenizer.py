@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Callable
@@ -194,6 +195,28 @@ def test_a_file_of_sentencepiece(tmp_path: Path) -> None:
     reference = sentencepiece.SentencePieceProcessor(model_file=str(source / "tokenizer.model"))
     for text in ("hello the cat.", "the  bat", "a \u72d0 \U0001f98a"):
         assert ours.encode(text) == [1, *reference.EncodeAsIds(text)]
+        assert ours.decode(ours.encode(text)) == text
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "tiktoken.model"])
+def test_a_file_of_tiktoken(name: str, tmp_path: Path) -> None:
+    tiktoken = pytest.importorskip("tiktoken")
+    merged = (b"th", b"the", b" the", b"he", b"at", b" t", b" a")
+    ranks = {token: rank for rank, token in enumerate([*(bytes([byte]) for byte in range(256)), *merged])}
+    # The pattern that transformers gives such a tokenizer: cl100k's.
+    words = (
+        r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"""
+        r"""|\s+(?!\S)|\s+"""
+    )
+    reference = tiktoken.Encoding("test", pat_str=words, mergeable_ranks=ranks, special_tokens={})
+    source, artifact = write(tmp_path / "source", tokenizer_config={"tokenizer_class": FAST}), tmp_path / "artifact"
+    artifact.mkdir()
+    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items()]
+    (source / name).write_text("".join(lines))
+    made.write(made.load(source, "test", LLAMA), artifact)
+    ours = Tokenizer(artifact)
+    for text in ("hello the cat.", "the  bat 123456", "a \u72d0 \U0001f98a\n\n x"):
+        assert ours.encode(text) == reference.encode(text)
         assert ours.decode(ours.encode(text)) == text
 
 
