@@ -1,0 +1,1 @@
+"""The native backend: programs are lists of calls of the project's own kernels, which one library holds."""
