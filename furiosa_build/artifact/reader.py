@@ -371,6 +371,7 @@ def _check_references(opened: OpenArtifact, directory: str = "") -> None:
     """Files and programs that artifact.json names are there; those of the draft are in its `directory`."""
     artifact, where = opened.artifact, opened.directory / ARTIFACT_FILE
     programs = [program.file for program in artifact.programs.values()]
+    programs += [] if artifact.library is None else [artifact.library]
     parameters = [file for group in artifact.parameters for file in group.files]
     for file in programs + parameters:
         if file not in opened.manifest.files:

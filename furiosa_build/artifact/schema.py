@@ -222,6 +222,8 @@ class KvCacheSpec(Record):
 class Artifact(Record):
     """The content of artifact.json.
 
+    `library` is the file that holds what all programs call; it is absent where they need none.
+
     `draft` is the model that proposes tokens for speculative decoding: an artifact within this one, with programs and
     parameters of its own below draft/ and an `artifact_id` of its own. It has no draft itself.
     """
@@ -236,6 +238,7 @@ class Artifact(Record):
     parallel_config: ParallelConfig
     backend: str
     target: Target
+    library: str | None = Field(default=None, exclude_if=lambda file: file is None)
     programs: dict[str, Program]
     pipelines: list[Pipeline]
     parameters: list[ParameterFiles]

@@ -45,11 +45,15 @@ class Costs:
         worker: Private memory of a process that compiles, with all that it starts; None: that of any worker.
         program: Size of a typical program without constants.
         scratch: What a worker writes beside its program.
+        library: Size of the library that programs call.
+        library_worker: As `worker`, of a process that builds the library.
     """
 
     worker: int | None = None
     program: int = 20_000
     scratch: int = 0
+    library: int = 0
+    library_worker: int | None = None
 
 
 class Packer(ABC):
@@ -75,12 +79,15 @@ class Backend(ABC):
         file_suffix: Of a program's file, such as `.so`.
         options: What `compiler_config_overrides` may set, by the type of its value.
         costs: What preflight reckons with.
+        library: The name of the file that all programs call, for a backend that has one. It is built once, and is
+            part of the artifact.
     """
 
     name: ClassVar[str]
     file_suffix: ClassVar[str]
     options: ClassVar[Mapping[str, type]] = {}
     costs: ClassVar[Costs] = Costs()
+    library: ClassVar[str | None] = None
 
     def check_toolchain(self) -> None:  # noqa: B027 (most need no tools)
         """Raises UserError when something needed to compile is missing. Cheap: does not import torch."""
@@ -144,12 +151,25 @@ class Backend(ABC):
         """Where `compile_all` writes the program of graph `number`: by default each is a file."""
         return ProgramLocation(f"program-{number}{self.file_suffix}")
 
+    def library_factors(self) -> Mapping[str, str]:
+        """What determines the bytes of the library: digests of its sources, versions of tools. Cheap, without torch."""
+        return {}
+
+    def build_library(self, output: Path, scratch: Path) -> None:
+        """Writes the library to `output`; `scratch` is a directory that may be kept between builds.
+
+        For backends that have a `library`. The same bytes wherever it is built.
+        """
+        raise NotImplementedError(f"the programs of backend {self.name!r} call no library")
+
     @abstractmethod
-    def load(self, program: Path, concurrency: int = 1, entry: str | None = None) -> LoadedProgram:
+    def load(
+        self, program: Path, concurrency: int = 1, entry: str | None = None, library: Path | None = None
+    ) -> LoadedProgram:
         """Loads a program that `compile_all` wrote, which `concurrency` threads may run at the same time.
 
-        Raises OSError, RuntimeError, TypeError or ValueError when `program` is not a file of this backend's, or has no
-        such `entry`.
+        `library` is the one that `build_library` wrote. Raises OSError, RuntimeError, TypeError or ValueError when
+        `program` is not a file of this backend's, or has no such `entry`, or `library` is not its library.
         """
 
     @abstractmethod

@@ -49,13 +49,15 @@ class EagerBackend(Backend):
             graph = lower_to_core_aten(graph, CORE_ATEN_LOWERINGS)
         output.write_bytes(graph.to_json())
 
-    def load(self, program: Path, concurrency: int = 1, entry: str | None = None) -> LoadedProgram:
+    def load(
+        self, program: Path, concurrency: int = 1, entry: str | None = None, library: Path | None = None
+    ) -> LoadedProgram:
         """Raises ValueError, TypeError or RuntimeError when the file is not a graph of operators that may be called."""
         from furiosa_build.backends.cpu_lowerings import LOWERINGS
         from furiosa_build.backends.graph import Graph
         from furiosa_build.backends.graph_interpreter import GraphInterpreter
 
-        del concurrency, entry  # a graph keeps nothing between or during calls
+        del concurrency, entry, library  # a graph keeps nothing between or during calls
         return _EagerProgram(GraphInterpreter(Graph.from_json(program.read_bytes()), LOWERINGS))
 
     def device(self) -> Device:

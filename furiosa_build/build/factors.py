@@ -89,5 +89,6 @@ class Factors:
         return {
             **tool_versions(*job.packages, *installed(job.optional_packages)),
             **(backend.key_factors() if job.backend_tools else {}),
+            **(backend.library_factors() if job.library_tools else {}),
             **(scheme_versions(schemes) if job.uses_schemes else {}),
         }

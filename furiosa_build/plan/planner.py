@@ -157,7 +157,7 @@ def make_plan(models: Mapping[str, ModelPlan], kinds: Iterable[Step[Any]]) -> Pl
 
     def add(scope: str, site: Site) -> None:
         for kind in kinds:
-            if kind.scope == scope:
+            if kind.scope == scope and kind.applies(site):
                 planned = PlannedStep(kind, site, *kind.plan(site))
                 steps[planned.name] = planned
 

@@ -72,6 +72,7 @@ class BuiltModel:
 
     model: ModelPlan
     kv_blocks: int
+    library: Mapping[str, FileRecord]
     programs: list[BuiltProgram]
     parameters: Mapping[str, FileRecord]
     weights: ListedWeights
@@ -112,6 +113,7 @@ def _describe_with_files(
     names = _program_names(built.programs)
     files = _program_files(built.programs, names, directory)
     records = {files[p.identity]: p.record for p in built.programs}
+    records.update({f"{directory}programs/{name}": record for name, record in built.library.items()})
     records.update({f"{directory}params/{name}": record for name, record in built.parameters.items()})
     records.update(others)
     described = _describe(built, directory, names, files, draft)
@@ -205,6 +207,7 @@ def _describe(
         target=Target(
             name=spec.target.name, num_elements=spec.target.num_elements, isa=model.isa, torch=_torch_release()
         ),
+        library=next((f"{directory}programs/{name}" for name in built.library), None),
         programs={
             names[p.identity]: Program(
                 file=files[p.identity],

@@ -115,6 +115,7 @@ class Job(ABC, Generic[R]):
         packages: The packages whose versions are part of its key; its own, if that is not this project's.
         optional_packages: So are the versions of these, where they are installed.
         backend_tools: So are the tools of the backend.
+        library_tools: So is what determines the backend's library.
         modules: Modules of this project that it runs beside its own.
         backend_code: It runs the backend.
         uses_schemes: It runs the code of the schemes that the model's weights have.
@@ -126,6 +127,7 @@ class Job(ABC, Generic[R]):
     packages: ClassVar[tuple[str, ...]] = ()
     optional_packages: ClassVar[tuple[str, ...]] = ()
     backend_tools: ClassVar[bool] = False
+    library_tools: ClassVar[bool] = False
     modules: ClassVar[tuple[str, ...]] = ()
     backend_code: ClassVar[bool] = False
     uses_schemes: ClassVar[bool] = False
@@ -165,6 +167,11 @@ class Step(Job[R]):
     reads_source: ClassVar[bool] = False
     product: ClassVar[str] = "parameters"
     kept: ClassVar[Literal["store", "output", "downloads"]] = "store"
+
+    def applies(self, site: Site) -> bool:
+        """Whether there is such a step at `site`."""
+        del site
+        return True
 
     @abstractmethod
     def plan(self, site: Site) -> Entry:

@@ -42,6 +42,7 @@ class ModelOutputs(BaseModel):
         outline: The model's layers and parameters.
         isa: The instruction set of its programs.
         schemes: The scheme of each quantized parameter, by name.
+        library: The library that its programs call, by the name of its file; empty where they need none.
         programs: For each `BUCKET:KIND` the files of its programs, by name. Their graphs are inputs.
         parameters: The parameter files, by name.
         weights: The source of its weights.
@@ -54,6 +55,7 @@ class ModelOutputs(BaseModel):
     outline: Outline
     isa: str
     schemes: dict[str, str]
+    library: dict[str, FileRecord]
     programs: dict[str, dict[str, FileRecord]]
     parameters: dict[str, FileRecord]
     weights: ListedWeights
@@ -163,6 +165,7 @@ def _outputs_of(site: Site, model_id: str, state: BuildState) -> ModelOutputs:
         outline=model.outline,
         isa=model.isa,
         schemes=dict(model.schemes),
+        library=files("kernels") if step_name(model_id, "kernels") in site.before else {},
         programs={program: files(f"compile:{program}") for program in programs},
         parameters={} if model.spec.rewriting.embed_all_constants_into_graph else files("partition:weights"),
         weights=ListedWeights.model_validate(state.json(fetched, WEIGHTS)),
@@ -180,7 +183,7 @@ def _built(outputs: ModelOutputs, kv_blocks: int, graphs: Mapping[str, Path]) ->
         for kind in kinds
         for program in _programs(outputs, bucket, kind, graphs[f"{bucket.name}:{kind.name}"])
     ]
-    return BuiltModel(model, kv_blocks, programs, outputs.parameters, outputs.weights, outputs.others)
+    return BuiltModel(model, kv_blocks, outputs.library, programs, outputs.parameters, outputs.weights, outputs.others)
 
 
 def _programs(outputs: ModelOutputs, bucket: Bucket, kind: Kind, graphs: Path) -> Iterator[BuiltProgram]:

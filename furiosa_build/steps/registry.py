@@ -9,13 +9,14 @@ from typing import Any
 from furiosa_build.steps.base import Step
 from furiosa_build.steps.compile import Compile
 from furiosa_build.steps.fetch import Fetch
+from furiosa_build.steps.kernels import Kernels
 from furiosa_build.steps.package import Package
 from furiosa_build.steps.qualify import Qualify
 from furiosa_build.steps.quantize import Quantize
 from furiosa_build.steps.shard import Shard
 from furiosa_build.steps.trace import Trace
 
-STEPS: list[Step[Any]] = [Fetch(), Quantize(), Shard(), Trace(), Compile(), Package(), Qualify()]
+STEPS: list[Step[Any]] = [Fetch(), Quantize(), Shard(), Kernels(), Trace(), Compile(), Package(), Qualify()]
 
 
 def find(name: str) -> Step[Any]:

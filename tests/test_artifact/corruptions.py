@@ -307,6 +307,14 @@ CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
         resealed(lambda data: data["programs"]["first"].update(file="../first.so")),
         "'../first.so', which is not in manifest.json",
     ),
+    "unlisted library": (
+        resealed(lambda data: data.update(library="programs/other.so")),
+        "'programs/other.so', which is not in manifest.json",
+    ),
+    "library where nothing is hashed": (
+        resealed(lambda data: data.update(library=PARAMETERS)),
+        "'params/p.safetensors' for what it is not",
+    ),
     "unlisted parameter file": (
         resealed(lambda data: data["parameters"][0]["files"].append("/p.safetensors")),
         "'/p.safetensors', which is not in manifest.json",

@@ -1,4 +1,5 @@
-"""A backend of another package, all of it in this file: targets, a layout of parameters, one file for many programs.
+"""A backend of another package, all of it in this file: targets, a layout of parameters, one file for many programs, a
+library that they call.
 
 Nothing else of the project names it. `build`, `qualify` and the runtime find it by its entry point.
 """
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 HERE = "toy-1"
 """What this machine is."""
+RULES = "the rules of toys"
+"""What the library is made of."""
 
 
 class TransposedPacker(Packer):
@@ -58,7 +61,8 @@ class ToyProgram:
 class ToyBackend(Backend):
     name = "toy"
     file_suffix = ".toy"
-    costs = Costs(worker=333_000_000, program=1234)
+    costs = Costs(worker=333_000_000, program=1234, library=17, library_worker=222_000_000)
+    library = "rules.txt"
     targets: ClassVar[Sequence[str]] = ("toy-1", "toy-2")
 
     def isa(self, requested: str) -> str:
@@ -72,6 +76,13 @@ class ToyBackend(Backend):
 
     def key_factors(self) -> Mapping[str, str]:
         return {"toy": "1.0"}
+
+    def library_factors(self) -> Mapping[str, str]:
+        return {"rules": RULES}
+
+    def build_library(self, output: Path, scratch: Path) -> None:
+        del scratch
+        output.write_text(RULES)
 
     def packer(self, isa: str) -> Packer:
         del isa
@@ -104,8 +115,12 @@ class ToyBackend(Backend):
     ) -> None:
         raise NotImplementedError("several graphs are compiled at a time")
 
-    def load(self, program: Path, concurrency: int = 1, entry: str | None = None) -> LoadedProgram:
+    def load(
+        self, program: Path, concurrency: int = 1, entry: str | None = None, library: Path | None = None
+    ) -> LoadedProgram:
         del concurrency
+        if library is None or library.read_text() != RULES:
+            raise ValueError("these are not the rules")
         found = json.loads(program.read_text())["entries"].get(entry)
         if found is None:
             raise ValueError(f"there is no {entry!r}")
@@ -168,19 +183,41 @@ def test_it_qualifies_and_only_what_it_shapes_is_made_again(built: tuple[Path, l
     _, ran = built
     assert "qualify" in ran
     kinds = {step.partition(":")[0] if step != "partition:weights" else step for step in ran}
-    assert kinds == {"partition:weights", "compile", "package", "qualify"}
+    assert kinds == {"partition:weights", "kernels", "compile", "package", "qualify"}
 
 
 def test_programs_share_the_file_of_a_compile_step(built: tuple[Path, list[str]]) -> None:
     from furiosa_build.artifact.reader import open_artifact
 
-    programs = open_artifact(built[0], verify="full").artifact.programs
+    artifact = open_artifact(built[0], verify="full").artifact
+    programs = artifact.programs
     by_file: dict[str, list[str]] = {}
     for program in programs.values():
         by_file.setdefault(program.file, []).append(cast(str, program.entry))
     assert {Path(file).suffix for file in by_file} == {".toy"}
     assert ["graph-0", "graph-1", "graph-2"] in [sorted(entries) for entries in by_file.values()]
-    assert sorted(path.name for path in (built[0] / "programs").iterdir()) == sorted(Path(f).name for f in by_file)
+    there = {path.relative_to(built[0]).as_posix() for path in (built[0] / "programs").iterdir()}
+    assert there == {*by_file, artifact.library}
+
+
+def test_the_library_is_in_the_artifact(built: tuple[Path, list[str]], start_build: StartBuild) -> None:
+    def described(directory: Path) -> dict[str, object]:
+        return cast(dict[str, object], json.loads((directory / "artifact.json").read_bytes()))
+
+    assert described(built[0])["library"] == "programs/rules.txt"
+    assert (built[0] / "programs/rules.txt").read_text() == RULES
+    assert "library" not in described(start_build(MODEL, backend="eager", **SETTINGS).version_directory)
+
+
+def test_programs_do_not_depend_on_the_library(
+    built: tuple[Path, list[str]], start_build: StartBuild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del built
+    monkeypatch.setattr(f"{__name__}.RULES", "other rules")
+    found = {one.step: one for one in start_build(MODEL, backend="toy", **SETTINGS).explain()}
+    undone = {name: one.state for name, one in found.items() if one.state != "up to date"}
+    assert undone.keys() == {"kernels", "package", "qualify"}
+    assert [change.place for change in found["kernels"].changes] == [("tools", "rules")]
 
 
 def test_parameters_are_packed(built: tuple[Path, list[str]]) -> None:
@@ -222,3 +259,13 @@ def test_its_costs_are_those_of_the_plan(installed: None, start_build: StartBuil
     figures = start_build(MODEL, backend="toy", **{**SETTINGS, "decode_buckets": [[2, 64]]}).preflight()
     assert figures.compile_worker == ToyBackend.costs.worker
     assert {work.written for name, work in figures.work.items() if name.startswith("compile:decode-2x64")} == {3 * 1234}
+    assert figures.programs == sum(name.startswith("compile:") for name in figures.work)
+
+
+def test_what_the_library_costs_is_planned(
+    installed: None, start_build: StartBuild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del installed
+    monkeypatch.setattr(f"{__name__}.RULES", "rules that nobody has seen")
+    figures = start_build(MODEL, backend="toy", **SETTINGS).preflight()
+    assert figures.work["kernels"].written == 17

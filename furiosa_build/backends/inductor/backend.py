@@ -119,9 +119,11 @@ class InductorBackend(Backend):
             shutil.move(library, output)
         output.chmod(0o644)
 
-    def load(self, program: Path, concurrency: int = 1, entry: str | None = None) -> LoadedProgram:
+    def load(
+        self, program: Path, concurrency: int = 1, entry: str | None = None, library: Path | None = None
+    ) -> LoadedProgram:
         """Raises RuntimeError when the library does not load."""
-        del entry
+        del entry, library
         return _InductorProgram(program, concurrency)
 
     def device(self) -> Device:

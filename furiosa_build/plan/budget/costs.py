@@ -185,6 +185,16 @@ class ModelCosts:
         """What a compile step writes beside its programs."""
         return self._backend.scratch
 
+    @property
+    def library(self) -> int:
+        """The library that the programs call."""
+        return self._backend.library
+
+    @property
+    def library_worker(self) -> int:
+        """Memory of a worker that builds the library."""
+        return self._backend.library_worker or _WORKER
+
     def compile_worker(self, step: PlannedStep) -> int:
         """Memory of a worker that compiles."""
         return (self._backend.worker or _WORKER) + _COPIES_OF_CONSTANTS * self.constants(step)

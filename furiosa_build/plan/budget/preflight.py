@@ -107,7 +107,7 @@ def preflight(
         device_is_host=is_host,
         compile_workers=workers,
         compile_worker=costs.compile_worker,
-        programs=sum(step.type.worker == "compiler" for step in steps),
+        programs=sum(step.type.worker == "compiler" and step.kind is not None for step in steps),
         seconds=total_seconds(known, min(builders, machine.cores), min(workers, machine.cores)),
         unknown_times=tuple(dict.fromkeys(unknown)),
         shortages=(

@@ -306,12 +306,17 @@ def load_programs(opened: OpenArtifact) -> dict[ProgramKey, LoadedProgram]:
     keys = {(program.file, program.entry) for program in opened.artifact.programs.values()}
     parallel = opened.artifact.parallel_config
     elements = parallel.tensor_parallel_size * parallel.pipeline_parallel_size * parallel.data_parallel_size
-    return {(file, entry): _load(backend, opened.path(file), elements, entry) for file, entry in sorted(keys, key=str)}
+    own = opened.artifact.library
+    library = None if own is None else opened.path(own)
+    ordered = sorted(keys, key=str)
+    return {(file, entry): _load(backend, opened.path(file), elements, entry, library) for file, entry in ordered}
 
 
-def _load(backend: Backend, path: Path, concurrency: int, entry: str | None) -> LoadedProgram:
+def _load(backend: Backend, path: Path, concurrency: int, entry: str | None, library: Path | None) -> LoadedProgram:
     try:
-        return backend.load(path, concurrency, entry)
+        if library is None:  # a backend without a library need not know of them
+            return backend.load(path, concurrency, entry)
+        return backend.load(path, concurrency, entry, library)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"backend {backend.name!r} cannot load program {path.name}: {error}",
