@@ -1,0 +1,279 @@
+// Products of activations with packed weights.
+//
+// A job is some blocks of 32 columns of one of the outputs, for some rows. Every output is one sum over K in order,
+// whatever the number of rows: what a row of x gives does not depend on the other rows.
+#include "linear_tiles.h"
+#include "numbers.h"
+
+namespace furiosa::FURIOSA_VARIANT {
+
+namespace {
+
+// Numbers of a packed weight, as emit_linear.py has them.
+enum class Format : int64_t { f32 = 0, bf16 = 1, f16 = 2, int8 = 3, fp8 = 4 };
+
+constexpr int64_t most_rows = 256;             // of a job: what x is of a piece of K stays in the cache
+constexpr int64_t bytes_of_a_job = 128 << 10;  // of weights, where they are read for few rows
+constexpr int64_t most_blocks = 16;
+constexpr int64_t piece_units = 256;  // of K: 32 KB of weights
+constexpr int64_t ahead = 4096;
+constexpr int64_t alignment = 64;
+
+int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
+int64_t quotient_up(int64_t x, int64_t by) { return (x + by - 1) / by; }
+
+// How the products of a format with an x are computed.
+struct Choice {
+    DType x;               // what rows of x are converted to
+    const Method* method;  // takes the weights as they are
+    const Method* panels;  // for more rows than `method` takes: reads panels that `method` expands. May be null.
+    int64_t offset = 0;    // what stored weights are too large by
+};
+
+#if defined(__AVX512F__)
+constexpr int float_rows = 12, converted_rows = 8;
+#else
+constexpr int float_rows = 6, converted_rows = 4;
+#endif
+
+Choice choose(Format format, [[maybe_unused]] DType x) {
+#ifdef FURIOSA_HAS_DOT_PRODUCTS
+    const Method& pairs = method_of<PairsFromBf16, 12>();
+    if (x == DType::i8) return {DType::i8, &method_of<FoursFromInt8, 12>(), nullptr, 128};
+    if (x == DType::bf16 && format == Format::bf16) return {DType::bf16, &pairs, nullptr};
+    if (x == DType::bf16 && format == Format::int8) return {DType::bf16, &method_of<PairsFromInt8, 8>(), &pairs};
+    if (x == DType::bf16 && format == Format::fp8) return {DType::bf16, &method_of<PairsFromFp8, 8>(), &pairs};
+#endif
+    const Method& floats = method_of<FloatsFromF32, float_rows>();
+    switch (format) {
+        case Format::bf16:
+            return {DType::f32, &method_of<FloatsFromBf16, converted_rows>(), &floats};
+        case Format::f16:
+            return {DType::f32, &method_of<FloatsFromF16, converted_rows>(), &floats};
+        case Format::int8:
+            return {DType::f32, &method_of<FloatsFromInt8, converted_rows>(), &floats};
+        case Format::fp8:
+            return {DType::f32, &method_of<FloatsFromFp8, converted_rows>(), &floats};
+        default:
+            return {DType::f32, &floats, nullptr};
+    }
+}
+
+// One of the products of a call, and how it is divided into jobs.
+struct Product {
+    const Tensor *x, *x_scale, *weight, *scale, *bias, *residual, *out;
+    Choice choice;
+    bool expands;         // weights are expanded to panels
+    bool converts;        // x is converted, or its rows are filled up to whole units
+    int64_t units;        // of K
+    int64_t rows;         // of a job
+    int64_t blocks;       // of a job
+    int64_t row_jobs;
+    int64_t jobs;
+
+    Product(const Call& call, int64_t index)
+        : x(call.tensors),
+          x_scale(call.tensors + 1),
+          weight(call.tensors + 2 + 5 * index),
+          scale(weight + 1),
+          bias(weight + 2),
+          residual(weight + 3),
+          out(weight + 4),
+          choice(choose(static_cast<Format>(call.ints[index]), x->dtype)),
+          expands(choice.panels != nullptr && x->shape[0] > choice.method->rows),
+          converts(choice.x != x->dtype || x->shape[1] * size_of(x->dtype) % step_bytes() != 0),
+          units(weight->shape[1]) {
+        const int64_t all_rows = x->shape[0], all_blocks = weight->shape[0];
+        const int64_t tile = tiles().rows;
+        rows = quotient_up(quotient_up(all_rows, quotient_up(all_rows, most_rows)), tile) * tile;
+        if (all_rows > tile) {
+            blocks = converts ? 4 : 1;
+        } else {
+            blocks = at_most(quotient_up(bytes_of_a_job, units * block_bytes), most_blocks);
+        }
+        row_jobs = quotient_up(all_rows, rows);
+        jobs = row_jobs * quotient_up(all_blocks, blocks);
+    }
+
+    // What computes: from the weights, or from panels.
+    const Method& tiles() const { return expands ? *choice.panels : *choice.method; }
+    // Of x, for a unit of weights.
+    int64_t step_bytes() const { return choice.method->steps * unit_bytes; }
+};
+
+// Hands out parts of one piece of memory; of none, only counts.
+class Parts {
+  public:
+    explicit Parts(void* memory = nullptr) : memory_(static_cast<uint8_t*>(memory)) {}
+
+    template <class T>
+    T* take(int64_t count) {
+        uint8_t* part = memory_ == nullptr ? nullptr : memory_ + used_;
+        used_ += quotient_up(count * static_cast<int64_t>(sizeof(T)), alignment) * alignment;
+        return reinterpret_cast<T*>(part);
+    }
+    size_t used() const { return static_cast<size_t>(used_); }
+
+  private:
+    uint8_t* memory_;
+    int64_t used_ = 0;
+};
+
+class Job {
+  public:
+    Job(const Product& product, int64_t number, Scratch& scratch)
+        : p_(product),
+          first_row_(number % p_.row_jobs * p_.rows),
+          num_rows_(at_most(p_.rows, p_.x->shape[0] - first_row_)),
+          first_block_(number / p_.row_jobs * p_.blocks),
+          num_blocks_(at_most(p_.blocks, p_.weight->shape[0] - first_block_)),
+          piece_(piece()) {
+        Parts counted;
+        lay_out(counted);
+        Parts parts(scratch.get(counted.used()));
+        lay_out(parts);
+    }
+
+    void run() {
+        for (int64_t unit = 0; unit < p_.units; unit += piece_) {
+            const int64_t count = at_most(piece_, p_.units - unit);
+            if (p_.converts) convert(unit, count);
+            for (int64_t block = 0; block < num_blocks_; block++) add_products(block, unit, count);
+        }
+        if (p_.choice.offset != 0) add_up_rows();
+        for (int64_t block = 0; block < num_blocks_; block++) finish(block);
+    }
+
+  private:
+    // Units of K that are done at a time: all, if one tile has all rows of the job.
+    int64_t piece() const {
+        if (p_.expands) return piece_units / p_.choice.method->steps;
+        return num_rows_ <= p_.tiles().rows ? p_.units : piece_units;
+    }
+
+    void lay_out(Parts& parts) {
+        if (p_.converts) x_ = parts.take<uint8_t>(num_rows_ * piece_ * p_.step_bytes());
+        if (p_.expands) panel_ = parts.take<uint8_t>(piece_ * p_.choice.method->steps * block_bytes);
+        sums_ = parts.take<float>(num_blocks_ * num_rows_ * block_rows);
+        row_sums_ = parts.take<int32_t>(num_rows_);
+    }
+
+    const void* x_row(int64_t row, int64_t number) const {
+        return address(*p_.x, (first_row_ + row) * p_.x->stride[0] + number);
+    }
+
+    // A piece of x, with zeros for the numbers beyond K.
+    void convert(int64_t unit, int64_t count) {
+        const int64_t size = size_of(p_.choice.x), padded = count * p_.step_bytes() / size;
+        const int64_t begin = unit * p_.step_bytes() / size;
+        const int64_t given = at_most(padded, p_.x->shape[1] - begin);
+        for (int64_t row = 0; row < num_rows_; row++) {
+            uint8_t* to = x_ + row * piece_ * p_.step_bytes();
+            if (p_.choice.x == p_.x->dtype) {
+                std::memcpy(to, x_row(row, begin), given * size);
+            } else if (p_.x->dtype == DType::i8) {
+                const int8_t* from = static_cast<const int8_t*>(x_row(row, begin));
+                for (int64_t i = 0; i < given; i++) reinterpret_cast<float*>(to)[i] = from[i];
+            } else {
+                load_floats(p_.x->dtype, x_row(row, begin), 1, given, reinterpret_cast<float*>(to));
+            }
+            std::memset(to + given * size, 0, (padded - given) * size);
+        }
+    }
+
+    // The products of a piece of K with a block.
+    void add_products(int64_t block, int64_t unit, int64_t count) {
+        const Method& method = p_.tiles();
+        const uint8_t* weights = p_.weight->as<uint8_t>() + ((first_block_ + block) * p_.units + unit) * block_bytes;
+        if (p_.expands) {
+            p_.choice.method->expand(weights, count, ahead, panel_);
+            weights = panel_;
+            count *= p_.choice.method->steps;
+        }
+        const uint8_t* x = p_.converts ? x_ : static_cast<const uint8_t*>(x_row(0, unit * p_.step_bytes() / x_size()));
+        const int64_t row_bytes = p_.converts ? piece_ * p_.step_bytes() : p_.x->stride[0] * x_size();
+        const int64_t group = quotient_up(num_rows_, quotient_up(num_rows_, method.rows));
+        for (int64_t row = 0; row < num_rows_; row += group) {
+            const int64_t rows = at_most(group, num_rows_ - row);
+            const int64_t prefetched = p_.expands || row > 0 ? 0 : ahead;
+            method.tiles[rows - 1](weights, x + row * row_bytes, row_bytes, count, prefetched, unit == 0,
+                                   sums_ + (block * num_rows_ + row) * block_rows);
+        }
+    }
+
+    int64_t x_size() const { return size_of(p_.x->dtype); }
+
+    void add_up_rows() {
+        for (int64_t row = 0; row < num_rows_; row++) {
+            const int8_t* from = static_cast<const int8_t*>(x_row(row, 0));
+            int32_t sum = 0;
+            for (int64_t i = 0; i < p_.x->shape[1]; i++) sum += from[i];
+            row_sums_[row] = sum;
+        }
+    }
+
+    // out = sums * x_scale * scale + bias + residual
+    void finish(int64_t block) {
+        const int64_t first = (first_block_ + block) * block_rows;
+        const int64_t columns = at_most(block_rows, p_.out->shape[1] - first);
+        float scale[block_rows], bias[block_rows], values[block_rows], residual[block_rows];
+        load_columns(*p_.scale, first, columns, 1, scale);
+        load_columns(*p_.bias, first, columns, 0, bias);
+        for (int64_t row = 0; row < num_rows_; row++) {
+            const float factor = p_.x_scale->given() ? p_.x_scale->as<float>()[first_row_ + row] : 1;
+            const float* sums = sums_ + (block * num_rows_ + row) * block_rows;
+            if (p_.choice.offset != 0) {
+                const int32_t excess = static_cast<int32_t>(p_.choice.offset) * row_sums_[row];
+                const int32_t* integers = reinterpret_cast<const int32_t*>(sums);
+                for (int64_t i = 0; i < block_rows; i++) values[i] = static_cast<float>(integers[i] - excess);
+            } else {
+                for (int64_t i = 0; i < block_rows; i++) values[i] = sums[i];
+            }
+            for (int64_t i = 0; i < block_rows; i++) values[i] = values[i] * (factor * scale[i]) + bias[i];
+            if (p_.residual->given()) {
+                const void* from = address(*p_.residual, (first_row_ + row) * p_.residual->stride[0] + first);
+                load_floats(p_.residual->dtype, from, 1, columns, residual);
+                for (int64_t i = 0; i < columns; i++) values[i] += residual[i];
+            }
+            void* to = address(*p_.out, (first_row_ + row) * p_.out->stride[0] + first);
+            store_floats(p_.out->dtype, values, columns, to, 1);
+        }
+    }
+
+    // What a vector has for each column of a block, or one number for all.
+    static void load_columns(const Tensor& vector, int64_t first, int64_t columns, float otherwise, float* to) {
+        for (int64_t i = 0; i < block_rows; i++) to[i] = otherwise;
+        if (!vector.given()) return;
+        const bool is_one = vector.shape[0] == 1;
+        load_floats(vector.dtype, address(vector, is_one ? 0 : first), is_one ? 0 : 1, columns, to);
+    }
+
+    const Product& p_;
+    int64_t first_row_, num_rows_, first_block_, num_blocks_;
+    int64_t piece_;
+    uint8_t *x_ = nullptr, *panel_ = nullptr;
+    float* sums_ = nullptr;
+    int32_t* row_sums_ = nullptr;
+};
+
+int64_t count_jobs(const Call& call) {
+    int64_t jobs = 0;
+    for (int64_t i = 0; i < call.num_ints; i++) jobs += Product(call, i).jobs;
+    return jobs;
+}
+
+void run_jobs(const Call& call, int64_t begin, int64_t end, Scratch& scratch) {
+    for (int64_t i = 0; i < call.num_ints && begin < end; i++) {
+        const Product product(call, i);
+        for (; begin < at_most(end, product.jobs); begin++) Job(product, begin, scratch).run();
+        begin -= product.jobs;
+        end -= product.jobs;
+    }
+}
+
+}  // namespace
+
+extern const Kernel linear;
+const Kernel linear = {count_jobs, run_jobs};
+
+}  // namespace furiosa::FURIOSA_VARIANT

@@ -1,0 +1,51 @@
+// Vectors of four-byte lanes, as wide as the variant has them, with the compiler's own operators.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace furiosa::FURIOSA_VARIANT {
+
+#if defined(__AVX512F__)
+constexpr int64_t lanes = 16;
+#else
+constexpr int64_t lanes = 8;
+#endif
+
+using Bits [[gnu::vector_size(4 * lanes)]] = int32_t;
+using UnsignedBits [[gnu::vector_size(4 * lanes)]] = uint32_t;
+using Halves [[gnu::vector_size(2 * lanes)]] = int16_t;
+using Floats [[gnu::vector_size(4 * lanes)]] = float;
+
+template <class Vector>
+Vector load(const void* from) {
+    Vector vector;
+    std::memcpy(&vector, from, sizeof(vector));
+    return vector;
+}
+
+template <class Vector>
+void store(void* to, Vector vector) {
+    std::memcpy(to, &vector, sizeof(vector));
+}
+
+// Every lane is the four bytes.
+inline Bits repeat(const void* four_bytes) {
+    int32_t bits;
+    std::memcpy(&bits, four_bytes, sizeof(bits));
+    return Bits{} + bits;
+}
+
+// The float16 in the low half of each lane.
+inline Floats low_halves(Bits x) {
+    const Halves halves = __builtin_convertvector(x, Halves);
+#if defined(__AVX512F__)
+    return (Floats)_mm512_maskz_cvtph_ps(0xffff, (__m256i)halves);
+#else
+    return (Floats)_mm256_cvtph_ps((__m128i)halves);
+#endif
+}
+
+}  // namespace furiosa::FURIOSA_VARIANT
