@@ -16,13 +16,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from furiosa_build.backends import cpu
 from furiosa_build.backends.base import Backend, Costs, LoadedProgram, Option
-from furiosa_build.backends.inductor.compiler import (
-    WORK_VARIABLE,
-    check_compiler,
-    compiler_version,
-    path_free_compiler,
-    plain_path,
-)
+from furiosa_build.backends.cxx import check_compiler, compiler_version
+from furiosa_build.backends.inductor.compiler import WORK_VARIABLE, path_free_compiler, plain_path
 from furiosa_build.backends.target import unknown_target
 from furiosa_build.core.text import path_text
 
@@ -57,7 +52,7 @@ class InductorBackend(Backend):
 
     def check_toolchain(self) -> None:
         """Raises UserError when there is no C++ compiler."""
-        check_compiler()
+        check_compiler(self.name)
 
     def isa(self, requested: str) -> str:
         """The level itself; for `native` the highest level of this host that programs are made for."""

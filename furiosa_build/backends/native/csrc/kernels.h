@@ -53,6 +53,8 @@ class Scratch {
 
 // An operator's implementation. Jobs are numbered from 0 and may be done in any order and by any thread; what a job
 // computes does not depend on the number of threads.
+//
+// `jobs` is asked once, when a program is made: where the tensors lie (`data`) is not known then.
 struct Kernel {
     int64_t (*jobs)(const Call&);
     void (*run)(const Call&, int64_t begin, int64_t end, Scratch&);
@@ -76,10 +78,13 @@ enum class Op : int64_t {
     matmul = 13,
 };
 
-// The kernel of an operator on this machine's processor.
+// The kernel of an operator on this machine's processor: registry.cpp.
+//
+// A source file with kernels is compiled once for each variant that build_library.py lists for it, and all that it
+// defines is in a namespace of the variant's name (or static): code of one variant must not be linked into another.
 const Kernel& find_kernel(Op op);
 
-// What the processor can run, found by CPUID once.
+// What the processor can run, found by CPUID: what kernels were chosen by when a program was made.
 struct Cpu {
     bool avx512 = false;  // F, BW, CD, DQ, VL: x86-64-v4
     bool vnni = false;

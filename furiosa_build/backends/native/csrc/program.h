@@ -4,11 +4,13 @@
 //   tensors: for each tensor 20 numbers: buffer, byte offset, dtype, rank, shape[8], stride[8] (unused ones are 0)
 //   code: for each call: op, count of tensors, their indices (-1: not given), count of ints, ints, count of floats,
 //         the bits of the floats (double)
-// Buffers are those that a run is given, in order, and then the arena (index `num_buffers`), which a program has for
-// each thread that runs it. The numbers are trusted: plan.py has checked them.
+// Buffers are those that a run is given, in order, and then the arena (index `num_buffers`): memory of the
+// pool, whose content is of no use after the run. The numbers are trusted: plan.py has checked them.
 #pragma once
 
 #include <cstdint>
+
+#pragma GCC visibility push(default)
 
 extern "C" {
 
@@ -25,6 +27,12 @@ void furiosa_program_destroy(furiosa_program*);
 
 // Runs a program on `buffers`; returns when it has ended. Several threads may run one program, each with a pool of its
 // own. Returns 0, or 1 when there is no memory for the arena.
-int64_t furiosa_program_run(const furiosa_program*, furiosa_pool*, void* const* buffers);
+int64_t furiosa_program_run(furiosa_program*, furiosa_pool*, void* const* buffers);
+
+// Programs that are created from now on use the kernels for less of a processor: 0 for all that this one has, 1 without
+// dot products (AVX-512 alone), 2 with AVX2 alone. For tests.
+void furiosa_limit_cpu(int64_t limit);
 
 }
+
+#pragma GCC visibility pop

@@ -1,0 +1,48 @@
+// Which kernel runs an operator, by what the processor has: a fixed table, so that results do not depend on timings.
+#include <cstdlib>
+
+#include "kernels.h"
+
+// A kernel that is compiled for AVX2 and for AVX-512.
+#define DECLARE(name)             \
+    namespace v3 {                \
+    extern const Kernel name;     \
+    }                             \
+    namespace v4 {                \
+    extern const Kernel name;     \
+    }
+#define CHOOSE(name) \
+    case Op::name:   \
+        return cpu().avx512 ? v4::name : v3::name
+
+namespace furiosa {
+
+DECLARE(pointwise)
+DECLARE(copy)
+DECLARE(reduce)
+DECLARE(softmax)
+DECLARE(embedding)
+DECLARE(norm)
+DECLARE(rotary)
+DECLARE(unpack)
+DECLARE(gather)
+DECLARE(matmul)
+
+const Kernel& find_kernel(Op op) {
+    switch (op) {
+        CHOOSE(pointwise);
+        CHOOSE(copy);
+        CHOOSE(reduce);
+        CHOOSE(softmax);
+        CHOOSE(embedding);
+        CHOOSE(norm);
+        CHOOSE(rotary);
+        CHOOSE(unpack);
+        CHOOSE(gather);
+        CHOOSE(matmul);
+        default:
+            std::abort();  // plan.py refuses it before
+    }
+}
+
+}  // namespace furiosa

@@ -1,0 +1,111 @@
+"""The operators that the library runs: what a call of each takes. csrc/kernels.h has the same numbers.
+
+Every operator computes in float32 (integers and bool in int64) and rounds to the dtype of the tensor that it writes.
+Any operand may have any strides, unless its operator says otherwise; a written operand repeats no element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Operand(NamedTuple):
+    """One of the tensors of a call: may it be left out, is it written, may there be several of it."""
+
+    name: str
+    optional: bool
+    written: bool
+    repeated: bool
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What a call of an operator takes.
+
+    Attributes:
+        number: Of the operator in a program.
+        operands: Names in the order of the call's tensors. Behind a name, `?`: may be left out; `!`: is written;
+            `*`: any number of them.
+        ints: What the call's integers are, by name and in order.
+        floats: What the call's floating-point numbers are.
+        meaning: What it computes.
+    """
+
+    number: int
+    operands: str
+    meaning: str
+    ints: tuple[str, ...] = ()
+    floats: tuple[str, ...] = ()
+
+    def each_operand(self) -> Iterator[Operand]:
+        """The operands in order."""
+        for word in self.operands.split():
+            yield Operand(word.rstrip("?!*"), "?" in word, "!" in word, "*" in word)
+
+
+OPERATORS = {
+    "pointwise": Operator(
+        0,
+        "outputs!* inputs*",
+        "A program of pointwise.INSTRUCTIONS over every element. All tensors have one shape. The first of `ints` is how"
+        " many of the tensors are outputs. An output may be the same view as an input that is not loaded after the"
+        " store. `floats` are the program's constants.",
+        ints=("num_outputs", "instructions"),
+        floats=("constants",),
+    ),
+    "copy": Operator(1, "x out!", "out = x, of the same shape, converted as torch's `to` does."),
+    "reduce": Operator(
+        2,
+        "x out!",
+        "Over the last `num_dims` dimensions of x; out has the shape of the others. kind: 0 sum, 1 mean, 2 largest,"
+        " 3 smallest, 4 the place of the largest (int64, counted in the order of the reduced dimensions). Sums of"
+        " integers are int64.",
+        ints=("kind", "num_dims"),
+    ),
+    "softmax": Operator(3, "x out!", "Softmax over the last dimension; logarithm 1: log_softmax.", ints=("logarithm",)),
+    "embedding": Operator(
+        4,
+        "weight ids out!",
+        "out[..., :] = row ids[...] of weight: [N, K], or packed (of rank 3 or 4, as `unpack` takes it). A row that the"
+        " weight does not have is NaN.",
+    ),
+    "norm": Operator(
+        5,
+        "x residual? weight? bias? out! sum!?",
+        "h = x + residual, rounded to the dtype of `sum` and stored there, if they are given; out = h normalized over"
+        " the last dimension, times (weight + offset), plus bias (both [size]). kind 0: h / sqrt(mean(h^2) + eps); 1:"
+        " (h - mean(h)) / sqrt(variance(h) + eps). rounds 1: the normalized h is rounded to the dtype of x before it is"
+        " multiplied by the weight. The last dimension is contiguous in all tensors.",
+        ints=("kind", "rounds"),
+        floats=("eps", "offset"),
+    ),
+    "rotary": Operator(
+        6,
+        "x cos sin out!",
+        "Rotary embedding over the last dimension. x and out: [..., D]; cos and sin: [..., R] of the same leading"
+        " shape (expanded), R <= D even. kind 0: element i < R/2 goes with element i + R/2 (rotate_half); 1: elements"
+        " 2i and 2i + 1 go together. Elements from R on are copied. out = x * cos + rotated(x) * sin. The last"
+        " dimension is contiguous in all tensors.",
+        ints=("kind",),
+    ),
+    "unpack": Operator(
+        9,
+        "packed out!",
+        "out [N, K] = the numbers of a packed weight of the same dtype: [N/32 rounded up, K/P rounded up, 32, P] where"
+        " P is 2 for 2-byte and 4 for 1-byte numbers, and [N/32 rounded up, K, 32] for 4-byte numbers.",
+    ),
+    "gather": Operator(
+        12,
+        "x index out!",
+        "By int64 indices along dimension `dim` of x; negative ones count from the end, and where there is no such"
+        " element out is NaN (integers: -1). kind 0: out has the shape of x with dimension `dim` replaced by the shape"
+        " of index (index_select); 1: index has the shape of out (torch.gather).",
+        ints=("kind", "dim"),
+    ),
+    "matmul": Operator(
+        13, "a b out!", "out [..., M, N] = a [..., M, K] @ b [..., K, N]; leading dimensions are equal (expanded)."
+    ),
+}
+"""Operators by name."""

@@ -1,0 +1,55 @@
+"""Programs made by hand: every tensor of torch is a buffer of its own."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from furiosa_build.backends.native.library import Library
+from furiosa_build.backends.native.operators import OPERATORS
+
+DTYPES = {
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    torch.float64: 3,
+    torch.int64: 4,
+    torch.int32: 5,
+    torch.int8: 6,
+    torch.uint8: 7,
+    torch.float8_e4m3fn: 7,
+    torch.bool: 8,
+}
+MOST_DIMENSIONS = 8
+
+
+class Call(NamedTuple):
+    operator: str
+    tensors: Sequence[Tensor | None]
+    ints: Sequence[int] = ()
+    floats: Sequence[float] = ()
+
+
+def run(library: Library, *calls: Call, threads: int = 1) -> None:
+    """Runs the calls, in order, on the tensors where they are."""
+    tensors = list({id(tensor): tensor for call in calls for tensor in call.tensors if tensor is not None}.values())
+    places = {id(tensor): index for index, tensor in enumerate(tensors)}
+    code: list[int] = []
+    for call in calls:
+        operands = [-1 if tensor is None else places[id(tensor)] for tensor in call.tensors]
+        bits = [struct.unpack("<q", struct.pack("<d", number))[0] for number in call.floats]
+        code += [OPERATORS[call.operator].number]
+        for numbers in (operands, call.ints, bits):
+            code += [len(numbers), *numbers]
+    numbers = [number for index, tensor in enumerate(tensors) for number in _encode(index, tensor)]
+    program = library.program(numbers, code, len(tensors), 0)
+    program.run(library.pool(threads), [tensor.data_ptr() for tensor in tensors])
+
+
+def _encode(buffer: int, tensor: Tensor) -> list[int]:
+    padding = [0] * (MOST_DIMENSIONS - tensor.dim())
+    return [buffer, 0, DTYPES[tensor.dtype], tensor.dim(), *tensor.shape, *padding, *tensor.stride(), *padding]
