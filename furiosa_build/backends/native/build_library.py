@@ -24,7 +24,7 @@ VARIANTS: Mapping[str, Sequence[str]] = {
 }
 """The instruction sets that kernels are compiled for, with the compiler's options. A variant is a namespace."""
 
-_EVERYWHERE, _KERNEL = ("v3",), ("v3", "v4")
+_EVERYWHERE, _KERNEL, _PRODUCT = ("v3",), ("v3", "v4"), ("v3", "v4", "dot")
 SOURCES: Mapping[str, Sequence[str]] = {
     "cpu.cpp": _EVERYWHERE,
     "pool.cpp": _EVERYWHERE,
@@ -33,12 +33,14 @@ SOURCES: Mapping[str, Sequence[str]] = {
     "copy.cpp": _KERNEL,
     "embedding.cpp": _KERNEL,
     "gather.cpp": _KERNEL,
+    "linear.cpp": _PRODUCT,
     "matmul.cpp": _KERNEL,
     "norm.cpp": _KERNEL,
-    "numbers.cpp": _KERNEL,
+    "numbers.cpp": _PRODUCT,
     "pointwise.cpp": _KERNEL,
     "reduce.cpp": _KERNEL,
     "rotary.cpp": _KERNEL,
+    "round_rows.cpp": _KERNEL,
     "softmax.cpp": _KERNEL,
 }
 """The files of the library, and the variants that each is compiled for: those of no kernel run everywhere."""

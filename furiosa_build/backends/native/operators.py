@@ -90,6 +90,25 @@ OPERATORS = {
         " dimension is contiguous in all tensors.",
         ints=("kind",),
     ),
+    "linear": Operator(
+        7,
+        "x x_scale? weight* scale?* bias?* residual?* out!*",
+        "out = x @ weight.T * x_scale * scale + bias + residual. x [M, K]; x_scale [M] float32. Then, for each of"
+        " `formats`, five tensors: weight, packed (packing.py) from [N, K]; scale [N] or [1]; bias [N]; residual and"
+        " out [M, N]. formats: 0 float32, 1 bfloat16, 2 float16, 3 int8, 4 float8_e4m3fn (3 and 4 as uint8). x is"
+        " float32, bfloat16 or float16; or, if all formats are 3, int8. scale, bias, residual and out are floating. The"
+        " last dimension of all is contiguous.",
+        ints=("formats",),
+    ),
+    "round_rows": Operator(
+        8,
+        "x largest? rows! scales!",
+        "rows * scales = x [M, K], rounded to 8-bit numbers as schemes with dynamic activations do. largest [M], of the"
+        " dtype of x: what each row's largest magnitude is taken to be; not given: what it is. format 3: rows are int8;"
+        " 4: numbers of float8_e4m3fn, as bfloat16 (or another floating dtype). scales: [M] float32. The last dimension"
+        " is contiguous in x and rows.",
+        ints=("format",),
+    ),
     "unpack": Operator(
         9,
         "packed out!",

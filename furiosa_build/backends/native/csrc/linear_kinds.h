@@ -7,6 +7,7 @@
 #include "vectors.h"
 
 namespace furiosa::FURIOSA_VARIANT {
+namespace {
 
 // Weights and x as float32: one number a step.
 struct OfFloats {
@@ -172,4 +173,5 @@ struct FoursFromInt8 {
 };
 #endif
 
+}  // namespace
 }  // namespace furiosa::FURIOSA_VARIANT

@@ -6,6 +6,7 @@
 #include "linear_kinds.h"
 
 namespace furiosa::FURIOSA_VARIANT {
+namespace {
 
 constexpr int64_t block_rows = 32;
 constexpr int64_t unit_bytes = 4;
@@ -132,4 +133,5 @@ const Method& method_of() {
     return method_of<Kind>(std::make_integer_sequence<int, rows>());
 }
 
+}  // namespace
 }  // namespace furiosa::FURIOSA_VARIANT

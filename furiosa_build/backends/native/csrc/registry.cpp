@@ -11,9 +11,18 @@
     namespace v4 {                \
     extern const Kernel name;     \
     }
+// A kernel that is compiled for the processor's dot products too.
+#define DECLARE_DOT(name)         \
+    DECLARE(name)                 \
+    namespace dot {               \
+    extern const Kernel name;     \
+    }
 #define CHOOSE(name) \
     case Op::name:   \
         return cpu().avx512 ? v4::name : v3::name
+#define CHOOSE_DOT(name) \
+    case Op::name:       \
+        return cpu().vnni && cpu().bf16 && cpu().vbmi ? dot::name : cpu().avx512 ? v4::name : v3::name
 
 namespace furiosa {
 
@@ -24,6 +33,8 @@ DECLARE(softmax)
 DECLARE(embedding)
 DECLARE(norm)
 DECLARE(rotary)
+DECLARE_DOT(linear)
+DECLARE(round_rows)
 DECLARE(unpack)
 DECLARE(gather)
 DECLARE(matmul)
@@ -37,6 +48,8 @@ const Kernel& find_kernel(Op op) {
         CHOOSE(embedding);
         CHOOSE(norm);
         CHOOSE(rotary);
+        CHOOSE_DOT(linear);
+        CHOOSE(round_rows);
         CHOOSE(unpack);
         CHOOSE(gather);
         CHOOSE(matmul);

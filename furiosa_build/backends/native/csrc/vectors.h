@@ -7,6 +7,7 @@
 #include <cstring>
 
 namespace furiosa::FURIOSA_VARIANT {
+namespace {
 
 #if defined(__AVX512F__)
 constexpr int64_t lanes = 16;
@@ -48,4 +49,5 @@ inline Floats low_halves(Bits x) {
 #endif
 }
 
+}  // namespace
 }  // namespace furiosa::FURIOSA_VARIANT
