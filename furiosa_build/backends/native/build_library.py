@@ -30,6 +30,7 @@ SOURCES: Mapping[str, Sequence[str]] = {
     "pool.cpp": _EVERYWHERE,
     "program.cpp": _EVERYWHERE,
     "registry.cpp": _EVERYWHERE,
+    "attention.cpp": _PRODUCT,
     "copy.cpp": _KERNEL,
     "embedding.cpp": _KERNEL,
     "gather.cpp": _KERNEL,

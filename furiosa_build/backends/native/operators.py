@@ -115,6 +115,28 @@ OPERATORS = {
         "out [N, K] = the numbers of a packed weight of the same dtype: [N/32 rounded up, K/P rounded up, 32, P] where"
         " P is 2 for 2-byte and 4 for 1-byte numbers, and [N/32 rounded up, K, 32] for 4-byte numbers.",
     ),
+    "write_kv_cache": Operator(
+        10,
+        "key value key_cache! value_cache! slot_mapping",
+        "key_cache[slot_mapping[b, t], h] = key[b, h, t], and so of the values: [batch, kv_heads, tokens, size], caches"
+        " [slots, kv_heads, size], slot_mapping int64 [batch, tokens]. The dtype of key is that of key_cache, and so of"
+        " the values. The last dimension is contiguous in all tensors.",
+    ),
+    "paged_attention": Operator(
+        11,
+        "query key? value? key_cache? value_cache? context_slots? context_lens? position_ids? sinks? out!? partial!?",
+        "backends.ops.paged_attention without its writes. query [batch, heads, tokens, size]; either key and value, or"
+        " the caches and context_slots, with context_lens for one token and position_ids for several; out [batch,"
+        " tokens, heads, size of values]. Instead of out there may be partial, float32 [batch, chunks, tokens, heads,"
+        " size of values + 2], of which `join_attention` makes it, and no sinks: chunk i is about positions from"
+        " i * chunk_tokens on, a multiple of 64. sliding_window and softcap 0: there is none. All but indices are"
+        " float32, bf16 or f16; the last dimension is contiguous in all of them.",
+        ints=("sliding_window", "chunk_tokens"),
+        floats=("scaling", "softcap"),
+    ),
+    "join_attention": Operator(
+        14, "partial sinks? out!", "The output of paged_attention, of its parts: operands are those of paged_attention."
+    ),
     "gather": Operator(
         12,
         "x index out!",

@@ -76,6 +76,7 @@ enum class Op : int64_t {
     paged_attention = 11,
     gather = 12,
     matmul = 13,
+    join_attention = 14,
 };
 
 // The kernel of an operator on this machine's processor: registry.cpp.

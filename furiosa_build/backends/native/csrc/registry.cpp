@@ -36,6 +36,9 @@ DECLARE(rotary)
 DECLARE_DOT(linear)
 DECLARE(round_rows)
 DECLARE(unpack)
+DECLARE_DOT(write_kv_cache)
+DECLARE_DOT(paged_attention)
+DECLARE_DOT(join_attention)
 DECLARE(gather)
 DECLARE(matmul)
 
@@ -51,6 +54,9 @@ const Kernel& find_kernel(Op op) {
         CHOOSE_DOT(linear);
         CHOOSE(round_rows);
         CHOOSE(unpack);
+        CHOOSE_DOT(write_kv_cache);
+        CHOOSE_DOT(paged_attention);
+        CHOOSE_DOT(join_attention);
         CHOOSE(gather);
         CHOOSE(matmul);
         default:

@@ -1,0 +1,93 @@
+// write_kv_cache, paged_attention, and join_attention.
+#include "attention.h"
+
+#include "attention_tiles.h"
+
+namespace furiosa::FURIOSA_VARIANT {
+
+namespace {
+
+// ---- paged_attention: see attention.h and attention_tiles.h
+
+int64_t attention_jobs(const Call& call) { return Attention(call).jobs(); }
+
+template <class Arithmetic>
+void attend(const Attention& attention, int64_t begin, int64_t end, Scratch& scratch) {
+    for (int64_t job = begin; job < end; job++) Job<Arithmetic>(attention, job, scratch).run();
+}
+
+void run_attention(const Call& call, int64_t begin, int64_t end, Scratch& scratch) {
+    const Attention attention(call);
+#ifdef __AVX512BF16__
+    const auto is_bf16 = [](DType dtype) { return dtype == DType::bf16; };
+    if (is_bf16(attention.query.dtype) && is_bf16(attention.keys.dtype) && is_bf16(attention.values.dtype))
+        return attend<Pairs>(attention, begin, end, scratch);
+#endif
+    attend<Single>(attention, begin, end, scratch);
+}
+
+// ---- join_attention: partial [batch, chunks, tokens, heads, size + 2], sinks?, out [batch, tokens, heads, size]
+
+// A job is a token of a sequence.
+int64_t join_jobs(const Call& call) { return call.tensors[2].shape[0] * call.tensors[2].shape[1]; }
+
+void join(const Tensor& partial, const Tensor& sinks, const Tensor& out, int64_t sequence, int64_t token, int64_t head) {
+    const int64_t size = out.shape[3], chunks = partial.shape[1];
+    const float* parts = partial.as<float>() + sequence * partial.stride[0] + token * partial.stride[2];
+    parts += head * partial.stride[3];
+    const auto part = [&](int64_t chunk) { return parts + chunk * partial.stride[1]; };
+    float largest = -infinity, sum = 0;
+    for (int64_t chunk = 0; chunk < chunks; chunk++) largest = part(chunk)[size] > largest ? part(chunk)[size] : largest;
+    const float zero = largest == -infinity ? 0 : largest;
+    for (int64_t chunk = 0; chunk < chunks; chunk++)
+        sum += part(chunk)[size + 1] * power_of_two(part(chunk)[size] - zero);
+    const Normalizer normalizer(sinks, head, largest, sum);
+    const int64_t offset = sequence * out.stride[0] + token * out.stride[1] + head * out.stride[2];
+    char* to = out.as<char>() + offset * bytes_of(out.dtype);
+    for (int64_t at = 0; at < size; at += lanes) {
+        Floats output{};
+        for (int64_t chunk = 0; chunk < chunks; chunk++) {
+            if (part(chunk)[size + 1] == 0) continue;  // nothing of it is attended to
+            const float* numbers = part(chunk);
+            const Floats own = load_part<Floats>(reinterpret_cast<const char*>(numbers + at), (size - at) * 4);
+            output += own * power_of_two(numbers[size] - zero);
+        }
+        write(to, out.dtype, size, at, normalizer.applied(output));
+    }
+}
+
+void run_join(const Call& call, int64_t begin, int64_t end, Scratch&) {
+    const Tensor &partial = call.tensors[0], &sinks = call.tensors[1], &out = call.tensors[2];
+    for (int64_t job = begin; job < end; job++)
+        for (int64_t head = 0; head < out.shape[2]; head++)
+            join(partial, sinks, out, job / out.shape[1], job % out.shape[1], head);
+}
+
+// ---- write_kv_cache: key, value, key_cache, value_cache, slot_mapping
+
+void write(const Tensor& tokens, const Tensor& cache, const Tensor& slots, int64_t head) {
+    const Rows from = Rows::of_tokens(tokens), to = Rows::of_cache(cache);
+    const auto bytes = static_cast<size_t>(from.size * bytes_of(from.dtype));
+    for (int64_t sequence = 0; sequence < tokens.shape[0]; sequence++)
+        for (int64_t token = 0; token < tokens.shape[2]; token++)
+            __builtin_memcpy(to.at(0, head, number(slots, sequence, token)), from.at(sequence, head, token), bytes);
+}
+
+// A job is a KV head: where several tokens have one slot, as those of padding do, the last one stays.
+int64_t write_jobs(const Call& call) { return call.tensors[0].shape[1]; }
+
+void run_write(const Call& call, int64_t begin, int64_t end, Scratch&) {
+    const Tensor* t = call.tensors;
+    for (int64_t head = begin; head < end; head++) {
+        write(t[0], t[2], t[4], head);
+        write(t[1], t[3], t[4], head);
+    }
+}
+
+}  // namespace
+
+extern const Kernel write_kv_cache{write_jobs, run_write};
+extern const Kernel paged_attention{attention_jobs, run_attention};
+extern const Kernel join_attention{join_jobs, run_join};
+
+}  // namespace furiosa::FURIOSA_VARIANT

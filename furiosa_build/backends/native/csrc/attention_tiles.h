@@ -1,0 +1,397 @@
+// One job of attention, by tiles of the context.
+//
+// Flash attention: keys and values of a tile of tokens are packed so that the words of a column are neighbours; then,
+// for a few rows of queries at a time, come the scores against the tile, their softmax as far as it is known, and
+// their share of the output. A row's numbers do not depend on the rows that are computed with it: tiles begin at the
+// same places of the context for all, and what a row does not attend to adds exact zeros.
+#pragma once
+
+#include "attention.h"
+#include "attention_vectors.h"
+
+namespace furiosa::FURIOSA_VARIANT {
+
+namespace {
+
+constexpr int64_t tile_tokens = 64;
+constexpr int64_t block_rows = 8;  // of queries that are multiplied at a time
+
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// ---- Rows of stored numbers
+
+// `bytes` of them, and zeros up to a whole vector.
+template <class Vector>
+inline Vector load_part(const char* from, int64_t bytes) {
+    if (bytes >= static_cast<int64_t>(sizeof(Vector))) return load<Vector>(from);
+    char part[sizeof(Vector)] = {};
+    __builtin_memcpy(part, from, static_cast<size_t>(bytes));
+    return load<Vector>(part);
+}
+
+template <class Vector>
+inline void store_part(char* to, int64_t bytes, Vector vector) {
+    if (bytes >= static_cast<int64_t>(sizeof(Vector))) return store(to, vector);
+    char part[sizeof(Vector)];
+    store(part, vector);
+    __builtin_memcpy(to, part, static_cast<size_t>(bytes));
+}
+
+// The numbers of a row from number `from` on; beyond its end they are 0.
+inline Floats read(const char* row, DType dtype, int64_t size, int64_t from) {
+    if (dtype == DType::f32) return load_part<Floats>(row + from * 4, (size - from) * 4);
+    const Numbers numbers = load_part<Numbers>(row + from * 2, (size - from) * 2);
+    return dtype == DType::f16 ? from_half(numbers) : from_bf16(numbers);
+}
+
+inline void write(char* row, DType dtype, int64_t size, int64_t from, Floats numbers) {
+    if (dtype == DType::f32) return store_part(row + from * 4, (size - from) * 4, numbers);
+    store_part(row + from * 2, (size - from) * 2, dtype == DType::f16 ? to_half(numbers) : to_bf16(numbers));
+}
+
+// ---- Products
+
+// c[M][N vectors] = a[M][words] * b[words][N vectors], on top of what c is if `add`.
+template <class Arithmetic, int M, int N>
+inline void product(const Word* a, int64_t a_stride, const Word* b, int64_t b_stride, int64_t words, float* c,
+                    int64_t c_stride, bool add) {
+    Floats sums[M][N];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) sums[m][n] = add ? load<Floats>(c + m * c_stride + n * lanes) : Floats{};
+    for (int64_t word = 0; word < words; word++) {
+        Words columns[N];
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) columns[n] = load<Words>(b + word * b_stride + n * lanes);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) {
+            const Word factor = a[m * a_stride + word];
+#pragma GCC unroll 4
+            for (int n = 0; n < N; n++) sums[m][n] = Arithmetic::multiply_add(sums[m][n], factor, columns[n]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) store(c + m * c_stride + n * lanes, sums[m][n]);
+}
+
+// The same for any number of vectors, as many at a time as the registers hold.
+template <class Arithmetic, int M>
+void products(const Word* a, int64_t a_stride, const Word* b, int64_t b_stride, int64_t words, float* c,
+              int64_t c_stride, int64_t vectors, bool add) {
+    constexpr int N = (M <= 4 ? 4 : 2) * lanes / 16;
+    int64_t vector = 0;
+    for (; vector + N <= vectors; vector += N)
+        product<Arithmetic, M, N>(a, a_stride, b + vector * lanes, b_stride, words, c + vector * lanes, c_stride, add);
+    for (; vector < vectors; vector++)
+        product<Arithmetic, M, 1>(a, a_stride, b + vector * lanes, b_stride, words, c + vector * lanes, c_stride, add);
+}
+
+using Products = void (*)(const Word*, int64_t, const Word*, int64_t, int64_t, float*, int64_t, int64_t, bool);
+template <class A>
+constexpr Products products_of_rows[block_rows] = {products<A, 1>, products<A, 2>, products<A, 3>, products<A, 4>,
+                                                   products<A, 5>, products<A, 6>, products<A, 7>, products<A, 8>};
+
+// ---- The end of a softmax
+
+// What the output of a query head has to be multiplied by, once all of its scores are known.
+class Normalizer {
+  public:
+    Normalizer(const Tensor& sinks, int64_t head, float largest, float sum) {
+        float factor = 1;
+        if (sinks.given()) {  // one more score
+            const char* own = sinks.as<char>() + head * sinks.stride[0] * bytes_of(sinks.dtype);
+            const float sink = read(own, sinks.dtype, 1, 0)[0] * 1.44269504f;
+            const float most = largest > sink ? largest : sink, zero = most == -infinity ? 0 : most;
+            factor = power_of_two(largest - zero);
+            sum = sum * factor + power_of_two(sink - zero);
+        }
+        factor_ = sum == 0 ? 0 : factor / sum;
+        is_nothing_ = sum == 0;
+    }
+    Floats applied(Floats output) const { return is_nothing_ ? Floats{} : output * factor_; }
+
+  private:
+    float factor_;
+    bool is_nothing_;
+};
+
+// ---- A job
+
+template <class Arithmetic>
+class Job {
+  public:
+    Job(const Attention& attention, int64_t job, Scratch& scratch);
+    void run();
+
+  private:
+    static constexpr bool in_pairs = Arithmetic::in_pairs;
+    static int64_t words_of(int64_t size) { return in_pairs ? (size + 1) / 2 : size; }
+    static Words read_words(const char* row, DType dtype, int64_t size, int64_t from) {
+        if constexpr (in_pairs) return load_part<Words>(row + from * 4, size * 2 - from * 4);
+        return (Words)read(row, dtype, size, from);
+    }
+
+    void lay_out(Scratch& scratch);
+    void begin();
+    void prefetch(int64_t from, int64_t to) const;
+    void pack_keys(int64_t head, int64_t tile, int64_t count);
+    void pack_values(int64_t head, int64_t tile, int64_t count);
+    void attend(int64_t first, int64_t rows, int64_t tile, int64_t count);
+    float prepare(float* scores, Span own, int64_t tile, int64_t count) const;
+    void soften(int64_t row, int64_t in_block, int64_t tile, int64_t count);
+    void finish(int64_t row);
+    void finish_part(int64_t row);
+
+    int64_t query_head(int64_t row) const {
+        return (share_.head + row / rows_of_head_) * attention_.group + row % attention_.group;
+    }
+    int64_t token(int64_t row) const { return share_.token + row % rows_of_head_ / attention_.group; }
+
+    const Attention& attention_;
+    const Share share_;
+    const int64_t rows_of_head_, rows_;  // row = (KV head * tokens + token) * group + head of the group
+    const int64_t words_, value_stride_;
+
+    Word* queries_;   // [rows][words]
+    Span* spans_;     // [rows of a head]
+    Word* keys_;      // [words][tile_tokens]
+    Word* values_;    // [tile_tokens, or pairs of them][value_stride]
+    float* scores_;   // [block_rows][tile_tokens]
+    Word* shares_;    // [block_rows][tile_tokens, or pairs of them]
+    float* output_;   // [rows][value_stride]
+    Floats* sums_;    // [rows]: of the shares, by lane
+    float* largest_;  // [rows]: the largest score, times log2(e)
+    char* zeros_;     // a row, in place of one that is not there
+};
+
+template <class Arithmetic>
+Job<Arithmetic>::Job(const Attention& attention, int64_t job, Scratch& scratch)
+    : attention_(attention),
+      share_(attention.share(job)),
+      rows_of_head_(share_.tokens * attention.group),
+      rows_(share_.heads * rows_of_head_),
+      words_(words_of(attention.keys.size)),
+      value_stride_(round_up(attention.values.size, lanes)) {
+    lay_out(scratch);
+}
+
+// A part of the memory that begins at `next`, which it moves on.
+template <class T>
+inline T* take(uintptr_t& next, int64_t count) {
+    T* part = reinterpret_cast<T*>(next);
+    next += static_cast<uintptr_t>(round_up(count * static_cast<int64_t>(sizeof(T)), 64));
+    return part;
+}
+
+template <class Arithmetic>
+void Job<Arithmetic>::lay_out(Scratch& scratch) {
+    uintptr_t begin = 0;
+    for (int pass = 0; pass < 2; pass++) {  // the first one only measures
+        uintptr_t next = begin;
+        queries_ = take<Word>(next, rows_ * words_ + lanes);
+        spans_ = take<Span>(next, rows_of_head_);
+        keys_ = take<Word>(next, round_up(words_, lanes) * tile_tokens);
+        values_ = take<Word>(next, tile_tokens * value_stride_);
+        scores_ = take<float>(next, block_rows * tile_tokens);
+        shares_ = take<Word>(next, block_rows * tile_tokens);
+        output_ = take<float>(next, rows_ * value_stride_);
+        sums_ = take<Floats>(next, rows_);
+        largest_ = take<float>(next, rows_);
+        zeros_ = take<char>(next, 4 * (attention_.keys.size + value_stride_));
+        if (pass == 0) begin = reinterpret_cast<uintptr_t>(scratch.get(next));
+    }
+}
+
+template <class Arithmetic>
+void Job<Arithmetic>::run() {
+    const int64_t end = share_.context.end;
+    if (share_.context.begin < end) begin();
+    for (int64_t row = 0; row < rows_; row++) largest_[row] = -infinity, sums_[row] = Floats{};
+    int64_t tile = share_.context.begin / tile_tokens * tile_tokens;
+    prefetch(greater(tile, share_.context.begin), smaller(tile + tile_tokens, end));
+    for (; tile < end; tile += tile_tokens) {
+        const int64_t count = smaller(tile_tokens, end - tile), next = tile + tile_tokens;
+        for (int64_t head = 0; head < share_.heads; head++) {
+            prefetch(next + head * tile_tokens / share_.heads, next + (head + 1) * tile_tokens / share_.heads);
+            pack_keys(share_.head + head, tile, count);
+            pack_values(share_.head + head, tile, count);
+            for (int64_t row = 0; row < rows_of_head_; row += block_rows)
+                attend(head * rows_of_head_ + row, smaller(block_rows, rows_of_head_ - row), tile, count);
+        }
+    }
+    for (int64_t row = 0; row < rows_; row++) attention_.partial.given() ? finish_part(row) : finish(row);
+}
+
+template <class Arithmetic>
+void Job<Arithmetic>::begin() {
+    __builtin_memset(zeros_, 0, static_cast<size_t>(4 * (attention_.keys.size + value_stride_)));
+    __builtin_memset(output_, 0, static_cast<size_t>(rows_ * value_stride_) * sizeof(float));
+    for (int64_t row = 0; row < rows_of_head_; row++) spans_[row] = attention_.span(share_.sequence, token(row));
+    const Tensor& query = attention_.query;
+    for (int64_t row = 0; row < rows_; row++) {
+        const int64_t offset = share_.sequence * query.stride[0] + query_head(row) * query.stride[1];
+        const char* from = query.as<char>() + (offset + token(row) * query.stride[2]) * bytes_of(query.dtype);
+        for (int64_t word = 0; word < words_; word += lanes)  // what is too much is overwritten by the next row
+            store(queries_ + row * words_ + word, read_words(from, query.dtype, attention_.keys.size, word));
+    }
+}
+
+// Slots lie anywhere: the processor does not guess where the next ones are. To the second level, for rows at a power of
+// two from each other leave much of the first one unused.
+template <class Arithmetic>
+void Job<Arithmetic>::prefetch(int64_t from, int64_t to) const {
+    for (const Rows* rows : {&attention_.keys, &attention_.values}) {
+        const int64_t bytes = rows->size * bytes_of(rows->dtype);
+        for (int64_t index = from; index < smaller(to, share_.context.end); index++)
+            for (int64_t head = share_.head; head < share_.head + share_.heads; head++) {
+                const char* row = attention_.row(*rows, share_.sequence, head, index);
+                for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+            }
+    }
+}
+
+// Tokens become columns. Beyond the last token the columns are of any content: their scores are not used.
+template <class Arithmetic>
+void Job<Arithmetic>::pack_keys(int64_t head, int64_t tile, int64_t count) {
+    const Rows& keys = attention_.keys;
+    const bool are_words = in_pairs || keys.dtype == DType::f32;
+    for (int64_t token = 0; token < count; token += lanes) {
+        const char* rows[lanes];
+        for (int64_t lane = 0; lane < lanes; lane++) {
+            const int64_t index = tile + token + lane;
+            const bool is_read = share_.context.begin <= index && index < share_.context.end;
+            rows[lane] = is_read ? attention_.row(keys, share_.sequence, head, index) : zeros_;
+        }
+        for (int64_t word = 0; word < words_; word += lanes) {
+            Words square[lanes];
+            if (are_words && (word + lanes) * 4 <= keys.size * bytes_of(keys.dtype)) {
+#pragma GCC unroll 16
+                for (int lane = 0; lane < lanes; lane++) square[lane] = load<Words>(rows[lane] + word * 4);
+            } else {
+                for (int lane = 0; lane < lanes; lane++)
+                    square[lane] = read_words(rows[lane], keys.dtype, keys.size, word);
+            }
+            transpose(square);
+#pragma GCC unroll 16
+            for (int lane = 0; lane < lanes; lane++)
+                store(keys_ + (word + lane) * tile_tokens + token, square[lane]);
+        }
+    }
+}
+
+template <class Arithmetic>
+void Job<Arithmetic>::pack_values(int64_t head, int64_t tile, int64_t count) {
+    const Rows& values = attention_.values;
+    constexpr int64_t step = in_pairs ? 2 : 1;
+    const auto row = [&](int64_t index) {
+        const bool is_read = share_.context.begin <= index && index < share_.context.end;
+        return is_read ? attention_.row(values, share_.sequence, head, index) : zeros_;
+    };
+    for (int64_t token = 0; token < count; token += step) {
+        const char *first = row(tile + token), *second = row(tile + token + 1);
+        Word* packed = values_ + token / step * value_stride_;
+        int64_t at = 0;
+        if constexpr (in_pairs) {
+            for (; at + 2 * lanes <= values.size; at += 2 * lanes)
+                Arithmetic::interleave(first + at * 2, second + at * 2, packed + at);
+            for (; at < value_stride_; at += lanes) {
+                const int64_t bytes = (values.size - at) * 2;
+                const Words low = widened(load_part<Numbers>(first + at * 2, bytes));
+                store(packed + at, low | widened(load_part<Numbers>(second + at * 2, bytes)) << 16);
+            }
+        } else {
+            for (; at < value_stride_; at += lanes) store(packed + at, read(first, values.dtype, values.size, at));
+        }
+    }
+}
+
+// Some rows of one head against a tile.
+template <class Arithmetic>
+void Job<Arithmetic>::attend(int64_t first, int64_t rows, int64_t tile, int64_t count) {
+    const Span* spans = spans_ + first % rows_of_head_;
+    bool any = false;
+    for (int64_t row = 0; row < rows; row++) any |= spans[row].begin < tile + count && tile < spans[row].end;
+    if (!any) return;
+    const Products multiply = products_of_rows<Arithmetic>[rows - 1];
+    multiply(queries_ + first * words_, words_, keys_, tile_tokens, words_, scores_, tile_tokens,
+             round_up(count, lanes) / lanes, false);
+    for (int64_t row = 0; row < rows; row++) soften(first + row, row, tile, count);
+    multiply(shares_, words_of(tile_tokens), values_, value_stride_, words_of(count), output_ + first * value_stride_,
+             value_stride_, value_stride_ / lanes, true);
+}
+
+// Makes of scores against a tile what only has to be multiplied by the result.
+template <class Arithmetic>
+float Job<Arithmetic>::prepare(float* scores, Span own, int64_t tile, int64_t count) const {
+    constexpr float log2_e = 1.44269504f;
+    const bool is_whole = own.begin <= tile && tile + round_up(count, lanes) <= own.end;
+    if (is_whole && attention_.softcap == 0 && attention_.scaling > 0) return attention_.scaling * log2_e;
+    const Floats begin = splat(static_cast<float>(own.begin - tile)), end = splat(static_cast<float>(own.end - tile));
+    Floats index;
+    for (int lane = 0; lane < lanes; lane++) index[lane] = static_cast<float>(lane);
+    for (int64_t token = 0; token < count; token += lanes, index += static_cast<float>(lanes)) {
+        Floats score = load<Floats>(scores + token) * attention_.scaling;
+        if (attention_.softcap != 0) score = capped(score, attention_.softcap);
+        store(scores + token, (index >= begin) & (index < end) ? score * log2_e : splat(-infinity));
+    }
+    return 1;
+}
+
+// The scores of a row become its shares, and what it has so far is brought to their scale.
+template <class Arithmetic>
+void Job<Arithmetic>::soften(int64_t row, int64_t in_block, int64_t tile, int64_t count) {
+    float* scores = scores_ + in_block * tile_tokens;
+    Word* shares = shares_ + in_block * words_of(tile_tokens);
+    const float factor = prepare(scores, spans_[row % rows_of_head_], tile, count);
+    Floats most = splat(-infinity);
+    for (int64_t token = 0; token < count; token += lanes) most = larger(load<Floats>(scores + token), most);
+    const float before = largest_[row], here = largest_of(most) * factor, now = here > before ? here : before;
+    const float zero = now == -infinity ? 0 : now;
+    if (now != before) {
+        const float change = power_of_two(before - zero);
+        largest_[row] = now;
+        sums_[row] *= change;
+        float* output = output_ + row * value_stride_;
+        for (int64_t at = 0; at < value_stride_; at += lanes) store(output + at, load<Floats>(output + at) * change);
+    }
+    Floats sum = sums_[row];
+    for (int64_t token = 0; token < count; token += lanes) {
+        const Floats share = power_of_two(load<Floats>(scores + token) * factor - zero);
+        sum += share;
+        if constexpr (in_pairs)
+            store(shares + token / 2, to_bf16(share));
+        else
+            store(shares + token, share);
+    }
+    sums_[row] = sum;
+}
+
+template <class Arithmetic>
+void Job<Arithmetic>::finish(int64_t row) {
+    const Tensor& out = attention_.out;
+    const Normalizer normalizer(attention_.sinks, query_head(row), largest_[row], total(sums_[row]));
+    const int64_t offset = share_.sequence * out.stride[0] + token(row) * out.stride[1] + query_head(row) * out.stride[2];
+    char* to = out.as<char>() + offset * bytes_of(out.dtype);
+    const float* output = output_ + row * value_stride_;
+    for (int64_t at = 0; at < value_stride_; at += lanes)
+        write(to, out.dtype, attention_.values.size, at, normalizer.applied(load<Floats>(output + at)));
+}
+
+// A row of `partial`: the output so far, the largest score and the sum of the shares.
+template <class Arithmetic>
+void Job<Arithmetic>::finish_part(int64_t row) {
+    const Tensor& partial = attention_.partial;
+    const int64_t size = attention_.values.size;
+    const int64_t offset = share_.sequence * partial.stride[0] + share_.place * partial.stride[1];
+    float* to = partial.as<float>() + offset + token(row) * partial.stride[2] + query_head(row) * partial.stride[3];
+    to[size] = largest_[row], to[size + 1] = total(sums_[row]);
+    if (largest_[row] != -infinity || to[size + 1] != 0)
+        __builtin_memcpy(to, output_ + row * value_stride_, static_cast<size_t>(size) * sizeof(float));
+}
+
+}  // namespace
+
+}  // namespace furiosa::FURIOSA_VARIANT
