@@ -53,7 +53,7 @@ _COMPILE = (
 )
 # The C++ library is linked in, so that the machine that runs an artifact needs none.
 _LINK = ("-shared", "-pthread", "-static-libstdc++", "-static-libgcc", "-s", "-Wl,--build-id=none", "-Wl,--gc-sections")
-_LINK_LAST = ("-Wl,--exclude-libs,ALL",)
+_EXPORTS = "exports.map"
 
 
 class _Object(NamedTuple):
@@ -78,14 +78,15 @@ def build_library(output: Path, scratch: Path, extra: Sequence[str] = ()) -> Non
     order = sorted(_objects(), key=lambda item: (list(VARIANTS).index(item.variant), item.source))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor:
         objects = list(executor.map(lambda item: _compile(item, scratch, extra), order))
-    _run([*compiler_command(), *_LINK, *extra, *map(str, objects), "-o", str(output), *_LINK_LAST])
+    exports = f"-Wl,--version-script={CSRC / _EXPORTS}"
+    _run([*compiler_command(), *_LINK, *extra, exports, *map(str, objects), "-o", str(output)])
 
 
 def library_key() -> str:
     """What determines the bytes of the library, but the compiler: a digest of sources and options."""
-    digest = hashlib.sha256(repr((SOURCES, VARIANTS, _COMPILE, _LINK, _LINK_LAST)).encode())
+    digest = hashlib.sha256(repr((SOURCES, VARIANTS, _COMPILE, _LINK)).encode())
     for file in sorted(CSRC.iterdir()):
-        if file.suffix in (".h", ".cpp"):
+        if file.suffix in (".h", ".cpp", ".map"):
             digest.update(f"{file.name} {file.stat().st_size}\n".encode() + file.read_bytes())
     return digest.hexdigest()
 

@@ -45,11 +45,12 @@ def run(library: Library, *calls: Call, threads: int = 1) -> None:
         code += [OPERATORS[call.operator].number]
         for numbers in (operands, call.ints, bits):
             code += [len(numbers), *numbers]
-    numbers = [number for index, tensor in enumerate(tensors) for number in _encode(index, tensor)]
+    numbers = [number for index, tensor in enumerate(tensors) for number in encode(index, tensor)]
     program = library.program(numbers, code, len(tensors), 0)
     program.run(library.pool(threads), [tensor.data_ptr() for tensor in tensors])
 
 
-def _encode(buffer: int, tensor: Tensor) -> list[int]:
+def encode(buffer: int, tensor: Tensor, offset: int = 0) -> list[int]:
+    """A tensor of a program that lies `offset` bytes behind the beginning of a buffer."""
     padding = [0] * (MOST_DIMENSIONS - tensor.dim())
-    return [buffer, 0, DTYPES[tensor.dtype], tensor.dim(), *tensor.shape, *padding, *tensor.stride(), *padding]
+    return [buffer, offset, DTYPES[tensor.dtype], tensor.dim(), *tensor.shape, *padding, *tensor.stride(), *padding]

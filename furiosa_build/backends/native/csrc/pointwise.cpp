@@ -84,7 +84,7 @@ FLOAT1(floor, __builtin_floorf(x))
 FLOAT1(ceil, __builtin_ceilf(x))
 FLOAT1(round, __builtin_rintf(x))
 FLOAT1(trunc, __builtin_truncf(x))
-FLOAT1(sign, x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x == x ? 0.0f : x)
+FLOAT1(sign, x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : 0.0f)  // of NaN 0, as torch has it
 FLOAT1(round_bf16, to_float(from_float<bf16>(x)))
 FLOAT2(add, x + y)
 FLOAT2(sub, x - y)
