@@ -79,7 +79,7 @@ class Graph:
         return Graph(
             GraphData(
                 inputs=[spec for _, spec in used],
-                constants=[_constant(_lifted_tensor(program, lifted[node.name])) for node in constants],
+                constants=[_constant(lifted_tensor(program, lifted[node.name])) for node in constants],
                 nodes=[
                     Call(
                         op=_op_name(node.target),
@@ -209,7 +209,8 @@ def _renumber(arg: Any, number: Mapping[int, int]) -> Any:
     return arg
 
 
-def _lifted_tensor(program: ExportedProgram, target: str) -> torch.Tensor:
+def lifted_tensor(program: ExportedProgram, target: str) -> torch.Tensor:
+    """A tensor of the traced module's own, by where the program keeps it."""
     tensor = program.constants.get(target, program.state_dict.get(target))
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"the exported graph lifted {target!r}, which is not a tensor")

@@ -12,6 +12,7 @@ from furiosa_build.core.errors import UserError, nearest
 _OWN = {
     "inductor": "furiosa_build.backends.inductor:InductorBackend",
     "eager": "furiosa_build.backends.eager:EagerBackend",
+    "native": "furiosa_build.backends.native.backend:NativeBackend",
 }
 
 

@@ -56,7 +56,7 @@ class Builder:
 
     def finish(self) -> Plan:
         """The plan of all calls so far."""
-        arena = lay_out([call.tensors for call in self._calls])
+        arena = lay_out([(call.op, call.tensors) for call in self._calls])
         views: dict[_Key, int] = {}
         calls = []
         for call in self._calls:
