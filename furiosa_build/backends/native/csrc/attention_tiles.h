@@ -213,9 +213,8 @@ void Job<Arithmetic>::run() {
     int64_t tile = share_.context.begin / tile_tokens * tile_tokens;
     prefetch(greater(tile, share_.context.begin), smaller(tile + tile_tokens, end));
     for (; tile < end; tile += tile_tokens) {
-        const int64_t count = smaller(tile_tokens, end - tile), next = tile + tile_tokens;
+        const int64_t count = smaller(tile_tokens, end - tile);
         for (int64_t head = 0; head < share_.heads; head++) {
-            prefetch(next + head * tile_tokens / share_.heads, next + (head + 1) * tile_tokens / share_.heads);
             pack_keys(share_.head + head, tile, count);
             pack_values(share_.head + head, tile, count);
             for (int64_t row = 0; row < rows_of_head_; row += block_rows)
@@ -248,7 +247,7 @@ void Job<Arithmetic>::prefetch(int64_t from, int64_t to) const {
         for (int64_t index = from; index < smaller(to, share_.context.end); index++)
             for (int64_t head = share_.head; head < share_.head + share_.heads; head++) {
                 const char* row = attention_.row(*rows, share_.sequence, head, index);
-                for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, 0, 2);
+                for (int64_t at = 0; at < bytes; at += 64) asm volatile("prefetcht1 %0" : : "m"(row[at]));
             }
     }
 }
@@ -259,6 +258,9 @@ void Job<Arithmetic>::pack_keys(int64_t head, int64_t tile, int64_t count) {
     const Rows& keys = attention_.keys;
     const bool are_words = in_pairs || keys.dtype == DType::f32;
     for (int64_t token = 0; token < count; token += lanes) {
+        // Meanwhile a part of the next tile comes from memory.
+        const int64_t step = (head - share_.head) * tile_tokens + token, next = tile + tile_tokens;
+        prefetch(next + step / share_.heads, next + (step + lanes) / share_.heads);
         const char* rows[lanes];
         for (int64_t lane = 0; lane < lanes; lane++) {
             const int64_t index = tile + token + lane;
