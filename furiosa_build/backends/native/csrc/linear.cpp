@@ -36,10 +36,11 @@ constexpr int float_rows = 12, converted_rows = 8;
 constexpr int float_rows = 6, converted_rows = 4;
 #endif
 
-Choice choose(Format format, [[maybe_unused]] DType x) {
+Choice choose(Format format, [[maybe_unused]] DType x, [[maybe_unused]] int64_t k) {
 #ifdef FURIOSA_HAS_DOT_PRODUCTS
     const Method& pairs = method_of<PairsFromBf16, 12>();
-    if (x == DType::i8) return {DType::i8, &method_of<FoursFromInt8, 12>(), nullptr, 128};
+    const bool fits_int32 = k <= 1 << 16;
+    if (x == DType::i8 && fits_int32) return {DType::i8, &method_of<FoursFromInt8, 12>(), nullptr, 128};
     if (x == DType::bf16 && format == Format::bf16) return {DType::bf16, &pairs, nullptr};
     if (x == DType::bf16 && format == Format::int8) return {DType::bf16, &method_of<PairsFromInt8, 8>(), &pairs};
     if (x == DType::bf16 && format == Format::fp8) return {DType::bf16, &method_of<PairsFromFp8, 8>(), &pairs};
@@ -79,7 +80,7 @@ struct Product {
           bias(weight + 2),
           residual(weight + 3),
           out(weight + 4),
-          choice(choose(static_cast<Format>(call.ints[index]), x->dtype)),
+          choice(choose(static_cast<Format>(call.ints[index]), x->dtype, x->shape[1])),
           expands(choice.panels != nullptr && x->shape[0] > choice.method->rows),
           converts(choice.x != x->dtype || x->shape[1] * size_of(x->dtype) % step_bytes() != 0),
           units(weight->shape[1]) {
@@ -205,10 +206,7 @@ class Job {
 
     void add_up_rows() {
         for (int64_t row = 0; row < num_rows_; row++) {
-            const int8_t* from = static_cast<const int8_t*>(x_row(row, 0));
-            int32_t sum = 0;
-            for (int64_t i = 0; i < p_.x->shape[1]; i++) sum += from[i];
-            row_sums_[row] = sum;
+            row_sums_[row] = sum_of(static_cast<const int8_t*>(x_row(row, 0)), p_.x->shape[1]);
         }
     }
 

@@ -88,13 +88,12 @@ struct alignas(64) Table {
     uint8_t low[128];
 };
 
-// value * 2^scale, which bfloat16 must have.
+// value * 2^scale, which bfloat16 must have; not negative.
 constexpr int bf16_bits(int value, int scale) {
-    const int magnitude = value < 0 ? -value : value;
-    if (magnitude == 0) return 0;
+    if (value == 0) return 0;
     int exponent = 0;
-    while ((magnitude >> exponent) > 1) exponent++;
-    return (value < 0 ? 0x8000 : 0) | (127 + exponent + scale) << 7 | ((magnitude << 7 >> exponent) & 0x7f);
+    while ((value >> exponent) > 1) exponent++;
+    return (127 + exponent + scale) << 7 | ((value << 7 >> exponent) & 0x7f);
 }
 
 constexpr int bf16_of_fp8(int code) {
@@ -114,8 +113,7 @@ constexpr Table tabulate(Function function) {
 }
 
 constexpr Table of_fp8 = tabulate(bf16_of_fp8);
-constexpr Table of_int8_below_0 = tabulate([](int code) { return bf16_bits(code - 128, 0); });
-constexpr Table of_int8_from_0 = tabulate([](int code) { return bf16_bits(code, 0); });
+constexpr Table of_int8 = tabulate([](int code) { return bf16_bits(code, 0); });
 
 inline __m512i look_up(const uint8_t (&table)[128], __m512i codes) {
     return _mm512_permutex2var_epi8(_mm512_load_si512(table), codes, _mm512_load_si512(table + 64));
@@ -134,13 +132,19 @@ inline __m512i exchange_middle_bytes(Bits unit) {
     return _mm512_shuffle_epi8((__m512i)unit, order);
 }
 
+// The same, of magnitudes; the highest bit of `bytes` is the sign.
+template <int step>
+Bits pair_with_sign(__m512i high, __m512i low, __m512i bytes) {
+    const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
+    return pair<step>(_mm512_ternarylogic_epi32(high, bytes, sign, 0xf8), low);
+}
+
 struct PairsFromFp8 : OfPairs {
     static constexpr int steps = 2;
     template <int step>
     static Bits weights(Bits unit) {
-        const __m512i codes = exchange_middle_bytes(unit), sign = _mm512_set1_epi8(static_cast<char>(0x80));
-        const __m512i high = _mm512_ternarylogic_epi32(look_up(of_fp8.high, codes), codes, sign, 0xf8);
-        return pair<step>(high, look_up(of_fp8.low, codes));
+        const __m512i codes = exchange_middle_bytes(unit);
+        return pair_with_sign<step>(look_up(of_fp8.high, codes), look_up(of_fp8.low, codes), codes);
     }
 };
 
@@ -148,12 +152,11 @@ struct PairsFromInt8 : OfPairs {
     static constexpr int steps = 2;
     template <int step>
     static Bits weights(Bits unit) {
-        const __m512i codes = exchange_middle_bytes(unit);
-        const __mmask64 from_0 = _mm512_movepi8_mask(codes);
-        const Table &below = of_int8_below_0, &above = of_int8_from_0;
-        const __m512i high = _mm512_mask_blend_epi8(from_0, look_up(below.high, codes), look_up(above.high, codes));
-        const __m512i low = _mm512_mask_blend_epi8(from_0, look_up(below.low, codes), look_up(above.low, codes));
-        return pair<step>(high, low);
+        const __m512i values = exchange_middle_bytes(unit ^ static_cast<int32_t>(0x80808080));
+        const __m512i magnitudes = _mm512_abs_epi8(values), high_of_128 = _mm512_set1_epi8(0x43);
+        const __m512i high = _mm512_mask_mov_epi8(look_up(of_int8.high, magnitudes), _mm512_movepi8_mask(magnitudes),
+                                                  high_of_128);  // the table has 0 to 127
+        return pair_with_sign<step>(high, look_up(of_int8.low, magnitudes), values);
     }
 };
 
@@ -172,6 +175,19 @@ struct FoursFromInt8 {
     }
 };
 #endif
+
+inline int32_t sum_of(const int8_t* numbers, int64_t count) {
+    int32_t sum = 0;
+    int64_t i = 0;
+#ifdef FURIOSA_HAS_DOT_PRODUCTS
+    constexpr int64_t step = 4 * lanes;
+    Bits sums{};
+    for (; i + step <= count; i += step) sums = FoursFromInt8::add(sums, Bits{} + 0x01010101, load<Bits>(numbers + i));
+    for (int64_t lane = 0; lane < lanes; lane++) sum += sums[lane];
+#endif
+    for (; i < count; i++) sum += numbers[i];
+    return sum;
+}
 
 }  // namespace
 }  // namespace furiosa::FURIOSA_VARIANT
