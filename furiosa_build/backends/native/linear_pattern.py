@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.fx import Node
 
 from furiosa_build.backends.native.emission import Emission
 from furiosa_build.backends.native.emit_linear import Product, emit_linear
 from furiosa_build.backends.native.fusion import Fusion, aten, is_call, is_plain_sum, only_user, other_operand, shape_of
-
-_QUANTIZED = torch.ops.furiosa.quantized_linear.default
+from furiosa_build.quant.ops import QUANTIZED_LINEAR
 
 
 @dataclass
@@ -75,7 +73,7 @@ def _product(node: Node, has_weight: set[Node]) -> _Product | None:
         x, weight, bias = [*node.args, None][:3]
         if weight in has_weight:
             return _Product(x, [weight], "none", None, [node], bias)  # type: ignore[arg-type, list-item]
-    if is_call(node, _QUANTIZED):
+    if str(node.target) == QUANTIZED_LINEAR:
         given: Any = node.args
         x, operands, largest, scheme = given
         if operands[0] in has_weight:
