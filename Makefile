@@ -8,6 +8,7 @@ STAMP  := $(VENV)/.installed
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install quickstart check test test-all clients clean help
+.PHONY: install quickstart check test test-all sanitize clients clean help
 
 install: $(STAMP)  ## make .venv with the pinned versions of constraints.txt
 
@@ -33,6 +34,10 @@ test: install  ## every test but the grids, on all cores: some 12 minutes on two
 
 test-all: test clients  ## the tests, then the grids: checks repeated over many models and settings, and standard clients
 	$(BIN)/pytest -n auto -m grid
+
+sanitize: install  ## the native backend's tests, with kernels that check their accesses and their arithmetic
+	FURIOSA_TEST_KERNEL_OPTIONS="-fsanitize=address,undefined -fno-sanitize-recover=all" ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" $(BIN)/pytest tests/test_backends/test_native
 
 clients: install  ## make .venv-clients, where test-all has the clients that it runs against the server
 	tests/test_server/clients/install.sh $(BIN)/python .venv-clients

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from furiosa_build.backends.native.build_library import build_library
 from furiosa_build.backends.native.library import Library
 
+# `make sanitize` sets it to what the kernels are to be compiled with.
+_OPTIONS = shlex.split(os.environ.get("FURIOSA_TEST_KERNEL_OPTIONS", ""))
 # Objects are kept by what they are made of, for the next session and for the workers of this one.
 _OBJECTS = Path(tempfile.gettempdir()) / f"furiosa-build-test-objects-{os.getuid()}"
 
@@ -19,7 +22,7 @@ _OBJECTS = Path(tempfile.gettempdir()) / f"furiosa-build-test-objects-{os.getuid
 @pytest.fixture(scope="session")
 def library_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("native") / "kernels.so"
-    build_library(file, _OBJECTS)
+    build_library(file, _OBJECTS, _OPTIONS)
     return file
 
 
