@@ -1,20 +1,11 @@
 // matmul: a, b, out. Blocks of both operands are copied as float32 into scratch, then multiplied a few rows at a time.
 #include "numbers.h"
 #include "space.h"
+#include "vectors.h"
 
 namespace furiosa::FURIOSA_VARIANT {
 
 namespace {
-
-constexpr int64_t vector = sizeof(float) * (
-#ifdef __AVX512F__
-                               16
-#else
-                               8
-#endif
-                           );
-using Vector = float __attribute__((vector_size(vector)));
-constexpr int64_t lanes = vector / static_cast<int64_t>(sizeof(float));
 
 constexpr int64_t tile_rows = 4, tile_vectors = 2, tile_columns = tile_vectors * lanes;
 constexpr int64_t block_rows = 32, block_columns = 64, block_depth = 256;
@@ -52,15 +43,16 @@ void load_block(const Matrix& from, int64_t row, int64_t column, int64_t rows, i
 
 // out[tile_rows][block_columns] += a[tile_rows][block_depth] * b[block_depth][block_columns], for one tile's columns.
 void multiply_tile(const float* a, const float* b, int64_t depth, float* out) {
-    Vector sums[tile_rows][tile_vectors];
+    Floats sums[tile_rows][tile_vectors];
 #pragma GCC unroll 4
     for (int64_t r = 0; r < tile_rows; r++) {
 #pragma GCC unroll 2
-        for (int64_t v = 0; v < tile_vectors; v++) std::memcpy(&sums[r][v], out + r * block_columns + v * lanes, vector);
+        for (int64_t v = 0; v < tile_vectors; v++) sums[r][v] = load<Floats>(out + r * block_columns + v * lanes);
     }
     for (int64_t k = 0; k < depth; k++) {
-        Vector columns[tile_vectors];
-        std::memcpy(columns, b + k * block_columns, sizeof(columns));
+        Floats columns[tile_vectors];
+#pragma GCC unroll 2
+        for (int64_t v = 0; v < tile_vectors; v++) columns[v] = load<Floats>(b + k * block_columns + v * lanes);
 #pragma GCC unroll 4
         for (int64_t r = 0; r < tile_rows; r++) {
 #pragma GCC unroll 2
@@ -70,7 +62,7 @@ void multiply_tile(const float* a, const float* b, int64_t depth, float* out) {
 #pragma GCC unroll 4
     for (int64_t r = 0; r < tile_rows; r++) {
 #pragma GCC unroll 2
-        for (int64_t v = 0; v < tile_vectors; v++) std::memcpy(out + r * block_columns + v * lanes, &sums[r][v], vector);
+        for (int64_t v = 0; v < tile_vectors; v++) store(out + r * block_columns + v * lanes, sums[r][v]);
     }
 }
 
@@ -97,7 +89,7 @@ class Product {
             const Matrix b = matrix(call_.tensors[1], stack_.offset(2, index));
             multiply(a, b, row, column, scratch);
             const float* sums = static_cast<const float*>(scratch.get(scratch_bytes));
-            store(call_.tensors[2], stack_.offset(0, index), row, column, sums);
+            store_block(call_.tensors[2], stack_.offset(0, index), row, column, sums);
         });
     }
 
@@ -124,7 +116,7 @@ class Product {
         }
     }
 
-    static void store(const Tensor& out, int64_t offset, int64_t row, int64_t column, const float* sums) {
+    static void store_block(const Tensor& out, int64_t offset, int64_t row, int64_t column, const float* sums) {
         const int64_t row_dim = out.rank - 2, column_dim = out.rank - 1;
         const int64_t rows = std::min(block_rows, out.shape[row_dim] - row);
         const int64_t columns = std::min(block_columns, out.shape[column_dim] - column);

@@ -15,22 +15,30 @@ void load_row(const Tensor& tensor, const char* row, int64_t size, float* to) {
     load_floats(tensor.dtype, row, 1, size, to);
 }
 
-// To the dtype and back.
-void round_row(DType dtype, int64_t size, float* row) {
-    if (dtype == DType::bf16) {
-        for (int64_t i = 0; i < size; i++) row[i] = to_float(from_float<bf16>(row[i]));
-    } else if (dtype == DType::f16) {
-        for (int64_t i = 0; i < size; i++) row[i] = to_float(from_float<f16>(row[i]));
-    }
+void add(float* row, const float* summand, int64_t size) {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < size; i++) row[i] += summand[i];
+}
+
+void multiply(float* row, const float* factor, int64_t size) {
+#pragma GCC ivdep
+    for (int64_t i = 0; i < size; i++) row[i] *= factor[i];
+}
+
+// To the dtype and back. `room` is for as many numbers.
+void round_row(DType dtype, int64_t size, float* row, float* room) {
+    if (size_of(dtype) >= 4) return;  // it holds every float32
+    store_floats(dtype, row, size, room, 1);
+    load_floats(dtype, room, 1, size, row);
 }
 
 // row = (row - mean) * scale, as the kind of norm has them.
 void normalize(bool subtracts_mean, float eps, int64_t size, float* row) {
     const float count = static_cast<float>(size);
     float mean = 0.0f;
-    if (subtracts_mean) mean = over_row(size, 0.0f, [row](int64_t i) { return row[i]; }, sum) / count;
-    const auto squared = [row, mean](int64_t i) { return (row[i] - mean) * (row[i] - mean); };
-    const float scale = 1.0f / std::sqrt(over_row(size, 0.0f, squared, sum) / count + eps);
+    if (subtracts_mean) mean = over_row(row, size, 0.0f, Sum()) / count;
+    const auto squared = [mean](auto x) { return (x - mean) * (x - mean); };
+    const float scale = 1.0f / std::sqrt(over_row(row, size, 0.0f, Sum(), squared) / count + eps);
     for (int64_t i = 0; i < size; i++) row[i] = (row[i] - mean) * scale;
 }
 
@@ -50,8 +58,10 @@ void run(const Call& call, int64_t begin, int64_t end, Scratch& scratch) {
 
     float* row = static_cast<float*>(scratch.get(static_cast<size_t>(4 * size) * sizeof(float)));
     float *other = row + size, *factor = other + size, *summand = factor + size;
-    if (weight.given()) load_row(weight, weight.as<char>(), size, factor);
-    for (int64_t i = 0; i < size && weight.given(); i++) factor[i] += offset;
+    if (weight.given()) {
+        load_row(weight, weight.as<char>(), size, factor);
+        for (int64_t i = 0; i < size; i++) factor[i] += offset;
+    }
     if (bias.given()) load_row(bias, bias.as<char>(), size, summand);
 
     const Tensor heads[] = {head(x, 1, x), head(residual, 1, x), head(out, 1, x), head(total, 1, x)};
@@ -59,16 +69,16 @@ void run(const Call& call, int64_t begin, int64_t end, Scratch& scratch) {
         load_row(x, rows[0], size, row);
         if (residual.given()) {
             load_row(residual, rows[1], size, other);
-            for (int64_t i = 0; i < size; i++) row[i] += other[i];
+            add(row, other, size);
         }
         if (total.given()) {
             store_floats(total.dtype, row, size, rows[3], 1);
-            round_row(total.dtype, size, row);
+            round_row(total.dtype, size, row, other);
         }
         normalize(layer_norm, eps, size, row);
-        if (rounds) round_row(x.dtype, size, row);
-        for (int64_t i = 0; i < size && weight.given(); i++) row[i] *= factor[i];
-        for (int64_t i = 0; i < size && bias.given(); i++) row[i] += summand[i];
+        if (rounds) round_row(x.dtype, size, row, other);
+        if (weight.given()) multiply(row, factor, size);
+        if (bias.given()) add(row, summand, size);
         store_floats(out.dtype, row, size, rows[2], 1);
     });
 }

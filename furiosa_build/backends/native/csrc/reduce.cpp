@@ -10,10 +10,6 @@ constexpr int64_t tile = 512;
 
 enum Kind : int64_t { sum_kind, mean_kind, largest_kind, smallest_kind, place_kind };
 
-int64_t largest_int(int64_t x, int64_t y) { return x > y ? x : y; }
-int64_t smallest_int(int64_t x, int64_t y) { return x < y ? x : y; }
-int64_t sum_int(int64_t x, int64_t y) { return x + y; }
-
 // What is reduced to one number of the result.
 class Part {
   public:
@@ -59,7 +55,7 @@ template <class Combine>
 float reduce_floats(const Part& part, const char* from, float start, Combine combine) {
     float result = start;
     part.each_float_tile(from, [&](const float* numbers, int64_t count) {
-        result = combine(result, over_row(count, start, [numbers](int64_t i) { return numbers[i]; }, combine));
+        result = combine(result, over_row(numbers, count, start, combine));
     });
     return result;
 }
@@ -67,23 +63,34 @@ float reduce_floats(const Part& part, const char* from, float start, Combine com
 float reduce_floats(const Part& part, const char* from, int64_t kind) {
     switch (kind) {
         case sum_kind:
-            return reduce_floats(part, from, 0.0f, sum);
+            return reduce_floats(part, from, 0.0f, Sum());
         case mean_kind:
-            return reduce_floats(part, from, 0.0f, sum) / static_cast<float>(part.size());
+            return reduce_floats(part, from, 0.0f, Sum()) / static_cast<float>(part.size());
         case largest_kind:
-            return reduce_floats(part, from, -infinity, largest);
+            return reduce_floats(part, from, -infinity, Largest());
         default:
-            return reduce_floats(part, from, infinity, smallest);
+            return reduce_floats(part, from, infinity, Smallest());
     }
 }
 
-int64_t reduce_ints(const Part& part, const char* from, int64_t kind) {
-    const auto combine = kind == sum_kind ? sum_int : kind == largest_kind ? largest_int : smallest_int;
-    int64_t result = kind == sum_kind ? 0 : kind == largest_kind ? INT64_MIN : INT64_MAX;
+template <class Combine>
+int64_t reduce_ints(const Part& part, const char* from, int64_t start, Combine combine) {
+    int64_t result = start;
     part.each_int_tile(from, [&](const int64_t* numbers, int64_t count) {
         for (int64_t i = 0; i < count; i++) result = combine(result, numbers[i]);
     });
     return result;
+}
+
+int64_t reduce_ints(const Part& part, const char* from, int64_t kind) {
+    switch (kind) {
+        case sum_kind:
+            return reduce_ints(part, from, 0, Sum());
+        case largest_kind:
+            return reduce_ints(part, from, INT64_MIN, Largest());
+        default:
+            return reduce_ints(part, from, INT64_MAX, Smallest());
+    }
 }
 
 // The first place of the largest number; NaN counts as the largest.

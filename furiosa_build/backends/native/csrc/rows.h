@@ -3,6 +3,7 @@
 
 #include "numbers.h"
 #include "space.h"
+#include "vectors.h"
 
 namespace furiosa::FURIOSA_VARIANT {
 
@@ -42,34 +43,59 @@ void each_row(const Tensor (&heads)[count], int64_t size, int64_t begin, int64_t
     });
 }
 
-// Sums and largest numbers of a row are taken in lanes, whatever the width of the processor's vectors: the same
-// numbers come out on every machine.
-constexpr int64_t lanes = 16;
+// Sums and the like are taken in 16 lanes, whatever the width of the processor's vectors: the same numbers come out on
+// every machine.
+constexpr int64_t lanes_of_a_row = 16, vectors_of_a_row = lanes_of_a_row / lanes;
 
-template <class Combine>
-float combine_lanes(float (&of_lane)[lanes], Combine combine) {
-    for (int64_t width = lanes / 2; width > 0; width /= 2) {
-        for (int64_t i = 0; i < width; i++) of_lane[i] = combine(of_lane[i], of_lane[i + width]);
+// What combines numbers, or vectors of them.
+struct Sum {
+    template <class T>
+    T operator()(T x, T y) const {
+        return x + y;
+    }
+};
+
+// NaN if either is.
+struct Largest {
+    template <class T>
+    T operator()(T x, T y) const {
+        return x > y || x != x ? x : y;
+    }
+    Floats operator()(Floats x, Floats y) const { return (x > y) | (x != x) ? x : y; }
+};
+
+struct Smallest {
+    template <class T>
+    T operator()(T x, T y) const {
+        return x < y || x != x ? x : y;
+    }
+    Floats operator()(Floats x, Floats y) const { return (x < y) | (x != x) ? x : y; }
+};
+
+// The combination of change(number) over a row; `start` if it is empty. Both functions take numbers and vectors.
+template <class Combine, class Change>
+float over_row(const float* row, int64_t count, float start, Combine combine, Change change) {
+    Floats sums[vectors_of_a_row];
+    for (Floats& sum : sums) sum = Floats{} + start;
+    int64_t i = 0;
+    for (; i + lanes_of_a_row <= count; i += lanes_of_a_row) {
+#pragma GCC unroll 2
+        for (int64_t v = 0; v < vectors_of_a_row; v++) {
+            sums[v] = combine(sums[v], change(load<Floats>(row + i + v * lanes)));
+        }
+    }
+    float of_lane[lanes_of_a_row];
+    std::memcpy(of_lane, sums, sizeof(of_lane));
+    for (int64_t lane = 0; i < count; i++, lane++) of_lane[lane] = combine(of_lane[lane], change(row[i]));
+    for (int64_t width = lanes_of_a_row / 2; width > 0; width /= 2) {
+        for (int64_t lane = 0; lane < width; lane++) of_lane[lane] = combine(of_lane[lane], of_lane[lane + width]);
     }
     return of_lane[0];
 }
 
-// The combination of take(0), take(1), ...; `start` if there is none.
-template <class Take, class Combine>
-float over_row(int64_t count, float start, Take take, Combine combine) {
-    float of_lane[lanes];
-    std::fill_n(of_lane, lanes, start);
-    int64_t i = 0;
-    for (; i + lanes <= count; i += lanes) {
-        for (int64_t lane = 0; lane < lanes; lane++) of_lane[lane] = combine(of_lane[lane], take(i + lane));
-    }
-    for (; i < count; i++) of_lane[i % lanes] = combine(of_lane[i % lanes], take(i));
-    return combine_lanes(of_lane, combine);
+template <class Combine>
+float over_row(const float* row, int64_t count, float start, Combine combine) {
+    return over_row(row, count, start, combine, [](auto x) { return x; });
 }
-
-inline float sum(float x, float y) { return x + y; }
-// NaN if either is.
-inline float largest(float x, float y) { return x > y || x != x ? x : y; }
-inline float smallest(float x, float y) { return x < y || x != x ? x : y; }
 
 }  // namespace furiosa::FURIOSA_VARIANT
