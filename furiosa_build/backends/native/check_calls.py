@@ -42,6 +42,11 @@ def _floating(*views: View | None) -> None:
     _require(all(view is None or view.dtype in _FLOATS for view in views), "an operand is not floating-point")
 
 
+def _computed(*views: View | None) -> None:
+    dtypes = ("float32", "bfloat16", "float16")
+    _require(all(view is None or view.dtype in dtypes for view in views), "an operand is not of a dtype to compute in")
+
+
 def _integer(*views: View | None) -> None:
     _require(all(view is None or view.dtype == "int64" for view in views), "an index is not int64")
 
@@ -257,15 +262,14 @@ def _write_kv_cache(operands: Operands, call: Call) -> list[View]:
 
 
 def _paged_attention(operands: Operands, call: Call) -> list[View]:
-    _given(operands, ".????????.")
-    _numbers(call, 1, 2)
-    query, key, value, key_cache, value_cache, slots, lens, positions, sinks, out = operands
+    _given(operands, ".??????????")
+    _numbers(call, 2, 2)
+    query, key, value, key_cache, value_cache, slots, lens, positions, sinks, out, partial = operands
     assert query is not None
-    assert out is not None
-    _floating(query, key, value, key_cache, value_cache, sinks, out)
+    _computed(query, key, value, key_cache, value_cache, sinks, out)
     _integer(slots, lens, positions)
-    _dense_last(query, key, value, out)
-    _require(len(query.shape) == 4 == len(out.shape), "the query has not four dimensions")
+    _dense_last(query, key, value, sinks, out, partial, slots, lens, positions)
+    _require(len(query.shape) == 4, "the query has not four dimensions")
     batch, heads, tokens, size = query.shape
     if slots is None:
         _require(key is not None and value is not None and key_cache is None and value_cache is None, "nothing is read")
@@ -285,14 +289,36 @@ def _paged_attention(operands: Operands, call: Call) -> list[View]:
         _shape(key_cache, 0, kv_heads, size)
         _shape(value_cache, 0, kv_heads, value_size)
         _require(len(slots.shape) == 2 and slots.shape[0] == batch, "there are not slots for each sequence")
-        _dense_last(slots)
         _require((lens if tokens == 1 else positions) is not None, "how far a token attends is not given")
     _shape(lens, batch)
     _shape(positions, batch, tokens)
     _shape(sinks, heads)
-    _shape(out, batch, tokens, heads, value_size)
     _require(kv_heads > 0 and heads % kv_heads == 0, "heads do not share the KV heads evenly")
-    _require(call.ints[0] >= 0, "the window is negative")
+    window, chunk = call.ints
+    _require(window >= 0, "the window is negative")
+    _shape(out, batch, tokens, heads, value_size)
+    if partial is not None and slots is not None:
+        _require(out is None and sinks is None and chunk > 0 and chunk % 64 == 0, "its parts are no chunks")
+        _shape(partial, batch, -(-slots.shape[1] // chunk), tokens, heads, value_size + 2)
+        _require(partial.dtype == "float32", "its parts are not float32")
+    else:
+        _require(out is not None and partial is None, "it has no output")
+    return [view for view in (out, partial) if view is not None]
+
+
+def _join_attention(operands: Operands, call: Call) -> list[View]:
+    _given(operands, ".?.")
+    _numbers(call, 0)
+    partial, sinks, out = operands
+    assert partial is not None
+    assert out is not None
+    _computed(partial, sinks, out)
+    _dense_last(partial, sinks, out)
+    _require(len(partial.shape) == 5 and len(out.shape) == 4 and partial.dtype == "float32", "it has no parts")
+    batch, chunks, tokens, heads, size = partial.shape
+    _require(chunks > 0 and size > 2, "it has no parts")
+    _shape(out, batch, tokens, heads, size - 2)
+    _shape(sinks, heads)
     return [out]
 
 
@@ -333,5 +359,6 @@ CHECKS: Mapping[str, Callable[[Operands, Call], list[View]]] = {
     "matmul": _matmul,
     "write_kv_cache": _write_kv_cache,
     "paged_attention": _paged_attention,
+    "join_attention": _join_attention,
 }
 """The check of each operator."""

@@ -205,7 +205,7 @@ def _write_kv_cache(tensors: Sequence[Any], call: Call) -> None:
 
 
 def _paged_attention(tensors: Sequence[Any], call: Call) -> None:
-    query, key, value, key_cache, value_cache, slots, lens, positions, sinks, out = tensors
+    query, key, value, key_cache, value_cache, slots, lens, positions, sinks, out, partial = tensors
     if slots is None:
         key_cache, value_cache = (t.new_empty((0, t.shape[1], t.shape[3])) for t in (key, value))
         new = torch.arange(query.shape[2]).expand(query.shape[0], -1)
