@@ -6,7 +6,7 @@ import math
 
 from furiosa_build.backends.native.check_calls import CHECKS, Problem
 from furiosa_build.backends.native.operators import OPERATORS
-from furiosa_build.backends.native.plan import Call, Plan, View
+from furiosa_build.backends.native.plan import ALIGNMENT, Call, Plan, View
 from furiosa_build.ir.dtypes import ITEMSIZE
 
 
@@ -19,6 +19,9 @@ def check_plan(plan: Plan) -> None:
     for number, view in enumerate(plan.tensors):
         if problem := _problem_of_view(plan, view, sizes):
             raise ValueError(f"tensors[{number}]: {problem}")
+    used = max((view.end for view in plan.tensors if view.buffer == plan.num_buffers), default=0)
+    if plan.arena >= used + ALIGNMENT:
+        raise ValueError(f"tensors[]: {plan.arena} bytes between the calls, of which {used} are used")
     for number, call in enumerate(plan.calls):
         if any(operand is not None and operand >= len(plan.tensors) for operand in call.tensors):
             raise ValueError(f"calls[{number}]: there is no such tensor")
