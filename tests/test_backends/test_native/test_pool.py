@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -102,6 +103,25 @@ def test_a_pool_belongs_to_a_thread_and_ends_with_it(library: Library) -> None:
     assert found[0] == found[1]
     while len(list(Path("/proc/self/task").iterdir())) > tasks:  # a thread ends a little after it is joined
         time.sleep(0.001)
+
+
+def test_a_fork_runs_programs_and_ends_its_pool_without_the_workers(library: Library) -> None:
+    program, pool = _program(library, 3), library.pool(4)
+    x = torch.ones(20_000)
+    time.sleep(0.01)
+    child = os.fork()
+    if child == 0:
+        program.run(pool, [x.data_ptr()])
+        del pool
+        os._exit(0 if x[0] == 8 else 1)
+    for _ in range(2000):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        time.sleep(0.01)
+    else:
+        os.kill(child, signal.SIGKILL)
+    assert (ended, status) == (child, 0)
 
 
 def test_cores(tmp_path: Path) -> None:

@@ -86,15 +86,14 @@ Pool::Pool(int64_t threads) : process_(getpid()) {
 Pool::~Pool() { stop(); }
 
 void Pool::stop() {
+    if (getpid() != process_) {
+        // A fork has no workers: there is nothing to join, and nothing that may be ended.
+        new std::vector<std::thread>(std::move(workers_));
+        return;
+    }
     stopping_.store(true);
     runs_.add(2);
-    for (std::thread& worker : workers_) {
-        if (getpid() == process_) {
-            worker.join();
-        } else {
-            worker.detach();
-        }
-    }
+    for (std::thread& worker : workers_) worker.join();
     workers_.clear();
 }
 
