@@ -7,7 +7,6 @@ STAMP  := $(VENV)/.installed
 # Python keeps what it compiles: a command begins a fifth sooner.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install quickstart check test test-all clients clean help
 .PHONY: install quickstart check test test-all sanitize clients clean help
 
 install: $(STAMP)  ## make .venv with the pinned versions of constraints.txt
