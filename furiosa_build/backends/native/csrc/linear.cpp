@@ -16,7 +16,7 @@ constexpr int64_t most_rows = 256;             // of a job: what x is of a piece
 constexpr int64_t bytes_of_a_job = 128 << 10;  // of weights, where they are read for few rows
 constexpr int64_t most_blocks = 16;
 constexpr int64_t piece_units = 256;  // of K: 32 KB of weights
-constexpr int64_t ahead = 4096;
+constexpr int64_t ahead = 4096;  // bytes from what is read to what is prefetched, where all of K is one piece
 constexpr int64_t alignment = 64;
 
 int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
@@ -186,19 +186,22 @@ class Job {
     void add_products(int64_t block, int64_t unit, int64_t count) {
         const Method& method = p_.tiles();
         const uint8_t* weights = p_.weight->as<uint8_t>() + ((first_block_ + block) * p_.units + unit) * block_bytes;
+        const int64_t tiles = quotient_up(num_rows_, method.rows), group = quotient_up(num_rows_, tiles);
+        // While one piece is multiplied, the next one comes from memory: a share of it during each tile.
+        const int64_t steps = p_.expands ? p_.choice.method->steps : 1;
+        const uint8_t* next = weights + (piece_ < p_.units ? count * block_bytes : ahead);
+        const int64_t next_step = block_bytes / (tiles * steps);
         if (p_.expands) {
-            p_.choice.method->expand(weights, count, ahead, panel_);
+            p_.choice.method->expand(weights, count, panel_);
             weights = panel_;
-            count *= p_.choice.method->steps;
         }
         const uint8_t* x = p_.converts ? x_ : static_cast<const uint8_t*>(x_row(0, unit * p_.step_bytes() / x_size()));
         const int64_t row_bytes = p_.converts ? piece_ * p_.step_bytes() : p_.x->stride[0] * x_size();
-        const int64_t group = quotient_up(num_rows_, quotient_up(num_rows_, method.rows));
         for (int64_t row = 0; row < num_rows_; row += group) {
             const int64_t rows = at_most(group, num_rows_ - row);
-            const int64_t prefetched = p_.expands || row > 0 ? 0 : ahead;
-            method.tiles[rows - 1](weights, x + row * row_bytes, row_bytes, count, prefetched, unit == 0,
+            method.tiles[rows - 1](weights, x + row * row_bytes, row_bytes, count * steps, next, next_step, unit == 0,
                                    sums_ + (block * num_rows_ + row) * block_rows);
+            next += count * steps * next_step;
         }
     }
 

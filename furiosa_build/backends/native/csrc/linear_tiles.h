@@ -14,12 +14,12 @@ constexpr int64_t block_bytes = block_rows * unit_bytes;  // of one unit of K
 
 // Adds the products of `units` units of K to sums [rows of x][32], or, where `begin`, sets the sums to them.
 //   row_bytes: from one row of x to the next
-//   ahead: how many bytes ahead of their use weights are prefetched; 0 where they are in the cache already
-using Tile = void (*)(const uint8_t* weights, const uint8_t* x, int64_t row_bytes, int64_t units, int64_t ahead,
-                      bool begin, void* sums);
+//   next: the weights that come next; they are prefetched, `next_step` bytes further for each unit
+using Tile = void (*)(const uint8_t* weights, const uint8_t* x, int64_t row_bytes, int64_t units, const uint8_t* next,
+                      int64_t next_step, bool begin, void* sums);
 
 // Weights as the steps of a kind take them, to a panel: what tiles of a kind with one step read.
-using Expand = void (*)(const uint8_t* weights, int64_t units, int64_t ahead, uint8_t* panel);
+using Expand = void (*)(const uint8_t* weights, int64_t units, uint8_t* panel);
 
 // The compiler (GCC 12) keeps sums in registers only if each has a name: left0, right0, left1 ...
 #define FURIOSA_EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
@@ -53,15 +53,16 @@ using Expand = void (*)(const uint8_t* weights, int64_t units, int64_t ahead, ui
 
 // Of 2 * lanes rows of weights.
 template <class Kind, int rows>
-void tile_of_columns(const uint8_t* weights, const uint8_t* x, int64_t row_bytes, int64_t units, int64_t ahead,
-                     bool begin, typename Kind::Number* sums) {
+void tile_of_columns(const uint8_t* weights, const uint8_t* x, int64_t row_bytes, int64_t units,
+                     const uint8_t* next, int64_t next_step, bool begin, typename Kind::Number* sums) {
     using Sum = typename Kind::Sum;
     const uint8_t *x0 = x, *x3 = x + 3 * row_bytes, *x6 = x + 6 * row_bytes, *x9 = x + 9 * row_bytes;
     FURIOSA_EACH_ROW(FURIOSA_BEGIN)
     for (const uint8_t* end = weights + units * block_bytes; weights != end; weights += block_bytes) {
         const Bits left_unit = load<Bits>(weights), right_unit = load<Bits>(weights + lanes * unit_bytes);
-        __builtin_prefetch(weights + ahead);
-        __builtin_prefetch(weights + ahead + lanes * unit_bytes);
+        __builtin_prefetch(next);
+        __builtin_prefetch(next + lanes * unit_bytes);
+        next += next_step;
         FURIOSA_STEP(0) FURIOSA_STEP(1) FURIOSA_STEP(2) FURIOSA_STEP(3)
         x0 += Kind::steps * unit_bytes;
         x3 += Kind::steps * unit_bytes;
@@ -79,26 +80,25 @@ void tile_of_columns(const uint8_t* weights, const uint8_t* x, int64_t row_bytes
 
 // Where a block is wider than two vectors, its parts go together through pieces of K that the cache holds.
 template <class Kind, int rows>
-void tile(const uint8_t* weights, const uint8_t* x, int64_t row_bytes, int64_t units, int64_t ahead, bool begin,
-          void* sums) {
+void tile(const uint8_t* weights, const uint8_t* x, int64_t row_bytes, int64_t units, const uint8_t* next,
+          int64_t next_step, bool begin, void* sums) {
     constexpr int64_t columns = 2 * lanes;
     const int64_t piece = columns == block_rows ? units : 64;
     for (int64_t first = 0; first < units; first += piece) {
         const int64_t count = units - first < piece ? units - first : piece;
         for (int64_t column = 0; column < block_rows; column += columns) {
             tile_of_columns<Kind, rows>(weights + first * block_bytes + column * unit_bytes,
-                                        x + first * Kind::steps * unit_bytes, row_bytes, count, ahead,
-                                        begin && first == 0, static_cast<typename Kind::Number*>(sums) + column);
+                                        x + first * Kind::steps * unit_bytes, row_bytes, count,
+                                        next + first * next_step + column * unit_bytes, next_step, begin && first == 0, static_cast<typename Kind::Number*>(sums) + column);
         }
     }
 }
 
 template <class Kind>
-void expand(const uint8_t* weights, int64_t units, int64_t ahead, uint8_t* panel) {
+void expand(const uint8_t* weights, int64_t units, uint8_t* panel) {
     for (int64_t unit = 0; unit < units; unit++) {
         for (int64_t i = 0; i < block_rows; i += lanes) {
             const Bits four = load<Bits>(weights + i * unit_bytes);
-            __builtin_prefetch(weights + ahead + i * unit_bytes);
             uint8_t* to = panel + i * unit_bytes;
             store(to, Kind::template weights<0>(four));
             if constexpr (Kind::steps > 1) store(to + block_bytes, Kind::template weights<1>(four));
