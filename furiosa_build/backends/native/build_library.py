@@ -49,7 +49,6 @@ SOURCES: Mapping[str, Sequence[str]] = {
 _COMPILE = (
     *("-std=c++17", "-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fno-math-errno", "-fno-trapping-math"),
     *("-ffp-contract=fast", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-pthread"),
-    *("-Wall", "-Wextra", "-Werror"),
 )
 # The C++ library is linked in, so that the machine that runs an artifact needs none.
 _LINK = ("-shared", "-pthread", "-static-libstdc++", "-static-libgcc", "-s", "-Wl,--build-id=none", "-Wl,--gc-sections")

@@ -13,8 +13,8 @@ import pytest
 from furiosa_build.backends.native.build_library import build_library
 from furiosa_build.backends.native.library import Library
 
-# `make sanitize` sets it to what the kernels are to be compiled with.
-_OPTIONS = shlex.split(os.environ.get("FURIOSA_TEST_KERNEL_OPTIONS", ""))
+# `make sanitize` sets it to what else the kernels are to be compiled with.
+_OPTIONS = ["-Wall", "-Wextra", "-Werror", *shlex.split(os.environ.get("FURIOSA_TEST_KERNEL_OPTIONS", ""))]
 # Objects are kept by what they are made of, for the next session and for the workers of this one.
 _OBJECTS = Path(tempfile.gettempdir()) / f"furiosa-build-test-objects-{os.getuid()}"
 
