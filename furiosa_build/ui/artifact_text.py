@@ -94,6 +94,9 @@ def _program_lines(artifact: Artifact, directory: Path) -> Iterator[str]:
         used_by = ", ".join(f"{n} x in {pipeline}" for (pipeline, p), n in uses.items() if p == name)
         size = (directory / program.file).stat().st_size
         yield f"  {name:28} {program.kind:8} {size_text(size):>10}  {used_by}"
+    if artifact.library is not None:
+        size = (directory / artifact.library).stat().st_size
+        yield f"  {Path(artifact.library).name:28} {'library':8} {size_text(size):>10}  called by all of them"
 
 
 def artifact_size(directory: Path) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
@@ -201,11 +202,16 @@ def test_programs_share_the_file_of_a_compile_step(built: tuple[Path, list[str]]
 
 
 def test_the_library_is_in_the_artifact(built: tuple[Path, list[str]], start_build: StartBuild) -> None:
+    from furiosa_build.artifact.schema import Artifact
+    from furiosa_build.ui.artifact_text import artifact_text
+
     def described(directory: Path) -> dict[str, object]:
         return cast(dict[str, object], json.loads((directory / "artifact.json").read_bytes()))
 
     assert described(built[0])["library"] == "programs/rules.txt"
     assert (built[0] / "programs/rules.txt").read_text() == RULES
+    text = artifact_text(Artifact.model_validate(described(built[0])), built[0])
+    assert re.search(r"rules.txt +library +17 B +called by all of them", text)
     assert "library" not in described(start_build(MODEL, backend="eager", **SETTINGS).version_directory)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,6 +82,7 @@ def build_library(output: Path, scratch: Path, extra: Sequence[str] = ()) -> Non
     _run([*compiler_command(), *_LINK, *extra, exports, *map(str, objects), "-o", str(output)])
 
 
+@cache
 def library_key() -> str:
     """What determines the bytes of the library, but the compiler: a digest of sources and options."""
     digest = hashlib.sha256(repr((SOURCES, VARIANTS, _COMPILE, _LINK)).encode())

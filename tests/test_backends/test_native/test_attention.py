@@ -211,10 +211,14 @@ def test_what_lies_outside_the_context_is_not_read(library: Library, name: str) 
     assert torch.equal(clean, attend(library, case, given))
 
 
-def test_nothing_to_attend_to_gives_zeros_and_nan_goes_through(library: Library) -> None:
-    case = Case(batch=3, context=10)
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("chunk", [None, 64])
+def test_nothing_to_attend_to_gives_zeros_and_nan_goes_through(
+    library: Library, chunk: int | None, sinks: bool
+) -> None:
+    case = Case(batch=3, context=100, chunk=chunk, sinks=sinks)
     given = draw(case)
-    given.context_lens = torch.tensor([0, 10, 10])
+    given.context_lens = torch.tensor([0, 10, 100])
     given.query[1] = torch.nan
     found = attend(library, case, given)
     assert (found[0] == 0).all()

@@ -96,10 +96,11 @@ constexpr Products products_of_rows[block_rows] = {products<A, 1>, products<A, 2
 
 // ---- The end of a softmax
 
-// What the output of a query head has to be multiplied by, once all of its scores are known.
+// What the output of a query head has to be multiplied by, once all of its scores are known. Where there was nothing to
+// attend to it becomes 0.
 class Normalizer {
   public:
-    Normalizer(const Tensor& sinks, int64_t head, float largest, float sum) {
+    Normalizer(const Tensor& sinks, int64_t head, float largest, float sum) : is_nothing_(sum == 0) {
         float factor = 1;
         if (sinks.given()) {  // one more score
             const char* own = sinks.as<char>() + head * sinks.stride[0] * bytes_of(sinks.dtype);
@@ -108,14 +109,13 @@ class Normalizer {
             factor = power_of_two(largest - zero);
             sum = sum * factor + power_of_two(sink - zero);
         }
-        factor_ = sum == 0 ? 0 : factor / sum;
-        is_nothing_ = sum == 0;
+        factor_ = factor / sum;
     }
     Floats applied(Floats output) const { return is_nothing_ ? Floats{} : output * factor_; }
 
   private:
-    float factor_;
     bool is_nothing_;
+    float factor_;
 };
 
 // ---- A job
