@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
+
+from torch.fx import Node
+
 from furiosa_build.backends.graph import Graph, returned_nodes, user_inputs
 from furiosa_build.backends.native.constants import fold
 from furiosa_build.backends.native.emission import Emission, is_packed_input, refusal
@@ -12,6 +16,7 @@ from furiosa_build.backends.native.fusion import find_fusions
 from furiosa_build.backends.native.linear_pattern import find_products
 from furiosa_build.backends.native.lowering import lower
 from furiosa_build.backends.native.norm_pattern import find_norms
+from furiosa_build.backends.native.opaque import paged_attention, write_kv_cache
 from furiosa_build.backends.native.packing import is_packed
 from furiosa_build.backends.native.plan import Plan
 from furiosa_build.backends.native.rotary_pattern import find_rotaries
@@ -31,6 +36,7 @@ def make_plan(graph: Graph) -> Plan:
     covered = {node for fusion in fusions.values() for node in fusion.nodes}
     chains = find_chains([node for node in calls if node not in covered])
     covered |= {node for chain in chains.values() for node in chain}
+    _check_caches(calls, {node for node, spec in inputs if None in spec.shape})
     emission = Emission(inputs, outputs, constants, covered)
     for node in calls:
         if node in fusions:
@@ -47,3 +53,10 @@ def make_plan(graph: Graph) -> Plan:
             raise refusal(str(node.target))
     emission.finish()
     return emission.builder.finish()
+
+
+def _check_caches(calls: Sequence[Node], caches: Set[Node]) -> None:
+    """Raises UserError where something else than attention reads a KV cache, whose number of slots no plan knows."""
+    for node in calls:
+        if node.target not in (paged_attention, write_kv_cache) and not caches.isdisjoint(node.all_input_nodes):
+            raise refusal(f"{node.target} of a KV cache")

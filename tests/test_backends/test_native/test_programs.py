@@ -13,6 +13,7 @@ from furiosa_build.backends.graph import Graph
 from furiosa_build.backends.native.emit import make_plan
 from furiosa_build.core.errors import UserError
 
+from ..small_graph import small_graph
 from .graphs import BUCKETS, assert_equal_to_eager, graph_of, make_inputs, model, run_plan, trace
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -82,6 +83,11 @@ def test_an_operator_that_the_library_lacks_is_refused_by_name() -> None:
     with pytest.raises(UserError, match=r"backend native has no kernel for aten\.cumsum\.default") as error:
         make_plan(graph)
     assert error.value.hint == "build with backend=inductor"
+
+
+def test_a_cache_that_is_read_apart_from_attention_is_refused() -> None:
+    with pytest.raises(UserError, match=r"no kernel for aten\.index\S* of a KV cache"):
+        make_plan(small_graph())
 
 
 def test_parameters_that_are_constants_are_packed_by_the_compiler(library_file: Path) -> None:
