@@ -1,0 +1,53 @@
+"""Artifacts of backend native: built, run and compared with transformers by `qualify`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from grid import grid
+
+from furiosa_build.backends.native.backend import NativeBackend
+from furiosa_build.build.build import Build
+from furiosa_build.steps import qualify
+
+from .graphs import model
+
+ARTIFACTS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "tied, in bfloat16": {"tie_word_embeddings": True, "dtype": "bfloat16"},
+    "windows, capped scores": {"model_type": "gemma2", "head_dim": 16, "sliding_window": 8},
+    "norms of queries and keys": {"model_type": "qwen3", "head_dim": 16},
+    "two ranks": {"parallel": {"tensor_parallel_size": 2}},
+    "int8": {"scheme": "int8"},
+    "fp8, in two stages": {"scheme": "fp8", "parallel": {"pipeline_parallel_size": 2}},
+}
+SHARES = {"float32": 1e-5, "bfloat16": 3e-2}
+"""How far logits may differ, of the largest."""
+
+
+@pytest.fixture(autouse=True)
+def library_is_built(library_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library of the session, which takes a minute to compile."""
+    monkeypatch.setattr(NativeBackend, "build_library", lambda _, output, __: shutil.copyfile(library_file, output))
+
+
+@pytest.mark.parametrize("name", grid(ARTIFACTS, []))
+def test_an_artifact_qualifies_and_gives_the_tokens_of_transformers(
+    name: str, start_build: Callable[..., Build]
+) -> None:
+    fields = dict(ARTIFACTS[name])
+    settings = {key: fields.pop(key) for key in ("scheme", "parallel") if key in fields}
+    config = {"architectures": ["ForCausalLM"], "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1}
+    config |= model(**{"model_type": "llama", "vocab_size": 192, "pad_token_id": 2, **fields})
+    build = start_build(config, backend="native", **settings)
+    for step in build.plan.steps:
+        build.run(step)
+    figures = build.store.read_json(build.outcomes["qualify"].record, qualify.OUTPUT)
+    assert figures["tokens"] >= 48
+    assert figures["largest_logit_difference"] <= SHARES[config["dtype"]] * max(figures["largest_logit"], 1.0)
+    if config["dtype"] == "float32":
+        assert figures["top1_agreement"] == 1.0
