@@ -60,5 +60,5 @@ def test_an_unknown_backend_is_refused_with_the_names_that_there_are() -> None:
     with pytest.raises(UserError) as error:
         get_backend("inductr")
     assert error.value.where == "backend.name"
-    assert error.value.valid == "eager, inductor"
+    assert error.value.valid == "eager, inductor, native"
     assert "inductor" in str(error.value.hint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -153,7 +154,7 @@ def encoding(chance: random.Random) -> bytes:
             [
                 words.encode("utf-16"),
                 words.encode("utf-32"),
-                words.encode("utf-8-sig"),
+                2 * BOM_UTF8 + body,
                 words.encode("utf-16-be"),
                 body[:-1] + b', "user": "\xff\xfe"}',
                 body[:-1] + b', "user": "\xc3"}',

@@ -74,6 +74,7 @@ def _pointwise(operands: Operands, call: Call) -> list[View]:
     count, code = call.ints[0] if call.ints else 0, call.ints[1:]
     _require(1 <= count <= len(views) and len(code) % 5 == 0, "its outputs or instructions are incomplete")
     names = {instruction.code: name for name, instruction in INSTRUCTIONS.items()}
+    known: set[int] = set()
     for at in range(0, len(code), 5):
         number, d, *arguments = code[at : at + 5]
         _require(number in names, f"there is no instruction {number}")
@@ -83,7 +84,9 @@ def _pointwise(operands: Operands, call: Call) -> list[View]:
         limit = count if name == STORE else MOST_REGISTERS
         _require(0 <= d < limit, "it writes to a register or tensor that is not there")
         used = arguments[: 1 if name == STORE else 0 if name == LOAD else len(INSTRUCTIONS[name].arguments)]
-        _require(all(-len(call.floats) <= a < MOST_REGISTERS for a in used), "it reads what is not there")
+        _require(all(-len(call.floats) <= a < 0 or a in known for a in used), "it reads what is not there")
+        if name != STORE:
+            known.add(d)
     return views[:count]
 
 
@@ -101,6 +104,7 @@ def _reduce(operands: Operands, call: Call) -> list[View]:
     _require(0 <= kind <= 4 and 0 <= count <= len(x.shape), "its kind or dimensions are not there")
     _shape(out, *x.shape[: len(x.shape) - count])
     _require(kind != 4 or out.dtype == "int64", "places are not int64")
+    _require(kind == 4 or (x.dtype in _FLOATS) == (out.dtype in _FLOATS), "numbers of one kind become the other")
     return [out]
 
 
@@ -256,7 +260,8 @@ def _write_kv_cache(operands: Operands, call: Call) -> list[View]:
         _require(len(new.shape) == 4 and len(cache.shape) == 3 and cache.shape[0] == 0, "a cache is not one")
         _require(new.shape[1] == cache.shape[1] and new.shape[3] == cache.shape[2], "a cache is of other heads")
         _require([new.shape[0], new.shape[2]] == slots.shape, "there is not a slot for each token")
-        _require(new.dtype == cache.dtype and new.dtype in _FLOATS, "a cache is of another dtype")
+        _computed(new)
+        _require(new.dtype == cache.dtype, "a cache is of another dtype")
         _dense_last(new)
     return [key_cache, value_cache]
 
