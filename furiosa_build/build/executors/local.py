@@ -71,7 +71,9 @@ class WorkerPool:
         meter = current()
         counted = None if meter is None else meter.path
         try:
-            outcome, value = executor.submit(_work, name, job, request, inputs, output, log, counted).result()
+            future = executor.submit(_work, name, job, request, inputs, output, log, counted)
+            _watch(executor)
+            outcome, value = future.result()
         except BrokenProcessPool as error:
             with self._starting:
                 executor.shutdown()  # its futures fail before its other workers have ended
@@ -103,6 +105,18 @@ class WorkerPool:
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=True)
             self._executor = None
+
+
+def _watch(executor: ProcessPoolExecutor) -> None:
+    """Has the thread that watches the workers look at all of them.
+
+    `submit` starts a worker after it has woken that thread, which then may wait without an eye on the new one: if that
+    is killed, nobody notices before another worker is done.
+    """
+    with executor._shutdown_lock:
+        wakeup = executor._executor_manager_thread_wakeup
+        if wakeup is not None:
+            wakeup.wakeup()
 
 
 def _work(
