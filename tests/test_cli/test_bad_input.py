@@ -228,7 +228,7 @@ WEIGHTS = {
     ),
     "mamba": Case(
         build(),
-        ("not supported: MambaForCausalLM", "attention interface"),
+        ("not supported: MambaForCausalLM", "state-space layers"),
         config(model_type="mamba", architectures=["MambaForCausalLM"]),
     ),
     "weights that are quantized": Case(
