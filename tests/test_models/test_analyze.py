@@ -199,7 +199,7 @@ def test_random_weights_cover_what_the_outline_lists() -> None:
 @pytest.mark.parametrize(
     ("hf_config", "message"),
     [
-        ({"model_type": "mamba", "num_hidden_layers": 2, "hidden_size": 32}, "MambaForCausalLM .* paged KV cache"),
+        ({"model_type": "mamba", "num_hidden_layers": 2, "hidden_size": 32}, "MambaForCausalLM .* state-space layers"),
         ({**SIZES, "model_type": "phimoe", "num_local_experts": 4, "rope_parameters": PHIMOE}, "the values of tensors"),
         ({"model_type": "t5"}, "cannot make a causal language model of type 't5'"),
         ({"model_type": "no_such_type"}, "'no_such_type' is not one that transformers knows"),

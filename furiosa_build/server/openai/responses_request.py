@@ -167,6 +167,8 @@ class ResponsesRequest(Sampling, TemplateOptions):
                         messages.append(Message(role="assistant", tool_calls=[call]))
                 case InputResult():
                     messages.append(Message(role="tool", tool_call_id=item.call_id, content=item.output))
+        if not messages:
+            raise bad_request("input has nothing to answer: no message, and no function_call or its output", "input")
         return messages
 
 
