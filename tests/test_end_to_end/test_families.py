@@ -53,7 +53,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[tuple[int, ...]]]] = {
     ),
     "keys larger than values, after a dense layer": ({"model_type": "deepseek_v3", **LATENT}, [(0,), (1, 2, 3)]),
     "ALiBi": ({"model_type": "bloom", "n_head": 4, "n_layer": 4}, [(0, 1, 2, 3)]),
-    "attention of its own": ({"model_type": "falcon"}, [(0, 1, 2, 3)]),
+    "attention of its own": ({"model_type": "gptj", "rotary_dim": 8}, [(0, 1, 2, 3)]),
     "fused projections": ({"model_type": "phi3"}, [(0, 1, 2, 3)]),
     "half precision": ({"model_type": "llama", "dtype": "float16"}, [(0, 1, 2, 3)]),
 }
