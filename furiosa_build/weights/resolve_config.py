@@ -182,7 +182,7 @@ def _reasons(what: str, hint: str = "") -> Iterator[None]:
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            remarks.append(record.getMessage())
+            remarks.append(record.getMessage().partition("\n")[0].removesuffix(" {"))  # a whole config may follow
 
     collector, logger = Collector(logging.WARNING), logging.getLogger("transformers")
     logger.addHandler(collector)

@@ -151,3 +151,10 @@ def test_a_mistral_with_layers_of_several_types_is_what_transformers_takes_it_fo
 def test_the_longest_sequence_is_known_by_its_other_name() -> None:
     fields = {"model_type": "mpt", "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 96}
     assert resolve_config(fields, None, "float32")["max_position_embeddings"] == 96
+
+
+def test_what_transformers_warned_of_is_told_without_the_whole_config() -> None:
+    fields = {"model_type": "falcon", "hidden_size": 64, "num_attention_heads": 4, "head_dim": 16}
+    with pytest.raises(UserError, match="property 'head_dim' of 'FalconConfig' object has no setter") as error:
+        resolve_config(fields, None, "float32")
+    assert error.value.hint == "Can't set head_dim with value 16 for FalconConfig"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from furiosa_build.backends.native.packing import ROWS
 from furiosa_build.backends.native.plan import Call, View
 from furiosa_build.backends.native.pointwise import INSTRUCTIONS, LOAD, MOST_REGISTERS, MOST_TENSORS, STORE
 
 Operands = Sequence[View | None]
 _FLOATS = {"float32", "bfloat16", "float16", "float64"}
-_BLOCK = 32
 _PLACE = {"float32": 1, "bfloat16": 2, "float16": 2, "uint8": 4}
 """Numbers of a row that lie together in a packed weight."""
 _FORMATS = {0: "float32", 1: "bfloat16", 2: "float16", 3: "uint8", 4: "uint8"}
@@ -128,7 +128,7 @@ def _embedding(operands: Operands, call: Call) -> list[View]:
     if len(weight.shape) == 2:
         _shape(weight, weight.shape[0], out.shape[-1])
     else:
-        _packed(weight, weight.shape[0] * _BLOCK if weight.shape else 0, out.shape[-1])
+        _packed(weight, weight.shape[0] * ROWS if weight.shape else 0, out.shape[-1])
     return [out]
 
 
@@ -332,7 +332,7 @@ def _packed(weight: View, rows: int, columns: int) -> None:
     together = _PLACE.get(weight.dtype)
     _require(together is not None, "a weight is of a dtype that is not packed")
     assert together is not None
-    head = [-(-rows // _BLOCK), -(-columns // together), _BLOCK]
+    head = [-(-rows // ROWS), -(-columns // together), ROWS]
     _shape(weight, *head, *([together] if together > 1 else []))
     step, dense = 1, []
     for size in reversed(weight.shape):

@@ -18,6 +18,7 @@ from furiosa_build.backends.native.check import check_plan
 from furiosa_build.backends.native.emit import make_plan
 from furiosa_build.backends.native.packing import pack
 from furiosa_build.backends.native.plan import Plan
+from furiosa_build.backends.native.pointwise import INSTRUCTIONS, MOST_REGISTERS, STORE
 from furiosa_build.backends.native.program import NativeProgram
 
 from .graphs import BUCKETS, graph_of, model, trace
@@ -78,6 +79,22 @@ def test_changes_are_refused_by_their_place(change: str, plan: Plan) -> None:
     path, value = CHANGES[change]
     with pytest.raises(ValueError, match=r"tensors\[|calls\["):
         check_plan(_changed(plan, path.split("."), value))
+
+
+def test_a_register_is_read_after_it_is_written(plan: Plan) -> None:
+    number, call = next((n, call) for n, call in enumerate(plan.calls) if call.op == "pointwise")
+    code = call.ints[1:]
+    store = next(at for at in range(0, len(code), 5) if code[at] == INSTRUCTIONS[STORE].code)
+    for register in (MOST_REGISTERS - 1, MOST_REGISTERS):
+        with pytest.raises(ValueError, match="reads what is not there"):
+            check_plan(_changed(plan, ["calls", number, "ints", 1 + store + 2], register))
+
+
+def test_a_reduction_keeps_the_kind_of_its_numbers(plan: Plan) -> None:
+    """A sum of floating-point numbers into int64, where the place of the largest belongs."""
+    number = next(n for n, call in enumerate(plan.calls) if call.op == "reduce" and call.ints[0] == 4)
+    with pytest.raises(ValueError, match="numbers of one kind become the other"):
+        check_plan(_changed(plan, ["calls", number, "ints", 0], 0))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from furiosa_build.backends.native.emit import make_plan
+
 from .graphs import assert_equal_to_eager, graph_of
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(3))
@@ -88,3 +90,16 @@ def test_drawn_graphs_give_what_torch_gives(library_file: Path, drawn: list[tupl
 
     inputs = [torch.randn(4, 6, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
     assert_equal_to_eager(graph_of(function, inputs), inputs, library_file, tolerance=2e-2)
+
+
+def test_a_product_that_waits_for_another_of_the_same_input_is_a_call_of_its_own(library_file: Path) -> None:
+    """Others of one input are one call."""
+
+    def products(x: Tensor, one: Tensor, other: Tensor) -> tuple[Tensor, ...]:
+        first, beside = F.linear(x, one), F.linear(x, other)
+        return beside, F.linear(x, other) + torch.tanh(first)
+
+    inputs = [X, torch.randn(8, 6), torch.randn(8, 6)]
+    graph = graph_of(products, inputs, parameters=2)
+    assert [len(call.ints) for call in make_plan(graph).calls if call.op == "linear"] == [2, 1]
+    assert_equal_to_eager(graph, inputs, library_file)
