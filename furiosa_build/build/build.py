@@ -64,7 +64,7 @@ class Build:
         self._factors = Factors(self.models, SourceCode(memo=root / "code.json"), self._find)
         self.files = Files(self.store, self.models, lambda: self.plan, self._factors, self._find)
         self.executors = local_executors(self.options, self.files.inputs)
-        jobs = PlanningJobs(self.store, self._factors, self.executors["builder"], self.events)
+        jobs = PlanningJobs(self.store, self._factors, self.executors, self.events)
         self._planning = Planning(self.models, self.files, jobs)
         writer.check_destination(self.directory)
         writer.check_is_directory(self.store.root, "cache_dir")

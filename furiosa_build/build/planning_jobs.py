@@ -21,13 +21,13 @@ class PlanningJobs:
 
     Attributes:
         store: Where what they find is kept.
-        worker: Where they run.
+        executors: What runs them, by what jobs call their `worker`.
         told: Whether an event has told that planning takes time.
     """
 
     store: Store
     factors: Factors
-    worker: Executor
+    executors: Mapping[str, Executor]
     events: Emitter
     told: bool = False
 
@@ -55,5 +55,5 @@ class PlanningJobs:
             self.told = True
         log = self.store.log_path(job.name)
         return self.store.get_or_run(
-            key, job.name, of_key, lambda output: self.worker.run(job.name, job, request, output, log)
+            key, job.name, of_key, lambda output: self.executors[job.worker].run(job.name, job, request, output, log)
         ).record
