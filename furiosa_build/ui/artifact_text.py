@@ -138,6 +138,8 @@ def qualification_text(directory: Path) -> str:
     figures = json.loads(path.read_bytes())
     accepted = figures.get("draft_acceptance")
     more = "" if accepted is None else f"; {accepted:.0%} of the draft's tokens accepted"
+    if others := figures.get("tokens_by_other_rounding"):
+        more += f"; {others} of the tokens as transformers has them when it rounds otherwise"
     if "quantization_kl_divergence" in figures:
         names = ("kl_divergence", "top1_agreement", "perplexity", "published_perplexity")
         divergence, agreement, perplexity, published = (figures[f"quantization_{name}"] for name in names)

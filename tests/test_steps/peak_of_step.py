@@ -117,7 +117,7 @@ def run_reference(request: ShardRequest, files: dict[str, Path], work: Path, is_
         return
     (work / "config.json").write_text(json.dumps({**request.hf_config, **({"dtype": "bfloat16"} if is_cast else {})}))
     source = Original({"config.json": work / "config.json", **files}, work / "source").directory
-    (LayeredOriginalModel(source, "model.layers") if is_cast else OriginalModel(source)).run(asked)
+    (LayeredOriginalModel(source, "model.layers") if is_cast else OriginalModel(source, "model.layers")).run(asked)
 
 
 if __name__ == "__main__":

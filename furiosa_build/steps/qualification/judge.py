@@ -70,9 +70,8 @@ class Judge:
         """The source's model by transformers; None: no source has its weights, they are drawn or quantized already."""
         if not self._files:
             return None
-        if self._is_whole:
-            return OriginalModel(original.directory)
-        return LayeredOriginalModel(original.directory, self._request.outline.layer_prefix.removesuffix("."))
+        loaded = OriginalModel if self._is_whole else LayeredOriginalModel
+        return loaded(original.directory, self._request.outline.layer_prefix.removesuffix("."))
 
     def _reference(
         self, model: OriginalModel | None, artifact: Artifact, tokenizer: OriginalTokenizer | None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from furiosa_build.core.errors import StepError
 from furiosa_build.steps.qualification.held_back import LayersHeldBack
 from furiosa_build.steps.qualification.layers import Layers
+from furiosa_build.steps.qualification.nudges import Nudges
 from furiosa_build.steps.qualification.reference import Asked, Expected
 from furiosa_build.steps.qualification.text_part import place_of
 from furiosa_build.steps.qualification.transformers_calls import loading, quietly
@@ -25,13 +26,17 @@ if TYPE_CHECKING:
 class OriginalModel:
     """The model of a directory, whole. Weights that are used as they are stored are mapped.
 
+    Args:
+        directory: That of the source.
+        layers: Where its decoder layers are: `model.layers`.
+
     Attributes:
         model: transformers' model.
     """
 
     is_whole = True
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, layers: str) -> None:
         from transformers import AutoModelForCausalLM
 
         with quietly(), loading("model"):
@@ -47,6 +52,9 @@ class OriginalModel:
             what = f"the source has no weights for {', '.join(missing[:3])}{', ...' if missing[3:] else ''}"
             raise StepError("qualify", f"{what}: transformers would draw {len(missing)} parameters at random")
         self.model.eval().requires_grad_(False)
+        if (place := place_of(self.model, layers)) is None:
+            raise StepError("qualify", f"the source's model, as transformers makes it, has no {layers}")
+        self._nudges = Nudges(self.model.get_submodule(place).children())
         self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
 
     @property
@@ -77,8 +85,11 @@ class OriginalModel:
         return module is self.model.get_output_embeddings() or any(module is each for each in inside)
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Its parameters under all their names; those of a layer are there until the next is asked for."""
-        yield from self.model.named_parameters(remove_duplicate=False)
+        """Its parameters, and buffers that are stored, under all their names.
+
+        Those of a layer are there until the next is asked for.
+        """
+        yield from self.model.state_dict(keep_vars=True).items()
 
     def best_beam(self, prompt: Sequence[int], new: int, width: int) -> float:
         """The sum of log probabilities of the best beam of `new` tokens after a prompt."""
@@ -104,6 +115,10 @@ class OriginalModel:
         """The logits of several sequences."""
         return [Expected(logits, logits) for logits in self.run(asked)]
 
+    def nudged(self, asked: Sequence[Asked]) -> list[list[Tensor]]:
+        """The logits of several sequences, of each several times, as if the model rounded otherwise."""
+        return self._nudges.runs(self.run, asked)
+
     def run(self, asked: Sequence[Asked]) -> list[Tensor]:
         """Logits of what follows the tokens at these positions: float32 [positions, vocab] of each sequence.
 
@@ -122,19 +137,14 @@ class OriginalModel:
 
 
 class LayeredOriginalModel(OriginalModel):
-    """The same of which one layer at a time is in memory: transformers loads each when it is needed.
-
-    Args:
-        directory: That of the source.
-        layers: Where its decoder layers are: `model.layers`.
-    """
+    """The same of which one layer at a time is in memory: transformers loads each when it is needed."""
 
     is_whole = False
 
     def __init__(self, directory: Path, layers: str) -> None:
         held_back = LayersHeldBack(layers)
         with held_back.at_loading():
-            super().__init__(directory)
+            super().__init__(directory, layers)
         self._layers = Layers(self.model, held_back.place, held_back.load)
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:

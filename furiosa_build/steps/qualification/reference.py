@@ -34,3 +34,7 @@ class Reference(Protocol):
     def logits(self, asked: Sequence[Asked]) -> list[Expected]:
         """The logits of several sequences, each as if it were alone."""
         ...
+
+    def nudged(self, asked: Sequence[Asked]) -> list[list[Tensor]]:
+        """The logits of several sequences, of each several times, as if the model rounded otherwise."""
+        ...

@@ -53,6 +53,10 @@ class RoundedModel:
         """The logits of several sequences, each alone in its batch."""
         return self._rounding.expected(lambda: self._original.run(asked))
 
+    def nudged(self, asked: Sequence[Asked]) -> list[list[Tensor]]:
+        """The same, as if the model rounded otherwise."""
+        return self._original.nudged(asked)
+
     def _round(self, name: str, own: QuantScheme) -> None:
         """Gives a layer its dequantized weight whenever it runs, and has its input rounded if its scheme does that."""
         from torch import nn

@@ -12,6 +12,7 @@ from furiosa_build.core.progress import advance, expect
 from furiosa_build.ir.outline import Outline
 from furiosa_build.quant.scheme import scheme
 from furiosa_build.steps.qualification.layers import Layers
+from furiosa_build.steps.qualification.nudges import Nudges
 from furiosa_build.steps.qualification.reference import Asked, Expected
 from furiosa_build.steps.qualification.rounding import InputRounding
 
@@ -38,12 +39,18 @@ class StoredModel:
         for name, module in self._model.named_modules():
             self._rounding.add(module, scheme(schemes.get(f"{name}.weight", "none")))
         self._prefix = outline.layer_prefix
-        self._layers = Layers(self._model, self._prefix.removesuffix("."), self._load_layer)
+        place = self._prefix.removesuffix(".")
+        self._layers = Layers(self._model, place, self._load_layer)
+        self._nudges = Nudges(self._model.get_submodule(place).children())
         self._load(skeleton.outer_parameters())
 
     def logits(self, asked: Sequence[Asked]) -> list[Expected]:
         """The logits of several sequences."""
         return self._rounding.expected(lambda: self._run(asked))
+
+    def nudged(self, asked: Sequence[Asked]) -> list[list[Tensor]]:
+        """The same, as if the model rounded otherwise."""
+        return self._nudges.runs(self._run, asked)
 
     def _run(self, asked: Sequence[Asked]) -> list[Tensor]:
         inside = (name for name in self._outline.parameters if name.startswith(self._prefix))

@@ -43,7 +43,7 @@ STORED: dict[str, Callable[[Path], object]] = {
 def test_it_is_the_model_that_transformers_loads(stored: str, tmp_path: Path) -> None:
     STORED[stored](tmp_path)
     asked = [Asked(torch.arange(3, 40), torch.tensor([0, 20, 36])), Asked(torch.arange(9), torch.tensor([8]))]
-    whole, layered = OriginalModel(tmp_path), LayeredOriginalModel(tmp_path, "model.layers")
+    whole, layered = OriginalModel(tmp_path, "model.layers"), LayeredOriginalModel(tmp_path, "model.layers")
     assert layered.dtype == whole.dtype
     for one, other in zip(layered.run(asked), whole.run(asked), strict=True):
         assert torch.equal(one, other)
