@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from grid import grid
 
 from furiosa_build.runtime import LLM, SamplingParams
 
@@ -20,7 +21,7 @@ def run(example: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("example", ["llm_engine.py", "async_llm_engine.py"])
+@pytest.mark.parametrize("example", grid(["llm_engine.py", "async_llm_engine.py"], ["async_llm_engine.py"]))
 def test_an_example(example: str, build_artifact: Callable[..., Path]) -> None:
     artifact = build_artifact(QUICKSTART_MODEL)
     ran = run(example, "--model", str(artifact), "--devices", "cpu", "--data-parallel-size", "2", "--seed", "3")

@@ -32,6 +32,7 @@ def six_builds(user: UserDirectory, start_child: StartChild) -> Counter[str]:
     return Counter(step for result in results for step in result["ran"])
 
 
+@pytest.mark.grid
 def test_six_builds_at_once_do_every_step_once(fresh: UserDirectory, artifact_id: str, start_child: StartChild) -> None:
     times = six_builds(fresh, start_child)
     assert set(COMPILES) <= set(times)

@@ -132,6 +132,7 @@ def make_waiting_compiler(directory: Path) -> tuple[Path, Path]:
     return reached, compiler
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("number", grid([signal.SIGINT, signal.SIGTERM], [signal.SIGINT]))
 def test_an_interrupted_compilation_ends_its_processes_and_the_next_build_goes_on(
     fresh: UserDirectory, artifact_id: str, tmp_path: Path, number: signal.Signals

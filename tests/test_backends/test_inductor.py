@@ -82,6 +82,7 @@ def program(tmp_path_factory: pytest.TempPathFactory, compile_graph: Callable[[G
     return compile_graph(small_graph(), root, root / "scratch")
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("slots", [11, 40])
 def test_a_program_gives_the_numbers_of_the_function_and_writes_the_cache(program: Path, slots: int) -> None:
     given, expected_inputs = inputs(slots), inputs(slots)
@@ -93,6 +94,7 @@ def test_a_program_gives_the_numbers_of_the_function_and_writes_the_cache(progra
 
 
 @pytest.mark.grid
+@pytest.mark.grid
 def test_two_compiles_in_different_directories_give_the_same_bytes(
     program: Path, compile_graph: Callable[[Graph, Path, Path], Path], tmp_path: Path
 ) -> None:
@@ -101,6 +103,7 @@ def test_two_compiles_in_different_directories_give_the_same_bytes(
     assert compile_graph(small_graph(), root, root / "scratch").read_bytes() == program.read_bytes()
 
 
+@pytest.mark.grid
 def test_no_path_of_the_build_is_in_the_program(program: Path) -> None:
     content = program.read_bytes()
     assert content[:4] == b"\x7fELF"
@@ -109,6 +112,7 @@ def test_no_path_of_the_build_is_in_the_program(program: Path) -> None:
     assert b"scratch" not in content
 
 
+@pytest.mark.grid
 def test_the_program_is_all_that_is_left_and_may_be_read_by_everyone(program: Path) -> None:
     assert [path.name for path in program.parent.iterdir()] == ["program-0.so"]
     assert stat.S_IMODE(program.stat().st_mode) == 0o644
@@ -202,6 +206,7 @@ def test_native_is_the_host_s_own_level(monkeypatch: pytest.MonkeyPatch) -> None
     assert InductorBackend().isa("native") == "x86-64-v3"
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("scheme", "batch", "query"),
     [
@@ -231,6 +236,7 @@ def test_a_compiled_quantized_layer_is_the_eager_one(
     torch.testing.assert_close(found, expected, rtol=0, atol=float(expected.abs().max()) * 2e-2)
 
 
+@pytest.mark.grid
 @pytest.mark.grid
 @pytest.mark.parametrize("config", [LATENT, ALIBI], ids=["values smaller than keys", "attention of its own"])
 @pytest.mark.parametrize(
@@ -298,6 +304,7 @@ def layer_inputs(graph: Graph, batch: int, query: int) -> list[torch.Tensor]:
 # Options
 
 
+@pytest.mark.grid
 @pytest.mark.grid
 def test_an_option_reaches_the_compiler(program: Path, compile_graph: Callable[..., Path], tmp_path: Path) -> None:
     """Sums may be in another order then."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from grid import grid
 
 from furiosa_build.backends import ops
 from furiosa_build.backends.core_aten import is_core
@@ -94,7 +95,7 @@ def test_a_layer_for_one_token_writes_the_keys_and_values_of_all() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", grid(SHAPES, ["append"]))
 def test_variants_of_attention_lower_to_the_same(variant: str, shape: str) -> None:
     graph = Tracer({**LAYERS, **VARIANTS[variant]}, {}).trace(SHAPES[shape], Segment(layers=(0,))).whole
     assert own_operators(graph) == [ops.PAGED_ATTENTION]

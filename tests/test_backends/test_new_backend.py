@@ -25,6 +25,8 @@ from furiosa_build.backends.target import Target, unknown_target
 from furiosa_build.core.errors import UserError
 from furiosa_build.ir.tensors import Layout, TensorSpec
 
+pytestmark = pytest.mark.grid  # one build takes ten seconds, and what it goes through has tests of its own
+
 if TYPE_CHECKING:
     from ..conftest import StartBuild
 

@@ -272,6 +272,7 @@ def test_an_error_of_this_program_shows_where_it_comes_from(
     assert err.endswith("AssertionError: a bug\nerror: step package failed: AssertionError: a bug\n")
 
 
+@pytest.mark.grid
 def test_a_terminal_shows_one_progress_bar(fresh: UserDirectory) -> None:
     master, terminal = pty.openpty()
     process = subprocess.Popen(

@@ -167,6 +167,7 @@ def test_it_is_explained(user: UserDirectory, monkeypatch: pytest.MonkeyPatch) -
     assert found["partition:weights"].waits_for == ("count",)
 
 
+@pytest.mark.grid
 def test_it_runs_in_a_worker(user: UserDirectory) -> None:
     with registered(Count(), after="quantize"):
         with steps_in_this_process(), closing(user.open(INT8)) as build:

@@ -134,6 +134,7 @@ def check(directory: Path) -> Artifact:
     return artifact
 
 
+@pytest.mark.grid
 def test_python(model: Path, tmp_path: Path) -> None:
     exec(with_local_paths(PYTHON, model, tmp_path / "out"), {})
     scheduler = check(tmp_path / "out").generator_config.default_scheduler_config

@@ -34,6 +34,7 @@ def test_a_build_that_is_reproducible_passes_and_leaves_nothing_behind(
     assert [path for path in temporary.iterdir() if "check" in path.name] == []
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("status", grid([0, 5], [5]))
 def test_with_json_there_are_events_and_nothing_else(
     user: UserDirectory, monkeypatch: pytest.MonkeyPatch, status: int

@@ -89,6 +89,7 @@ def test_sequences_and_scores_are_those_of_transformers(tmp_path: Path, build_ar
     assert len(lengths) > 3
 
 
+@pytest.mark.grid
 def test_ordinary_requests_beside_beams_and_little_room(tmp_path: Path, build_artifact: BuildArtifact) -> None:
     """Some are preempted and recomputed."""
     directory = save_random_model(LLAMA, tmp_path / "model")

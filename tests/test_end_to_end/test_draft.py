@@ -32,6 +32,8 @@ from furiosa_build.build.reproduce import differing_files
 from furiosa_build.core.errors import UserError
 from furiosa_build.ui.artifact_text import artifact_text
 
+pytestmark = pytest.mark.grid  # one build takes ten seconds, and what it goes through has tests of its own
+
 SMALL = {**CONFIG, "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 24}
 RECIPES = {
     "fast": """\
@@ -124,7 +126,6 @@ def test_where_it_comes_from_is_told(latest: Path) -> None:
     assert len(names) == len(set(names))
 
 
-@pytest.mark.grid
 def test_the_same_bytes_from_python_without_the_store(
     user: UserDirectory, latest: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -146,7 +147,6 @@ def test_the_same_bytes_from_python_without_the_store(
     assert differing_files(latest, tmp_path / "artifacts" / "fast" / "latest") == []
 
 
-@pytest.mark.grid
 def test_a_task_of_doit_makes_the_draft_alone(user: UserDirectory, tmp_path: Path) -> None:
     build = user.open(f"cache_dir='{tmp_path}'", recipe="fast")
     assert graph.run(build, "draft") == 0

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from grid import grid
 
 from furiosa_build.build.build import Build
 from furiosa_build.steps import qualify
@@ -59,9 +58,10 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[tuple[int, ...]]]] = {
 }
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     "family",
-    grid(FAMILIES, ["fused projections"]),
+    FAMILIES,
 )
 def test_a_family_is_built_and_qualifies(family: str, start_build: Callable[..., Build]) -> None:
     config, layers = FAMILIES[family]

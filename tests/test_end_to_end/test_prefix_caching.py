@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from grid import grid
 from reference import beams, greedy
 from test_models.tiny import MODELS, load, save_random_model
 
@@ -45,7 +46,7 @@ def params(new: int, width: int = 1) -> SamplingParams:
     return SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, use_beam_search=width > 1)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "mistral"])
+@pytest.mark.parametrize("name", grid(["qwen3", "mistral"], ["mistral"]))
 @pytest.mark.parametrize("block_size", [1, 16])
 def test_the_same_tokens_as_transformers(
     name: str, block_size: int, tmp_path: Path, build_artifact: BuildArtifact

@@ -46,8 +46,12 @@ def expected(user: UserDirectory) -> list[list[int]]:
         pytest.param(
             ["parallel.tensor_parallel_size=2", "parallel.pipeline_parallel_size=2"], {}, marks=pytest.mark.grid
         ),
-        (["parallel.data_parallel_size=2"], {"num_speculative_tokens": 2}),
-        (["scheduler.prefill_chunk_size=4"], {"speculative_model_paged_attention_num_blocks": 96}),
+        pytest.param(["parallel.data_parallel_size=2"], {"num_speculative_tokens": 2}, marks=pytest.mark.grid),
+        pytest.param(
+            ["scheduler.prefill_chunk_size=4"],
+            {"speculative_model_paged_attention_num_blocks": 96},
+            marks=pytest.mark.grid,
+        ),
     ],
 )
 def test_the_same_tokens_as_transformers(

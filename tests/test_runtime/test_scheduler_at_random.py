@@ -181,4 +181,5 @@ class Scheduling(RuleBasedStateMachine):
 
 
 TestScheduling = Scheduling.TestCase
+TestScheduling.pytestmark = [pytest.mark.grid]
 TestScheduling.settings = settings(max_examples=400, stateful_step_count=30, deadline=None)

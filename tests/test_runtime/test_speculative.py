@@ -211,6 +211,7 @@ def joint_distribution(prompt: list[int], number: int) -> dict[tuple[int, ...], 
     return found
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("noise", grid([0.3, 1.0], [1.0]))
 def test_sampling_keeps_the_distribution(make: MakeArtifact, noise: float) -> None:
     """A chi-squared test of all continuations of four tokens: of these two are proposed."""

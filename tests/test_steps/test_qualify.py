@@ -155,7 +155,7 @@ def test_an_artifact_that_does_not_run_fails_with_the_reason(
         pytest.param(LLAMA, {"rms_norm_eps": 1e-2}, marks=pytest.mark.grid),
         pytest.param(LLAMA, {"hidden_act": "gelu"}, marks=pytest.mark.grid),
         pytest.param(MISTRAL, {"sliding_window": None}, marks=pytest.mark.grid),
-        (MISTRAL, {"sliding_window": 11}),
+        pytest.param(MISTRAL, {"sliding_window": 11}, marks=pytest.mark.grid),
         pytest.param(GEMMA3, {"query_pre_attn_scalar": 32}, marks=pytest.mark.grid),
     ],
     ids=["rope", "norm", "activation", "no-window", "window", "scaling"],

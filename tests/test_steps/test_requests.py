@@ -35,6 +35,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UserDirectory]:
 WITH_DRAFT = ("speculative.recipe=small", "buckets.append_buckets=null")
 
 
+@pytest.mark.grid
 def test_every_step_does_the_same_from_its_request_as_text(user: UserDirectory, tmp_path: Path) -> None:
     """With no more than the files that the request names, which lie elsewhere by their digests."""
     with closing(user.open(*OVERRIDES, *WITH_DRAFT)) as build:

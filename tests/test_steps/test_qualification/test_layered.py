@@ -97,7 +97,7 @@ WRONG: dict[str, tuple[dict[str, Any], Callable[[dict[str, Any]], None], str]] =
 
 
 @pytest.mark.usefixtures("_without_memory")
-@pytest.mark.parametrize("what", grid(WRONG, ["experts", "head"]))
+@pytest.mark.parametrize("what", grid(WRONG, ["head"]))
 def test_weights_that_the_build_has_read_otherwise_fail(
     what: str, start_build: StartBuild, output: Path, tmp_path: Path
 ) -> None:
