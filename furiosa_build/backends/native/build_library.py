@@ -43,7 +43,9 @@ SOURCES: Mapping[str, Sequence[str]] = {
     "reduce.cpp": _KERNEL,
     "rotary.cpp": _KERNEL,
     "round_rows.cpp": _KERNEL,
+    "scatter.cpp": _KERNEL,
     "softmax.cpp": _KERNEL,
+    "topk.cpp": _KERNEL,
 }
 """The files of the library, and the variants that each is compiled for: those of no kernel run everywhere."""
 

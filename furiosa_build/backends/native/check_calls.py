@@ -240,6 +240,31 @@ def _gather(operands: Operands, call: Call) -> list[View]:
     return [out]
 
 
+def _topk(operands: Operands, call: Call) -> list[View]:
+    _given(operands, "...")
+    _numbers(call, 0)
+    x, values, places = _all(operands)
+    _computed(x, values)
+    _integer(places)
+    _require(bool(x.shape) and len(values.shape) == len(x.shape), "values have not as many dimensions as x")
+    _shape(values, *x.shape[:-1], values.shape[-1])
+    _same_shape(values, places)
+    _require(values.shape[-1] <= x.shape[-1], "a row has not as many numbers")
+    return [values, places]
+
+
+def _scatter(operands: Operands, call: Call) -> list[View]:
+    _given(operands, "...")
+    _numbers(call, 0, 1)
+    x, index, out = _all(operands)
+    _computed(x, out)
+    _integer(index)
+    _same_shape(x, out)
+    _require(bool(x.shape) and len(index.shape) == len(x.shape), "the index has not as many dimensions as x")
+    _shape(index, *x.shape[:-1], index.shape[-1])
+    return [out]
+
+
 def _matmul(operands: Operands, call: Call) -> list[View]:
     _given(operands, "...")
     _numbers(call, 0)
@@ -361,6 +386,8 @@ CHECKS: Mapping[str, Callable[[Operands, Call], list[View]]] = {
     "round_rows": _round_rows,
     "unpack": _unpack,
     "gather": _gather,
+    "topk": _topk,
+    "scatter": _scatter,
     "matmul": _matmul,
     "write_kv_cache": _write_kv_cache,
     "paged_attention": _paged_attention,

@@ -99,6 +99,37 @@ def _softmax(logarithm: int) -> Callable[[Emission, Node], None]:
     return emit
 
 
+def _topk(emission: Emission, node: Node) -> None:
+    x, count, dim, largest, _ = _operands(emission, [*node.args, *(-1, True, True)[len(node.args) - 2 :]])
+    last = dim % len(x.shape) == len(x.shape) - 1
+    if not (largest and last):
+        raise refusal("aten.topk.default of the smallest numbers, or along a dimension that is not the last")
+    shape = (*x.shape[:-1], count)
+    values, places = emission.builder.new(shape, x.dtype), emission.builder.new(shape, "int64")
+    emission.builder.call("topk", [x, values, places])
+    emission.define(node, [values, places])
+
+
+def _max_of_dim(emission: Emission, node: Node) -> None:
+    """`max.dim`: the largest numbers, and their places."""
+    x, dim, keeps = _operands(emission, [*node.args, False][:3])
+    order = [*(d for d in range(len(x.shape)) if d != dim % len(x.shape)), dim % len(x.shape)]
+    shape, rows = [x.shape[d] for d in order[:-1]], x.permute(order)
+    found = [emission.builder.new(shape, dtype) for dtype in (x.dtype, "int64")]
+    for result, name in zip(found, ("amax", "argmax"), strict=True):
+        emission.builder.call("reduce", [rows, result], [_KINDS[name], 1])
+    emission.define(node, [result.unsqueeze(dim % len(x.shape)) for result in found] if keeps else found)
+
+
+def _scatter_value(emission: Emission, node: Node) -> None:
+    x, dim, index, value = _operands(emission, node.args)
+    meta = node.args[2].meta["val"]  # type: ignore[union-attr]
+    is_of_rows = dim % len(x.shape) == len(x.shape) - 1 and tuple(meta.shape[:-1]) == tuple(x.shape[:-1])
+    if not is_of_rows or not node.meta["val"].dtype.is_floating_point:
+        raise refusal("aten.scatter.value of integers, or of less than whole rows")
+    emission.builder.call("scatter", [x, index, emission.out(node)], (), [float(value)])
+
+
 def _embedding(emission: Emission, node: Node) -> None:
     weight, ids = node.args[:2]
     assert isinstance(weight, Node)
@@ -183,6 +214,9 @@ OPERATORS: Mapping[Any, Callable[[Emission, Node], None]] = {
     aten.argmax.default: _reduce("argmax"),
     aten._softmax.default: _softmax(0),
     aten._log_softmax.default: _softmax(1),
+    aten.topk.default: _topk,
+    aten.max.dim: _max_of_dim,
+    aten.scatter.value: _scatter_value,
     aten.embedding.default: _embedding,
     aten.index_select.default: _index_select,
     aten.gather.default: _gather,

@@ -145,6 +145,18 @@ OPERATORS = {
         " of index (index_select); 1: index has the shape of out (torch.gather).",
         ints=("kind", "dim"),
     ),
+    "topk": Operator(
+        15,
+        "x values! places!",
+        "The largest numbers of each row of x and their places (int64), the largest first, of equal ones the first."
+        " NaN counts as the largest. values, places: [..., K] where x is [..., N], K <= N.",
+    ),
+    "scatter": Operator(
+        16,
+        "x index out!",
+        "out = x, but for `value` at the places that each row of index [..., K] has in that of x [..., N]. Floating.",
+        floats=("value",),
+    ),
     "matmul": Operator(
         13, "a b out!", "out [..., M, N] = a [..., M, K] @ b [..., K, N]; leading dimensions are equal (expanded)."
     ),

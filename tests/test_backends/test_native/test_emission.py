@@ -44,6 +44,8 @@ CASES: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
     "constants": lambda x: (x + torch.arange(6) * 2, torch.full_like(x, 3.0), x * torch.ones(6)),
     "outputs that are inputs, or the same": lambda x: (x.clone(), x * 2, (x * 2).T),
     "halves": lambda x: (x.bfloat16() * 3, (x.half() * 2).float(), x.to(torch.float64)),
+    "largest": lambda x: (*x.topk(3), *x.topk(2, 1), *x.max(0), *x.max(-1, keepdim=True)),
+    "marks": lambda x: (torch.zeros_like(x).scatter(1, x.topk(2).indices, 1.0), x.scatter(-1, x.topk(1).indices, 3)),
     "splits": lambda x: (*(part * 2 for part in x.split([1, 5], -1)), *(part + 1 for part in x.unbind(0))),
 }
 INDEXED: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, ...]]] = {

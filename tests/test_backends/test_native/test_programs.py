@@ -16,6 +16,10 @@ from furiosa_build.core.errors import UserError
 from ..small_graph import small_graph
 from .graphs import BUCKETS, assert_equal_to_eager, graph_of, make_inputs, model, run_plan, trace
 
+EXPERTS: dict[str, Any] = {
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    **{"num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1},
+}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
     "tied": {"model_type": "llama", "tie_word_embeddings": True},
@@ -36,6 +40,19 @@ MODELS: dict[str, dict[str, Any]] = {
     "opt": {},
     "stablelm": {},
     "nemotron": {},
+    "mixtral": EXPERTS,
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 24},
+    "qwen3_moe": {**EXPERTS, "head_dim": 16},
+    "olmoe": {**EXPERTS, "eos_token_id": 1},
+    "granitemoe": EXPERTS,
+    "phimoe": EXPERTS,
+    "gpt_oss": {**EXPERTS, "head_dim": 16, "sliding_window": 8},
+    "deepseek_v3": {
+        **EXPERTS,
+        **{"n_group": 2, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1},
+        **{"num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 16},
+        **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 8, "head_dim": 8},
+    },
 }
 
 
@@ -44,7 +61,7 @@ def llama() -> Graph:
     return trace(model("llama"), BUCKETS["decode"])
 
 
-@pytest.mark.parametrize("name", grid(MODELS, ["llama", "gemma2"]))
+@pytest.mark.parametrize("name", grid(MODELS, ["llama", "gemma2", "deepseek_v3"]))
 @pytest.mark.parametrize("bucket", grid(BUCKETS, ["decode"]))
 def test_models_give_what_the_eager_backend_gives(name: str, bucket: str, library_file: Path) -> None:
     graph = trace(model(**{"model_type": name, **MODELS[name]}), BUCKETS[bucket])

@@ -226,3 +226,28 @@ def test_matmul_rounds(library: Library) -> None:
     out = torch.empty(3, 24, 40, dtype=torch.bfloat16).mT
     run(library, Call("matmul", [a, b, out]))
     _check(out, a.double() @ b.double())
+
+
+@_each_dtype
+@pytest.mark.parametrize(("size", "count"), [(1, 1), (8, 2), (8, 8), (130, 6)])
+def test_topk(each_width: Library, dtype: torch.dtype, size: int, count: int) -> None:
+    whole = torch.randperm(5 * 3 * size, generator=torch.Generator().manual_seed(2)).reshape(5, 3, size)
+    x = (whole / 8 - 40).to(dtype)  # few of them are equal
+    x[0, 0, size // 2], x[1, 0, 0], x[2, 0] = math.nan, math.inf, -math.inf
+    for rows in (x, x.transpose(0, 1)):
+        values, places = (
+            torch.empty(*rows.shape[:-1], count, dtype=dtype),
+            torch.empty(*rows.shape[:-1], count, dtype=torch.int64),
+        )
+        run(each_width, Call("topk", [rows, values, places]))
+        first = rows.double().nan_to_num(nan=1e6, posinf=1e5, neginf=-1e5).sort(stable=True, dim=-1, descending=True)
+        assert torch.equal(places, first.indices[..., :count])
+        assert torch.equal(values.nan_to_num(), rows.gather(-1, places).nan_to_num())
+
+
+@_each_dtype
+def test_scatter(each_width: Library, dtype: torch.dtype) -> None:
+    x, index = _draw(4, 3, 17, dtype=dtype), torch.randint(17, (4, 3, 5), generator=torch.Generator().manual_seed(1))
+    out = torch.empty(3, 4, 17, dtype=dtype).transpose(0, 1)
+    run(each_width, Call("scatter", [x, index, out], [], [0.5]))
+    assert torch.equal(out, x.scatter(-1, index, 0.5))

@@ -77,6 +77,8 @@ enum class Op : int64_t {
     gather = 12,
     matmul = 13,
     join_attention = 14,
+    topk = 15,
+    scatter = 16,
 };
 
 // The kernel of an operator on this machine's processor: registry.cpp.

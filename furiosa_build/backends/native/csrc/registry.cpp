@@ -30,6 +30,8 @@ DECLARE(pointwise)
 DECLARE(copy)
 DECLARE(reduce)
 DECLARE(softmax)
+DECLARE(topk)
+DECLARE(scatter)
 DECLARE(embedding)
 DECLARE(norm)
 DECLARE(rotary)
@@ -48,6 +50,8 @@ const Kernel& find_kernel(Op op) {
         CHOOSE(copy);
         CHOOSE(reduce);
         CHOOSE(softmax);
+        CHOOSE(topk);
+        CHOOSE(scatter);
         CHOOSE(embedding);
         CHOOSE(norm);
         CHOOSE(rotary);
