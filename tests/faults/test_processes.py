@@ -71,6 +71,7 @@ def wait_for_the_end(pid: int) -> None:
         os.close(descriptor)
 
 
+@pytest.mark.grid
 def test_a_build_that_waits_says_so_and_can_be_interrupted_and_one_that_is_killed_takes_its_workers_along(
     fresh: UserDirectory, artifact_id: str, tmp_path: Path
 ) -> None:
@@ -133,7 +134,7 @@ def make_waiting_compiler(directory: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.grid
-@pytest.mark.parametrize("number", grid([signal.SIGINT, signal.SIGTERM], [signal.SIGINT]))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_compilation_ends_its_processes_and_the_next_build_goes_on(
     fresh: UserDirectory, artifact_id: str, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -266,6 +266,7 @@ def test_the_cache_is_by_default_that_of_the_environment(
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.grid
 def test_without_a_cache_only_the_artifact_is_left(user: UserDirectory, tmp_path: Path) -> None:
     builder(user, name="one").build(tmp_path, cache_dir=None)
     assert [path.name for path in tmp_path.iterdir()] == ["one"]

@@ -121,6 +121,7 @@ def test_a_step_that_fails(fresh: UserDirectory, monkeypatch: pytest.MonkeyPatch
     assert not any(isinstance(event, ArtifactReady) for event in events)
 
 
+@pytest.mark.grid
 def test_two_builds_at_once(fresh: UserDirectory) -> None:
     """Of different recipes and with one store: each has its own events and its own artifact."""
     builds = [fresh.open("name=one"), fresh.open("name=two", "buckets.decode_buckets=[[1,64]]")]

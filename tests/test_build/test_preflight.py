@@ -285,6 +285,7 @@ def test_a_plan_as_json(fresh: UserDirectory, built: UserDirectory) -> None:
     assert (done["read"], done["written"], done["disks"], done["seconds"]) == (0, 0, [], 0)
 
 
+@pytest.mark.grid
 def test_llama3_405b_is_planned_without_weights(
     fresh: UserDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

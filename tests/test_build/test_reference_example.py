@@ -145,6 +145,7 @@ def test_python(model: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.grid
 def test_shell(model: Path, tmp_path: Path) -> None:
     command = with_local_paths(SHELL, model, tmp_path / "out").replace("\\\n", "")  # a shell joins the lines
     program, *arguments = shlex.split(command)

@@ -117,7 +117,7 @@ def test_logits_are_those_of_transformers(name: str, saved: Made, build_artifact
 
 
 @pytest.mark.grid
-@pytest.mark.parametrize("name", grid(MODELS, ["llama"]))
+@pytest.mark.parametrize("name", MODELS)
 def test_bfloat16_logits_are_as_close_to_float32_as_those_of_transformers(
     name: str, saved: Made, build_artifact: BuildArtifact
 ) -> None:

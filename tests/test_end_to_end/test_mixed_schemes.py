@@ -57,6 +57,7 @@ def test_an_artifact_of_two_schemes_for_two_ranks_qualifies(model: Path, start_b
     assert dtypes["model.layers.1.mlp.up_proj.weight_packed"] == torch.int32
 
 
+@pytest.mark.grid
 def test_transformers_loads_the_written_checkpoint_to_the_same_weights(
     model: Path, start_build: StartBuild, outputs_of: OutputsOf
 ) -> None:

@@ -280,7 +280,8 @@ dist.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize(("ranks", "stages"), grid([(4, 1), (2, 2)], [(2, 2)]))
+@pytest.mark.grid
+@pytest.mark.parametrize(("ranks", "stages"), [(4, 1), (2, 2)])
 def test_the_same_artifact_runs_with_a_process_for_each_rank(
     users: dict[str, UserDirectory], expected: dict[tuple[str, str], list[list[int]]], ranks: int, stages: int
 ) -> None:

@@ -133,7 +133,8 @@ def test_activations_are_rounded_as_transformers_rounds_them(
     assert float(torch.cat(regret).max()) < without
 
 
-@pytest.mark.parametrize("form", grid(["fp8-dynamic", "int8-plain-tensor-dynamic", "int8-tensor"], ["fp8-dynamic"]))
+@pytest.mark.grid
+@pytest.mark.parametrize("form", ["fp8-dynamic", "int8-plain-tensor-dynamic", "int8-tensor"])
 def test_such_an_artifact_qualifies(form: str, model: Path, quantized: Quantized, start_build: StartBuild) -> None:
     build = start_build(model, checkpoint=quantized(form), **BUCKETS)
     for step in build.plan.steps:

@@ -124,8 +124,9 @@ def test_attention_of_its_own_gives_the_same_tokens_too(tmp_path: Path, override
     assert generate(artifact) == expected_tokens(user, PROMPTS, NEW)
 
 
-@pytest.mark.parametrize(("ranks", "scheme"), grid([(1, "fp8"), (2, "int8")], [(2, "int8")]))
-@pytest.mark.parametrize("model", grid(MODELS, ["llama"]))
+@pytest.mark.grid
+@pytest.mark.parametrize(("ranks", "scheme"), [(1, "fp8"), (2, "int8")])
+@pytest.mark.parametrize("model", MODELS)
 def test_a_sliced_block_of_ranks_and_quantized_weights_is_the_whole_one(
     users: dict[str, UserDirectory], model: str, ranks: int, scheme: str
 ) -> None:

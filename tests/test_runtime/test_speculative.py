@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from grid import grid
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -212,7 +211,7 @@ def joint_distribution(prompt: list[int], number: int) -> dict[tuple[int, ...], 
 
 
 @pytest.mark.grid
-@pytest.mark.parametrize("noise", grid([0.3, 1.0], [1.0]))
+@pytest.mark.parametrize("noise", [0.3, 1.0])
 def test_sampling_keeps_the_distribution(make: MakeArtifact, noise: float) -> None:
     """A chi-squared test of all continuations of four tokens: of these two are proposed."""
     number, draws = 4, 4000

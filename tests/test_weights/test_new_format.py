@@ -124,6 +124,7 @@ def test_the_weights_of_a_model(user: UserDirectory, built: UserDirectory) -> No
     assert user.build("model.param_file_path=weights.toy") == []
 
 
+@pytest.mark.grid
 def test_a_model_by_its_one_file(user: UserDirectory, built: UserDirectory) -> None:
     user.build("model.model_id_or_path=whole.toy")
     assert user.latest().hf_config["hidden_size"] == CONFIG["hidden_size"]
@@ -131,6 +132,7 @@ def test_a_model_by_its_one_file(user: UserDirectory, built: UserDirectory) -> N
     assert all(parameters(user)[name].equal(tensor) for name, tensor in parameters(built).items())
 
 
+@pytest.mark.grid
 def test_quantized_and_divided(user: UserDirectory) -> None:
     user.build("model.param_file_path=weights.toy", "quantization=int8", "parallel.tensor_parallel_size=2")
     assert user.latest().model_metadata.quantization == "int8"

@@ -62,6 +62,7 @@ class TellEnvironment(Job[Request]):
         (output / "told.json").write_text(json.dumps({"environment": dict(os.environ), "unsafe": unsafe}))
 
 
+@pytest.mark.grid
 def test_a_worker_sees_no_setting_of_the_users_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in SHAPING:
         monkeypatch.setenv(name, "1")
