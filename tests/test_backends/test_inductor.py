@@ -94,7 +94,6 @@ def test_a_program_gives_the_numbers_of_the_function_and_writes_the_cache(progra
 
 
 @pytest.mark.grid
-@pytest.mark.grid
 def test_two_compiles_in_different_directories_give_the_same_bytes(
     program: Path, compile_graph: Callable[[Graph, Path, Path], Path], tmp_path: Path
 ) -> None:
@@ -237,7 +236,6 @@ def test_a_compiled_quantized_layer_is_the_eager_one(
 
 
 @pytest.mark.grid
-@pytest.mark.grid
 @pytest.mark.parametrize("config", [LATENT, ALIBI], ids=["values smaller than keys", "attention of its own"])
 @pytest.mark.parametrize(
     "shape",
@@ -304,7 +302,6 @@ def layer_inputs(graph: Graph, batch: int, query: int) -> list[torch.Tensor]:
 # Options
 
 
-@pytest.mark.grid
 @pytest.mark.grid
 def test_an_option_reaches_the_compiler(program: Path, compile_graph: Callable[..., Path], tmp_path: Path) -> None:
     """Sums may be in another order then."""
