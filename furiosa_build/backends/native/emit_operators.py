@@ -123,8 +123,7 @@ def _max_of_dim(emission: Emission, node: Node) -> None:
 
 def _scatter_value(emission: Emission, node: Node) -> None:
     x, dim, index, value = _operands(emission, node.args)
-    meta = node.args[2].meta["val"]  # type: ignore[union-attr]
-    is_of_rows = dim % len(x.shape) == len(x.shape) - 1 and tuple(meta.shape[:-1]) == tuple(x.shape[:-1])
+    is_of_rows = dim % len(x.shape) == len(x.shape) - 1 and tuple(index.shape[:-1]) == tuple(x.shape[:-1])
     if not is_of_rows or not node.meta["val"].dtype.is_floating_point:
         raise refusal("aten.scatter.value of integers, or of less than whole rows")
     emission.builder.call("scatter", [x, index, emission.out(node)], (), [float(value)])

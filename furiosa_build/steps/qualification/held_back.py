@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.errors import StepError
-from furiosa_build.steps.qualification.text_part import place_of
+from furiosa_build.steps.qualification.text_part import place_of_layers
 from furiosa_build.steps.qualification.transformers_calls import loading, quietly
 
 if TYPE_CHECKING:
@@ -43,10 +43,7 @@ class LayersHeldBack:
         usual = module.convert_and_load_state_dict_in_model
 
         def load_outside(model: PreTrainedModel, state_dict: Mapping[str, Any], load_config: Any, **others: Any) -> Any:
-            place = place_of(model, self.place)
-            if place is None:
-                raise StepError("qualify", f"the source's model, as transformers makes it, has no {self.place}")
-            self.place = place
+            self.place = place_of_layers(model, self.place)
             self._model, self._load_config, self._convert = model, load_config, usual
             self._stored = self._by_layer(model, state_dict, load_config)
             devices = {"": "cpu", f"{self.place}.": "meta"}

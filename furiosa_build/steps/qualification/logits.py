@@ -76,9 +76,9 @@ def compare(answers: Sequence[Continued], reference: Reference, tolerance: float
     differing = [
         Position(each, row, right.logits[row]) for each, right in pairs for row in _wrong(each, right.logits, allowed)
     ]
-    wrong = (
-        _not_by_rounding(differing, reference, allowed) if len(differing) <= tokens * _MOST_BY_ROUNDING else differing
-    )
+    wrong = differing
+    if 0 < len(differing) <= tokens * _MOST_BY_ROUNDING:
+        wrong = _not_by_rounding(differing, reference, allowed)
     buckets = dict.fromkeys(bucket for each in answers for bucket in each.buckets)
     return Comparison(
         {
@@ -121,12 +121,20 @@ def _not_by_rounding(differing: Sequence[Position], reference: Reference, allowe
     """Those positions at which the artifact gives nothing that the reference gives, however that rounds.
 
     A mixture whose router is undecided takes another expert for a difference in the last bit, and all its logits
-    change. In such a place the artifact is right if it gives what the reference gives with either.
+    change. In such a place the artifact is right if it gives what the reference gives with either. Where the reference
+    does not change by more than is allowed, nothing is undecided, and nothing more is allowed.
     """
-    answers = list({each.continued.number: each.continued for each in differing}.values())
-    rounded = reference.nudged([Asked(each.tokens[:-1], each.after) for each in answers]) if answers else []
-    always = {
-        each.number: set.intersection(*(set(_wrong(each, logits, allowed)) for logits in draws))
-        for each, draws in zip(answers, rounded, strict=True)
+    answers = {each.continued.number: each.continued for each in differing}
+    rounded = reference.nudged([Asked(each.tokens[:-1], each.after) for each in answers.values()])
+    found = {
+        number: [(logits, _wrong(answer, logits, allowed)) for logits in draws]
+        for (number, answer), draws in zip(answers.items(), rounded, strict=True)
     }
-    return [each for each in differing if each.row in always[each.continued.number]]
+
+    def is_right(position: Position) -> bool:
+        return any(
+            position.row not in wrong and float((logits[position.row] - position.expected).abs().max()) > allowed
+            for logits, wrong in found[position.continued.number]
+        )
+
+    return [each for each in differing if not is_right(each)]

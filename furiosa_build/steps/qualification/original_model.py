@@ -15,7 +15,7 @@ from furiosa_build.steps.qualification.held_back import LayersHeldBack
 from furiosa_build.steps.qualification.layers import Layers
 from furiosa_build.steps.qualification.nudges import Nudges
 from furiosa_build.steps.qualification.reference import Asked, Expected
-from furiosa_build.steps.qualification.text_part import place_of
+from furiosa_build.steps.qualification.text_part import place_of, place_of_layers
 from furiosa_build.steps.qualification.transformers_calls import loading, quietly
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ class OriginalModel:
             what = f"the source has no weights for {', '.join(missing[:3])}{', ...' if missing[3:] else ''}"
             raise StepError("qualify", f"{what}: transformers would draw {len(missing)} parameters at random")
         self.model.eval().requires_grad_(False)
-        if (place := place_of(self.model, layers)) is None:
-            raise StepError("qualify", f"the source's model, as transformers makes it, has no {layers}")
-        self._nudges = Nudges(self.model.get_submodule(place).children())
+        self._nudges = Nudges(self.model.get_submodule(place_of_layers(self.model, layers)).children())
         self._keeps = "logits_to_keep" in inspect.signature(self.model.forward).parameters
 
     @property

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from furiosa_build.core.errors import StepError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -15,3 +17,10 @@ def place_of(model: PreTrainedModel, path: str) -> str | None:
         return path
     inside = dict(model.get_decoder().named_modules()).get(path.partition(".")[2])
     return next((place for place, module in places.items() if module is inside), None)
+
+
+def place_of_layers(model: PreTrainedModel, path: str) -> str:
+    """The same of its decoder layers. Raises StepError where it has none there."""
+    if (place := place_of(model, path)) is None:
+        raise StepError("qualify", f"the source's model, as transformers makes it, has no {path}")
+    return place

@@ -19,12 +19,6 @@ void rotate_pairs(const float* x, const float* cos, const float* sin, int64_t ha
     }
 }
 
-int64_t jobs(const Call& call) {
-    const Tensor& x = call.tensors[0];
-    const int64_t size = x.shape[x.rank - 1];
-    return size == 0 ? 0 : jobs_of_rows(num_elements(x) / size, size);
-}
-
 void run(const Call& call, int64_t begin, int64_t end, Scratch& scratch) {
     const Tensor &x = call.tensors[0], &cos = call.tensors[1], &sin = call.tensors[2], &out = call.tensors[3];
     const int64_t size = x.shape[x.rank - 1], rotated = cos.shape[cos.rank - 1];
@@ -45,6 +39,6 @@ void run(const Call& call, int64_t begin, int64_t end, Scratch& scratch) {
 }  // namespace
 
 extern const Kernel rotary;
-const Kernel rotary{jobs, run};
+const Kernel rotary{jobs_of_first_operand, run};
 
 }  // namespace furiosa::FURIOSA_VARIANT

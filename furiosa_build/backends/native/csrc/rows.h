@@ -12,6 +12,13 @@ inline int64_t rows_of_a_job(int64_t size) { return std::max<int64_t>(1, 8192 / 
 
 inline int64_t jobs_of_rows(int64_t rows, int64_t size) { return divide_up(rows, rows_of_a_job(size)); }
 
+// The jobs of a call that goes through the rows of its first operand.
+inline int64_t jobs_of_first_operand(const Call& call) {
+    const Tensor& x = call.tensors[0];
+    const int64_t size = x.shape[x.rank - 1];
+    return size == 0 ? 0 : jobs_of_rows(num_elements(x) / size, size);
+}
+
 // All dimensions of a tensor but its last `count`; of one that is not given, no place in rows of `like`.
 inline Tensor head(const Tensor& tensor, int64_t count, const Tensor& like) {
     Tensor part = tensor.given() ? tensor : like;

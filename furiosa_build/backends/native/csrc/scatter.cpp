@@ -5,12 +5,6 @@ namespace furiosa::FURIOSA_VARIANT {
 
 namespace {
 
-int64_t jobs(const Call& call) {
-    const Tensor& x = call.tensors[0];
-    const int64_t size = x.shape[x.rank - 1];
-    return size == 0 ? 0 : jobs_of_rows(num_elements(x) / size, size);
-}
-
 void run(const Call& call, int64_t begin, int64_t end, Scratch& scratch) {
     const Tensor &x = call.tensors[0], &index = call.tensors[1], &out = call.tensors[2];
     const int64_t last = x.rank - 1, size = x.shape[last], count = index.shape[last];
@@ -32,6 +26,6 @@ void run(const Call& call, int64_t begin, int64_t end, Scratch& scratch) {
 }  // namespace
 
 extern const Kernel scatter;
-const Kernel scatter{jobs, run};
+const Kernel scatter{jobs_of_first_operand, run};
 
 }  // namespace furiosa::FURIOSA_VARIANT

@@ -20,12 +20,6 @@ void softmax_of(float* row, int64_t size, bool logarithm, float* room) {
     }
 }
 
-int64_t jobs(const Call& call) {
-    const Tensor& x = call.tensors[0];
-    const int64_t size = x.shape[x.rank - 1];
-    return size == 0 ? 0 : jobs_of_rows(num_elements(x) / size, size);
-}
-
 void run(const Call& call, int64_t begin, int64_t end, Scratch& scratch) {
     const Tensor &x = call.tensors[0], &out = call.tensors[1];
     const int64_t size = x.shape[x.rank - 1];
@@ -41,6 +35,6 @@ void run(const Call& call, int64_t begin, int64_t end, Scratch& scratch) {
 }  // namespace
 
 extern const Kernel softmax;
-const Kernel softmax{jobs, run};
+const Kernel softmax{jobs_of_first_operand, run};
 
 }  // namespace furiosa::FURIOSA_VARIANT

@@ -18,12 +18,6 @@ struct Before {
     }
 };
 
-int64_t jobs(const Call& call) {
-    const Tensor& x = call.tensors[0];
-    const int64_t size = x.shape[x.rank - 1];
-    return size == 0 ? 0 : jobs_of_rows(num_elements(x) / size, size);
-}
-
 void run(const Call& call, int64_t begin, int64_t end, Scratch& scratch) {
     const Tensor &x = call.tensors[0], &values = call.tensors[1], &places = call.tensors[2];
     const int64_t size = x.shape[x.rank - 1], count = values.shape[values.rank - 1];
@@ -45,6 +39,6 @@ void run(const Call& call, int64_t begin, int64_t end, Scratch& scratch) {
 }  // namespace
 
 extern const Kernel topk;
-const Kernel topk{jobs, run};
+const Kernel topk{jobs_of_first_operand, run};
 
 }  // namespace furiosa::FURIOSA_VARIANT
