@@ -28,7 +28,7 @@ check: install  ## format, lint, types and the floors that packages import from
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: install  ## every test but the grids, on all cores: some 12 minutes on two
+test: install  ## every test but the grids, on all cores: some 11 minutes on two
 	$(BIN)/pytest -n auto -m "not grid"
 
 test-all: test clients  ## the tests, then the grids: checks repeated over many models and settings, and standard clients
