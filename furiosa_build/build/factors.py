@@ -10,7 +10,7 @@ from furiosa_build.backends.base import Backend
 from furiosa_build.build.models import OpenModel
 from furiosa_build.core.errors import StepError
 from furiosa_build.plan.explain import FactorPath
-from furiosa_build.plan.keys import installed, key_factors, tool_versions
+from furiosa_build.plan.keys import ToolVersions, key_factors
 from furiosa_build.plan.planner import Plan, PlannedStep
 from furiosa_build.plan.source_code import SourceCode
 from furiosa_build.quant.scheme import modules as scheme_modules
@@ -34,6 +34,7 @@ class Factors:
         self, models: Mapping[str, OpenModel], code: SourceCode, find: Callable[[str], ActionRecord | None]
     ) -> None:
         self._models, self._code, self._find = models, code, find
+        self._versions = ToolVersions()
 
     def known(self, plan: Plan, step: PlannedStep) -> tuple[dict[str, Any], list[FactorPath]]:
         """The factors that are known, and where in them something will stand that is not known yet."""
@@ -87,7 +88,8 @@ class Factors:
     def tools(self, job: Job[Any], backend: Backend, schemes: Collection[str] = ()) -> dict[str, str]:
         """The versions of what shapes an output."""
         return {
-            **tool_versions(*job.packages, *installed(job.optional_packages)),
+            **self._versions.of(job.packages),
+            **self._versions.of_installed(job.optional_packages),
             **(backend.key_factors() if job.backend_tools else {}),
             **(backend.library_factors() if job.library_tools else {}),
             **(scheme_versions(schemes) if job.uses_schemes else {}),

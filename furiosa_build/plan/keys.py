@@ -45,17 +45,26 @@ def key_of(factors: Mapping[str, Any]) -> str:
     return digest(factors)
 
 
-def tool_versions(*packages: str) -> dict[str, str]:
-    """Installed versions, by package, without importing them. `python` is one as well, without its patches."""
-    own = {"furiosa_build": __version__, "python": ".".join(map(str, sys.version_info[:2]))}
-    return {package: own.get(package) or version(package) for package in packages}
+class ToolVersions:
+    """Installed versions of packages, each read once: all keys of a build are about the same tools."""
 
+    def __init__(self) -> None:
+        self._known = {"furiosa_build": __version__, "python": ".".join(map(str, sys.version_info[:2]))}
 
-def installed(packages: Iterable[str]) -> list[str]:
-    """Those of the packages that are installed."""
-    found = []
-    for package in packages:
-        with suppress(PackageNotFoundError):
-            version(package)
-            found.append(package)
-    return found
+    def of(self, packages: Iterable[str]) -> dict[str, str]:
+        """By package, without importing them; `python` is one as well, without its patches.
+
+        Raises PackageNotFoundError.
+        """
+        for package in packages:
+            if package not in self._known:
+                self._known[package] = version(package)
+        return {package: self._known[package] for package in packages}
+
+    def of_installed(self, packages: Iterable[str]) -> dict[str, str]:
+        """Those of the packages that are installed."""
+        found: dict[str, str] = {}
+        for package in packages:
+            with suppress(PackageNotFoundError):
+                found |= self.of((package,))
+        return found

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from furiosa_build.core.canonical_json import canonical_json
-from furiosa_build.plan.keys import key_factors, key_of, tool_versions
+from furiosa_build.plan.keys import ToolVersions, key_factors, key_of
 
 
 def factors(**others: object) -> dict[str, object]:
@@ -51,4 +51,4 @@ def test_factors_are_plain_data() -> None:
 def test_versions_are_those_that_are_installed() -> None:
     import pydantic
 
-    assert tool_versions("pydantic") == {"pydantic": pydantic.VERSION}
+    assert ToolVersions().of(["pydantic"]) == {"pydantic": pydantic.VERSION}
