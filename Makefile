@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # Python keeps what it compiles: a command begins a fifth sooner.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install quickstart check test test-all sanitize clients clean help
+.PHONY: install quickstart check test test-all sanitize clients peers clean help
 
 install: $(STAMP)  ## make .venv with the pinned versions of constraints.txt
 
@@ -40,6 +40,9 @@ sanitize: install  ## the native backend's tests, with kernels that check their 
 
 clients: install  ## make .venv-clients, where test-all has the clients that it runs against the server
 	tests/test_server/clients/install.sh $(BIN)/python .venv-clients
+
+peers: install  ## make .venv-peers, where benchmarks/peers.py has the engines that it compares with
+	benchmarks/peer_programs/install.sh $(BIN)/python .venv-peers
 
 clean:  ## remove .venv and artifacts
 	rm -rf $(VENV) artifacts

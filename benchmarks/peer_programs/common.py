@@ -1,0 +1,98 @@
+"""What every program of this directory does: time a model that it has loaded. Each runs in an environment of its own.
+
+    run_NAME.py prepare MODEL WORK FORMAT CASES    makes what is loaded, in WORK, from MODEL (safetensors, bfloat16)
+    run_NAME.py measure MODEL WORK FORMAT CASES    loads and times it
+
+The last line that each prints is JSON. So are the CASES:
+
+    {"prefill": [tokens, ...], "decode": [[batch, context], ...], "steps": 16}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+Generate = Callable[[list[list[int]], int], Iterator[None]]
+"""Continues all prompts greedily by a number of tokens. Yields when each has its first token, then after each step."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model of safetensors, the directory for what is made of it, and the number format.
+
+    `longest` is the number of tokens of the longest sequence that is measured.
+    """
+
+    model: Path
+    work: Path
+    format: str
+    longest: int
+
+
+THREADS = len(os.sched_getaffinity(0))
+
+
+def main(load: Callable[[Task], Generate], prepare: Callable[[Task], None] | None = None) -> None:
+    """Runs the command line. There is nothing to prepare for an engine that loads what it is given."""
+    what, model, work, format_, cases = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[5]
+    task = Task(model, work, format_, longest(wanted := json.loads(cases)))
+    work.mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    if what == "prepare":
+        if prepare is not None:
+            prepare(task)
+        found = {"seconds": time.perf_counter() - begin}
+    else:
+        generate = load(task)
+        found = {"load": time.perf_counter() - begin, **measure(generate, wanted)}
+    print("\n" + json.dumps({**found, "memory": peak_memory()}), flush=True)
+    os._exit(0)  # threads that an engine leaves behind are not waited for
+
+
+def peak_memory() -> int:
+    """Bytes: the largest of this process and of those that it has started."""
+    # Not its own ru_maxrss, which begins with that of the process that has started it.
+    own = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * max(int(own.split()[1]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+
+
+def longest(cases: dict) -> int:
+    """Tokens of the longest sequence."""
+    return max([*cases["prefill"], *(context for _, context in cases["decode"])]) + cases["steps"] + 1
+
+
+def measure(generate: Generate, cases: dict) -> dict:
+    """Seconds to the first token by length of the prompt, and of a step by "BATCHxCONTEXT": medians."""
+    numbers = random.Random(0)
+
+    def prompts(batch: int, tokens: int) -> list[list[int]]:
+        return [[numbers.randrange(300, 4000) for _ in range(tokens)] for _ in range(batch)]
+
+    for _ in generate(prompts(1, 16), 3):  # warms up
+        pass
+    first, step = {}, {}
+    for tokens in cases["prefill"]:
+        times = []
+        for _ in range(2):
+            begin = time.perf_counter()
+            next(iter_ := generate(prompts(1, tokens), 1))
+            times.append(time.perf_counter() - begin)
+            for _ in iter_:
+                pass
+        first[str(tokens)] = min(times)
+    for batch, context in cases["decode"]:
+        times = []
+        for _ in generate(prompts(batch, context), cases["steps"]):
+            times.append(time.perf_counter())
+        step[f"{batch}x{context}"] = statistics.median(b - a for a, b in pairwise(times))
+    return {"prefill": first, "decode": step}

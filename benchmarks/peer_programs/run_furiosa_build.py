@@ -1,0 +1,57 @@
+"""This project: backend native. Formats: bf16 and the names of conf/quantization."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from common import Generate, Task, main
+
+
+def prepare(task: Task) -> None:
+    """An artifact with buckets for all lengths, in a store of its own."""
+    lengths = [length for length in (128, 512, 2048, 4608) if length < 2 * task.longest]
+    recipe = {
+        "defaults": [
+            "base",
+            {"quantization": "none" if task.format == "bf16" else task.format},
+            {"override backend": "native"},
+        ],
+        "model": {"model_id_or_path": str(task.model), "calculate_logit_only_for_last_token": True},
+        "buckets": {
+            "max_seq_len_to_capture": lengths[-1],
+            "prefill_buckets": [[1, length] for length in lengths],
+            "decode_buckets": [[batch, length] for batch in (1, 8, 32) for length in lengths if batch * length < 20000],
+        },
+        # The weights are random: rounding them changes the text more than that of a real model.
+        "qualify": {"max_kl_divergence": 100, "min_top1_agreement": 0, "max_perplexity_ratio": 1e9},
+    }
+    (task.work / "recipes").mkdir(exist_ok=True)
+    (task.work / "recipes" / "peer.yaml").write_text(json.dumps(recipe))
+    command = [Path(sys.executable).parent / "furiosa-build", "build", "peer"]
+    environment = {**os.environ, "FURIOSA_BUILD_CACHE": str(task.work / "store")}
+    subprocess.run(command, cwd=task.work, env=environment, check=True, stdout=sys.stderr)
+
+
+def load(task: Task) -> Generate:
+    from furiosa_build.runtime import EngineArgs, LLMEngine, SamplingParams
+
+    engine = LLMEngine.from_engine_args(EngineArgs(model=str(task.work / "artifacts" / "peer" / "latest")))
+    numbers = iter(range(1 << 30))
+
+    def generate(prompts, steps):
+        params = SamplingParams(temperature=0, max_tokens=steps + 1, ignore_eos=True)
+        waiting = set()
+        for prompt in prompts:
+            waiting.add(name := str(next(numbers)))
+            engine.add_request(name, {"prompt_token_ids": prompt}, params)
+        while engine.has_unfinished_requests():
+            waiting -= {output.request_id for output in engine.step() if output.outputs[0].token_ids}
+            if not waiting:
+                yield
+
+    return generate
+
+
+main(load, prepare)

@@ -1,0 +1,36 @@
+"""vLLM for CPUs, its engine in this process. Format: bfloat16."""
+
+import os
+
+from common import THREADS, Generate, Task, main
+
+
+def load(task: Task) -> Generate:
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{THREADS - 1}",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
+    from vllm import LLM, SamplingParams, TokensPrompt
+
+    engine = LLM(
+        str(task.model), max_model_len=task.longest + 8, max_num_seqs=32, enable_prefix_caching=False
+    ).llm_engine
+    numbers = iter(range(1 << 30))
+
+    def generate(prompts, steps):
+        params = SamplingParams(temperature=0, max_tokens=steps + 1, ignore_eos=True, detokenize=False)
+        waiting = set()
+        for prompt in prompts:
+            waiting.add(name := str(next(numbers)))
+            engine.add_request(name, TokensPrompt(prompt_token_ids=prompt), params)
+        while engine.has_unfinished_requests():
+            waiting -= {output.request_id for output in engine.step() if output.outputs[0].token_ids}
+            if not waiting:
+                yield
+
+    return generate
+
+
+main(load)
