@@ -232,7 +232,7 @@ def test_what_the_text_is_to_look_like(running: Server, fields: dict[str, Any]) 
         ("/v1/completions", {"prompt": None}, "prompt"),
         ("/v1/chat/completions", {"messages": None}, "messages"),
         ("/v1/chat/completions", {"messages": [{"content": "x"}]}, "messages.0.role"),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": ["x"]}]}, "messages.0.content.0"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [5]}]}, "messages.0.content.0"),
         (
             "/v1/chat/completions",
             {"continue_final_message": True, "add_generation_prompt": True},

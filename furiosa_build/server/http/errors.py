@@ -82,15 +82,18 @@ def invalid_request(errors: Sequence[Mapping[str, Any]], body: Any = None) -> Ap
     """The error 400 for pydantic's errors about a body, at the place in it that the client wrote.
 
     Where a field takes one of several types, pydantic tells what is wrong with it as each of them: those are shown that
-    got furthest, those of another type of object than is known first.
+    got furthest, those of another type of object than is known first, and where the type
+    is right, what is wrong with the value.
     """
     places = [(_place(error, body), error) for error in errors]
     deepest = max(places, key=lambda place: (len(place[0]), place[1]["type"] == "literal_error"))[0]
     param = ".".join(map(str, deepest))
-    messages = dict.fromkeys(_OBJECT.sub("an object", error["msg"]) for place, error in places if place == deepest)
+    there = [error for place, error in places if place == deepest]
+    there = [error for error in there if not error["type"].endswith("_type")] or there
+    messages = dict.fromkeys(_OBJECT.sub("an object", error["msg"]) for error in there)
     first, *others = messages
     message = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
-    code = next(str(error["type"]) for place, error in places if place == deepest)
+    code = str(there[0]["type"])
     return bad_request(f"{param}: {message}" if param else message, param or None, code)
 
 

@@ -41,6 +41,10 @@ class ContentPart(Body):
         return self.refusal if self.type == "refusal" else self.text
 
 
+Content = str | list[str | ContentPart]
+"""What a message says: a text, or parts of it."""
+
+
 class CalledFunction(Body):
     """The function of a call, and its arguments: OpenAI sends them as text, templates write them as JSON."""
 
@@ -80,7 +84,7 @@ class Message(Body):
         "function_call": Unsupported("give tool_calls"),
     }
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[ContentPart] | None = None
+    content: Content | None = None
     refusal: str | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
@@ -101,7 +105,7 @@ class Message(Body):
     def text(self) -> str:
         """What the message says."""
         if isinstance(self.content, list):
-            return "".join(part.as_text for part in self.content)
+            return "".join(part if isinstance(part, str) else part.as_text for part in self.content)
         return self.content or self.refusal or ""
 
 

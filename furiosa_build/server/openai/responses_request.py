@@ -9,7 +9,7 @@ from pydantic import Tag as Named
 
 from furiosa_build.server.http.body import Body, Integer, Unsupported
 from furiosa_build.server.http.errors import bad_request
-from furiosa_build.server.openai.messages import CalledFunction, ContentPart, Message, TemplateOptions, ToolCall
+from furiosa_build.server.openai.messages import CalledFunction, Content, Message, TemplateOptions, ToolCall
 from furiosa_build.server.openai.protocol import MAX_TOOLS, ChatRequest, Function, Tool
 from furiosa_build.server.openai.sampling import MAX_LOGPROBS, Sampling
 
@@ -26,7 +26,7 @@ class InputMessage(Body):
     without_effect: ClassVar = frozenset({"id", "phase", "status"})
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
+    content: Content
 
 
 class InputCall(CalledFunction):
@@ -43,7 +43,7 @@ class InputResult(Body):
     without_effect: ClassVar = frozenset({"id", "status"})
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[ContentPart]
+    output: Content
 
 
 class InputReasoning(Body):
