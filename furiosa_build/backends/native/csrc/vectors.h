@@ -39,6 +39,14 @@ inline Bits repeat(const void* four_bytes) {
     return Bits{} + bits;
 }
 
+// bfloat16, and rounded to it: to nearest, ties to even.
+inline Floats from_bf16(Halves x) { return (Floats)(__builtin_convertvector(x, Bits) << 16); }
+
+inline Halves to_bf16(Floats x) {
+    const UnsignedBits bits = (UnsignedBits)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return __builtin_convertvector(x == x ? rounded : UnsignedBits{} + 0x7fc0, Halves);
+}
+
 // The float16 in the low half of each lane.
 inline Floats low_halves(Bits x) {
     const Halves halves = __builtin_convertvector(x, Halves);
