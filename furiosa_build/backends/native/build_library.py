@@ -40,6 +40,7 @@ SOURCES: Mapping[str, Sequence[str]] = {
     "norm.cpp": _KERNEL,
     "numbers.cpp": _PRODUCT,
     "pointwise.cpp": _KERNEL,
+    "read_kv_cache.cpp": _KERNEL,
     "reduce.cpp": _KERNEL,
     "rotary.cpp": _KERNEL,
     "round_rows.cpp": _KERNEL,

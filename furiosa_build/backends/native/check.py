@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from furiosa_build.backends.native.check_calls import CHECKS, Problem
+from furiosa_build.backends.native.check_attention import CACHES
+from furiosa_build.backends.native.check_calls import CHECKS
+from furiosa_build.backends.native.check_operands import Problem
 from furiosa_build.backends.native.operators import OPERATORS
 from furiosa_build.backends.native.plan import ALIGNMENT, Call, Plan, View
 from furiosa_build.ir.dtypes import ITEMSIZE
@@ -29,6 +32,7 @@ def check_plan(plan: Plan) -> None:
             raise ValueError(f"calls[{number}]: there is no operator {call.op!r}")
         operands = list(plan.operands(call))
         try:
+            _check_caches(plan, operands, call)
             for written in CHECKS[call.op](operands, call):
                 _check_written(plan, written, call)
         except Problem as problem:
@@ -63,13 +67,24 @@ def _is_whole_cache(plan: Plan, view: View) -> bool:
     )
 
 
+def _check_caches(plan: Plan, operands: Sequence[View | None], call: Call) -> None:
+    """Where a call takes a KV cache it is given one: how far it reaches, the runtime knows."""
+    for place in CACHES.get(call.op, ()):
+        view = operands[place] if place < len(operands) else None
+        if view is not None and not _is_cache(plan, view):
+            raise Problem("a cache is not one")
+
+
+def _is_cache(plan: Plan, view: View) -> bool:
+    return view.buffer < len(plan.inputs) and None in plan.inputs[view.buffer].shape
+
+
 def _check_written(plan: Plan, view: View, call: Call) -> None:
     """A call writes to outputs and the arena, the write of a cache to caches; and to no element twice."""
-    inputs = len(plan.inputs)
-    is_cache = view.buffer < inputs and None in plan.inputs[view.buffer].shape
+    is_cache = _is_cache(plan, view)
     if is_cache != (call.op == "write_kv_cache"):
         raise Problem("it writes what is no cache, or to a cache")
-    if (view.buffer < inputs and not is_cache) or view.buffer == plan.num_buffers - 1:
+    if (view.buffer < len(plan.inputs) and not is_cache) or view.buffer == plan.num_buffers - 1:
         raise Problem("it writes to an input or a constant")
     reach = 1
     for stride, size in sorted(zip(view.stride, view.shape, strict=True)):

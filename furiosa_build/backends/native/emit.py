@@ -9,7 +9,7 @@ from torch.fx import Node
 from furiosa_build.backends.graph import Graph, returned_nodes, user_inputs
 from furiosa_build.backends.native.constants import fold
 from furiosa_build.backends.native.emission import Emission, is_packed_input, refusal
-from furiosa_build.backends.native.emit_operators import OPERATORS
+from furiosa_build.backends.native.emit_operators import OPERATORS, is_read_of_slots
 from furiosa_build.backends.native.emit_pointwise import emit_chain, find_chains
 from furiosa_build.backends.native.emit_views import VIEWS
 from furiosa_build.backends.native.fusion import find_fusions
@@ -56,7 +56,11 @@ def make_plan(graph: Graph) -> Plan:
 
 
 def _check_caches(calls: Sequence[Node], caches: Set[Node]) -> None:
-    """Raises UserError where something else than attention reads a KV cache, whose number of slots no plan knows."""
+    """Raises UserError where a KV cache is used but by attention and by slots: no plan knows how many it has."""
     for node in calls:
-        if node.target not in (paged_attention, write_kv_cache) and not caches.isdisjoint(node.all_input_nodes):
+        if not caches.isdisjoint(node.all_input_nodes) and not _may_read_caches(node):
             raise refusal(f"{node.target} of a KV cache")
+
+
+def _may_read_caches(node: Node) -> bool:
+    return node.target in (paged_attention, write_kv_cache) or is_read_of_slots(node)

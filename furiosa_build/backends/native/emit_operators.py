@@ -90,6 +90,14 @@ def _reduce(name: str) -> Callable[[Emission, Node], None]:
     return emit
 
 
+def _any(emission: Emission, node: Node) -> None:
+    """The largest of truth values."""
+    of = _argument(node, 0)
+    if of.meta["val"].dtype != torch.bool:
+        raise refusal(f"{node.target} of numbers")
+    _reduce("amax")(emission, node)
+
+
 def _softmax(logarithm: int) -> Callable[[Emission, Node], None]:
     def emit(emission: Emission, node: Node) -> None:
         x, dim, out = emission.value(node.args[0]), _argument(node, 1), emission.out(node)  # type: ignore[arg-type]
@@ -147,17 +155,32 @@ def _gather(emission: Emission, node: Node) -> None:
     emission.builder.call("gather", [x, index, emission.out(node)], [1, dim % len(x.shape)])
 
 
+def is_read_of_slots(node: Node) -> bool:
+    """Whether a node may be the rows of a KV cache that lie in slots [batch, context]."""
+    if node.target is not aten.index.Tensor:
+        return False
+    slots = _argument(node, 1)
+    return len(slots) == 1 and slots[0].meta["val"].dim() == 2 and slots[0].meta["val"].dtype == torch.int64
+
+
 def _index(emission: Emission, node: Node) -> None:
-    """Indices of the leading dimensions, of one shape when broadcast: rows of a matrix, by their number."""
-    x, indices = _operands(emission, [node.args[0], *_argument(node, 1)])[0], _argument(node, 1)
+    """Indices of adjacent dimensions, of one shape when broadcast: places in one dimension, by their number."""
+    of, indices = _argument(node, 0), list(_argument(node, 1))
+    x = emission.value(of)
+    if emission.is_cache(of):
+        emission.builder.call("read_kv_cache", [x, emission.value(indices[0]), emission.out(node)])
+        return
+    dim = next(number for number, index in enumerate(indices) if index is not None)
+    indices = indices[dim:]
     if any(index is None or index.meta["val"].dtype != torch.int64 for index in indices):
-        raise refusal("aten.index.Tensor by masks, or of dimensions that are not the first")
-    shape = node.meta["val"].shape[: node.meta["val"].dim() - len(x.shape) + len(indices)]
-    sizes, rest = x.shape[: len(indices)], x.shape[len(indices) :]
+        raise refusal("aten.index.Tensor by masks, or of dimensions that are not adjacent")
+    end = dim + len(indices)
+    outer, sizes, inner = x.shape[:dim], x.shape[dim:end], x.shape[end:]
+    shape = tuple(node.meta["val"].shape)[dim : node.meta["val"].dim() - len(inner)]
     values = [emission.value(index).expand(shape) for index in indices]
-    row = values[0] if len(values) == 1 else emit_row_numbers(emission, values, sizes)
+    place = values[0] if len(values) == 1 else emit_row_numbers(emission, values, sizes)
     out = emission.out(node)
-    emission.builder.call("gather", [emission.reshaped(x, (math.prod(sizes), *rest)), row, out], [0, 0])
+    emission.builder.call("gather", [emission.reshaped(x, (*outer, math.prod(sizes), *inner)), place, out], [0, dim])
 
 
 def _layer_norm(emission: Emission, node: Node) -> None:
@@ -210,6 +233,9 @@ OPERATORS: Mapping[Any, Callable[[Emission, Node], None]] = {
     aten.mean.dim: _reduce("mean"),
     aten.amax.default: _reduce("amax"),
     aten.amin.default: _reduce("amin"),
+    aten.any.default: _any,
+    aten.any.dim: _any,
+    aten.any.dims: _any,
     aten.argmax.default: _reduce("argmax"),
     aten._softmax.default: _softmax(0),
     aten._log_softmax.default: _softmax(1),

@@ -50,8 +50,9 @@ class _Lowered(GraphInterpreter):
         self._written: list[Tensor] = []
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        self._written = []
-        return (*super().forward(*inputs), *self._written)
+        outputs = super().forward(*inputs)
+        written, self._written = self._written, []  # torch takes a tensor that stays for a mistake
+        return (*outputs, *written)
 
     def _write_kv_cache(self, *arguments: Any) -> None:
         self._written.append(write_kv_cache(*arguments))

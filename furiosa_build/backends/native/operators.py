@@ -122,6 +122,12 @@ OPERATORS = {
         " [slots, kv_heads, size], slot_mapping int64 [batch, tokens]. The dtype of key is that of key_cache, and so of"
         " the values. The last dimension is contiguous in all tensors.",
     ),
+    "read_kv_cache": Operator(
+        17,
+        "cache slots out!",
+        "out [batch, context, kv_heads, size] = cache[slots], as it was when the call began: for attention that a graph"
+        " computes itself. The last dimension is contiguous in all tensors.",
+    ),
     "paged_attention": Operator(
         11,
         "query key? value? key_cache? value_cache? context_slots? context_lens? position_ids? sinks? out!? partial!?",

@@ -97,6 +97,17 @@ def test_a_reduction_keeps_the_kind_of_its_numbers(plan: Plan) -> None:
         check_plan(_changed(plan, ["calls", number, "ints", 0], 0))
 
 
+def test_what_is_read_as_a_cache_is_one(decode_plan: Plan) -> None:
+    """The library takes slots of it that only the runtime knows the number of."""
+    number, call = next((n, call) for n, call in enumerate(decode_plan.calls) if call.op == "paged_attention")
+    cache = decode_plan.tensors[call.tensors[3] or 0]
+    elsewhere = cache.model_copy(update={"buffer": decode_plan.num_buffers, "offset": 0})
+    moved = decode_plan.model_copy(update={"tensors": [*decode_plan.tensors, elsewhere]})
+    check_plan(moved)
+    with pytest.raises(ValueError, match=f"calls.{number}., paged_attention: a cache is not one"):
+        check_plan(_changed(moved, ["calls", number, "tensors", 3], len(decode_plan.tensors)))
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_changed_number_is_refused_or_does_no_harm(plan: Plan, library_file: Path, data: st.DataObject) -> None:

@@ -23,6 +23,7 @@ CASES: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
     "views": lambda x: (x.T.reshape(3, 8), x[1:, ::2].unsqueeze(1), x.expand(2, 4, 6).select(0, 1)),
     "concatenations": lambda x: (torch.cat([x * 2, x, x * 3], -1), torch.cat([x, x[:1]])),
     "reductions": lambda x: (x.sum(0), x.mean(-1, keepdim=True), x.amax((0, 1)), x.argmax(1), x.sum()),
+    "truth of any or all": lambda x: ((x > 1).any(), (x > 1).any(0), (x > -1).all(-1, keepdim=True)),
     "softmaxes": lambda x: (x.softmax(0), F.log_softmax(x, -1)),
     "padding": lambda x: (F.pad(x, (1, 2, 0, 1), value=3.0), F.pad(x, (-1, 0)), x.repeat(2, 1, 2)),
     "layer norm": lambda x: (F.layer_norm(x, (6,)), F.layer_norm(x, (6,), x[0], x[1])),
@@ -49,7 +50,7 @@ CASES: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
     "splits": lambda x: (*(part * 2 for part in x.split([1, 5], -1)), *(part + 1 for part in x.unbind(0))),
 }
 INDEXED: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, ...]]] = {
-    "indices": lambda x, i: (x[i], x[i, i], x.index_select(1, i[0]), x.gather(1, i.abs())),
+    "indices": lambda x, i: (x[i], x[i, i], x.index_select(1, i[0]), x.gather(1, i.abs()), x[:, i], x[None][:, i, i]),
     "integers": lambda _, i: (i // 2, i % 2, i * 3 - 1, -i, i == 2, (i > 0) & (i < 3), ~(i > 0), i.float() / 2),
 }
 

@@ -40,6 +40,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "opt": {},
     "stablelm": {},
     "nemotron": {},
+    "bloom": {},
+    "mpt": {},
+    "falcon": {"new_decoder_architecture": False, "multi_query": True},
+    "falcon, groups": {"model_type": "falcon", "new_decoder_architecture": True, "num_kv_heads": 2},
+    "gptj": {"rotary_dim": 8},
+    "codegen": {"rotary_dim": 8},
+    "xglm": {"ffn_dim": 96},
+    "gpt_neox_japanese": {},
     "mixtral": EXPERTS,
     "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 24},
     "qwen3_moe": {**EXPERTS, "head_dim": 16},
@@ -61,7 +69,7 @@ def llama() -> Graph:
     return trace(model("llama"), BUCKETS["decode"])
 
 
-@pytest.mark.parametrize("name", grid(MODELS, ["llama", "gemma2", "deepseek_v3"]))
+@pytest.mark.parametrize("name", grid(MODELS, ["llama", "gemma2", "falcon, groups", "deepseek_v3"]))
 @pytest.mark.parametrize("bucket", grid(BUCKETS, ["decode"]))
 def test_models_give_what_the_eager_backend_gives(name: str, bucket: str, library_file: Path) -> None:
     graph = trace(model(**{"model_type": name, **MODELS[name]}), BUCKETS[bucket])

@@ -79,6 +79,7 @@ enum class Op : int64_t {
     join_attention = 14,
     topk = 15,
     scatter = 16,
+    read_kv_cache = 17,
 };
 
 // The kernel of an operator on this machine's processor: registry.cpp.

@@ -43,6 +43,7 @@ DECLARE_DOT(paged_attention)
 DECLARE_DOT(join_attention)
 DECLARE(gather)
 DECLARE(matmul)
+DECLARE(read_kv_cache)
 
 const Kernel& find_kernel(Op op) {
     switch (op) {
@@ -63,6 +64,7 @@ const Kernel& find_kernel(Op op) {
         CHOOSE_DOT(join_attention);
         CHOOSE(gather);
         CHOOSE(matmul);
+        CHOOSE(read_kv_cache);
         default:
             std::abort();  // plan.py refuses it before
     }
