@@ -54,7 +54,7 @@ def start_build(tmp_path_factory: pytest.TempPathFactory) -> StartBuild:
 
     `model` is the fields of a config.json (weights are drawn from `seed`), or a directory in Hugging Face layout.
     Further keywords: `scheme`, `rules` and `checkpoint` (a directory that is quantized already), `backend`, `parallel`,
-    those of ModelSpec and those of BucketSpec.
+    those of ModelSpec, of QuantizationSpec and of BucketSpec.
     """
     root = tmp_path_factory.mktemp("builds")
 
@@ -75,6 +75,7 @@ def start_build(tmp_path_factory: pytest.TempPathFactory) -> StartBuild:
         else:
             of_model.update(model_id_or_path="test/random", architecture=dict(model))
             seed = seed or 0
+        choices = {key: others.pop(key) for key in list(others) if key in QuantizationSpec.model_fields}
         spec = BuildSpec(
             name="test",
             model=ModelSpec(seed_for_random_weight=seed, **of_model),
@@ -85,6 +86,7 @@ def start_build(tmp_path_factory: pytest.TempPathFactory) -> StartBuild:
                 {
                     "scheme": scheme,
                     "rules": rules,
+                    **choices,
                     "quantize_artifact_path": None if checkpoint is None else str(checkpoint),
                 }
             ),

@@ -107,6 +107,14 @@ class Backend(ABC):
         check_isa(target, where)
         check_torch(target, where)
 
+    def instead_for(self, scheme: str) -> str:
+        """What to build with instead, such as `backend=eager`, where programs cannot compute with weights of a scheme.
+
+        Empty: they can.
+        """
+        del scheme
+        return ""
+
     def key_factors(self) -> Mapping[str, str]:
         """Names and versions of the tools that shape a program or a packed parameter. Cheap: does not import torch."""
         return {}

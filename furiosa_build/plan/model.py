@@ -157,15 +157,23 @@ def plan_model(
 
     `checkpoint`: the quantized weights that its spec takes, if it does. `stored_as`: as in ModelPlan.
 
-    Raises UserError where a scheme cannot store a weight, or a rank's share of it; or where a bucket is longer than the
-    rotary tables allow.
+    Raises UserError where a scheme cannot store a weight, or a rank's share of it, or the backend cannot compute with
+    it; or where a bucket is longer than the rotary tables allow.
     """
     scheme_of = spec.quantization.scheme_of if checkpoint is None else checkpoint.scheme_of
     schemes = {name: scheme_of(name) for name, p in outline.parameters.items() if p.linear}
     quantized = {name: text for name, text in schemes.items() if text != "none"}
+    _check_backend(spec.backend.name, quantized)
     _check_schemes(outline, quantized, spec.parallel.tensor_parallel_size)
     _check_rotary_limit(outline, spec)
     return ModelPlan(spec, hf_config, outline, isa, quantized, checkpoint is not None, stored_as)
+
+
+def _check_backend(name: str, schemes: Mapping[str, str]) -> None:
+    for text in sorted(set(schemes.values())):
+        if other := get_backend(name).instead_for(text):
+            what = f"backend {name} does not compute with {text} weights"
+            raise UserError(what, where="backend.name", hint=f"build with {other}")
 
 
 def _check_schemes(outline: Outline, schemes: Mapping[str, str], ranks: int) -> None:

@@ -168,13 +168,14 @@ def _group_scheme(refuser: Refuser, name: str, group: Mapping[str, Any], format_
     at, format_ = ("format", format_of_all) if own is None else (f"config_groups.{name}.format", own)
     known = families()
     refuser.only(at, format_, *dict.fromkeys(form for family in known for form in family.formats))
+    given = ConfigGroup(refuser.path, name, group, format_)
+    able = [family for family in known if format_ in family.formats]
     refused: list[UserError] = []
-    for family in known:
-        if format_ in family.formats:
-            try:
-                return family.read(ConfigGroup(refuser.path, name, group, format_))
-            except UserError as error:
-                refused.append(error)
+    for family in [family for family in able if family.claims(given)] or able:
+        try:
+            return family.read(given)
+        except UserError as error:
+            refused.append(error)
     raise refused[0]
 
 

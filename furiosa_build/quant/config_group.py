@@ -54,7 +54,34 @@ class ConfigGroup(Refuser):
             raise self.refusal(key, value, "a mapping")
         return value
 
+    @property
+    def num_bits(self) -> Any:
+        """Bits of a weight's numbers."""
+        return self.mapping("weights").get("num_bits", 8)
+
+    def rounds_activations(self, kind: str) -> bool:
+        """Whether layers round their input to 8-bit numbers of a kind, `int` or `float`, with a scale for each token.
+
+        Raises UserError where they round otherwise.
+        """
+        if self.get("input_activations") is None:
+            return False
+        inputs = self.mapping("input_activations")
+        self.only("input_activations.num_bits", inputs.get("num_bits", 8), 8)
+        self.only("input_activations.type", inputs.get("type", "int"), kind)
+        self.only("input_activations.dynamic", inputs.get("dynamic", False), True)
+        self.only("input_activations.symmetric", inputs.get("symmetric", True), True)
+        self.only("input_activations.scale_dtype", inputs.get("scale_dtype"), None)
+        hint = "with one scale for all tokens, what a request gets would depend on the others in its batch"
+        self.only("input_activations.strategy", inputs.get("strategy"), "token", hint=hint)
+        return True
+
 
 def _shown(value: Any) -> str:
     """A value as JSON has it; a string without its quotes."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def rounded_activations(kind: str) -> dict[str, Any]:
+    """`input_activations` of a group for which `rounds_activations` is true."""
+    return {"num_bits": 8, "type": kind, "symmetric": True, "strategy": "token", "dynamic": True}

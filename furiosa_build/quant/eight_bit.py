@@ -7,22 +7,18 @@ Names and bytes are those of compressed-tensors checkpoints.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from furiosa_build.ir.tensors import Layout
-from furiosa_build.quant.config_group import ConfigGroup
+from furiosa_build.quant.config_group import ConfigGroup, rounded_activations
 from furiosa_build.quant.scheme import QuantScheme
+from furiosa_build.quant.slices import one_thread, row_slices
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-_ELEMENTS_AT_A_TIME = 1 << 18
-"""Turned into float32 at a time: a large matrix needs little more memory than its result, and the processor's caches
-hold what is computed on."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +55,13 @@ class EightBit(QuantScheme):
     def quantize(self, weight: Tensor) -> dict[str, Tensor]:
         import torch
 
-        if self.text != self.family:
+        if self not in (type(self)(), type(self)(dynamic=True)):
             raise ValueError(f"{self.text} weights are taken from checkpoints, not made")
         rows, columns = weight.shape
         scale = torch.empty((rows, 1), dtype=weight.dtype)
         stored = self.empty(rows, columns)
-        with _one_thread():
-            for part in _row_slices(rows, columns):
+        with one_thread():
+            for part in row_slices(rows, columns):
                 values = weight[part].float()
                 largest = values.abs().amax(dim=1, keepdim=True)
                 own = torch.where(largest > 0, largest / self.limit, 1.0).clamp_min(torch.finfo(scale.dtype).tiny)
@@ -80,8 +76,8 @@ class EightBit(QuantScheme):
         weight = self.unpacked(stored)
         scale = stored["weight_scale"].to(dtype).reshape(-1, 1).expand(len(weight), 1)
         result = torch.empty(weight.shape, dtype=dtype)
-        with _one_thread():
-            for part in _row_slices(*weight.shape):
+        with one_thread():
+            for part in row_slices(*weight.shape):
                 result[part] = self.to_float(weight[part]) * scale[part].float()
         return result
 
@@ -113,6 +109,10 @@ class EightBit(QuantScheme):
         """Stored numbers as float32, before scaling: exact."""
 
     @classmethod
+    def claims(cls, group: ConfigGroup) -> bool:
+        return bool(group.num_bits == 8)
+
+    @classmethod
     def read(cls, group: ConfigGroup) -> Self:
         weights = group.mapping("weights")
         group.only("weights.num_bits", weights.get("num_bits", 8), 8)
@@ -122,45 +122,13 @@ class EightBit(QuantScheme):
         group.only("weights.symmetric", weights.get("symmetric", True), True)
         group.only("weights.dynamic", weights.get("dynamic", False), False)
         group.only("output_activations", group.get("output_activations"), None)
-        dynamic = group.get("input_activations") is not None
-        if dynamic:
-            inputs = group.mapping("input_activations")
-            group.only("input_activations.num_bits", inputs.get("num_bits", 8), 8)
-            group.only("input_activations.type", inputs.get("type", "int"), cls.kind)
-            group.only("input_activations.dynamic", inputs.get("dynamic", False), True)
-            group.only("input_activations.symmetric", inputs.get("symmetric", True), True)
-            group.only("input_activations.scale_dtype", inputs.get("scale_dtype"), None)
-            hint = "with one scale for all tokens, what a request gets would depend on the others in its batch"
-            group.only("input_activations.strategy", inputs.get("strategy"), "token", hint=hint)
-        return cls(tensor=weights["strategy"] == "tensor", dynamic=dynamic)
+        return cls(tensor=weights["strategy"] == "tensor", dynamic=group.rounds_activations(cls.kind))
 
     def config_group(self) -> dict[str, Any]:
         numbers = {"num_bits": 8, "type": self.kind, "symmetric": True}
         return {
             "weights": {**numbers, "strategy": "tensor" if self.tensor else "channel", "dynamic": False},
-            "input_activations": {**numbers, "strategy": "token", "dynamic": True} if self.dynamic else None,
+            "input_activations": rounded_activations(self.kind) if self.dynamic else None,
             "output_activations": None,
             "format": self.formats[0],
         }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Torch computes in this thread alone: 2 GB/s, more than disks write.
-
-    Threads would meet after every operation on a part: on idle cores twice as fast, on busy ones 20 times slower.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _row_slices(rows: int, columns: int) -> Iterator[slice]:
-    """All rows, in slices that are small enough to be worked on."""
-    step = max(1, _ELEMENTS_AT_A_TIME // columns)
-    return (slice(begin, begin + step) for begin in range(0, rows, step))

@@ -83,12 +83,7 @@ class Int8(EightBit):
         return numbers.float() if self.plain else numbers.float() - ZERO
 
     def round(self, x: Tensor, largest: Tensor) -> Tensor:
-        """Rounds as compressed-tensors does: the largest number is 255 / 2 steps, not 127, and so it is clamped."""
-        import torch
-
-        scale = largest / 127.5
-        scale = torch.where(scale == 0, torch.finfo(x.dtype).eps, scale)
-        return (x / scale).clamp(-128, 127).round() * scale
+        return round_to_int8(x, largest)
 
     @classmethod
     def read(cls, group: ConfigGroup) -> Self:
@@ -97,6 +92,15 @@ class Int8(EightBit):
 
     def config_group(self) -> dict[str, Any]:
         return {**super().config_group(), "format": "int-quantized" if self.plain else "pack-quantized"}
+
+
+def round_to_int8(x: Tensor, largest: Tensor) -> Tensor:
+    """`QuantScheme.round` as compressed-tensors does it: the largest number is 255 / 2 steps, not 127, and clamped."""
+    import torch
+
+    scale = largest / 127.5
+    scale = torch.where(scale == 0, torch.finfo(x.dtype).eps, scale)
+    return (x / scale).clamp(-128, 127).round() * scale
 
 
 def packed_columns(columns: int) -> int:

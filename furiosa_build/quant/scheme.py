@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _OWN = {
     "none": "furiosa_build.quant.none:Unquantized",
     "fp8": "furiosa_build.quant.fp8:Fp8",
+    "int4": "furiosa_build.quant.int4:Int4",
     "int8": "furiosa_build.quant.int8:Int8",
 }
 _GROUP = "furiosa_build.quant_schemes"
@@ -48,7 +49,8 @@ class QuantScheme(ABC):
 
     Attributes:
         family: The name in the registry, and in recipes.
-        words: What may follow the family's name in the text, each a boolean field of the class.
+        words: What may follow the family's name in the text: each a boolean field of the class, unless `of_words` says
+            otherwise.
         formats: Formats of compressed-tensors whose config groups `read` takes.
         scales: Parts that a checkpoint may store in any floating dtype, and any shape with as many numbers.
     """
@@ -62,6 +64,11 @@ class QuantScheme(ABC):
     def text(self) -> str:
         """The scheme as recipes, plans, keys and requests have it."""
         return "-".join([self.family, *(word for word in self.words if getattr(self, word))])
+
+    @classmethod
+    def of_words(cls, words: Sequence[str]) -> Self:
+        """The scheme whose text has these words, of `cls.words`, behind the family's name."""
+        return cls(**dict.fromkeys(words, True))
 
     @property
     @abstractmethod
@@ -156,6 +163,12 @@ class QuantScheme(ABC):
     # The checkpoint's configuration
 
     @classmethod
+    def claims(cls, group: ConfigGroup) -> bool:
+        """Whether a config group that has one of `formats` is for this family to read, or to refuse."""
+        del group
+        return True
+
+    @classmethod
     def read(cls, group: ConfigGroup) -> Self:
         """The scheme of a config group that has one of `formats`. Raises UserError for what is not supported."""
         raise NotImplementedError(f"{cls.family} has no formats")
@@ -172,7 +185,19 @@ def scheme(text: str) -> QuantScheme:
     family = _family(name)
     if unknown := set(words) - set(family.words):
         raise UserError(f"{text!r} is not a form of {name}: it has no {sorted(unknown)}", where="quantization")
-    return family(**dict.fromkeys(words, True))
+    return family.of_words(words)
+
+
+def has_word(name: str, word: str) -> bool:
+    """Whether a word may follow the family's name in the text of a scheme."""
+    return word in _family(name).words
+
+
+def with_words(name: str, words: Iterable[str]) -> str:
+    """The text of a family's scheme, with those of the words that the family has."""
+    if own := [word for word in words if has_word(name, word)]:
+        return _family(name).of_words(own).text
+    return name
 
 
 def exists(name: str) -> bool:

@@ -111,7 +111,7 @@ RECIPES = {
     "unknown key": Case(build("model.num_layers=2"), ("unknown key model.num_layers=2", "'num_hidden_layers'")),
     "unknown choice": Case(build("buckets=smal"), ("there is no buckets 'smal'", "valid: large, medium", "'small'")),
     "unknown scheme": Case(
-        build("quantization.scheme=int4"), ("quantization.scheme: 'int4'", "'none', 'fp8' or 'int8'")
+        build("quantization.scheme=int5"), ("quantization.scheme: 'int5'", "'none', 'fp8', 'int4' or 'int8'")
     ),
     "unknown backend": Case(
         build("backend.name=inducter"),

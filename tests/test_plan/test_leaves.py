@@ -13,6 +13,7 @@ from hypothesis.strategies import SearchStrategy
 from pydantic import BaseModel, ValidationError
 
 from furiosa_build.core.canonical_json import digest
+from furiosa_build.ir.outline import Outline
 from furiosa_build.plan.model import ModelPlan, plan_model
 from furiosa_build.plan.planner import Plan, PlannedStep, make_plan
 from furiosa_build.quant.compressed_tensors import QuantizedCheckpoint
@@ -50,9 +51,11 @@ def by(*names: str) -> Callable[[PlannedStep, BuildSpec, BuildSpec], bool]:
 
 
 def scheme(of: BuildSpec, parameter: str) -> str:
-    """The scheme of a linear parameter: that of the first rule that matches."""
-    rules = of.quantization.rules
-    return next((rule.scheme for rule in rules if fnmatchcase(parameter, rule.match)), of.quantization.scheme)
+    """The scheme of a linear parameter: that of the first rule that matches, with what is chosen for its family."""
+    own = of.quantization
+    family = next((rule.scheme for rule in own.rules if fnmatchcase(parameter, rule.match)), own.scheme)
+    dynamic = "" if family == "none" else f"{own.dynamic}"
+    return f"{family}{dynamic}{own.group_size or 128}{own.symmetric}" if family == "int4" else f"{family}{dynamic}"
 
 
 def by_what_is_quantized(step: PlannedStep, before: BuildSpec, after: BuildSpec) -> bool:
@@ -159,6 +162,9 @@ LEAVES: Mapping[Path, Leaf] = {
     ("buckets", "paged_attention_block_size"): Leaf(st.integers(1, 16), by("package")),
     ("quantization", "scheme"): Leaf(schemes, by_what_is_quantized),
     ("quantization", "rules"): Leaf(rules, by_what_is_quantized),
+    ("quantization", "dynamic"): Leaf(st.booleans(), by_what_is_quantized),
+    ("quantization", "group_size"): Leaf(st.sampled_from([None, 32, 64, 128]), by_what_is_quantized),
+    ("quantization", "symmetric"): Leaf(st.booleans(), by_what_is_quantized),
     # Programs that are there before and after: others have other names.
     ("rewriting", "use_blockwise_compile"): Leaf(st.booleans(), by("package")),
     ("rewriting", "num_blocks_per_supertask"): Leaf(st.sampled_from([1, 3, 9]), by("partition:*:block", "package")),
@@ -196,7 +202,16 @@ VERIFYING: Mapping[Path, Any] = {
     ("model", "calculate_logit_only_for_last_token"): False,
     ("buckets", "append_buckets"): None,
 }
+INT4: Mapping[Path, Any] = {
+    ("quantization", "scheme"): "int4",
+    ("quantization", "rules"): [],
+    ("backend", "name"): "eager",
+    ("target", "isa"): "native",
+}
 NEEDED: Mapping[Path, Mapping[Path, Any]] = {
+    ("quantization", "dynamic"): INT4,
+    ("quantization", "group_size"): INT4,
+    ("quantization", "symmetric"): INT4,
     ("model", "seed_for_random_weight"): {("model", "param_file_path"): None, CHECKPOINT: None},
     ("rewriting", "num_blocks_per_supertask"): {
         ("model", "num_hidden_layers"): 9,
@@ -247,7 +262,13 @@ def model(of: BuildSpec) -> ModelPlan:
     layers = of.model.num_hidden_layers or 9
     config = {**(of.model.architecture or ARCHITECTURE), "num_hidden_layers": layers}
     checkpoint = None if of.quantization.quantize_artifact_path is None else QuantizedCheckpoint({"Linear": "fp8"}, ())
-    return plan_model(of, config, outline(layers), of.target.isa, checkpoint)
+    return plan_model(of, config, wide(outline(layers)), of.target.isa, checkpoint)
+
+
+def wide(of: Outline) -> Outline:
+    """The outline with linear layers whose columns are a group of any size, and rows a whole int32 of zero points."""
+    layers = {name: p.model_copy(update={"shape": [8, 128]}) for name, p in of.parameters.items() if p.linear}
+    return of.model_copy(update={"parameters": {**of.parameters, **layers}})
 
 
 def own_factors(step: PlannedStep) -> str:
@@ -260,11 +281,20 @@ def test_every_leaf_has_its_row() -> None:
     assert set(leaves(BuildSpec)) == {*LEAVES, CHECKPOINT}
 
 
+CHOICES: Mapping[Path, Any] = {
+    ("quantization", "dynamic"): False,
+    ("quantization", "group_size"): None,
+    ("quantization", "symmetric"): True,
+}
+
+
 def usual(path: Path, leaf: Leaf) -> SearchStrategy[Any]:
     """How the model is rewritten decides what a change of other leaves means for programs: it is as by default here.
 
-    Nor does a draft model forbid what it does not go with.
+    Nor does a draft model forbid what it does not go with; and there is no choice that a scheme may not have.
     """
+    if path in CHOICES:
+        return st.just(CHOICES[path])
     of = {"rewriting": RewritingSpec(), "speculative": SpeculativeSpec()}
     return st.just(getattr(of[path[0]], path[1])) if path[0] in of else leaf.values
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from furiosa_build.ir.tensors import Layout
-from furiosa_build.quant import eight_bit
+from furiosa_build.quant import slices
 from furiosa_build.quant.compressed_tensors import quantization_config
 from furiosa_build.quant.scheme import scheme as find_scheme
 
@@ -161,7 +161,7 @@ def test_a_row_of_zeros_stays_one(scheme: str) -> None:
 def test_a_row_is_quantized_alike_whatever_the_other_rows_are(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = random_weight(40, 12)
     whole = quantized(weight, scheme)
-    monkeypatch.setattr(eight_bit, "_ELEMENTS_AT_A_TIME", 12 * 7)
+    monkeypatch.setattr(slices, "_ELEMENTS_AT_A_TIME", 12 * 7)
     for name, tensor in quantized(weight, scheme).items():
         assert tensor.equal(whole[name]), name
     alone = quantized(weight[17:18].clone(), scheme)

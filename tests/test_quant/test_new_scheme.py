@@ -134,5 +134,5 @@ def test_what_it_refuses_is_said_before_any_work(start_build: StartBuild) -> Non
 
 def test_a_mistake_in_its_name_is_told_with_all_names() -> None:
     assert QuantizationSpec(scheme="nibbles").scheme == "nibbles"
-    with pytest.raises(ValidationError, match="'none', 'fp8', 'int8' or 'nibbles'"):
+    with pytest.raises(ValidationError, match="'none', 'fp8', 'int4', 'int8' or 'nibbles'"):
         QuantizationSpec(scheme="nibble")

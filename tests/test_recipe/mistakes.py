@@ -72,7 +72,12 @@ KEYS_AND_CHOICES = {
         "9: quantization.rules[0].layer",
         "match, scheme",
     ),
-    "unknown choice": command_line("quantization=int4", "there is no quantization 'int4'", "fp8, int8, none", "'int8'"),
+    "unknown choice": command_line(
+        "quantization=int5",
+        "there is no quantization 'int5'",
+        "fp8, fp8-dynamic, int4, int8, none, w4a8, w8a8",
+        "'int",
+    ),
     "choice of nothing": command_line("model=null", "model is a config group"),
     "unknown choice in the defaults": whole_file(
         "defaults:\n  - base\n  - model: llama-8b\n",
@@ -147,7 +152,7 @@ VALUES = {
     "null": command_line("name=null", "name: null is not valid", "a string"),
     "name": command_line("name=a/b", "name: 'a/b' is not valid", "letters, digits"),
     "share": command_line("scheduler.spare_blocks_ratio=1.5", "1.5 is not valid", "less than 1"),
-    "scheme": command_line("quantization.scheme=fp9", "'fp9' is not valid", "'none', 'fp8' or 'int8'", "'fp8'"),
+    "scheme": command_line("quantization.scheme=fp9", "'fp9' is not valid", "'none', 'fp8', 'int4' or 'int8'", "'fp8'"),
     "device": command_line("devices=npx:0", "the device 'npx:0' is not well formed", "npu:X:A-B"),
     "device of no target": Case(
         "target 'cpu' is not an NPU", "command line", "target=rngd", overrides=("target=cpu", "devices=npu:0")
@@ -156,7 +161,13 @@ VALUES = {
     "device twice": command_line("devices='cpu,cpu:0'", "names cpu:0 twice", "every element once"),
     "devices of two kinds": command_line("devices='cpu,npu:0:0'", "mixes cpu and npu", "one kind"),
     "scheme of a rule": command_line(
-        "quantization.rules=[{match: a, scheme: int4}]", "'int4' is not valid", "'none', 'fp8' or 'int8'", "'int8'"
+        "quantization.rules=[{match: a, scheme: int5}]",
+        "'int5' is not valid",
+        "'none', 'fp8', 'int4' or 'int8'",
+        "'int",
+    ),
+    "a choice that no scheme has": command_line(
+        "quantization.group_size=32", "group_size=32 has no effect on none", "quantization=int4"
     ),
     "item of a list": command_line("quantization.rules.0.scheme=fp8", "quantization.rules.0.scheme=fp8"),
     "bucket order": command_line(

@@ -59,6 +59,21 @@ def logits_of(model: PreTrainedModel) -> Tensor:
     return model(tokens, use_cache=False).logits  # type: ignore[no-any-return]
 
 
+def test_transformers_loads_groups_of_four_bits_as_the_same_weights(
+    saved: Callable[[str], Path], start_build: StartBuild, outputs_of: OutputsOf
+) -> None:
+    build = start_build(saved("qwen2"), scheme="int4", group_size=32, rules=KEEP_HEAD)
+    checkpoint = outputs_of(build, "quantize")
+    stored, model = load_file(checkpoint / "model.safetensors"), load(checkpoint)
+    logits_of(model)  # it unpacks when it runs
+    loaded, own = dict(model.named_parameters()), find_scheme("int4-32")
+    assert build.plan.models[""].schemes
+    for parameter in build.plan.models[""].schemes:
+        layout = build.plan.models[""].outline.parameters[parameter].layout
+        parts = {part: stored[own.stored_name(parameter, part)] for part in own.parts(layout)}
+        assert own.dequantize(parts, torch.float32).equal(loaded[parameter]), parameter
+
+
 @pytest.mark.parametrize("rules", [(), KEEP_HEAD], ids=["all", "but-head"])
 @pytest.mark.parametrize("scheme", ["fp8", "int8"])
 @pytest.mark.parametrize("name", ["llama", "tied", "qwen2"])

@@ -45,6 +45,10 @@ class NativeBackend(Backend):
         """The instruction set; any release of torch will do."""
         check_isa(target, where)
 
+    def instead_for(self, scheme: str) -> str:
+        """For schemes that the kernels know: those of other packages are arithmetic in torch alone."""
+        return "" if scheme.partition("-")[0] in ("none", "int8", "fp8") else "backend=eager"
+
     def key_factors(self) -> Mapping[str, str]:
         """torch shapes what graphs decompose into."""
         return {"torch": version("torch")}

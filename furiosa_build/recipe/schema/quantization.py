@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticKnownError
 
-from furiosa_build.quant.scheme import exists, names
+from furiosa_build.quant.scheme import exists, has_word, names, with_words
 from furiosa_build.recipe.schema.section import Section, as_tuple, invalid
 
 
@@ -33,11 +33,15 @@ class QuantizationRule(Section):
 class QuantizationSpec(Section):
     """Quantization of linear layers, each by itself: the first rule that matches its weight wins, else `scheme`.
 
-    Or a compressed-tensors checkpoint, of which the weights are taken as they are: `quantize_artifact_path`.
+    `dynamic`, `group_size` and `symmetric` go for all schemes that leave them open. Or a compressed-tensors checkpoint,
+    of which the weights are taken as they are: `quantize_artifact_path`.
     """
 
     scheme: Scheme = "none"
     rules: Annotated[tuple[QuantizationRule, ...], BeforeValidator(as_tuple)] = ()
+    dynamic: bool = False
+    group_size: Literal[32, 64, 128] | None = None
+    symmetric: bool = True
     quantize_artifact_path: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
@@ -49,9 +53,26 @@ class QuantizationSpec(Section):
             raise invalid(what, key=("quantize_artifact_path",), valid=valid)
         return self
 
+    @model_validator(mode="after")
+    def _some_scheme_has_each_choice(self) -> QuantizationSpec:
+        families = dict.fromkeys([self.scheme, *(rule.scheme for rule in self.rules)])
+        for key, word in self._words.items():
+            if not any(has_word(family, word) for family in families):
+                what = f"{key}={getattr(self, key)} has no effect on {' and '.join(families)}"
+                raise invalid(what, key=(key,), valid="another scheme, such as quantization=int4, or no such key")
+        return self
+
+    @property
+    def _words(self) -> dict[str, str]:
+        """What the keys that were given add to the text of a scheme."""
+        given = {
+            "group_size": "" if self.group_size is None else str(self.group_size),
+            "symmetric": "" if self.symmetric else "asymmetric",
+            "dynamic": "dynamic" if self.dynamic else "",
+        }
+        return {key: word for key, word in given.items() if word}
+
     def scheme_of(self, parameter: str) -> str:
         """The scheme for the weight of the linear layer called `parameter`."""
-        for rule in self.rules:
-            if fnmatch.fnmatchcase(parameter, rule.match):
-                return rule.scheme
-        return self.scheme
+        rules = (rule.scheme for rule in self.rules if fnmatch.fnmatchcase(parameter, rule.match))
+        return with_words(next(rules, self.scheme), self._words.values())
