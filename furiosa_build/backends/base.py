@@ -81,6 +81,7 @@ class Backend(ABC):
         costs: What preflight reckons with.
         library: The name of the file that all programs call, for a backend that has one. It is built once, and is
             part of the artifact.
+        checks_graphs: Whether there are graphs that `check_graph` refuses: a plan asks it then.
     """
 
     name: ClassVar[str]
@@ -88,6 +89,7 @@ class Backend(ABC):
     options: ClassVar[Mapping[str, type]] = {}
     costs: ClassVar[Costs] = Costs()
     library: ClassVar[str | None] = None
+    checks_graphs: ClassVar[bool] = False
 
     def check_toolchain(self) -> None:  # noqa: B027 (most need no tools)
         """Raises UserError when something needed to compile is missing. Cheap: does not import torch."""
@@ -126,6 +128,9 @@ class Backend(ABC):
         """
         del isa
         return None
+
+    def check_graph(self, graph: Graph) -> None:  # noqa: B027 (most compile any)
+        """Raises UserError for a graph with something that this backend cannot compile."""
 
     @abstractmethod
     def compile(

@@ -9,7 +9,7 @@ from furiosa_build.build.loading import check_loading, loading_of, unused_note
 from furiosa_build.build.mistakes import errors_of, failing
 from furiosa_build.build.models import OpenModel, check_draft
 from furiosa_build.build.planning_jobs import PlanningJobs
-from furiosa_build.build.survey import outline_of
+from furiosa_build.build.survey import check_graphs, outline_of
 from furiosa_build.build.tokenizer import tokenizer_of
 from furiosa_build.core.errors import UserError
 from furiosa_build.ir.loading import Loading
@@ -60,6 +60,7 @@ class Planning:
         model = self._models[model_id] = model.fitted(loading, length)
         outline = outline_of(model, loading, self._jobs)
         check_loading(loading, outline, model.sources)
+        check_graphs(model, loading, outline, self._jobs)
         if note := unused_note(loading):
             self._jobs.events.note(note)
         return model.plan(loading, outline)

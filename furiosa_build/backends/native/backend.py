@@ -25,6 +25,7 @@ class NativeBackend(Backend):
     name = "native"
     file_suffix = ".plan"
     library: ClassVar[str | None] = "libkernels.so"
+    checks_graphs = True
     costs = Costs(program=60_000, library=1_000_000, library_worker=400_000_000, scratch=1_000_000)
 
     def check_toolchain(self) -> None:
@@ -58,6 +59,12 @@ class NativeBackend(Backend):
         from furiosa_build.backends.native.packing import NativePacker
 
         return NativePacker()
+
+    def check_graph(self, graph: Graph) -> None:
+        """Raises UserError for a graph that calls what the library has no operator for."""
+        from furiosa_build.backends.native.emit import make_plan
+
+        make_plan(graph)
 
     def compile(
         self,

@@ -12,7 +12,15 @@ from torch import Tensor
 from furiosa_build.backends.native.memory import lay_out
 from furiosa_build.backends.native.plan import ALIGNMENT, Call, DType, Number, Plan, TensorType, View
 from furiosa_build.backends.native.values import Buffer, Value
+from furiosa_build.core.errors import UserError
 from furiosa_build.ir.dtypes import ITEMSIZE
+
+
+def refusal(operator: str) -> UserError:
+    """The error for a graph with something that the library does not have."""
+    return UserError(
+        f"backend native has no kernel for {operator}", where="backend.name", hint="build with backend=inductor"
+    )
 
 
 class Builder:
@@ -104,12 +112,12 @@ _Key = tuple[int, int, DType, tuple[int, ...], tuple[int, ...]]
 
 
 def plan_dtype(dtype: torch.dtype) -> DType:
-    """A dtype as plans name it. Raises ValueError for one that the library does not have."""
+    """A dtype as plans name it. Raises UserError for one that the library does not have."""
     name = str(dtype).removeprefix("torch.")
     if name == "float8_e4m3fn":
         return "uint8"
     if name not in DType.__args__:  # type: ignore[attr-defined]
-        raise ValueError(f"the native backend has no {name}")
+        raise refusal(f"tensors of {name}")
     return name  # type: ignore[return-value]
 
 

@@ -13,17 +13,9 @@ from furiosa_build.backends.native.builder import Builder, plan_dtype
 from furiosa_build.backends.native.packing import is_packed, pack, packed_layout
 from furiosa_build.backends.native.plan import TensorType
 from furiosa_build.backends.native.values import Value
-from furiosa_build.core.errors import UserError
 from furiosa_build.ir.tensors import Layout, TensorSpec
 
 _RESHAPES = {torch.ops.aten.view.default, torch.ops.aten.unsqueeze.default, torch.ops.aten.clone.default}
-
-
-def refusal(operator: str) -> UserError:
-    """The error for a graph with an operator that the library does not have."""
-    return UserError(
-        f"backend native has no kernel for {operator}", where="backend.name", hint="build with backend=inductor"
-    )
 
 
 class Emission:

@@ -7,8 +7,9 @@ from collections.abc import Sequence, Set
 from torch.fx import Node
 
 from furiosa_build.backends.graph import Graph, returned_nodes, user_inputs
+from furiosa_build.backends.native.builder import refusal
 from furiosa_build.backends.native.constants import fold
-from furiosa_build.backends.native.emission import Emission, is_packed_input, refusal
+from furiosa_build.backends.native.emission import Emission, is_packed_input
 from furiosa_build.backends.native.emit_operators import OPERATORS, is_read_of_slots
 from furiosa_build.backends.native.emit_pointwise import emit_chain, find_chains
 from furiosa_build.backends.native.emit_views import VIEWS

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from furiosa_build.backends.native.builder import plan_dtype
-from furiosa_build.backends.native.emission import Emission, refusal
+from furiosa_build.backends.native.builder import plan_dtype, refusal
+from furiosa_build.backends.native.emission import Emission
 from furiosa_build.backends.native.emit_attention import emit_paged_attention, emit_write_kv_cache
 from furiosa_build.backends.native.emit_pointwise import emit_row_numbers, emit_sum
 from furiosa_build.backends.native.opaque import paged_attention, write_kv_cache

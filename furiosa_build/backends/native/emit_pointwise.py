@@ -8,7 +8,8 @@ from typing import Any
 from torch.fx import Node
 
 from furiosa_build.backends.native.assembler import Assembler, Register, RegistersExhaustedError
-from furiosa_build.backends.native.emission import Emission, refusal
+from furiosa_build.backends.native.builder import refusal
+from furiosa_build.backends.native.emission import Emission
 from furiosa_build.backends.native.expressions import EXPRESSIONS, kind_of
 from furiosa_build.backends.native.fusion import shape_of
 from furiosa_build.backends.native.pointwise import MOST_TENSORS
