@@ -136,9 +136,13 @@ class Job {
 
     void lay_out(Scratch& scratch);
     void begin();
-    void prefetch(int64_t from, int64_t to) const;
-    void pack_keys(int64_t head, int64_t tile, int64_t count);
-    void pack_values(int64_t head, int64_t tile, int64_t count);
+    void look_up(int64_t tile);
+    void prefetch(int64_t done, int64_t of);
+    const char* row_of_head(const Rows& rows, const char* first, int64_t head) const {
+        return first == zeros_ ? first : first + head * rows.head_stride;
+    }
+    void pack_keys(int64_t head, int64_t count);
+    void pack_values(int64_t head, int64_t count);
     void attend(int64_t first, int64_t rows, int64_t tile, int64_t count);
     float prepare(float* scores, Span own, int64_t tile, int64_t count) const;
     void soften(int64_t row, int64_t in_block, int64_t tile, int64_t count);
@@ -165,6 +169,9 @@ class Job {
     Floats* sums_;    // [rows]: of the shares, by lane
     float* largest_;  // [rows]: the largest score, times log2(e)
     char* zeros_;     // a row, in place of one that is not there
+    const char** here_;  // [keys and values][tile_tokens]: the rows of a tile, of the first head; zeros_ where it has none
+    const char** next_;  // of the next tile
+    int64_t to_fetch_ = 0, fetched_ = 0;  // rows of the next tile
 };
 
 template <class Arithmetic>
@@ -201,6 +208,8 @@ void Job<Arithmetic>::lay_out(Scratch& scratch) {
         sums_ = take<Floats>(next, rows_);
         largest_ = take<float>(next, rows_);
         zeros_ = take<char>(next, 4 * (attention_.keys.size + value_stride_));
+        here_ = take<const char*>(next, 2 * tile_tokens);
+        next_ = take<const char*>(next, 2 * tile_tokens);
         if (pass == 0) begin = reinterpret_cast<uintptr_t>(scratch.get(next));
     }
 }
@@ -211,12 +220,14 @@ void Job<Arithmetic>::run() {
     if (share_.context.begin < end) begin();
     for (int64_t row = 0; row < rows_; row++) largest_[row] = -infinity, sums_[row] = Floats{};
     int64_t tile = share_.context.begin / tile_tokens * tile_tokens;
-    prefetch(greater(tile, share_.context.begin), smaller(tile + tile_tokens, end));
+    look_up(tile);
     for (; tile < end; tile += tile_tokens) {
         const int64_t count = smaller(tile_tokens, end - tile);
+        prefetch(1, 1);
+        look_up(tile + tile_tokens);
         for (int64_t head = 0; head < share_.heads; head++) {
-            pack_keys(share_.head + head, tile, count);
-            pack_values(share_.head + head, tile, count);
+            pack_keys(head, count);
+            pack_values(head, count);
             for (int64_t row = 0; row < rows_of_head_; row += block_rows)
                 attend(head * rows_of_head_ + row, smaller(block_rows, rows_of_head_ - row), tile, count);
         }
@@ -238,43 +249,53 @@ void Job<Arithmetic>::begin() {
     }
 }
 
-// Slots lie anywhere: the processor does not guess where the next ones are. To the second level, for rows at a power of
-// two from each other leave much of the first one unused.
+// The tile that was the next one is the one at hand, and this is the next.
 template <class Arithmetic>
-void Job<Arithmetic>::prefetch(int64_t from, int64_t to) const {
-    for (const Rows* rows : {&attention_.keys, &attention_.values}) {
-        const int64_t bytes = rows->size * bytes_of(rows->dtype);
-        for (int64_t index = from; index < smaller(to, share_.context.end); index++)
-            for (int64_t head = share_.head; head < share_.head + share_.heads; head++) {
-                const char* row = attention_.row(*rows, share_.sequence, head, index);
-                for (int64_t at = 0; at < bytes; at += 64) asm volatile("prefetcht1 %0" : : "m"(row[at]));
-            }
+void Job<Arithmetic>::look_up(int64_t tile) {
+    std::swap(here_, next_);
+    to_fetch_ = 2 * greater(0, smaller(tile_tokens, share_.context.end - tile));
+    fetched_ = 0;
+    for (int64_t index = 0; index < tile_tokens; index++) {
+        const bool is_read = share_.context.begin <= tile + index && tile + index < share_.context.end;
+        const auto row = [&](const Rows& rows) {
+            return is_read ? attention_.row(rows, share_.sequence, share_.head, tile + index) : zeros_;
+        };
+        next_[index] = row(attention_.keys);
+        next_[tile_tokens + index] = row(attention_.values);
+    }
+}
+
+// A share of the next tile comes from memory: while `done` of all is done. Slots lie anywhere: the processor does not
+// guess where the next ones are. To the second level, for rows at a power of two from each other leave much of the first
+// one unused.
+template <class Arithmetic>
+void Job<Arithmetic>::prefetch(int64_t done, int64_t of) {
+    for (const int64_t until = to_fetch_ * done / of; fetched_ < until; fetched_++) {
+        const Rows& rows = fetched_ % 2 == 0 ? attention_.keys : attention_.values;
+        const char* row = next_[fetched_ % 2 * tile_tokens + fetched_ / 2];
+        if (row == zeros_) continue;
+        const int64_t bytes = rows.size * bytes_of(rows.dtype);
+        for (int64_t head = 0; head < share_.heads; head++, row += rows.head_stride)
+            for (int64_t at = 0; at < bytes; at += 64) asm volatile("prefetcht1 %0" : : "m"(row[at]));
     }
 }
 
 // Tokens become columns. Beyond the last token the columns are of any content: their scores are not used.
 template <class Arithmetic>
-void Job<Arithmetic>::pack_keys(int64_t head, int64_t tile, int64_t count) {
+void Job<Arithmetic>::pack_keys(int64_t head, int64_t count) {
     const Rows& keys = attention_.keys;
     const bool are_words = in_pairs || keys.dtype == DType::f32;
     for (int64_t token = 0; token < count; token += lanes) {
-        // Meanwhile a part of the next tile comes from memory.
-        const int64_t step = (head - share_.head) * tile_tokens + token, next = tile + tile_tokens;
-        prefetch(next + step / share_.heads, next + (step + lanes) / share_.heads);
-        const char* rows[lanes];
-        for (int64_t lane = 0; lane < lanes; lane++) {
-            const int64_t index = tile + token + lane;
-            const bool is_read = share_.context.begin <= index && index < share_.context.end;
-            rows[lane] = is_read ? attention_.row(keys, share_.sequence, head, index) : zeros_;
-        }
+        const auto row = [&](int64_t lane) { return row_of_head(keys, here_[token + lane], head); };
         for (int64_t word = 0; word < words_; word += lanes) {
+            prefetch((2 * head * tile_tokens + token) * words_ + word * lanes, 2 * share_.heads * tile_tokens * words_);
             Words square[lanes];
             if (are_words && (word + lanes) * 4 <= keys.size * bytes_of(keys.dtype)) {
 #pragma GCC unroll 16
-                for (int lane = 0; lane < lanes; lane++) square[lane] = load<Words>(rows[lane] + word * 4);
+                for (int lane = 0; lane < lanes; lane++) square[lane] = load<Words>(row(lane) + word * 4);
             } else {
                 for (int lane = 0; lane < lanes; lane++)
-                    square[lane] = read_words(rows[lane], keys.dtype, keys.size, word);
+                    square[lane] = read_words(row(lane), keys.dtype, keys.size, word);
             }
             transpose(square);
 #pragma GCC unroll 16
@@ -285,18 +306,17 @@ void Job<Arithmetic>::pack_keys(int64_t head, int64_t tile, int64_t count) {
 }
 
 template <class Arithmetic>
-void Job<Arithmetic>::pack_values(int64_t head, int64_t tile, int64_t count) {
+void Job<Arithmetic>::pack_values(int64_t head, int64_t count) {
     const Rows& values = attention_.values;
-    constexpr int64_t step = in_pairs ? 2 : 1;
-    const auto row = [&](int64_t index) {
-        const bool is_read = share_.context.begin <= index && index < share_.context.end;
-        return is_read ? attention_.row(values, share_.sequence, head, index) : zeros_;
-    };
+    constexpr int64_t step = in_pairs ? 2 : 1, between_prefetches = 8;
     for (int64_t token = 0; token < count; token += step) {
-        const char *first = row(tile + token), *second = row(tile + token + 1);
+        if (token % between_prefetches == 0)
+            prefetch((2 * head + 1) * tile_tokens + token, 2 * share_.heads * tile_tokens);
+        const char* first = row_of_head(values, here_[tile_tokens + token], head);
         Word* packed = values_ + token / step * value_stride_;
         int64_t at = 0;
         if constexpr (in_pairs) {
+            const char* second = row_of_head(values, here_[tile_tokens + token + 1], head);
             for (; at + 2 * lanes <= values.size; at += 2 * lanes)
                 Arithmetic::interleave(first + at * 2, second + at * 2, packed + at);
             for (; at < value_stride_; at += lanes) {
@@ -364,7 +384,7 @@ void Job<Arithmetic>::soften(int64_t row, int64_t in_block, int64_t tile, int64_
         const Floats share = power_of_two(load<Floats>(scores + token) * factor - zero);
         sum += share;
         if constexpr (in_pairs)
-            store(shares + token / 2, to_bf16(share));
+            store(shares + token / 2, Arithmetic::rounded(share));
         else
             store(shares + token, share);
     }

@@ -176,6 +176,7 @@ struct Pairs {
         const __m512bh factor = (__m512bh)_mm512_set1_epi32(static_cast<int>(word));
         return (Floats)_mm512_dpbf16_ps((__m512)sum, factor, (__m512bh)words);
     }
+    static Numbers rounded(Floats numbers) { return (Numbers)_mm512_cvtneps_pbh((__m512)numbers); }
     // The numbers of two rows, by turns: 2 * lanes of each.
     static void interleave(const char* a, const char* b, Word* to) {
         const __m512i first = _mm512_loadu_si512(a), second = _mm512_loadu_si512(b);
