@@ -43,3 +43,11 @@ class Device:
     def allocate(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A buffer of zeros. Raises RuntimeError when there is no memory for it."""
         return torch.zeros(tuple(shape), dtype=dtype)
+
+    def num_threads(self) -> int:
+        """How many threads a program may use that the calling thread runs."""
+        return torch.get_num_threads()
+
+    def limit_threads(self, number: int) -> None:
+        """Programs that the calling thread runs from now on use so many threads."""
+        torch.set_num_threads(number)

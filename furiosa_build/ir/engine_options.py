@@ -41,6 +41,14 @@ PagedAttentionNumBlocks = Annotated[int, Field(description="KV blocks of a layer
 EnablePrefixCaching = Annotated[
     bool, Field(description="Whether requests share the KV blocks of tokens that they begin with alike.")
 ]
+NumThreads = Annotated[
+    int,
+    Field(
+        description="Threads that compute, of all ranks, stages and replicas together. If not given, as many as this "
+        "process may keep busy, by its affinity mask and, with backend native, its quota of processor time."
+    ),
+]
+PinThreads = Annotated[bool, Field(description="Whether the threads of each rank run on cores of their own.")]
 NumSpeculativeTokens = Annotated[
     int,
     Field(description="Tokens that the draft model proposes at a time: fewer than the artifact's append buckets take."),

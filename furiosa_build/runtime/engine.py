@@ -16,7 +16,7 @@ from furiosa_build.core.errors import BuildError, EngineFullError, UserError
 from furiosa_build.runtime.engine_args import EngineArgs
 from furiosa_build.runtime.execution.communicator import DistributedCommunicator
 from furiosa_build.runtime.execution.rank import StepOutputs
-from furiosa_build.runtime.execution.replica import Replica, make_replica
+from furiosa_build.runtime.execution.replica import Replica, make_replica, thread_shares
 from furiosa_build.runtime.input_processor import InputProcessor
 from furiosa_build.runtime.parallel_sampling import ParallelRequests, split
 from furiosa_build.runtime.pooling import PoolingParams, embed
@@ -60,6 +60,9 @@ class LLMEngine:
             the same `seed`, and calls its methods in the same order; every one gets the outputs.
         tokenizer: Directory with the files of another tokenizer than the artifact's.
         enable_prefix_caching: Whether requests share the KV blocks of tokens that they begin with alike.
+        num_threads: Threads that compute, of all ranks, stages and replicas together; None: those that this process may
+            keep busy. With one rank they are those of the thread that makes the engine and takes its steps.
+        pin_threads: Whether each rank's threads run on cores of their own.
 
     Attributes:
         artifact: What artifact.json says, with what EngineArgs override.
@@ -82,6 +85,8 @@ class LLMEngine:
         communicator: DistributedCommunicator | None = None,
         tokenizer: str | Path | None = None,
         enable_prefix_caching: bool = True,
+        num_threads: int | None = None,
+        pin_threads: bool = False,
     ) -> None:
         opened = open_signed(artifact, public_key, verify)
         self.artifact = opened.artifact
@@ -93,9 +98,9 @@ class LLMEngine:
         if num_blocks < 1:
             raise UserError(f"{num_blocks} KV blocks", where="paged_attention_num_blocks", valid=">= 1")
         self._replicas: list[Replica] = []
-        for _ in range(self.artifact.parallel_config.data_parallel_size):
+        for shares in thread_shares(opened, num_threads, pin_threads, communicator):
             like = self._replicas[0] if self._replicas else None
-            self._replicas.append(make_replica(opened, num_blocks, communicator, enable_prefix_caching, like))
+            self._replicas.append(make_replica(opened, num_blocks, communicator, enable_prefix_caching, shares, like))
         self._max_samples = config.default_scheduler_config.max_processing_samples
         model = opened.directory / "model"
         self.tokenizer = _tokenizer(model if tokenizer is None else Path(tokenizer), is_asked=tokenizer is not None)
@@ -128,6 +133,8 @@ class LLMEngine:
             on_logits=on_logits,
             tokenizer=args.tokenizer,
             enable_prefix_caching=args.enable_prefix_caching,
+            num_threads=args.num_threads,
+            pin_threads=args.pin_threads,
         )
 
     @property

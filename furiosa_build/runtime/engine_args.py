@@ -54,6 +54,8 @@ class EngineArgs:
     is_offline: options.IsOffline | None = None
     prefill_chunk_size: options.PrefillChunkSize | None = None
     enable_prefix_caching: options.EnablePrefixCaching = True
+    num_threads: options.NumThreads | None = None
+    pin_threads: options.PinThreads = False
 
     @classmethod
     def add_cli_args(cls, parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

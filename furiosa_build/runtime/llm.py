@@ -47,6 +47,8 @@ class LLM:
         verify: Literal["fast", "full"] = "fast",
         public_key: str | Path | None = None,
         enable_prefix_caching: bool = True,
+        num_threads: int | None = None,
+        pin_threads: bool = False,
     ) -> None:
         self.engine = LLMEngine(
             artifact,
@@ -55,6 +57,8 @@ class LLM:
             verify=verify,
             public_key=public_key,
             enable_prefix_caching=enable_prefix_caching,
+            num_threads=num_threads,
+            pin_threads=pin_threads,
         )
         self._num_requests = 0
 

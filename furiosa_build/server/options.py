@@ -47,6 +47,8 @@ class ServerOptions(BaseModel):
     is_offline: engine_options.IsOffline | None = None
     prefill_chunk_size: engine_options.PrefillChunkSize | None = None
     enable_prefix_caching: engine_options.EnablePrefixCaching = True
+    num_threads: engine_options.NumThreads | None = None
+    pin_threads: engine_options.PinThreads = False
 
     num_speculative_tokens: engine_options.NumSpeculativeTokens | None = None
     use_speculative_decoding_if_possible: engine_options.UseSpeculativeDecoding = True

@@ -92,7 +92,7 @@ def test_the_cores_are_divided_among_the_threads(make: Make, monkeypatch: pytest
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     with closing(LLMEngine(make(2, 2, 2))) as engine:
         threads = [thread for thread in threading.enumerate() if isinstance(thread, RankThread)]
-        assert [thread._num_threads for thread in threads] == [2] * 4
+        assert [thread._share.number for thread in threads] == [2] * 4
         engine.check_integrity()
 
 

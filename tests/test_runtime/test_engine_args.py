@@ -41,6 +41,7 @@ ASYNC_REFERENCE = [
     "--packing-type",
 ]
 OWN = ["--public-key", "--tensor-parallel-size", "--prefill-chunk-size", "--enable-prefix-caching"]
+OWN += ["--num-threads", "--pin-threads"]
 
 
 def engine(artifact: Path, **arguments: Any) -> LLMEngine:
@@ -79,6 +80,7 @@ def test_the_defaults() -> None:
         "use_speculative_decoding_if_possible": True,
         "packing_type": "IDENTITY",
         "enable_prefix_caching": True,
+        "pin_threads": False,
     }
     read = parser(AsyncEngineArgs).parse_args(["--model", "there"])
     assert AsyncEngineArgs.from_cli_args(read) == AsyncEngineArgs(model="there")

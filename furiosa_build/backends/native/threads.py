@@ -9,6 +9,20 @@ from pathlib import Path
 from furiosa_build.backends.native.library import Library, Pool
 
 
+class _Limit(threading.local):
+    """Of the calling thread. None: it has none."""
+
+    threads: int | None = None
+
+
+_limit = _Limit()
+
+
+def limit_threads(number: int) -> None:
+    """Programs that the calling thread runs from now on use so many threads, that one among them."""
+    _limit.threads = number
+
+
 class ThreadPools:
     """A pool for every thread that asks, with its share of the cores. A pool ends with its thread."""
 
@@ -19,10 +33,12 @@ class ThreadPools:
         self._own = threading.local()
 
     def get(self) -> Pool:
-        """The pool of the calling thread."""
+        """The pool of the calling thread: of as many threads as `limit_threads` says, or its share of the cores."""
+        wanted = self._threads if _limit.threads is None else _limit.threads
         pool: Pool | None = getattr(self._own, "pool", None)
-        if pool is None:
-            pool = self._own.pool = self._library.pool(self._threads)
+        if pool is None or self._own.threads != wanted:
+            pool = self._own.pool = self._library.pool(wanted)
+            self._own.threads = wanted
         return pool
 
 

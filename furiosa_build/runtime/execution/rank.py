@@ -17,6 +17,7 @@ from torch import Tensor
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.artifact.schema import Pipeline, Program, Supertask
 from furiosa_build.backends.base import Backend, LoadedProgram
+from furiosa_build.backends.device import Device
 from furiosa_build.backends.registry import get_backend
 from furiosa_build.core.errors import UserError
 from furiosa_build.ir.tensors import TensorSpec
@@ -298,6 +299,11 @@ def _release_early(tasks: Sequence[_BoundTask | _BoundCollective]) -> None:
 
 ProgramKey = tuple[str, str | None]
 """The file of a program, and its name in there."""
+
+
+def device_of(opened: OpenArtifact) -> Device:
+    """Where the programs of an artifact run."""
+    return get_backend(opened.artifact.backend).device()
 
 
 def load_programs(opened: OpenArtifact) -> dict[ProgramKey, LoadedProgram]:

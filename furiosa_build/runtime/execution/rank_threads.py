@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-import torch
+from furiosa_build.backends.device import Device
+from furiosa_build.runtime.execution.thread_shares import ThreadShare
 
 T = TypeVar("T")
 
@@ -17,14 +18,14 @@ T = TypeVar("T")
 class RankThread(threading.Thread):
     """A thread that calls functions in the order in which they are queued.
 
-    What computes here has a team of `num_threads` OpenMP threads: OpenMP keeps one for every thread that has computed,
+    What computes here has its share of the cores: OpenMP keeps a team of threads for every thread that has computed,
     and once all teams together are more than the cores, they wait for each other the slow way.
     """
 
-    def __init__(self, number: int, num_threads: int) -> None:
+    def __init__(self, number: int, device: Device, share: ThreadShare) -> None:
         super().__init__(name=f"element {number}", daemon=True)
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._num_threads = num_threads
+        self._device, self._share = device, share
         self.start()
 
     def put(self, function: Callable[[], None]) -> None:
@@ -52,7 +53,7 @@ class RankThread(threading.Thread):
 
     def run(self) -> None:
         """The thread's main loop."""
-        torch.set_num_threads(self._num_threads)
+        self._share.begin(self._device)
         while (function := self._calls.get()) is not None:
             function()
             del function  # which knows a rank and its KV caches
@@ -65,8 +66,8 @@ class RankThreads:
     The threads end with this object at the latest.
     """
 
-    def __init__(self, number: int, num_threads: int) -> None:
-        self.threads = [RankThread(element, num_threads) for element in range(number)]
+    def __init__(self, device: Device, shares: Sequence[ThreadShare]) -> None:
+        self.threads = [RankThread(element, device, share) for element, share in enumerate(shares)]
         # Knows the threads and not this object, so that it runs also where nobody calls `close`.
         self._end = weakref.finalize(self, _end, self.threads)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-
-import torch
 
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.artifact.schema import ParallelConfig
@@ -17,8 +16,9 @@ from furiosa_build.runtime.execution.communicator import DistributedCommunicator
 from furiosa_build.runtime.execution.drafter import Drafter
 from furiosa_build.runtime.execution.executor import Executor, num_elements
 from furiosa_build.runtime.execution.input_buffers import Row
-from furiosa_build.runtime.execution.rank import StepOutputs
+from furiosa_build.runtime.execution.rank import StepOutputs, device_of
 from furiosa_build.runtime.execution.rank_threads import RankThreads
+from furiosa_build.runtime.execution.thread_shares import ThreadShare, divide
 from furiosa_build.runtime.request import Request
 from furiosa_build.runtime.scheduling.batch import Batch
 from furiosa_build.runtime.scheduling.kv_cache import BlockManager
@@ -144,6 +144,7 @@ def make_replica(
     num_blocks: int,
     communicator: DistributedCommunicator | None,
     enable_prefix_caching: bool,
+    shares: Sequence[ThreadShare],
     like: Replica | None,
 ) -> Replica:
     """A copy of an artifact's model, with its draft model if there is one.
@@ -153,6 +154,7 @@ def make_replica(
         num_blocks: KV blocks of a layer.
         communicator: When every rank is a process: this one's end.
         enable_prefix_caching: Whether requests share the KV blocks of equal beginnings.
+        shares: What its elements compute with.
         like: Another one, whose programs and mapped parameters this one uses as well.
 
     Raises:
@@ -162,7 +164,7 @@ def make_replica(
     block_size, defaults = config.paged_attention_block_size, config.default_scheduler_config
     if communicator is not None and draft is not None:
         _refuse_other_ranks(opened.artifact.parallel_config, draft.artifact.parallel_config)
-    threads = _threads(opened) if communicator is None else None
+    threads = _begin(opened, shares, communicator)
     try:
         executor = Executor(
             opened,
@@ -210,15 +212,33 @@ def _refuse_other_ranks(model: ParallelConfig, draft: ParallelConfig) -> None:
         )
 
 
-def _threads(opened: OpenArtifact) -> RankThreads | None:
-    """Threads for the ranks of the model and of its draft, among which, with other replicas', the cores are divided.
+def _begin(
+    opened: OpenArtifact, shares: Sequence[ThreadShare], communicator: DistributedCommunicator | None
+) -> RankThreads | None:
+    """Threads for the ranks of the model and of its draft; None: the calling thread computes, with its own share."""
+    device = device_of(opened)
+    if communicator is None and len(shares) * opened.artifact.parallel_config.data_parallel_size > 1:
+        return RankThreads(device, shares)
+    ranks = opened.artifact.parallel_config.tensor_parallel_size
+    number = 0 if communicator is None else communicator.stage * ranks + communicator.rank
+    shares[number].begin(device)
+    return None
 
-    None where there is nothing to divide.
+
+def thread_shares(
+    opened: OpenArtifact, num_threads: int | None, pinned: bool, communicator: DistributedCommunicator | None
+) -> list[list[ThreadShare]]:
+    """For each replica what its elements compute with, as `divide` has it. The draft's elements are the model's.
+
+    What computes in the thread that steps the engine keeps what that has, where nothing is asked for.
     """
+    replicas = opened.artifact.parallel_config.data_parallel_size
     elements = max(
         num_elements(model.artifact.parallel_config) for model in (opened, opened.draft) if model is not None
     )
-    num_threads = elements * opened.artifact.parallel_config.data_parallel_size
-    if num_threads == 1:
-        return None
-    return RankThreads(elements, max(1, torch.get_num_threads() // num_threads))
+    is_one_thread = communicator is not None or elements * replicas == 1
+    if is_one_thread and num_threads is None and not pinned:
+        return [[ThreadShare()] * elements] * replicas
+    device = device_of(opened)
+    shares = divide(device, elements * replicas, num_threads, pinned)
+    return [shares[i * elements : (i + 1) * elements] for i in range(replicas)]

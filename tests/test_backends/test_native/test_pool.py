@@ -16,7 +16,7 @@ from torch import Tensor
 from furiosa_build.backends.native.library import Library, Program
 from furiosa_build.backends.native.operators import OPERATORS
 from furiosa_build.backends.native.pointwise import INSTRUCTIONS
-from furiosa_build.backends.native.threads import ThreadPools, usable_cores
+from furiosa_build.backends.native.threads import ThreadPools, limit_threads, usable_cores
 from tests.test_backends.test_native.calls import Call, encode, run
 
 _DOUBLE = [INSTRUCTIONS[name].code for name in ("load", "add", "store")]
@@ -103,6 +103,22 @@ def test_a_pool_belongs_to_a_thread_and_ends_with_it(library: Library) -> None:
     assert found[0] == found[1]
     while len(list(Path("/proc/self/task").iterdir())) > tasks:  # a thread ends a little after it is joined
         time.sleep(0.001)
+
+
+def test_a_thread_takes_the_number_of_threads_that_it_is_given(library: Library) -> None:
+    pools, found = ThreadPools(library, concurrency=1, cores=2), []
+
+    def use() -> None:
+        before = len(list(Path("/proc/self/task").iterdir()))
+        for number in (5, 5, 1, 3):
+            limit_threads(number)
+            pools.get()
+            found.append(len(list(Path("/proc/self/task").iterdir())) - before + 1)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert found == [5, 5, 1, 3]
 
 
 def test_a_fork_runs_programs_and_ends_its_pool_without_the_workers(library: Library) -> None:
