@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from furiosa_build.cli import artifacts, building, cache, serving, streams
+from furiosa_build.cli import artifacts, building, cache, measuring, serving, streams
 from furiosa_build.cli.commands import Commands
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ _COMMANDS: tuple[Callable[..., None], ...] = (
     artifacts.verify,
     artifacts.sign,
     artifacts.generate,
+    measuring.measure,
 )
 for _command in _COMMANDS:
     app.command(short_help=_command.__doc__)(_command)

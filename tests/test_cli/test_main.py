@@ -290,6 +290,29 @@ def test_generate_takes_its_options(speaking: Path, built: UserDirectory) -> Non
     )
 
 
+def test_measure_prints_a_row_a_bucket(built: UserDirectory) -> None:
+    load = ["--clients", "2", "--requests", "3", "--input-tokens", "20", "--output-tokens", "10"]
+    ran = furiosa_build(built, "measure", "artifacts/tiny/latest", "--seconds", "0", *load)
+    assert (ran.status, ran.err) == (0, "")
+    for name in ("prefill-1x32", "decode-2x64"):
+        assert re.search(rf"^{name} +\d+\.\d\d +\d+\.\d   ±", ran.out, re.MULTILINE), ran.out
+    assert "3 requests of 20 + 10 tokens, 2 at a time" in ran.out
+
+
+def test_measure_as_json(built: UserDirectory) -> None:
+    ran = furiosa_build(built, "measure", "artifacts/tiny/latest", "--seconds", "0", "--json")
+    found = json.loads(ran.out)
+    assert found["artifact_id"] == built.latest().metadata.artifact_id
+    assert all(bucket["timing"]["median"] > 0 for bucket in found["buckets"])
+    assert found["load"] is None
+
+
+def test_measure_refuses_a_load_that_does_not_fit(built: UserDirectory) -> None:
+    ran = furiosa_build(built, "measure", "artifacts/tiny/latest", "--clients", "1", "--input-tokens", "5000")
+    assert (ran.status, ran.out) == (2, "")
+    assert "the prompt has 5000 tokens" in ran.err
+
+
 # Recipes and help
 
 
@@ -308,7 +331,8 @@ def test_help_names_every_command(built: UserDirectory, arguments: list[str]) ->
     assert shown.status == (0 if arguments else 2)
     text = shown.out if arguments else shown.err
     assert re.findall(r"(?m)^  (\w+) ", text.split("Commands:")[1]) == [
-        *("build", "shard", "plan", "explain", "recipes", "inspect", "verify", "sign", "generate", "serve", "cache")
+        *("build", "shard", "plan", "explain", "recipes", "inspect", "verify", "sign", "generate", "measure"),
+        *("serve", "cache"),
     ]
 
 

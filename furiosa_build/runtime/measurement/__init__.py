@@ -1,0 +1,1 @@
+"""How fast an artifact is on this machine."""
