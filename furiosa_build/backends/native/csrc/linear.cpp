@@ -14,13 +14,13 @@ enum class Format : int64_t { f32 = 0, bf16 = 1, f16 = 2, int8 = 3, fp8 = 4 };
 
 constexpr int64_t most_rows = 48;              // of a job: what x is of a piece of K stays in the cache
 constexpr int64_t rows_of_a_panel = 96;        // the same, where it expands weights
-constexpr int64_t bytes_of_a_job = 128 << 10;  // of weights, where they are read for few rows
+constexpr int64_t bytes_of_a_job = 256 << 10;  // of weights, where they are read for few rows
 constexpr int64_t most_blocks = 16;
 constexpr int64_t least_blocks_of_a_copy = 8, most_blocks_of_a_copy = 32;  // of a job that copies x: then it costs little
 constexpr int64_t enough_jobs = 16;   // such a job has fewer blocks where there would be fewer jobs
 constexpr int64_t piece_units = 256;  // of K: 32 KB of weights
 constexpr int64_t gap = 64;           // bytes between rows of a copy: at powers of two they would share lines of the cache
-constexpr int64_t ways = 8;           // so many rows that do share lines stay in the cache
+constexpr int64_t ways = 8;           // so many rows that do share lines stay in the cache: of a tile, where x is not copied
 constexpr int64_t ahead = 4096;  // bytes from what is read to what is prefetched, where all of K is one piece
 constexpr int64_t alignment = 64;
 
@@ -70,9 +70,10 @@ struct Product {
     const Tensor *x, *x_scale, *weight, *scale, *bias, *residual, *out;
     Choice choice;
     bool expands;         // weights are expanded to panels
-    bool is_tall;         // more rows than a tile has
+    bool is_tall;         // there are more rows than a tile has, so that weights are read several times: by pieces
     bool copies;          // a piece of x at a time: to convert it, to fill it up to whole units, or to have it in the cache
     int64_t units;        // of K
+    int64_t tile;         // rows of one, at most
     int64_t rows;         // of a job
     int64_t blocks;       // of a job
     int64_t row_jobs;
@@ -88,12 +89,12 @@ struct Product {
           out(weight + 4),
           choice(choose(static_cast<Format>(call.ints[index]), x->dtype, x->shape[1])),
           expands(choice.panels != nullptr && x->shape[0] > choice.method->rows),
-          is_tall(x->shape[0] > tiles().rows),
+          is_tall(x->shape[0] > (expands ? at_most(tiles().rows, ways) : tiles().rows)),
           copies(choice.x != x->dtype || x->shape[1] * size_of(x->dtype) % step_bytes() != 0 ||
-                 (is_tall && quotient_up(x->shape[0], quotient_up(x->shape[0], tiles().rows)) > ways)),
+                 (is_tall && x->shape[0] > 2 * ways)),
           units(weight->shape[1]) {
         const int64_t all_rows = x->shape[0], all_blocks = weight->shape[0];
-        const int64_t tile = tiles().rows;
+        tile = is_tall && !copies ? at_most(tiles().rows, ways) : tiles().rows;
         rows = quotient_up(quotient_up(all_rows, quotient_up(all_rows, expands ? rows_of_a_panel : most_rows)), tile) * tile;
         row_jobs = quotient_up(all_rows, rows);
         if (!is_tall) {
@@ -198,10 +199,10 @@ class Job {
     void add_products(int64_t block, int64_t unit, int64_t count) {
         const Method& method = p_.tiles();
         const uint8_t* weights = weights_of(block, unit);
-        const int64_t tiles = quotient_up(num_rows_, method.rows), group = quotient_up(num_rows_, tiles);
+        const int64_t tiles = quotient_up(num_rows_, p_.tile), group = quotient_up(num_rows_, tiles);
         // While one piece is multiplied, the next one comes from memory: a share of it during each tile.
         const int64_t steps = p_.expands ? p_.choice.method->steps : 1;
-        const uint8_t* next = weights + ahead;
+        const uint8_t* next = weights + (piece_ < p_.units ? count * block_bytes : ahead);
         if (p_.is_tall) next = block + 1 < num_blocks_ ? weights + p_.units * block_bytes : weights_of(0, unit + count);
         const int64_t next_step = block_bytes / (tiles * steps);
         if (p_.expands) {

@@ -181,9 +181,14 @@ inline int32_t sum_of(const int8_t* numbers, int64_t count) {
     int64_t i = 0;
 #ifdef FURIOSA_HAS_DOT_PRODUCTS
     constexpr int64_t step = 4 * lanes;
-    Bits sums{};
-    for (; i + step <= count; i += step) sums = FoursFromInt8::add(sums, Bits{} + 0x01010101, load<Bits>(numbers + i));
-    for (int64_t lane = 0; lane < lanes; lane++) sum += sums[lane];
+    const Bits ones = Bits{} + 0x01010101;
+    Bits even{}, odd{};
+    for (; i + 2 * step <= count; i += 2 * step) {
+        even = FoursFromInt8::add(even, ones, load<Bits>(numbers + i));
+        odd = FoursFromInt8::add(odd, ones, load<Bits>(numbers + i + step));
+    }
+    even += odd;
+    for (int64_t lane = 0; lane < lanes; lane++) sum += even[lane];
 #endif
     for (; i < count; i++) sum += numbers[i];
     return sum;
