@@ -38,6 +38,7 @@ class Kind(NamedTuple):
     format: str
     x: torch.dtype
     limit: str
+    group_size: int = 0
 
 
 KINDS = {
@@ -47,6 +48,9 @@ KINDS = {
     "int8": Kind("int8", torch.bfloat16, "multiply_bfloats"),
     "int8-dynamic": Kind("int8", torch.int8, "multiply_int8"),
     "fp8": Kind("fp8", torch.bfloat16, "multiply_bfloats"),
+    "int4": Kind("int4", torch.bfloat16, "multiply_bfloats", 128),
+    "int4-32": Kind("int4", torch.bfloat16, "multiply_bfloats", 32),
+    "int4-dynamic": Kind("int4", torch.int8, "multiply_int8", 128),
 }
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 6, torch.uint8: 7, torch.float8_e4m3fn: 7}
 
@@ -117,7 +121,9 @@ def seconds(function: Callable[[], object]) -> float:
 def make_weights(kind: Kind, n: int, k: int) -> list[Tensor]:
     """Packed weights: enough of them that none is in the cache when its turn comes."""
     drawn = torch.randn(n, k)
-    if kind.format in ("int8", "fp8"):
+    if kind.group_size:
+        packed = pack(torch.randint(0, 256, (n, k // 2)).to(torch.uint8))
+    elif kind.format in ("int8", "fp8"):
         drawn = (drawn * 30).clamp(-127, 127)
         packed = pack(drawn.to(torch.int8 if kind.format == "int8" else torch.float8_e4m3fn))
     else:
@@ -127,15 +133,17 @@ def make_weights(kind: Kind, n: int, k: int) -> list[Tensor]:
 
 def make_run(library: Library, kind: Kind, weights: list[Tensor], rows: int, n: int) -> Callable[[int], None]:
     """A function that multiplies with one of the weights, in this thread."""
-    k = weights[0].shape[1] * (4 // weights[0].itemsize)
-    scales = kind.format in ("int8", "fp8")
+    size = kind.group_size
+    k = weights[0].shape[1] * (8 if size else 4 // weights[0].itemsize)
     x = (torch.randn(rows, k) * 10).to(kind.x)
     out = torch.empty(rows, n, dtype=torch.bfloat16 if kind.x is torch.int8 else kind.x)
-    x_scale, scale = torch.ones(rows), torch.ones(n)
-    tensors = [x, x_scale, weights[0], scale, out]
-    operands = [0, 1 if kind.x is torch.int8 else -1, 2, 3 if scales else -1, -1, -1, 4]
+    scale = pack(torch.ones(n, k // size, dtype=torch.bfloat16)) if size else torch.ones(n)
+    tensors = [x, torch.ones(rows), weights[0], scale, out]
+    of_weight = [3 if size or kind.format in ("int8", "fp8") else -1, *([-1] if size else [])]
+    operands = [0, 1 if kind.x is torch.int8 else -1, 2, *of_weight, -1, -1, 4]
     numbers = [number for index, tensor in enumerate(tensors) for number in describe(index, tensor)]
-    code = [OPERATORS["linear"].number, len(operands), *operands, 1, FORMATS[kind.format], 0]
+    operator = OPERATORS["linear_groups" if size else "linear"].number
+    code = [operator, len(operands), *operands, 1, size or FORMATS[kind.format], 0]
     program, pool = library.program(numbers, code, len(tensors), 0), library.pool(1)
     buffers = [[(weight if t is weights[0] else t).data_ptr() for t in tensors] for weight in weights]
     return lambda index, _alive=tensors: program.run(pool, buffers[index])  # type: ignore[misc]

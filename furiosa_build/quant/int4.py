@@ -123,7 +123,8 @@ class Int4(QuantScheme):
             "weight_scale": scales,
         }
         if self.asymmetric:
-            found["weight_zero_point"] = _pack(zeros.T.contiguous()).view(torch.int32).T.contiguous()
+            words = _pack(zeros.T.contiguous()).flatten().view(torch.int32)
+            found["weight_zero_point"] = words.reshape(groups, -1).T.clone(memory_format=torch.contiguous_format)
         return found
 
     def _search(self, values: Tensor) -> tuple[Tensor, Tensor]:

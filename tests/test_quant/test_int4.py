@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
+from test_models.tiny import LLAMA
 from torch import Tensor
 
+from furiosa_build.build.build import Build
+from furiosa_build.core.errors import UserError
 from furiosa_build.ir.sharding import Cut, Share
 from furiosa_build.ir.tensors import Layout
 from furiosa_build.quant import slices
@@ -49,6 +54,17 @@ def test_the_library_reads_what_is_stored_as_the_same_weight(text: str, dtype: t
     assert find_scheme(text).dequantize(stored, dtype).equal(found)
     assert (found[3] == 0).all()
     assert (found[4, :128] == 0).all()
+
+
+def test_one_group_has_zero_points_too() -> None:
+    weight = shifted(16, 128)
+    stored = find_scheme("int4-asymmetric").quantize(weight)
+    group, compressor = library_scheme("int4-asymmetric")
+    assert (
+        find_scheme("int4-asymmetric")
+        .dequantize(stored, torch.float32)
+        .equal(compressor.decompress(dict(stored), group)["weight"])
+    )
 
 
 @pytest.mark.parametrize("text", SCHEMES)
@@ -137,6 +153,24 @@ def test_what_does_not_fit_is_refused() -> None:
     assert find_scheme("int4-64-asymmetric").refusal(Layout("float32", (12, 192))) == (
         "the zero points of 12 rows are not whole int32, of 8 each"
     )
+
+
+BUCKETS = {"prefill_buckets": [[1, 32]], "decode_buckets": [[2, 64]], "max_seq_len_to_capture": 64}
+
+
+def test_a_backend_without_it_is_refused_before_any_work(start_build: Callable[..., Build]) -> None:
+    with pytest.raises(UserError) as error:
+        start_build(LLAMA, scheme="int4", group_size=32, backend="inductor", **BUCKETS).plan  # noqa: B018
+    assert error.value.what == "backend inductor does not compute with int4-32 weights"
+    assert error.value.hint == "build with backend=native"
+
+
+def test_ranks_that_would_cut_a_group_are_refused_before_any_work(start_build: Callable[..., Build]) -> None:
+    ranks = {"tensor_parallel_size": 2}
+    with pytest.raises(UserError) as error:
+        start_build(LLAMA, scheme="int4", group_size=64, parallel=ranks, **BUCKETS).plan  # noqa: B018
+    assert "cannot be quantized to int4-64" in error.value.what
+    assert error.value.what.endswith("columns are not whole groups of 64")
 
 
 def test_one_scheme_has_one_text() -> None:

@@ -66,7 +66,7 @@ class InductorBackend(Backend):
 
     def instead_for(self, scheme: str) -> str:
         """Nothing for weights of 4 bits: it would unpack all of them anew for every token."""
-        return "backend=eager" if scheme.partition("-")[0] == "int4" else ""
+        return "backend=native" if scheme.partition("-")[0] == "int4" else ""
 
     def key_factors(self) -> Mapping[str, str]:
         """torch shapes the code, and the C++ compiler shapes the library."""

@@ -48,7 +48,7 @@ class NativeBackend(Backend):
 
     def instead_for(self, scheme: str) -> str:
         """For schemes that the kernels know: those of other packages are arithmetic in torch alone."""
-        return "" if scheme.partition("-")[0] in ("none", "int8", "fp8") else "backend=eager"
+        return "" if scheme.partition("-")[0] in ("none", "int8", "fp8", "int4") else "backend=eager"
 
     def key_factors(self) -> Mapping[str, str]:
         """torch shapes what graphs decompose into."""

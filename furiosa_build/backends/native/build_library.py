@@ -36,6 +36,7 @@ SOURCES: Mapping[str, Sequence[str]] = {
     "embedding.cpp": _KERNEL,
     "gather.cpp": _KERNEL,
     "linear.cpp": _PRODUCT,
+    "linear_groups.cpp": _PRODUCT,
     "matmul.cpp": _KERNEL,
     "norm.cpp": _KERNEL,
     "numbers.cpp": _PRODUCT,

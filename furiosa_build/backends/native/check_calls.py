@@ -127,35 +127,74 @@ def _rotary(operands: Operands, call: Call) -> list[View]:
 
 
 def _linear(operands: Operands, call: Call) -> list[View]:
-    count = len(call.ints)
-    require(count > 0 and not call.floats, "it has no weight")
-    require_given(operands, ".?" + ".???." * count)
-    x, x_scale, *others = operands
-    assert x is not None
-    require(len(x.shape) == 2, "x is not a matrix")
-    require_dense_last(x)
-    rows, columns = x.shape
-    require_shape(x_scale, rows)
-    require(x_scale is None or x_scale.dtype == "float32", "the scales of x are not float32")
+    x, others = _products(operands, call, ".???.")
     written = []
-    for number, format_ in enumerate(call.ints):
-        weight, scale, bias, residual, out = others[5 * number : 5 * number + 5]
+    for format_, (weight, scale, bias, residual, out) in zip(call.ints, others, strict=True):
         assert weight is not None
         assert out is not None
         require(weight.dtype == _FORMATS.get(format_), "a weight is not of its format")
         require(x.dtype in FLOATS or (x.dtype == "int8" and format_ == 3), "x is not floating-point")
-        require(x.dtype != "float64", "x is float64")
-        require(x.dtype != "int8" or x_scale is not None, "rounded rows have no scales")
-        require_floating(scale, bias, residual, out)
-        require_dense_last(scale, bias, residual, out)
-        require(len(out.shape) == 2, "an output is not a matrix")
-        require_shape(out, rows, out.shape[1])
-        require_packed(weight, out.shape[1], columns)
+        _of_product(x, bias, residual, out)
+        require_floating(scale)
+        require_dense_last(scale)
+        require_packed(weight, out.shape[1], x.shape[1])
         require(scale is None or scale.shape in ([1], [out.shape[1]]), "a scale is not for each output")
-        require_shape(bias, out.shape[1])
-        require_shape(residual, rows, out.shape[1])
         written.append(out)
     return written
+
+
+def _linear_groups(operands: Operands, call: Call) -> list[View]:
+    x, others = _products(operands, call, "..???.")
+    require(x.dtype in FLOATS or x.dtype == "int8", "x is not floating-point")
+    written, columns = [], x.shape[1]
+    for size, (weight, scale, zero, bias, residual, out) in zip(call.ints, others, strict=True):
+        assert weight is not None
+        assert scale is not None
+        assert out is not None
+        require(size in (32, 64, 128) and columns > 0 and columns % size == 0, "its columns are not whole groups")
+        _of_product(x, bias, residual, out)
+        rows, groups = out.shape[1], columns // size
+        require(weight.dtype == "uint8", "a weight is not of 4 bits")
+        require_packed(weight, rows, columns // 2)
+        require_floating(scale)
+        require(scale.dtype != "float64", "scales are float64")
+        if groups == 1:
+            require_shape(scale, rows)
+            require_dense_last(scale)
+        else:
+            require_packed(scale, rows, groups)
+        if zero is not None:
+            require(zero.dtype == "uint8" and rows % 8 == 0, "zero points are not of eight rows each")
+            require_packed(zero, rows // 8, 4 * groups)
+        written.append(out)
+    return written
+
+
+def _products(operands: Operands, call: Call, of_each: str) -> tuple[View, list[list[View | None]]]:
+    """The x of a call of products, and the other operands of each."""
+    count = len(call.ints)
+    require(count > 0 and not call.floats, "it has no weight")
+    require_given(operands, ".?" + of_each * count)
+    x, x_scale, *others = operands
+    assert x is not None
+    require(len(x.shape) == 2, "x is not a matrix")
+    require_dense_last(x)
+    require_shape(x_scale, x.shape[0])
+    require(x_scale is None or x_scale.dtype == "float32", "the scales of x are not float32")
+    require(x.dtype != "float64", "x is float64")
+    require(x.dtype != "int8" or x_scale is not None, "rounded rows have no scales")
+    size = len(of_each)
+    return x, [list(others[size * number : size * number + size]) for number in range(count)]
+
+
+def _of_product(x: View, bias: View | None, residual: View | None, out: View) -> None:
+    """What all products of x have."""
+    require_floating(bias, residual, out)
+    require_dense_last(bias, residual, out)
+    require(len(out.shape) == 2, "an output is not a matrix")
+    require_shape(out, x.shape[0], out.shape[1])
+    require_shape(bias, out.shape[1])
+    require_shape(residual, x.shape[0], out.shape[1])
 
 
 def _round_rows(operands: Operands, call: Call) -> list[View]:
@@ -249,6 +288,7 @@ CHECKS: Mapping[str, Callable[[Operands, Call], list[View]]] = {
     "norm": _norm,
     "rotary": _rotary,
     "linear": _linear,
+    "linear_groups": _linear_groups,
     "round_rows": _round_rows,
     "unpack": _unpack,
     "gather": _gather,

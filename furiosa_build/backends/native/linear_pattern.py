@@ -43,9 +43,13 @@ class _Product:
         """The product of values; its output is a matrix of its own where the node's place in memory is not one."""
         weight = emission.weight(self.operands[0])
         assert weight is not None
-        scale = emission.value(self.operands[1]) if len(self.operands) > 1 else None
+        # Scales and zero points of groups are matrices too, and packed.
+        scale, zero = (
+            None if node is None else emission.weight(node) or emission.value(node)
+            for node in (*self.operands[1:], None, None)[:2]
+        )
         bias, residual = (None if node is None else emission.value(node) for node in (self.bias, self.residual))
-        return Product(weight, self.scheme, emission.matrix_out(self.root), scale, bias, residual)
+        return Product(weight, self.scheme, emission.matrix_out(self.root), scale, zero, bias, residual)
 
 
 def find_products(nodes: Sequence[Node], taken: set[Node], has_weight: set[Node]) -> list[Fusion]:

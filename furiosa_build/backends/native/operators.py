@@ -100,6 +100,16 @@ OPERATORS = {
         " last dimension of all is contiguous.",
         ints=("formats",),
     ),
+    "linear_groups": Operator(
+        20,
+        "x x_scale? weight* scale* zero?* bias?* residual?* out!*",
+        "As `linear`, with weights of 4 bits whose columns are in groups: out = x @ (scale * (weight - zero)).T *"
+        " x_scale + bias + residual. For each of `group_sizes` (32, 64 or 128, of which K is a multiple), six tensors."
+        " weight: uint8, packed from [N, K / 2], a byte two numbers + 8, the first in the low bits. scale: packed from"
+        " [N, K / group size], or [N] if that is one group; float32, bfloat16 or float16. zero: uint8, packed from"
+        " [N / 8, 4 * K / group size], in 4 bytes a group's number + 8 of eight rows; not given: 0. x may be int8.",
+        ints=("group_sizes",),
+    ),
     "round_rows": Operator(
         8,
         "x largest? rows! scales!",

@@ -14,7 +14,7 @@ from furiosa_build.backends.graph import Graph, export_module
 from furiosa_build.backends.native.emit import make_plan
 from furiosa_build.backends.native.packing import pack
 from furiosa_build.backends.native.program import NativeProgram
-from furiosa_build.ir.tensors import TensorSpec
+from furiosa_build.ir.tensors import Layout, TensorSpec
 from furiosa_build.quant.ops import quantized_linear
 from furiosa_build.quant.scheme import scheme as find_scheme
 
@@ -72,6 +72,53 @@ def test_every_scheme(library_file: Path, dtype: torch.dtype, rows: int, is_shar
         # A rounded number times its scale is rounded to the dtype of x by the scheme, and not by the library.
         allowed = torch.finfo(dtype).eps * (exact.abs() + (size if own.rounds_activations else 0)) + 2**-19 * size
         assert ((out.double() - exact).abs() <= allowed).all(), weight.scheme
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_weights_in_groups(library_file: Path, dtype: torch.dtype, rows: int) -> None:
+    """Of one group and of several, with zero points and without, beside a weight without groups."""
+    texts = ["int4", "int4-32", "int4-64-asymmetric", "int4-asymmetric-dynamic", "int8-dynamic"]
+    torch.manual_seed(0)
+    x, weight = torch.randn(rows, 128).to(dtype), torch.randn(72, 128).to(dtype)
+    layouts, stored = [], []
+    for text in texts:
+        own = find_scheme(text)
+        parts = own.quantize(weight)
+        for name, layout in own.operands(Layout.of(weight)).items():
+            layouts.append(layout)
+            stored.append(parts[name])
+    types = [("x", "activation", Layout.of(x)), *((f"p{n}", "parameter", own) for n, own in enumerate(layouts))]
+    specs = [TensorSpec(name=n, role=role, dtype=t.dtype, shape=list(t.shape)) for n, role, t in types]  # type: ignore[arg-type]
+    counts = [len(find_scheme(text).operands(Layout.of(weight))) for text in texts]
+
+    class All(torch.nn.Module):
+        def forward(self, *values: Tensor) -> list[Tensor]:
+            x, *operands = values
+            given = iter(operands)
+            return [
+                quantized_linear(x, [next(given) for _ in range(count)], None, text)
+                for text, count in zip(texts, counts, strict=True)
+            ]
+
+    program, _ = export_module(All(), specs)
+    plan = make_plan(Graph.from_exported(program, specs, texts, keeps_inputs=True))
+    assert sorted(call.op for call in plan.calls) == ["linear", "linear_groups", "linear_groups", "round_rows"]
+    outs = NativeProgram(plan, library_file, 1).run([x, *map(pack, stored)])
+    for text, out in zip(texts, outs, strict=True):
+        own = find_scheme(text)
+        exact = own.dequantize({name: _wide(part) for name, part in own.quantize(weight).items()}, torch.float64)
+        rounded = own.round(x, x.abs().amax(-1, keepdim=True)) if own.rounds_activations else x
+        wanted, size = (
+            rounded.double() @ exact.T,
+            rounded.double().abs() @ (exact.abs() + 16 * exact.abs().amax() / 7).T,
+        )
+        allowed = torch.finfo(dtype).eps * (wanted.abs() + (size if own.rounds_activations else 0)) + 2**-19 * size
+        assert ((out.double() - wanted).abs() <= allowed).all(), text
+
+
+def _wide(part: Tensor) -> Tensor:
+    return part.double() if part.is_floating_point() else part
 
 
 def _weight(text: str, dtype: torch.dtype) -> Weight:

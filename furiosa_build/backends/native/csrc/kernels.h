@@ -80,6 +80,7 @@ enum class Op : int64_t {
     topk = 15,
     scatter = 16,
     read_kv_cache = 17,
+    linear_groups = 20,
 };
 
 // The kernel of an operator on this machine's processor: registry.cpp.

@@ -36,6 +36,7 @@ DECLARE(embedding)
 DECLARE(norm)
 DECLARE(rotary)
 DECLARE_DOT(linear)
+DECLARE_DOT(linear_groups)
 DECLARE(round_rows)
 DECLARE(unpack)
 DECLARE_DOT(write_kv_cache)
@@ -57,6 +58,7 @@ const Kernel& find_kernel(Op op) {
         CHOOSE(norm);
         CHOOSE(rotary);
         CHOOSE_DOT(linear);
+        CHOOSE_DOT(linear_groups);
         CHOOSE(round_rows);
         CHOOSE(unpack);
         CHOOSE_DOT(write_kv_cache);

@@ -1,0 +1,173 @@
+// Tiles for weights whose columns are in groups: the sums of a group are multiplied by its scales, then added up.
+//
+// A part is a group, or half of a large one: what is summed before it is scaled. A row gives the same in every tile.
+#pragma once
+
+#include <utility>
+
+#include "linear_int4.h"
+#include "linear_tiles.h"
+
+namespace furiosa::FURIOSA_VARIANT {
+namespace {
+
+// What a tile multiplies: parts [first, first + count) of K, for one block of 32 rows of weights.
+struct Parts {
+    const uint8_t* weights;  // of the first part
+    const uint8_t* x;
+    int64_t row_bytes;        // from one row of x to the next
+    int64_t first, count;
+    int64_t units;            // of weights, of each part
+    int64_t parts_of_a_group;
+    const float* scales;      // [groups][32]
+    const float* offsets;     // [groups][32]: what is added for each 1 in the sum of a group of x; or null
+    const float* x_sums;      // [rows of x][groups]
+    int64_t groups;
+    float* sums;              // [rows of x][32]; the first part of K sets them
+};
+
+using GroupTile = void (*)(const Parts& parts);
+
+// Sums in registers: see linear_tiles.h. `a` and `b` are of two parts, which few rows need at a time: a product waits
+// for the one before it.
+#define FURIOSA_EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
+#define FURIOSA_NAME(m) [[maybe_unused]] Sum left_a##m{}, right_a##m{}, left_b##m{}, right_b##m{};
+#define FURIOSA_ROW(m) (m < 3 ? x0 : m < 6 ? x3 : m < 9 ? x6 : x9) + m % 3 * row_bytes + step * unit_bytes
+#define FURIOSA_ADD_A(m)                                  \
+    if constexpr (rows > m) {                             \
+        const Bits four = repeat(FURIOSA_ROW(m));         \
+        left_a##m = Kind::add(left_a##m, left, four);     \
+        right_a##m = Kind::add(right_a##m, right, four);  \
+    }
+#define FURIOSA_ADD_B(m)                                        \
+    if constexpr (rows > m) {                                   \
+        const Bits four = repeat(FURIOSA_ROW(m) + part_of_x);   \
+        left_b##m = Kind::add(left_b##m, left, four);           \
+        right_b##m = Kind::add(right_b##m, right, four);        \
+    }
+#define FURIOSA_STEP(s)                                                                             \
+    if constexpr (Kind::steps > s) {                                                                \
+        constexpr int step = s;                                                                     \
+        {                                                                                           \
+            const Bits left = Kind::template weights<step>(load<Bits>(weights));                    \
+            const Bits right = Kind::template weights<step>(load<Bits>(weights + vector_bytes));    \
+            FURIOSA_EACH_ROW(FURIOSA_ADD_A)                                                         \
+        }                                                                                           \
+        if constexpr (ways == 2) {                                                                  \
+            const uint8_t* other = weights + units * block_bytes;                                   \
+            const Bits left = Kind::template weights<step>(load<Bits>(other));                      \
+            const Bits right = Kind::template weights<step>(load<Bits>(other + vector_bytes));      \
+            FURIOSA_EACH_ROW(FURIOSA_ADD_B)                                                         \
+        }                                                                                           \
+    }
+#define FURIOSA_END(m)                                                                       \
+    if constexpr (rows > m) {                                                                \
+        scale_sums(p, part, m, column, left_a##m, right_a##m);                               \
+        if constexpr (ways == 2) scale_sums(p, part + 1, m, column, left_b##m, right_b##m);  \
+    }
+
+inline Floats as_floats(Floats x) { return x; }
+inline Floats as_floats(Bits x) { return __builtin_convertvector(x, Floats); }
+
+// Adds what two vectors of columns have summed of a part, times its scales.
+template <class Sum>
+void scale_sums(const Parts& p, int64_t part, int64_t row, int64_t column, Sum left, Sum right) {
+    const int64_t group = part / p.parts_of_a_group, at = group * block_rows + column;
+    float* sums = p.sums + row * block_rows + column;
+    Floats first{}, second{};
+    if (part > 0) first = load<Floats>(sums), second = load<Floats>(sums + lanes);
+    if (p.offsets != nullptr && part % p.parts_of_a_group == 0) {
+        const float of_x = p.x_sums[row * p.groups + group];
+        first = load<Floats>(p.offsets + at) * of_x + first;
+        second = load<Floats>(p.offsets + at + lanes) * of_x + second;
+    }
+    store(sums, as_floats(left) * load<Floats>(p.scales + at) + first);
+    store(sums + lanes, as_floats(right) * load<Floats>(p.scales + at + lanes) + second);
+}
+
+// `ways` parts from `part` on, of 2 * lanes rows of weights.
+template <class Kind, int rows, int ways>
+void part_of_columns(const Parts& p, int64_t part, int64_t column) {
+    using Sum = typename Kind::Sum;
+    constexpr int64_t vector_bytes = lanes * unit_bytes, ahead = 4096;
+    const int64_t units = p.units, row_bytes = p.row_bytes, part_of_x = units * Kind::steps * unit_bytes;
+    const uint8_t* weights = p.weights + (part - p.first) * units * block_bytes + column * unit_bytes;
+    const uint8_t* x = p.x + (part - p.first) * part_of_x;
+    const uint8_t *x0 = x, *x3 = x + 3 * row_bytes, *x6 = x + 6 * row_bytes, *x9 = x + 9 * row_bytes;
+    FURIOSA_EACH_ROW(FURIOSA_NAME)
+    for (const uint8_t* end = weights + units * block_bytes; weights != end; weights += block_bytes) {
+        for (int64_t way = 0; way < ways; way++) {
+            __builtin_prefetch(weights + way * units * block_bytes + ahead);
+            __builtin_prefetch(weights + way * units * block_bytes + ahead + vector_bytes);
+        }
+        FURIOSA_STEP(0) FURIOSA_STEP(1) FURIOSA_STEP(2) FURIOSA_STEP(3)
+        FURIOSA_STEP(4) FURIOSA_STEP(5) FURIOSA_STEP(6) FURIOSA_STEP(7)
+        x0 += Kind::steps * unit_bytes;
+        x3 += Kind::steps * unit_bytes;
+        x6 += Kind::steps * unit_bytes;
+        x9 += Kind::steps * unit_bytes;
+    }
+    FURIOSA_EACH_ROW(FURIOSA_END)
+}
+
+#undef FURIOSA_EACH_ROW
+#undef FURIOSA_NAME
+#undef FURIOSA_ROW
+#undef FURIOSA_ADD_A
+#undef FURIOSA_ADD_B
+#undef FURIOSA_STEP
+#undef FURIOSA_END
+
+template <class Kind, int rows>
+void group_tile(const Parts& p) {
+    constexpr int ways = lanes == 16 && rows <= 4 ? 2 : 1;
+    int64_t part = p.first;
+    const int64_t end = p.first + p.count;
+    for (; part + ways <= end; part += ways) {
+        for (int64_t column = 0; column < block_rows; column += 2 * lanes) {
+            part_of_columns<Kind, rows, ways>(p, part, column);
+        }
+    }
+    for (; part < end; part++) part_of_columns<Kind, rows, 1>(p, part, 0);  // only where ways is 2
+}
+
+template <class Kind, int... steps>
+void expand_unit(Bits unit, uint8_t* to, std::integer_sequence<int, steps...>) {
+    (store(to + steps * block_bytes, Kind::template weights<steps>(unit)), ...);
+}
+
+// As `expand`, for kinds of any number of steps.
+template <class Kind>
+void expand_units(const uint8_t* weights, int64_t units, uint8_t* panel) {
+    for (const uint8_t* end = weights + units * block_bytes; weights != end; weights += block_bytes) {
+        for (int64_t i = 0; i < block_bytes; i += lanes * unit_bytes) {
+            expand_unit<Kind>(load<Bits>(weights + i), panel + i, std::make_integer_sequence<int, Kind::steps>());
+        }
+        panel += Kind::steps * block_bytes;
+    }
+}
+
+// How products of one kind are computed: tiles of 1 to `rows` rows.
+struct GroupMethod {
+    int64_t steps;
+    int64_t rows;
+    float zero;  // what numbers are too large by
+    const GroupTile* tiles;
+    Expand expand;
+};
+
+template <class Kind, int... rows>
+const GroupMethod& group_method_of(std::integer_sequence<int, rows...>) {
+    static const GroupTile tiles[] = {group_tile<Kind, rows + 1>...};
+    static const GroupMethod method = {Kind::steps, sizeof...(rows), Kind::zero, tiles,
+                                       Kind::steps > 1 ? expand_units<Kind> : nullptr};
+    return method;
+}
+
+template <class Kind, int rows>
+const GroupMethod& group_method_of() {
+    return group_method_of<Kind>(std::make_integer_sequence<int, rows>());
+}
+
+}  // namespace
+}  // namespace furiosa::FURIOSA_VARIANT
