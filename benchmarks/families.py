@@ -215,7 +215,7 @@ def _generate(artifact: Path) -> Iterator[tuple[list[int], torch.Tensor]]:
     logits: dict[str, list[torch.Tensor]] = {}
     engine = LLMEngine(
         open_artifact(artifact),
-        on_logits=lambda request, row: logits.setdefault(request, []).append(row.clone()),
+        on_logits=lambda request, row: logits.setdefault(request, []).append(torch.tensor(row)),
     )
     greedy = SamplingParams(temperature=0.0, max_tokens=NEW_TOKENS, ignore_eos=True)
     with closing(engine):

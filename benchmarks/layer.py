@@ -85,7 +85,8 @@ def parameter(tensor: Tensor, spec: object, scheme: str) -> Tensor:
     stored = Layout(spec.dtype, tuple(spec.shape))  # type: ignore[attr-defined]
     if packed_layout(stored) != stored:
         tensor = NativePacker().pack(scheme, spec.name.rsplit(".", 1)[-1], tensor)  # type: ignore[attr-defined]
-    return NativeDevice().parameter(tensor.clone(), spec)  # type: ignore[arg-type]
+    device = NativeDevice()
+    return device.to_torch(device.parameter(device.from_torch(tensor.clone()), spec))  # type: ignore[arg-type]
 
 
 def aligned(blob: bytes) -> Tensor:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from furiosa_build.backends.target import Target, check_isa, check_torch
 from furiosa_build.core.errors import UserError, nearest
@@ -23,9 +23,9 @@ Option = bool | int | str
 
 
 class LoadedProgram(Protocol):
-    """A program ready to run."""
+    """A program ready to run, on tensors of its backend's device."""
 
-    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
         """Runs on tensors in the program's calling order. KV caches among `inputs` are updated in place."""
         ...
 
@@ -186,7 +186,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def device(self) -> Device:
+    def device(self) -> Device[Any]:
         """Where programs run."""
 
 

@@ -1,53 +1,79 @@
-"""Where programs run: its memory, and the parameters and KV caches in it."""
+"""Where programs run: its memory, its tensors, and what the runtime does with these between programs."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import torch
-from safetensors import safe_open
-from torch import Tensor
+from numpy.typing import NDArray
 
-from furiosa_build.ir.tensors import TensorSpec
+from furiosa_build.ir.tensors import Layout, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
 
 
-class Device:
-    """The host: its memory is the process's. A backend for another device, or with a layout of its own for parameters,
-    overrides what differs there.
+class Device(ABC, Generic[T]):
+    """A device and its tensors, all of them contiguous: what `T` is, only the device and its programs know.
+
+    numpy has no bfloat16: its arrays hold the bits, as uint16.
     """
 
-    def map_parameters(self, files: Iterable[Path]) -> dict[str, Tensor]:
+    @abstractmethod
+    def map_parameters(self, files: Iterable[Path]) -> dict[str, T]:
         """Name -> tensor, of safetensors files. The tensors lie in private mappings of the files: nothing is read."""
-        tensors: dict[str, Tensor] = {}
-        for file in files:
-            with safe_open(file, framework="pt") as mapped:
-                names = mapped.keys()
-                tensors.update((name, mapped.get_tensor(name)) for name in names)
-        return tensors
 
-    def parameter(self, stored: Tensor, spec: TensorSpec) -> Tensor:
+    @abstractmethod
+    def parameter(self, stored: T, spec: TensorSpec) -> T:
         """A mapped parameter as a program takes it that declares it as `spec`: reinterpreted bytewise, never converted.
 
         Raises ValueError when it is not such a parameter.
         """
-        dtype = getattr(torch, spec.dtype)
-        try:
-            tensor = stored if stored.dtype == dtype else stored.view(dtype)
-        except RuntimeError as error:
-            raise ValueError(f"it is not a {spec.dtype}") from error
-        if list(tensor.shape) != spec.shape:
-            raise ValueError(f"it is not a {spec.dtype} {spec.shape}")
-        return tensor
 
-    def allocate(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A buffer of zeros. Raises RuntimeError when there is no memory for it."""
-        return torch.zeros(tuple(shape), dtype=dtype)
+    @abstractmethod
+    def allocate(self, layout: Layout) -> T:
+        """A tensor of zeros. Raises MemoryError when there is no memory for it."""
+
+    @abstractmethod
+    def layout(self, tensor: T) -> Layout:
+        """Its dtype and shape."""
+
+    @abstractmethod
+    def from_numpy(self, array: NDArray[Any]) -> T:
+        """A tensor in the memory of an array of int64."""
+
+    @abstractmethod
+    def to_numpy(self, tensor: T) -> NDArray[Any]:
+        """An array in the memory of a tensor of floating-point numbers."""
+
+    @abstractmethod
+    def from_torch(self, tensor: torch.Tensor) -> T:
+        """A tensor in the memory of one of torch's: of a collective between processes."""
+
+    @abstractmethod
+    def to_torch(self, tensor: T) -> torch.Tensor:
+        """The inverse of `from_torch`."""
+
+    @abstractmethod
+    def sum(self, parts: Sequence[T]) -> T:
+        """The sum, in order, of several tensors of one layout, each partial one rounded: a new tensor."""
+
+    @abstractmethod
+    def concatenate(self, parts: Sequence[T]) -> T:
+        """Several tensors of one layout side by side along the last dimension: a new tensor."""
 
     def num_threads(self) -> int:
         """How many threads a program may use that the calling thread runs."""
-        return torch.get_num_threads()
+        return 1
 
     def limit_threads(self, number: int) -> None:
         """Programs that the calling thread runs from now on use so many threads."""
-        torch.set_num_threads(number)
+
+    def running(self) -> AbstractContextManager[object]:
+        """A context in which the calling thread runs programs."""
+        return nullcontext()

@@ -13,9 +13,9 @@ from furiosa_build.backends.target import unknown_target
 if TYPE_CHECKING:
     import torch
 
-    from furiosa_build.backends.device import Device
     from furiosa_build.backends.graph import Graph
     from furiosa_build.backends.graph_interpreter import GraphInterpreter
+    from furiosa_build.backends.torch_device import TorchDevice
 
 
 class EagerBackend(Backend):
@@ -60,11 +60,11 @@ class EagerBackend(Backend):
         del concurrency, entry, library  # a graph keeps nothing between or during calls
         return _EagerProgram(GraphInterpreter(Graph.from_json(program.read_bytes()), LOWERINGS))
 
-    def device(self) -> Device:
+    def device(self) -> TorchDevice:
         """The host."""
-        from furiosa_build.backends.device import Device
+        from furiosa_build.backends.torch_device import TorchDevice
 
-        return Device()
+        return TorchDevice()
 
 
 class _EagerProgram:

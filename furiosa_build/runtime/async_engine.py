@@ -14,11 +14,10 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import NamedTuple, Self
 
-import torch
-
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.artifact.schema import Artifact
 from furiosa_build.core.errors import BuildError
+from furiosa_build.runtime import torch_of_caller
 from furiosa_build.runtime.engine import LLMEngine, StepFailedError
 from furiosa_build.runtime.engine_args import EngineArgs
 from furiosa_build.runtime.pooling import PoolingParams
@@ -193,7 +192,7 @@ class _Worker:
         self.has_ended = False
         self._cause: Exception | None = None
         loaded: Future[None] = Future()
-        self._num_threads = torch.get_num_threads()
+        self._num_threads = torch_of_caller.num_threads()
         self._thread = threading.Thread(target=self._run, args=(load, loaded), name="engine", daemon=True)
         self._thread.start()
         loaded.result()
@@ -239,7 +238,7 @@ class _Worker:
     # The thread
 
     def _run(self, load: Callable[[], LLMEngine], loaded: Future[None]) -> None:
-        torch.set_num_threads(self._num_threads)  # a new thread has what any thread was the last to set: a rank's part
+        torch_of_caller.use_threads(self._num_threads)  # not a rank's part
         try:
             self.engine = load()
             self.engine.prepare_guides()  # it would hold up the event loop

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-from torch import Tensor
-
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.artifact.schema import Artifact
 from furiosa_build.artifact.signing import open_signed
@@ -24,7 +22,7 @@ from furiosa_build.runtime.prompts import Prompt
 from furiosa_build.runtime.request import Request, RequestOutput
 from furiosa_build.runtime.sampling.next_token import NextToken, OnLogits
 from furiosa_build.runtime.sampling.params import SamplingParams
-from furiosa_build.runtime.sampling.sampler import as_float32
+from furiosa_build.runtime.sampling.sampler import Floats, as_float32
 from furiosa_build.runtime.scheduling.batch import Batch
 from furiosa_build.runtime.scheduling.beams import continue_beams
 from furiosa_build.runtime.stats import EngineStats
@@ -291,7 +289,7 @@ class LLMEngine:
                 outputs.append(request.output())
         return failed
 
-    def _continue(self, replica: Replica, request: Request, logits: Tensor) -> None:
+    def _continue(self, replica: Replica, request: Request, logits: Floats) -> None:
         """Gives a request its next tokens. `logits` is float32 [sequences, positions, vocab]."""
         if request.beams is None:
             replica.proposals += bool(request.proposals)

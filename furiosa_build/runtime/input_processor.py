@@ -7,8 +7,6 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-
 from furiosa_build.artifact.schema import Artifact, KvCacheSharing
 from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.pooling import PoolingParams, check_dimensions
@@ -17,6 +15,7 @@ from furiosa_build.runtime.request import Request
 from furiosa_build.runtime.sampling.beam_search import BeamSearch
 from furiosa_build.runtime.sampling.guided import Guides
 from furiosa_build.runtime.sampling.params import SamplingParams
+from furiosa_build.runtime.sampling.sampler import Random
 from furiosa_build.runtime.text.detokenizer import output_text
 from furiosa_build.runtime.text.tokenizer import Tokenizer, end_of_sequence_ids
 
@@ -134,13 +133,13 @@ class InputProcessor:
             params.early_stopping,
         )
 
-    def _generator(self, request_id: str, params: SamplingParams) -> torch.Generator:
+    def _generator(self, request_id: str, params: SamplingParams) -> Random:
         seed = params.seed
         if seed in (None, -1):  # -1 as in vLLM
             # From the id and not from a counter, so that the order of arrival does not matter.
             digest = hashlib.sha256(f"{self._seed} {request_id}".encode()).digest()
             seed = int.from_bytes(digest[:8], "little") >> 1
-        return torch.Generator().manual_seed(seed)
+        return Random(seed)
 
     def _check_embeds(self, params: PoolingParams) -> None:
         if not self._config.output_last_hidden_state:

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.engine import LLMEngine
@@ -115,6 +113,8 @@ class LLM:
         """The embeddings that `embed` gives, as tensors. Raises as `embed`; UserError too for another task."""
         if pooling_task != "embed":
             raise UserError(f"{pooling_task!r} is not supported", where="pooling_task", valid="embed")
+        import torch
+
         return [
             PoolingRequestOutput(
                 output.request_id,

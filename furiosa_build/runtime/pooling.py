@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-from torch import Tensor
+from numpy.typing import NDArray
 
 from furiosa_build.core.errors import BuildError, UserError
 from furiosa_build.runtime.sampling.sampler import as_float32
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +102,13 @@ def check_dimensions(params: PoolingParams, hf_config: Mapping[str, Any]) -> Non
         raise UserError(f"{given} are more than the model has", where=where, valid=f"at most {size}")
 
 
-def embed(hidden_state: Tensor, params: PoolingParams) -> list[float]:
+def embed(hidden_state: NDArray[Any], params: PoolingParams) -> list[float]:
     """The embedding of a prompt whose last token has this hidden state [hidden_size].
 
     Raises:
         BuildError: It is not finite.
     """
-    vector = as_float32(hidden_state).numpy()[: params.dimensions]
+    vector = as_float32(hidden_state)[: params.dimensions]
     if not np.isfinite(vector).all():
         raise BuildError("the model's last hidden state is not finite")
     if params.normalize:

@@ -15,10 +15,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.numpy import save_file
 
 from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.artifact.schema import GeneratorConfig
@@ -27,6 +27,7 @@ from furiosa_build.runtime.engine import LLMEngine
 from furiosa_build.runtime.execution.replica import Replica
 from furiosa_build.runtime.request import RequestOutput
 from furiosa_build.runtime.sampling.params import SamplingParams
+from furiosa_build.runtime.sampling.sampler import Floats
 from furiosa_build.runtime.scheduling.batch import Batch
 from furiosa_build.runtime.text.tokenizer import Tokenizer
 
@@ -91,19 +92,19 @@ def probe(artifact: Path, questions: Path, answers: Path) -> None:
     told: dict[str, Any] = {**text_answers(engine.tokenizer, asked), "buckets": engine.buckets}
     if accepted is not None:
         told["draft_acceptance"] = accepted
-    tensors: dict[str, Tensor] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for k, output in enumerate(outputs):
         if engine.rows.get(output.request_id):
             after, buckets, logits = zip(*engine.rows[output.request_id], strict=True)
-            tensors[f"tokens.{k}"] = torch.tensor([*output.prompt_token_ids, *output.outputs[0].token_ids])
-            tensors |= {f"after.{k}": torch.tensor(after), f"buckets.{k}": torch.tensor(buckets)}
-            tensors[f"logits.{k}"] = torch.stack(logits)
+            arrays[f"tokens.{k}"] = np.array([*output.prompt_token_ids, *output.outputs[0].token_ids])
+            arrays |= {f"after.{k}": np.array(after), f"buckets.{k}": np.array(buckets)}
+            arrays[f"logits.{k}"] = np.stack(logits)
         else:
-            beams = [torch.tensor([*output.prompt_token_ids, *beam.token_ids]) for beam in output.outputs]
-            tensors[f"beams.{k}"] = torch.stack(beams)
+            beams = [np.array([*output.prompt_token_ids, *beam.token_ids]) for beam in output.outputs]
+            arrays[f"beams.{k}"] = np.stack(beams)
             scores = [beam.cumulative_logprob for beam in output.outputs]
-            tensors[f"scores.{k}"] = torch.tensor(scores, dtype=torch.float64)
-    save_file(tensors, answers, {name: json.dumps(answer) for name, answer in told.items()})
+            arrays[f"scores.{k}"] = np.array(scores, dtype=np.float64)
+    save_file(arrays, answers, {name: json.dumps(answer) for name, answer in told.items()})
 
 
 class _Recording(LLMEngine):
@@ -116,7 +117,7 @@ class _Recording(LLMEngine):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self.buckets: list[str] = []
-        self.rows: dict[str, list[tuple[int, int, Tensor]]] = {}
+        self.rows: dict[str, list[tuple[int, int, Floats]]] = {}
         self._bucket = 0
         super().__init__(*args, **options, on_logits=self._keep)
 
@@ -126,11 +127,11 @@ class _Recording(LLMEngine):
         self._bucket = self.buckets.index(batch.pipeline.name)
         return super()._accept(replica, batch, *others)
 
-    def _keep(self, request_id: str, row: Tensor) -> None:
+    def _keep(self, request_id: str, row: Floats) -> None:
         request = self._requests[request_id]
         if request.beams is None:
             rows = self.rows.setdefault(request_id, [])
-            rows.append((len(request.prompt_token_ids) + len(rows) - 1, self._bucket, row.clone()))
+            rows.append((len(request.prompt_token_ids) + len(rows) - 1, self._bucket, row.copy()))
 
 
 def _continue(engine: LLMEngine, number: int, asked: Sequence[Continuation]) -> list[RequestOutput]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.text.chat_template import Message
+from furiosa_build.runtime.torch_of_caller import is_tensor
 
-Prompt = str | Sequence[int] | Sequence[Message] | Mapping[str, Any] | NDArray[Any] | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Prompt: TypeAlias = "str | Sequence[int] | Sequence[Message] | Mapping[str, Any] | NDArray[Any] | Tensor"
 """A text, token ids, the messages of a conversation (dicts with `role` and `content`), or vLLM's dict of one of the
 first two: `{"prompt": text}`, `{"prompt_token_ids": ids}`. Ids are a list or another sequence, an array or a tensor."""
 
@@ -53,7 +55,7 @@ def parse_prompt(prompt: object, where: str) -> ParsedPrompt:
 
 def list_prompts(prompts: object) -> list[Prompt]:
     """The prompts in one prompt or a list of them; a matrix has one in each row. Raises WrongTypeError."""
-    if isinstance(prompts, (np.ndarray, Tensor)) and prompts.ndim != 1:
+    if (isinstance(prompts, np.ndarray) or is_tensor(prompts)) and prompts.ndim != 1:
         prompts = list(prompts) if prompts.ndim == 2 else prompts
     elif isinstance(prompts, np.ndarray) and prompts.dtype.kind in "OU":  # texts, for one
         prompts = prompts.tolist()
@@ -110,7 +112,7 @@ def _parse_dict(prompt: Mapping[Any, Any], where: str) -> ParsedPrompt:
 
 
 def _token_ids(ids: object, where: str) -> list[int]:
-    if isinstance(ids, (np.ndarray, Tensor)):
+    if isinstance(ids, np.ndarray) or is_tensor(ids):
         if ids.ndim != 1 or not _has_integers(ids):
             what = f"an array of {ids.dtype} {list(ids.shape)} does not hold token ids"
             raise WrongTypeError(what, where=where, valid="integers in one dimension")
@@ -130,9 +132,9 @@ def _token_id(value: object, where: str) -> int:
 
 
 def _has_integers(values: NDArray[Any] | Tensor) -> bool:
-    if isinstance(values, Tensor):
-        return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
-    return values.dtype.kind in "iu"
+    if isinstance(values, np.ndarray):
+        return values.dtype.kind in "iu"
+    return not (values.is_floating_point() or values.is_complex() or str(values.dtype) == "torch.bool")
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
@@ -140,7 +142,7 @@ def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
 
 
 def _is_scalar(value: object) -> bool:
-    return isinstance(value, (int, float, np.generic)) or (isinstance(value, Tensor) and value.ndim == 0)
+    return isinstance(value, (int, float, np.generic)) or (is_tensor(value) and value.ndim == 0)
 
 
 def _with_text(message: Message, where: str) -> Message:

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Literal
 from furiosa_build.runtime.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
-    import torch
-
     from furiosa_build.runtime.pooling import PoolingParams
     from furiosa_build.runtime.sampling.beam_search import BeamSearch
     from furiosa_build.runtime.sampling.guided import Guide
-    from furiosa_build.runtime.sampling.sampler import Proposal
+    from furiosa_build.runtime.sampling.sampler import Proposal, Random
     from furiosa_build.runtime.text.detokenizer import OutputText
 
 FinishReason = Literal["stop", "length"]
@@ -109,7 +107,7 @@ class Request:
     params: SamplingParams
     text: OutputText
     arrival: int = 0
-    generator: torch.Generator | None = None
+    generator: Random | None = None
     end_token_ids: frozenset[int] = frozenset()
     beams: BeamSearch | None = None
     guide: Guide | None = None

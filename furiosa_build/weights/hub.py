@@ -16,13 +16,13 @@ from typing import Any
 from furiosa_build.core.cancellation import check_cancelled
 from furiosa_build.core.errors import UserError
 from furiosa_build.core.progress import current
+from furiosa_build.core.safetensors_header import DTYPES
 from furiosa_build.ir.tensors import Layout
 from furiosa_build.weights.adapters import ADAPTER_CONFIG, check_no_adapter
 from furiosa_build.weights.directory import ModelDirectory
 from furiosa_build.weights.header import Header
 from furiosa_build.weights.hf_layout import INDEX_FILE, MODEL_FILES, WEIGHT_PATTERNS, WHOLE_FILE, no_weights
 from furiosa_build.weights.model_source import ModelSource, Reference
-from furiosa_build.weights.safetensors import DTYPES
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

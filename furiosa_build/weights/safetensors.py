@@ -7,25 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.errors import UserError
-from furiosa_build.core.safetensors_header import read_header
+from furiosa_build.core.safetensors_header import DTYPES, read_header
 from furiosa_build.core.text import path_text
 from furiosa_build.ir.tensors import Layout
 from furiosa_build.weights.format import WeightFormat
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "BOOL": "bool",
-    **{f"{sign}{bits}": f"{name}{bits}" for sign, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)},
-}
-"""torch's names of the dtypes that safetensors has."""
 
 
 class Safetensors(WeightFormat):

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file
 
 from furiosa_build.backends.base import Backend, Costs, LoadedProgram, Option, Packer, ProgramLocation
-from furiosa_build.backends.device import Device
 from furiosa_build.backends.graph import Graph
 from furiosa_build.backends.graph_interpreter import GraphInterpreter
 from furiosa_build.backends.target import Target, unknown_target
+from furiosa_build.backends.torch_device import TorchDevice
 from furiosa_build.core.errors import UserError
 from furiosa_build.ir.tensors import Layout, TensorSpec
 
@@ -48,7 +48,7 @@ class TransposedPacker(Packer):
         return tensor.T.contiguous() if tensor.ndim == 2 else tensor
 
 
-class ToyDevice(Device):
+class ToyDevice(TorchDevice):
     def parameter(self, stored: torch.Tensor, spec: TensorSpec) -> torch.Tensor:
         return super().parameter(stored.T.contiguous() if stored.ndim == 2 else stored, spec)
 
@@ -129,7 +129,7 @@ class ToyBackend(Backend):
             raise ValueError(f"there is no {entry!r}")
         return ToyProgram(Graph.from_json(json.dumps(found).encode()))
 
-    def device(self) -> Device:
+    def device(self) -> ToyDevice:
         return ToyDevice()
 
 

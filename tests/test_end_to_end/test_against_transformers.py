@@ -90,7 +90,7 @@ def test_a_sequence_that_is_preempted_gives_the_same_tokens(saved: Made, build_a
 def runtime_logits(artifact: Path) -> tuple[list[list[int]], list[Tensor]]:
     """Of every prompt: all tokens, and the logits float32 [new tokens, vocab] that the new ones were chosen from."""
     rows: dict[str, list[Tensor]] = {}
-    engine = LLMEngine(artifact, on_logits=lambda request, row: rows.setdefault(request, []).append(row.clone()))
+    engine = LLMEngine(artifact, on_logits=lambda request, row: rows.setdefault(request, []).append(torch.tensor(row)))
     for number, prompt in enumerate(prompts()[:4]):
         engine.add_request(str(number), prompt, GREEDY)
     tokens: dict[str, list[int]] = {}

@@ -81,7 +81,7 @@ def only_group(config: dict[str, Any]) -> dict[str, Any]:
 def generated(artifact: Path) -> list[tuple[list[int], Tensor]]:
     """Of every prompt: all tokens, and the logits [new tokens, vocab] that the new ones were chosen from."""
     rows: dict[str, list[Tensor]] = {}
-    engine = LLMEngine(artifact, on_logits=lambda request, row: rows.setdefault(request, []).append(row.clone()))
+    engine = LLMEngine(artifact, on_logits=lambda request, row: rows.setdefault(request, []).append(torch.tensor(row)))
     for number, prompt in enumerate(PROMPTS):
         engine.add_request(str(number), prompt, SamplingParams(max_tokens=NEW_TOKENS, temperature=0.0, ignore_eos=True))
     tokens: dict[str, list[int]] = {}

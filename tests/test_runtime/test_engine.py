@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +17,7 @@ from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.engine import LLMEngine, StepFailedError
 from furiosa_build.runtime.request import RequestOutput
 from furiosa_build.runtime.sampling.params import SamplingParams
+from furiosa_build.runtime.sampling.sampler import Floats
 from furiosa_build.runtime.scheduling.scheduler import Scheduler
 
 from . import toy
@@ -130,13 +132,13 @@ def test_penalties_see_the_output_and_not_the_prompt(toy_backend: toy.ToyBackend
 
 
 def test_on_logits_sees_every_position_that_is_sampled_from(opened: OpenArtifact) -> None:
-    seen: list[tuple[str, torch.Tensor]] = []
+    seen: list[tuple[str, Floats]] = []
     engine = LLMEngine(opened, on_logits=lambda name, logits: seen.append((name, logits)))
     tokens = run(engine, [1, 2], greedy(4)).outputs[0].token_ids
     assert [name for name, _ in seen] == ["r"] * 4
     for count, (_, logits) in enumerate(seen):
-        assert logits.dtype == torch.float32
-        torch.testing.assert_close(logits, toy.logits_after([1, 2, *tokens[:count]]))
+        assert logits.dtype == np.float32
+        torch.testing.assert_close(torch.from_numpy(logits), toy.logits_after([1, 2, *tokens[:count]]))
 
 
 def test_logprobs_are_the_models_own(engine: LLMEngine) -> None:

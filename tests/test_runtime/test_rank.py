@@ -10,6 +10,7 @@ import torch
 
 from furiosa_build.artifact.reader import open_artifact
 from furiosa_build.artifact.schema import Pipeline
+from furiosa_build.backends.torch_device import TorchDevice
 from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.execution.communicator import local_communicators
 from furiosa_build.runtime.execution.input_buffers import InputBuffers, Row
@@ -32,7 +33,7 @@ def buffers(phase: str, batch: int, query: int, context: int, names: Sequence[st
         "context_length": context,
         "supertasks": [task],
     }
-    return InputBuffers(Pipeline.model_validate(fields))
+    return InputBuffers(Pipeline.model_validate(fields), TorchDevice())
 
 
 ALL_INPUTS = ["input_ids", "position_ids", "slot_mapping", "context_slots", "context_lens", "logits_indices"]
@@ -80,7 +81,7 @@ def runner(path: Path, num_slots: int = 64) -> RankRunner:
 def run(made: RankRunner, pipeline: str, rows: list[Row]) -> torch.Tensor:
     outputs = made.run(pipeline, rows)
     assert outputs is not None
-    return outputs.logits
+    return torch.from_numpy(outputs.logits)
 
 
 @pytest.mark.parametrize("last_only", [False, True])
@@ -169,8 +170,8 @@ def parameter(name: str, tensor: torch.Tensor | None) -> dict[str, torch.Tensor]
     ("parameters", "message"),
     [
         (parameter("layers.1.coefficient", None), "has 'layers.1.coefficient'"),
-        (parameter("table", torch.zeros(3)), r"'table' is stored as torch.float32 \[3\]: it is not a float32"),
-        (parameter("table", torch.zeros(3, dtype=torch.uint8)), r"stored as torch.uint8 \[3\]: it is not a float32"),
+        (parameter("table", torch.zeros(3)), r"'table' is stored as float32 \[3\]: it is not a float32"),
+        (parameter("table", torch.zeros(3, dtype=torch.uint8)), r"stored as uint8 \[3\]: it is not a float32"),
         (parameter("table", torch.zeros(toy.P, 3, dtype=torch.int64)), "it is not a float32"),
     ],
 )

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from furiosa_build.artifact.schema import Artifact, FileRecord, Manifest, Timestamp, artifact_id, to_json
 from furiosa_build.backends.base import Backend
-from furiosa_build.backends.device import Device
+from furiosa_build.backends.torch_device import TorchDevice
 
 P = 997
 BYTES = 256
@@ -80,8 +80,8 @@ class ToyBackend(Backend):
         self.loaded.append(program.name)
         return ToyProgram(program.read_text())
 
-    def device(self) -> Device:
-        return Device()
+    def device(self) -> TorchDevice:
+        return TorchDevice()
 
 
 class ToyProgram:

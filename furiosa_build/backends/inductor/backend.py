@@ -24,8 +24,8 @@ from furiosa_build.core.text import path_text
 if TYPE_CHECKING:
     import torch
 
-    from furiosa_build.backends.device import Device
     from furiosa_build.backends.graph import Graph
+    from furiosa_build.backends.torch_device import TorchDevice
 
 _SIMD_BITS = {"x86-64-v3": 256, "x86-64-v4": 512}
 
@@ -125,11 +125,11 @@ class InductorBackend(Backend):
         del entry, library
         return _InductorProgram(program, concurrency)
 
-    def device(self) -> Device:
+    def device(self) -> TorchDevice:
         """The host."""
-        from furiosa_build.backends.device import Device
+        from furiosa_build.backends.torch_device import TorchDevice
 
-        return Device()
+        return TorchDevice()
 
 
 class _InductorProgram:

@@ -13,8 +13,8 @@ from furiosa_build.backends.cxx import check_compiler, compiler_version
 from furiosa_build.backends.target import Target, check_isa, unknown_target
 
 if TYPE_CHECKING:
-    from furiosa_build.backends.device import Device
     from furiosa_build.backends.graph import Graph
+    from furiosa_build.backends.native.device import NativeDevice
 
 _ISA = "x86-64-v3"
 
@@ -104,7 +104,7 @@ class NativeBackend(Backend):
             raise ValueError("it needs the artifact's library")
         return NativeProgram(Plan.model_validate_json(program.read_bytes()), library, concurrency)
 
-    def device(self) -> Device:
+    def device(self) -> NativeDevice:
         """The host, with parameters as the library takes them."""
         from furiosa_build.backends.native.device import NativeDevice
 

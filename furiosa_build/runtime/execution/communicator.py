@@ -5,10 +5,13 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+from furiosa_build.backends.device import Device
+from furiosa_build.ir.tensors import Layout
 
 
 class PeerFailedError(RuntimeError):
@@ -16,25 +19,25 @@ class PeerFailedError(RuntimeError):
 
 
 class Communicator(Protocol):
-    """One rank's end. Every rank of a stage calls the same methods in the same order."""
+    """One rank's end. Every rank of a stage calls the same methods in the same order, with tensors of its device."""
 
     stage: int
     rank: int
 
-    def all_reduce(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Any, device: Device[Any]) -> Any:
         """The sum of every rank's tensor."""
         ...
 
-    def all_gather(self, tensor: Tensor) -> Tensor:
+    def all_gather(self, tensor: Any, device: Device[Any]) -> Any:
         """Every rank's tensor side by side along the last dimension, in order of ranks."""
         ...
 
-    def send(self, tensors: Mapping[str, Tensor]) -> None:
+    def send(self, tensors: Mapping[str, Any], device: Device[Any]) -> None:
         """Gives tensors to the same rank of the next stage."""
         ...
 
-    def receive(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the same rank of the stage before sends; `like` has empty tensors of the same names and shapes."""
+    def receive(self, like: Mapping[str, Layout], device: Device[Any]) -> dict[str, Any]:
+        """What the same rank of the stage before sends: tensors of these names and layouts."""
         ...
 
 
@@ -43,7 +46,7 @@ class _Group:
 
     def __init__(self, ranks: int) -> None:
         self.barrier = threading.Barrier(ranks)
-        self.tensors: list[Tensor] = [torch.empty(0)] * ranks
+        self.tensors: list[Any] = [None] * ranks
 
 
 class LocalCommunicator:
@@ -53,21 +56,18 @@ class LocalCommunicator:
         self.stage, self.rank = stage, rank
         self._group, self._inbox, self._outbox = group, inbox, outbox
 
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        parts = self._exchange(tensor)
-        total = parts[0] + parts[1]
-        for part in parts[2:]:
-            total += part
-        return self._done(total)
+    def all_reduce(self, tensor: Any, device: Device[Any]) -> Any:
+        return self._done(device.sum(self._exchange(tensor)))
 
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        return self._done(torch.cat(self._exchange(tensor), dim=-1))
+    def all_gather(self, tensor: Any, device: Device[Any]) -> Any:
+        return self._done(device.concatenate(self._exchange(tensor)))
 
-    def send(self, tensors: Mapping[str, Tensor]) -> None:
+    def send(self, tensors: Mapping[str, Any], device: Device[Any]) -> None:
+        del device
         self._outbox.put(dict(tensors))
 
-    def receive(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        del like
+    def receive(self, like: Mapping[str, Layout], device: Device[Any]) -> dict[str, Any]:
+        del like, device
         received = self._inbox.get()
         if received is None:
             raise PeerFailedError("the stage before has failed")
@@ -84,12 +84,12 @@ class LocalCommunicator:
         while not self._inbox.empty():
             self._inbox.get()
 
-    def _exchange(self, tensor: Tensor) -> list[Tensor]:
+    def _exchange(self, tensor: Any) -> list[Any]:
         self._group.tensors[self.rank] = tensor
         self._wait()
         return self._group.tensors
 
-    def _done(self, result: Tensor) -> Tensor:
+    def _done(self, result: Any) -> Any:
         self._wait()  # all have read
         return result
 
@@ -100,7 +100,7 @@ class LocalCommunicator:
             raise PeerFailedError("another rank has failed") from error
 
 
-_Inbox = queue.SimpleQueue[dict[str, Tensor] | None]
+_Inbox = queue.SimpleQueue[dict[str, Any] | None]
 
 
 def local_communicators(stages: int, ranks: int) -> list[LocalCommunicator]:
@@ -121,9 +121,10 @@ class DistributedCommunicator:
     """
 
     def __init__(self, stages: int, ranks: int) -> None:
+        import torch
         import torch.distributed as dist
 
-        self._dist = dist
+        self._torch, self._dist = torch, dist
         if dist.get_world_size() != stages * ranks:
             raise ValueError(f"{dist.get_world_size()} processes for {stages} stages of {ranks} ranks")
         self._ranks = ranks
@@ -132,27 +133,29 @@ class DistributedCommunicator:
         groups = [dist.new_group(list(range(stage * ranks, (stage + 1) * ranks))) for stage in range(stages)]
         self._group = groups[self.stage]
 
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
+    def all_reduce(self, tensor: Any, device: Device[Any]) -> Any:
+        total = device.to_torch(tensor).clone()
         self._dist.all_reduce(total, group=self._group)
-        return total
+        return device.from_torch(total)
 
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        parts = [torch.empty_like(tensor) for _ in range(self._ranks)]
-        self._dist.all_gather(parts, tensor.contiguous(), group=self._group)
-        return torch.cat(parts, dim=-1)
+    def all_gather(self, tensor: Any, device: Device[Any]) -> Any:
+        own = device.to_torch(tensor).contiguous()
+        parts = [own.new_empty(own.shape) for _ in range(self._ranks)]
+        self._dist.all_gather(parts, own, group=self._group)
+        return device.concatenate([device.from_torch(part) for part in parts])
 
-    def send(self, tensors: Mapping[str, Tensor]) -> None:
+    def send(self, tensors: Mapping[str, Any], device: Device[Any]) -> None:
         for name in sorted(tensors):
-            self._dist.send(tensors[name].contiguous(), dst=self._dist.get_rank() + self._ranks)
+            self._dist.send(device.to_torch(tensors[name]).contiguous(), dst=self._dist.get_rank() + self._ranks)
 
-    def receive(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        received = {name: torch.empty_like(like[name]) for name in sorted(like)}
+    def receive(self, like: Mapping[str, Layout], device: Device[Any]) -> dict[str, Any]:
+        received = {name: device.allocate(like[name]) for name in sorted(like)}
         for tensor in received.values():
-            self._dist.recv(tensor, src=self._dist.get_rank() - self._ranks)
+            self._dist.recv(device.to_torch(tensor), src=self._dist.get_rank() - self._ranks)
         return received
 
-    def broadcast_from_last(self, tensor: Tensor) -> Tensor:
-        """The last stage's tensor, in every process."""
-        self._dist.broadcast(tensor, src=self._dist.get_world_size() - 1)
-        return tensor
+    def broadcast_from_last(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The last stage's array, in every process."""
+        array = np.ascontiguousarray(array)
+        self._dist.broadcast(self._torch.from_numpy(array.view(np.uint8)), src=self._dist.get_world_size() - 1)
+        return array

@@ -10,15 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
-from torch import Tensor
-
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.runtime.execution.communicator import DistributedCommunicator
 from furiosa_build.runtime.execution.executor import Executor
 from furiosa_build.runtime.execution.input_buffers import Row
 from furiosa_build.runtime.execution.rank_threads import RankThreads
 from furiosa_build.runtime.request import Request
-from furiosa_build.runtime.sampling.sampler import as_float32, propose
+from furiosa_build.runtime.sampling.sampler import Floats, as_float32, propose
 from furiosa_build.runtime.scheduling.buckets import Buckets
 from furiosa_build.runtime.scheduling.kv_cache import BlockManager
 
@@ -199,12 +197,12 @@ class Drafter:
                 self._propose(request, as_float32(row[-1]))
                 progress.proposed.append(request.proposals[-1].token)
 
-    def _propose(self, request: Request, logits: Tensor) -> None:
+    def _propose(self, request: Request, logits: Floats) -> None:
         """Proposes the next token. `logits` is float32 [vocab]."""
         params, proposed = request.params, [proposal.token for proposal in request.proposals]
         request.proposals.append(
             propose(
-                logits.numpy(),
+                logits,
                 params,
                 prompt=request.prompt_token_ids,
                 output=[*request.output_token_ids, *proposed],

@@ -11,8 +11,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 
-import torch
-
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.artifact.schema import ParallelConfig
 from furiosa_build.backends.base import LoadedProgram
@@ -103,9 +101,7 @@ class Executor:
             return outputs
         like = runner.outputs_of(pipeline)
         given = [
-            None
-            if empty is None
-            else self._distributed.broadcast_from_last(torch.empty_like(empty) if own is None else own.contiguous())
+            None if empty is None else self._distributed.broadcast_from_last(empty if own is None else own)
             for empty, own in zip(like, outputs or (None, None), strict=True)
         ]
         assert given[0] is not None

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from furiosa_build.artifact.schema import Pipeline
+from furiosa_build.backends.device import Device
 from furiosa_build.runtime.scheduling.kv_cache import Slots
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -33,14 +31,14 @@ class Row:
 
 
 class InputBuffers:
-    """The tensors that the runtime feeds into a pipeline, allocated once and overwritten at every step.
+    """The tensors of a device that the runtime feeds into a pipeline, allocated once and overwritten at every step.
 
     `tensors` has those of the following that the pipeline reads (B, T, L: batch, query and context length;
     int64): input_ids, position_ids, slot_mapping [B, T]; context_slots [B, L]; context_lens, logits_indices
     [B]; rank [1].
     """
 
-    def __init__(self, pipeline: Pipeline, rank: int = 0) -> None:
+    def __init__(self, pipeline: Pipeline, device: Device[Any], rank: int = 0) -> None:
         batch, query, context = pipeline.batch_size, pipeline.query_length, pipeline.context_length
         shapes: Mapping[str, tuple[int, ...]] = {
             "input_ids": (batch, query),
@@ -57,7 +55,7 @@ class InputBuffers:
         }
         self._rank = rank
         self._positions = np.arange(context, dtype=np.int64)
-        self.tensors = {name: torch.from_numpy(array) for name, array in self._arrays.items() if name in read}
+        self.tensors = {name: device.from_numpy(array) for name, array in self._arrays.items() if name in read}
 
     def fill(self, rows: Sequence[Row]) -> None:
         """Lays `rows` out; what is left over is padding: token 0 at position 0, written to slot 0.

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.artifact.schema import Pipeline, Program, Supertask
@@ -20,7 +19,8 @@ from furiosa_build.backends.base import Backend, LoadedProgram
 from furiosa_build.backends.device import Device
 from furiosa_build.backends.registry import get_backend
 from furiosa_build.core.errors import UserError
-from furiosa_build.ir.tensors import TensorSpec
+from furiosa_build.ir.dtypes import ITEMSIZE
+from furiosa_build.ir.tensors import Layout, TensorSpec
 from furiosa_build.runtime.execution.communicator import Communicator
 from furiosa_build.runtime.execution.input_buffers import InputBuffers, Row
 
@@ -32,13 +32,14 @@ class StepOutputs(NamedTuple):
     """What a run of a bucket gives, for each row and each of its tokens, or for the last of them only.
 
     Attributes:
-        logits: In the program's dtype, [batch_size, query_length, vocab], or [batch_size, 1, vocab].
+        logits: In the program's dtype, of bfloat16 the bits as uint16: [batch_size, query_length, vocab], or
+            [batch_size, 1, vocab].
         last_hidden_state: What they are made of: [batch_size, query_length, hidden_size], or [batch_size, 1,
             hidden_size]; None where the bucket does not give it.
     """
 
-    logits: Tensor
-    last_hidden_state: Tensor | None = None
+    logits: NDArray[Any]
+    last_hidden_state: NDArray[Any] | None = None
 
 
 class RankRunner:
@@ -63,12 +64,12 @@ class RankRunner:
         num_slots: int,
         programs: Mapping[ProgramKey, LoadedProgram],
         communicator: Communicator,
-        parameters: Mapping[str, Tensor] | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
         self._opened = opened
         self._communicator = communicator
         self.stage, self.rank = communicator.stage, communicator.rank
-        self._device = get_backend(opened.artifact.backend).device()
+        self._device = device_of(opened)
         self.parameters = self._map_parameters() if parameters is None else parameters
         self.num_slots = num_slots
         self._kv_caches = self._allocate_kv_caches()
@@ -89,9 +90,9 @@ class RankRunner:
         bound = self._pipelines[pipeline]
         bound.inputs.fill(rows)
         tensors = dict(bound.inputs.tensors)
-        with torch.inference_mode():
+        with self._device.running():
             if bound.received:
-                tensors.update(self._communicator.receive(bound.received))
+                tensors.update(self._communicator.receive(bound.received, self._device))
             for task in bound.tasks:
                 if isinstance(task, _BoundCollective):
                     self._join(task, tensors)
@@ -105,24 +106,31 @@ class RankRunner:
                     del tensors[name]
         if LOGITS not in tensors:
             return None
-        return StepOutputs(tensors[LOGITS], tensors.get(LAST_HIDDEN_STATE))
+        hidden_state = tensors.get(LAST_HIDDEN_STATE)
+        to_numpy = self._device.to_numpy
+        return StepOutputs(to_numpy(tensors[LOGITS]), None if hidden_state is None else to_numpy(hidden_state))
 
     def outputs_of(self, pipeline: str) -> StepOutputs:
-        """Empty tensors like those that a bucket gives."""
-        return self._pipelines[pipeline].outputs
+        """Arrays like those that a bucket gives."""
+        logits, hidden_state = self._pipelines[pipeline].outputs
+        return StepOutputs(self._like(logits), None if hidden_state is None else self._like(hidden_state))
 
-    def _map_parameters(self) -> Mapping[str, Tensor]:
+    def _like(self, layout: Layout) -> NDArray[Any]:
+        return self._device.to_numpy(self._device.allocate(layout))
+
+    def _map_parameters(self) -> Mapping[str, Any]:
         place = (self.stage, self.rank)
         groups = [group for group in self._opened.artifact.parameters if (group.stage, group.rank) == place]
         return self._device.map_parameters(self._opened.path(file) for group in groups for file in group.files)
 
-    def _allocate_kv_caches(self) -> dict[tuple[int, str], Tensor]:
+    def _allocate_kv_caches(self) -> dict[tuple[int, str], Any]:
         caches = {}
         try:
             for spec in (spec for spec in self._opened.artifact.kv_cache if spec.stage == self.stage):
                 for name, shape in spec.shapes.items():
-                    caches[spec.layer, name] = self._device.allocate((self.num_slots, *shape), _dtype(spec.dtype))
-        except RuntimeError as error:
+                    layout = Layout(_dtype(spec.dtype), (self.num_slots, *shape))
+                    caches[spec.layer, name] = self._device.allocate(layout)
+        except MemoryError as error:
             raise UserError(
                 f"no memory for KV caches of {self.num_slots} tokens",
                 where="paged_attention_num_blocks",
@@ -130,15 +138,15 @@ class RankRunner:
             ) from error
         return caches
 
-    def _join(self, task: _BoundCollective, tensors: dict[str, Tensor]) -> None:
+    def _join(self, task: _BoundCollective, tensors: dict[str, Any]) -> None:
         if task.op == "send":
-            self._communicator.send({name: tensors[name] for name in task.reads})
+            self._communicator.send({name: tensors[name] for name in task.reads}, self._device)
         else:
             join = getattr(self._communicator, task.op)
-            [tensors[task.outputs[0]]] = [join(tensors[name]) for name in task.reads]
+            [tensors[task.outputs[0]]] = [join(tensors[name], self._device) for name in task.reads]
 
     def _bind(self, pipeline: Pipeline) -> _BoundPipeline:
-        fed = InputBuffers(pipeline, self.rank)
+        fed = InputBuffers(pipeline, self._device, self.rank)
         shapes = self._shapes(pipeline)
         known, received = set(fed.tensors), {}
         tasks: list[_BoundTask | _BoundCollective] = []
@@ -157,7 +165,7 @@ class RankRunner:
         if last is None or LOGITS not in last.outputs or not _RESULTS.issuperset(last.outputs):
             raise self._error("its last supertask does not give `logits`", f"pipelines[{pipeline.name!r}]")
         _release_early(tasks)
-        return _BoundPipeline(fed, received, tasks, StepOutputs(shapes[LOGITS], shapes.get(LAST_HIDDEN_STATE)))
+        return _BoundPipeline(fed, received, tasks, (shapes[LOGITS], shapes.get(LAST_HIDDEN_STATE)))
 
     def _check_place(self, supertask: Supertask, where: str) -> None:
         parallel = self._opened.artifact.parallel_config
@@ -166,20 +174,20 @@ class RankRunner:
         if supertask.ranks != list(range(parallel.tensor_parallel_size)):
             raise self._error(f"it is for ranks {supertask.ranks}, not for all of a stage", where)
 
-    def _shapes(self, pipeline: Pipeline) -> dict[str, Tensor]:
-        """An empty tensor like each that a program of the pipeline gives."""
-        shapes = {}
+    def _shapes(self, pipeline: Pipeline) -> dict[str, Layout]:
+        """The layout of each tensor that a program of the pipeline gives."""
+        shapes: dict[str, Layout] = {}
         for supertask in pipeline.supertasks:
             if supertask.kind == "comp":
                 outputs = self._program_of(supertask, "").outputs
                 for name, spec in zip(supertask.outputs, outputs, strict=False):
-                    shapes[name] = torch.empty([n or 0 for n in spec.shape], dtype=_dtype(spec.dtype), device="meta")
+                    shapes[name] = Layout(_dtype(spec.dtype), tuple(n or 0 for n in spec.shape))
             elif supertask.op in ("all_reduce", "all_gather") and shapes.keys() >= set(supertask.inputs.values()):
                 part = next(shapes[name] for name in supertask.inputs.values())
                 side_by_side = len(supertask.ranks) if supertask.op == "all_gather" else 1
                 size = (*part.shape[:-1], part.shape[-1] * side_by_side)
-                shapes[supertask.outputs[0]] = torch.empty(size, dtype=part.dtype, device="meta")
-        return {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in shapes.items()}
+                shapes[supertask.outputs[0]] = Layout(part.dtype, size)
+        return shapes
 
     def _program_of(self, supertask: Supertask, where: str) -> Program:
         program = self._opened.artifact.programs.get(supertask.program or "")
@@ -199,7 +207,7 @@ class RankRunner:
         program = self._program_of(supertask, where)
         if len(program.outputs) != len(supertask.outputs):
             raise self._error(f"program {supertask.program!r} has {len(program.outputs)} outputs", where)
-        arguments: list[Tensor] = []
+        arguments: list[Any] = []
         activations = []
         for index, spec in enumerate(program.inputs):
             if spec.role == "activation":
@@ -207,14 +215,14 @@ class RankRunner:
                 if name not in known:
                     raise self._error(f"nothing gives tensor {name!r} for input {spec.name!r}", where)
                 activations.append((index, name))
-                arguments.append(_PLACEHOLDER)
+                arguments.append(None)
             elif spec.role == "parameter":
                 arguments.append(self._parameter(supertask, spec, where))
             else:
                 arguments.append(self._kv_cache(supertask, spec, where))
         return _BoundTask(self._programs[program.file, program.entry], arguments, activations, supertask.outputs)
 
-    def _parameter(self, supertask: Supertask, spec: TensorSpec, where: str) -> Tensor:
+    def _parameter(self, supertask: Supertask, spec: TensorSpec, where: str) -> Any:
         name = spec.name
         if spec.block is not None:
             prefix = self._opened.artifact.model_metadata.layer_prefix
@@ -226,7 +234,8 @@ class RankRunner:
         try:
             return self._device.parameter(tensor, spec)
         except ValueError as error:
-            stored = f"{tensor.dtype} {list(tensor.shape)}"
+            layout = self._device.layout(tensor)
+            stored = f"{layout.dtype} {list(layout.shape)}"
             raise self._error(f"parameter {name!r} is stored as {stored}: {error}", where) from error
 
     def _layer(self, supertask: Supertask, spec: TensorSpec, where: str) -> int:
@@ -234,15 +243,14 @@ class RankRunner:
             raise self._error(f"{spec.name!r} is of block {spec.block}, of layers {supertask.layers}", where)
         return supertask.layers[spec.block]
 
-    def _kv_cache(self, supertask: Supertask, spec: TensorSpec, where: str) -> Tensor:
+    def _kv_cache(self, supertask: Supertask, spec: TensorSpec, where: str) -> Any:
         layer = self._layer(supertask, spec, where)
         if (layer, spec.name) not in self._kv_caches:
             raise self._error(f"layer {layer} has no KV storage {spec.name!r}", where)
         cache = self._kv_caches[layer, spec.name]
-        if cache.dtype != _dtype(spec.dtype) or list(cache.shape[1:]) != spec.shape[1:]:
-            raise self._error(
-                f"{spec.name!r} is {spec.dtype} {spec.shape}, not {cache.dtype} {list(cache.shape)}", where
-            )
+        dtype, shape = self._device.layout(cache)
+        if dtype != spec.dtype or list(shape[1:]) != spec.shape[1:]:
+            raise self._error(f"{spec.name!r} is {spec.dtype} {spec.shape}, not {dtype} {list(shape)}", where)
         return cache
 
     def _error(self, what: str, where: str) -> UserError:
@@ -254,7 +262,7 @@ class _BoundTask:
     """A supertask with all but its activations in place."""
 
     program: LoadedProgram
-    arguments: list[Tensor]
+    arguments: list[Any]
     activations: list[tuple[int, str]]
     outputs: list[str]
     last_used: list[str] = field(default_factory=list)
@@ -278,14 +286,12 @@ class _BoundCollective:
 @dataclass
 class _BoundPipeline:
     inputs: InputBuffers
-    received: dict[str, Tensor]
+    received: dict[str, Layout]
     tasks: list[_BoundTask | _BoundCollective]
-    outputs: StepOutputs
+    outputs: tuple[Layout, Layout | None]
 
 
 _RESULTS = frozenset({LOGITS, LAST_HIDDEN_STATE})
-
-_PLACEHOLDER = torch.empty(0)
 
 
 def _release_early(tasks: Sequence[_BoundTask | _BoundCollective]) -> None:
@@ -301,8 +307,8 @@ ProgramKey = tuple[str, str | None]
 """The file of a program, and its name in there."""
 
 
-def device_of(opened: OpenArtifact) -> Device:
-    """Where the programs of an artifact run."""
+def device_of(opened: OpenArtifact) -> Device[Any]:
+    """The device that an artifact's programs run on."""
     return get_backend(opened.artifact.backend).device()
 
 
@@ -331,8 +337,7 @@ def _load(backend: Backend, path: Path, concurrency: int, entry: str | None, lib
         ) from error
 
 
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise UserError(f"torch has no dtype {name!r}", where="artifact.json")
-    return dtype
+def _dtype(name: str) -> str:
+    if name not in ITEMSIZE:
+        raise UserError(f"there is no dtype {name!r}", where="artifact.json")
+    return name

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from furiosa_build.backends.device import Device
 from furiosa_build.runtime.execution.thread_shares import ThreadShare
@@ -22,7 +22,7 @@ class RankThread(threading.Thread):
     and once all teams together are more than the cores, they wait for each other the slow way.
     """
 
-    def __init__(self, number: int, device: Device, share: ThreadShare) -> None:
+    def __init__(self, number: int, device: Device[Any], share: ThreadShare) -> None:
         super().__init__(name=f"element {number}", daemon=True)
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._device, self._share = device, share
@@ -66,7 +66,7 @@ class RankThreads:
     The threads end with this object at the latest.
     """
 
-    def __init__(self, device: Device, shares: Sequence[ThreadShare]) -> None:
+    def __init__(self, device: Device[Any], shares: Sequence[ThreadShare]) -> None:
         self.threads = [RankThread(element, device, share) for element, share in enumerate(shares)]
         # Knows the threads and not this object, so that it runs also where nobody calls `close`.
         self._end = weakref.finalize(self, _end, self.threads)

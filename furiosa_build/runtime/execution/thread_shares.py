@@ -22,7 +22,7 @@ class ThreadShare:
     number: int | None = None
     cores: Set[int] | None = None
 
-    def begin(self, device: Device) -> None:
+    def begin(self, device: Device[Any]) -> None:
         """The calling thread computes with this share from now on. Threads that it starts run on the same cores."""
         if self.cores is not None:
             os.sched_setaffinity(0, self.cores)
@@ -30,7 +30,7 @@ class ThreadShare:
             device.limit_threads(self.number)
 
 
-def divide(device: Device, elements: int, num_threads: int | None, pinned: bool) -> list[ThreadShare]:
+def divide(device: Device[Any], elements: int, num_threads: int | None, pinned: bool) -> list[ThreadShare]:
     """The shares of all elements, no two of which have a core in common where they are pinned.
 
     Args:

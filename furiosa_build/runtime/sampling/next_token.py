@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
-from torch import Tensor
+from numpy.typing import NDArray
 
 from furiosa_build.runtime.request import CompletionOutput, Logprob, Request
 from furiosa_build.runtime.sampling.beam_search import Continuation, FinishedBeam
@@ -15,7 +16,7 @@ from furiosa_build.runtime.sampling.sampler import Floats, Proposal, as_float32,
 from furiosa_build.runtime.text.detokenizer import output_text
 from furiosa_build.runtime.text.tokenizer import Tokenizer
 
-OnLogits = Callable[[str, Tensor], None]
+OnLogits = Callable[[str, Floats], None]
 
 
 class NextToken:
@@ -32,7 +33,7 @@ class NextToken:
         self._max_context = max_context
         self._on_logits = on_logits
 
-    def choose(self, request: Request, logits: Tensor) -> int:
+    def choose(self, request: Request, logits: Floats) -> int:
         """Gives a request its next tokens, and finishes it if the last of them is its last.
 
         These are what a draft has proposed, as far as it is accepted, and one more; none at `max_tokens` 0.
@@ -59,11 +60,11 @@ class NextToken:
                 break
         return accepted
 
-    def _choose_one(self, request: Request, logits: Tensor, proposal: Proposal | None) -> int:
+    def _choose_one(self, request: Request, logits: Floats, proposal: Proposal | None) -> int:
         self._show(request, logits)
-        params, numbers, guide = request.params, logits.numpy(), request.guide
+        params, guide = request.params, request.guide
         token = sample(
-            numbers if guide is None else np.where(guide.allowed, numbers, np.float32(-np.inf)),
+            logits if guide is None else np.where(guide.allowed, logits, np.float32(-np.inf)),
             params,
             prompt=request.prompt_token_ids,
             output=request.output_token_ids,
@@ -75,7 +76,7 @@ class NextToken:
         if guide is not None:
             guide.advance(token)
         if params.logprobs is not None:
-            entry = self._logprobs(numbers, token, params.logprobs)
+            entry = self._logprobs(logits, token, params.logprobs)
             request.logprobs.append(entry)
             request.cumulative_logprob += entry[token].logprob
         if guide is None:
@@ -84,7 +85,7 @@ class NextToken:
             self._finish_guided_if_due(request, guide, token)
         return token
 
-    def step_beams(self, request: Request, logits: Tensor) -> Sequence[Continuation]:
+    def step_beams(self, request: Request, logits: Floats) -> Sequence[Continuation]:
         """Takes a step of a beam search, and finishes the request if it was the last.
 
         Args:
@@ -97,7 +98,7 @@ class NextToken:
         assert request.beams is not None
         for row in logits:
             self._show(request, row)
-        continuations = request.beams.step(logits.numpy())
+        continuations = request.beams.step(logits)
         if not request.beams.is_done:
             return continuations
         best = request.beams.finished[: request.params.n]
@@ -105,15 +106,15 @@ class NextToken:
         request.finish_reason = request.completions[0].finish_reason
         return []
 
-    def add_prompt_logprobs(self, request: Request, start: int, rows: Tensor) -> None:
+    def add_prompt_logprobs(self, request: Request, start: int, rows: NDArray[Any]) -> None:
         """Adds log probabilities of prompt tokens, none twice. `rows` are the logits of the tokens from `start` on."""
         entries, number = request.prompt_logprobs, request.params.prompt_logprobs or 0
         following = request.prompt_token_ids[start + 1 :]
         for position, (row, token) in enumerate(zip(rows, following, strict=False), start=start + 1):
             if position == len(entries):
-                entries.append(self._logprobs(as_float32(row).numpy(), token, number))
+                entries.append(self._logprobs(as_float32(row), token, number))
 
-    def _show(self, request: Request, logits: Tensor) -> None:
+    def _show(self, request: Request, logits: Floats) -> None:
         if self._on_logits is not None:
             self._on_logits(request.request_id, logits)
 

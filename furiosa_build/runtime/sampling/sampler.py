@@ -4,19 +4,17 @@ The order is that of transformers: bias, repetition penalty, presence and freque
 transformers lacks them), tokens that are forbidden or not among those allowed, temperature, top_k, top_p, min_p. Each
 filter sees what the one before it left, renormalised.
 
-It is numpy, not torch: the arrays are small, and torch would wake its threads for each operation, which on a
-busy machine costs more than the operation.
+It is numpy: the arrays are small, and threads woken for each operation would cost more than the operation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from furiosa_build.core.errors import BuildError
 from furiosa_build.runtime.sampling.params import SamplingParams
@@ -37,12 +35,22 @@ class Proposal:
     probabilities: Floats
 
 
-def as_float32(logits: Tensor) -> Tensor:
-    """bfloat16, float16 or float32 -> float32, of any shape, exactly."""
-    if logits.dtype == torch.bfloat16:  # the upper half of a float32, which numpy does not have
-        upper = logits.view(torch.int16).numpy().astype(np.int32)
-        return torch.from_numpy((upper << 16).view(np.float32))
-    return torch.from_numpy(logits.numpy().astype(np.float32, copy=False))
+class Random:
+    """Random numbers in [0, 1) from a seed: those of torch.Generator, without torch."""
+
+    def __init__(self, seed: int) -> None:
+        self._words = np.random.RandomState(seed & 0xFFFFFFFF)  # the Mersenne Twister, which takes 32 bits of a seed
+
+    def next(self) -> float:
+        upper, lower = np.frombuffer(self._words.bytes(8), dtype="<u4").tolist()
+        return float((upper << 32 | lower) & ((1 << 53) - 1)) * 2.0**-53
+
+
+def as_float32(logits: NDArray[Any]) -> Floats:
+    """Float16, float32, or the bits of bfloat16 as uint16 -> float32, of any shape, exactly."""
+    if logits.dtype == np.uint16:
+        return (logits.astype(np.uint32) << np.uint32(16)).view(np.float32)  # bfloat16 is the upper half of a float32
+    return logits.astype(np.float32, copy=False)
 
 
 def propose(
@@ -52,7 +60,7 @@ def propose(
     prompt: Sequence[int],
     output: Sequence[int],
     forbidden: Collection[int] = (),
-    generator: torch.Generator | None = None,
+    generator: Random | None = None,
 ) -> Proposal:
     """Chooses a token as `sample` does, and keeps what it was drawn from. A greedy one has the probability 1."""
     ids, probabilities = _candidates(logits, params, prompt, output, forbidden)
@@ -67,7 +75,7 @@ def sample(
     prompt: Sequence[int],
     output: Sequence[int],
     forbidden: Collection[int] = (),
-    generator: torch.Generator | None = None,
+    generator: Random | None = None,
     proposal: Proposal | None = None,
 ) -> int:
     """Chooses the next token.
@@ -237,7 +245,7 @@ def _softmax(logits: Floats) -> Floats:
     return weights
 
 
-def _draw(probabilities: Floats, generator: torch.Generator | None) -> int:
+def _draw(probabilities: Floats, generator: Random | None) -> int:
     """An index drawn by inverting the cumulative distribution: one random number, however many candidates."""
     cumulative = np.cumsum(probabilities, dtype=np.float64)
     point = _random(generator) * cumulative[-1]
@@ -246,6 +254,7 @@ def _draw(probabilities: Floats, generator: torch.Generator | None) -> int:
     return min(int(np.searchsorted(cumulative, point, side="right")), last)
 
 
-def _random(generator: torch.Generator | None) -> float:
+def _random(generator: Random | None) -> float:
     """A random number in [0, 1)."""
-    return float(torch.rand((), dtype=torch.float64, generator=generator))
+    assert generator is not None, "a choice that is not greedy needs random numbers"
+    return generator.next()

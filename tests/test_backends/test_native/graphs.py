@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from furiosa_build.backends.graph import Graph, export_module
 from furiosa_build.backends.graph_interpreter import GraphInterpreter
+from furiosa_build.backends.native.device import NativeDevice
 from furiosa_build.backends.native.emit import make_plan
 from furiosa_build.backends.native.packing import pack
 from furiosa_build.backends.native.plan import Plan
@@ -94,9 +95,15 @@ def _random(spec: TensorSpec, slots: int, generator: torch.Generator) -> Tensor:
 def run_plan(plan: Plan, library: Path, graph: Graph, inputs: Sequence[Tensor], threads: int = 1) -> list[Tensor]:
     """What a plan gives that has gone through its file; parameters are packed first."""
     program = NativeProgram(Plan.model_validate_json(plan.to_json()), library, concurrency=threads)
-    return program.run(
-        [pack(x) if spec.role == "parameter" else x for x, spec in zip(inputs, graph.inputs, strict=True)]
+    return run_on_torch(
+        program, [pack(x) if spec.role == "parameter" else x for x, spec in zip(inputs, graph.inputs, strict=True)]
     )
+
+
+def run_on_torch(program: NativeProgram, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Runs a program in the memory of torch's tensors."""
+    device = NativeDevice()
+    return [device.to_torch(tensor) for tensor in program.run([device.from_torch(x) for x in inputs])]
 
 
 def assert_equal_to_eager(graph: Graph, inputs: Sequence[Tensor], library: Path, tolerance: float = 1e-5) -> Plan:

@@ -21,7 +21,7 @@ from furiosa_build.backends.native.plan import Plan
 from furiosa_build.backends.native.pointwise import INSTRUCTIONS, MOST_REGISTERS, STORE
 from furiosa_build.backends.native.program import NativeProgram
 
-from .graphs import BUCKETS, graph_of, model, trace
+from .graphs import BUCKETS, graph_of, model, run_on_torch, trace
 
 IDS, TABLE = torch.tensor([[1, 4, 2], [0, 3, 1]]), torch.randn(8, 16)
 WEIGHT, NORM = torch.randn(16, 16), torch.randn(16)
@@ -52,7 +52,7 @@ def decode_plan() -> Plan:
 
 
 def run(plan: Plan, library: Path) -> list[torch.Tensor]:
-    return NativeProgram(plan, library, concurrency=1).run([IDS, *map(pack, INPUTS[1:])])
+    return run_on_torch(NativeProgram(plan, library, concurrency=1), [IDS, *map(pack, INPUTS[1:])])
 
 
 def test_plans_that_emission_makes_hold(plan: Plan, decode_plan: Plan, library_file: Path) -> None:

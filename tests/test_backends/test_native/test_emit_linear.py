@@ -18,6 +18,8 @@ from furiosa_build.ir.tensors import Layout, TensorSpec
 from furiosa_build.quant.ops import quantized_linear
 from furiosa_build.quant.scheme import scheme as find_scheme
 
+from .graphs import run_on_torch
+
 N, K = 70, 131
 FORMS = ["int8", "int8-plain", "int8-tensor", "fp8", "fp8-tensor"]
 SCHEMES = [form + rounding for form in FORMS for rounding in ("", "-dynamic")]
@@ -63,7 +65,7 @@ def test_every_scheme(library_file: Path, dtype: torch.dtype, rows: int, is_shar
     plan = make_plan(graph)
     assert [call.op for call in plan.calls if call.op in ("linear", "round_rows")].count("round_rows") == 2
     given = [x, largest, *(tensor for weight in weights for tensor in weight.stored)]
-    for out, weight in zip(NativeProgram(plan, library_file, 1).run(given), weights, strict=True):
+    for out, weight in zip(run_on_torch(NativeProgram(plan, library_file, 1), given), weights, strict=True):
         own = find_scheme(weight.scheme)
         numbers, scale = weight.operands
         rounded = own.round(x, largest) if own.rounds_activations else x
