@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from furiosa_build.ir.tensors import Layout, TensorSpec
@@ -67,13 +68,21 @@ class Device(ABC, Generic[T]):
     def concatenate(self, parts: Sequence[T]) -> T:
         """Several tensors of one layout side by side along the last dimension: a new tensor."""
 
+    @abstractmethod
     def num_threads(self) -> int:
         """How many threads a program may use that the calling thread runs."""
-        return 1
 
+    @abstractmethod
     def limit_threads(self, number: int) -> None:
         """Programs that the calling thread runs from now on use so many threads."""
 
     def running(self) -> AbstractContextManager[object]:
         """A context in which the calling thread runs programs."""
         return nullcontext()
+
+
+def as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
+    """What a device gives as an array of float32, float16 or bfloat16 -> float32, of any shape, exactly."""
+    if array.dtype == np.uint16:
+        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)  # bfloat16 is the upper half of a float32
+    return array.astype(np.float32, copy=False)

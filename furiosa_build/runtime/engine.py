@@ -10,6 +10,7 @@ from typing import Literal, Self
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.artifact.schema import Artifact
 from furiosa_build.artifact.signing import open_signed
+from furiosa_build.backends.device import as_float32
 from furiosa_build.core.errors import BuildError, EngineFullError, UserError
 from furiosa_build.runtime.engine_args import EngineArgs
 from furiosa_build.runtime.execution.communicator import DistributedCommunicator
@@ -22,7 +23,7 @@ from furiosa_build.runtime.prompts import Prompt
 from furiosa_build.runtime.request import Request, RequestOutput
 from furiosa_build.runtime.sampling.next_token import NextToken, OnLogits
 from furiosa_build.runtime.sampling.params import SamplingParams
-from furiosa_build.runtime.sampling.sampler import Floats, as_float32
+from furiosa_build.runtime.sampling.sampler import Floats
 from furiosa_build.runtime.scheduling.batch import Batch
 from furiosa_build.runtime.scheduling.beams import continue_beams
 from furiosa_build.runtime.stats import EngineStats

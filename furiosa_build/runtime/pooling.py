@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from furiosa_build.backends.device import as_float32
 from furiosa_build.core.errors import BuildError, UserError
-from furiosa_build.runtime.sampling.sampler import as_float32
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation import logits_process as hf
 
+from furiosa_build.backends.device import as_float32
 from furiosa_build.backends.torch_device import TorchDevice
 from furiosa_build.core.errors import BuildError
 from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.runtime.sampling.sampler import (
     Floats,
     Random,
-    as_float32,
     distribution,
     penalize,
     sample,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.artifact.stages import restage
-from furiosa_build.backends.device import Device
+from furiosa_build.backends.torch_device import TorchDevice
 from furiosa_build.core.errors import UserError
 from furiosa_build.runtime.engine import LLMEngine
 from furiosa_build.runtime.engine_args import EngineArgs
@@ -89,14 +89,14 @@ def test_pinning_alone_takes_the_cores_that_there_are(
     in_a_thread: Callable[[Callable[[], int]], int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Device, "num_threads", lambda _: 2)
+    monkeypatch.setattr(TorchDevice, "num_threads", lambda _: 2)
     in_a_thread(lambda: generate(toy_artifact, pin_threads=True) or 0)
     assert list(seen.values()) == [(2, {0, 1})]
 
 
 @pytest.mark.usefixtures("four_cores")
 def test_what_cannot_be_divided_is_refused() -> None:
-    device = Device()
+    device = TorchDevice()
     with pytest.raises(UserError, match="num_threads=1: each of 2 ranks, of all stages and replicas, needs one"):
         divide(device, 2, num_threads=1, pinned=False)
     with pytest.raises(UserError, match="pin_threads: 6 threads cannot each have one of 4 cores") as error:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from furiosa_build.backends.device import as_float32
 from furiosa_build.backends.native.plan import ALIGNMENT
 from furiosa_build.ir.tensors import Layout
 
@@ -62,8 +63,9 @@ def sum_of(parts: Sequence[HostTensor]) -> HostTensor:
     layout = parts[0].layout
     is_bfloat16 = layout.dtype == "bfloat16"
     total = parts[0].array
-    for part in parts[1:]:
-        total = _add_bfloat16(total, part.array) if is_bfloat16 else total + part.array
+    with np.errstate(all="ignore"):  # infinities and NaN are what they are
+        for part in parts[1:]:
+            total = _add_bfloat16(total, part.array) if is_bfloat16 else total + part.array
     return HostTensor(total, layout)
 
 
@@ -73,13 +75,8 @@ def concatenate(parts: Sequence[HostTensor]) -> HostTensor:
     return HostTensor(array, Layout(parts[0].layout.dtype, array.shape))
 
 
-def bfloat16_as_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Exact: bfloat16 is the upper half of a float32."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-
-
 def _add_bfloat16(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.uint16]:
-    total = bfloat16_as_float32(one) + bfloat16_as_float32(other)
+    total = as_float32(one) + as_float32(other)
     bits = total.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(total), np.uint16(0x7FC0), rounded.astype(np.uint16))  # rounding could carry a NaN away

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from furiosa_build.artifact.reader import OpenArtifact
+from furiosa_build.backends.device import as_float32
 from furiosa_build.runtime.execution.communicator import DistributedCommunicator
 from furiosa_build.runtime.execution.executor import Executor
 from furiosa_build.runtime.execution.input_buffers import Row
 from furiosa_build.runtime.execution.rank_threads import RankThreads
 from furiosa_build.runtime.request import Request
-from furiosa_build.runtime.sampling.sampler import Floats, as_float32, propose
+from furiosa_build.runtime.sampling.sampler import Floats, propose
 from furiosa_build.runtime.scheduling.buckets import Buckets
 from furiosa_build.runtime.scheduling.kv_cache import BlockManager
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Set
 from dataclasses import dataclass
+from typing import Any
 
 from furiosa_build.backends.device import Device
 from furiosa_build.core.errors import UserError

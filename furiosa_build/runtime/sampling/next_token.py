@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from furiosa_build.backends.device import as_float32
 from furiosa_build.runtime.request import CompletionOutput, Logprob, Request
 from furiosa_build.runtime.sampling.beam_search import Continuation, FinishedBeam
 from furiosa_build.runtime.sampling.guided import Guide
-from furiosa_build.runtime.sampling.sampler import Floats, Proposal, as_float32, sample, top_logprobs
+from furiosa_build.runtime.sampling.sampler import Floats, Proposal, sample, top_logprobs
 from furiosa_build.runtime.text.detokenizer import output_text
 from furiosa_build.runtime.text.tokenizer import Tokenizer
 

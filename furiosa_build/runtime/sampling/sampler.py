@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,13 +43,6 @@ class Random:
     def next(self) -> float:
         upper, lower = np.frombuffer(self._words.bytes(8), dtype="<u4").tolist()
         return float((upper << 32 | lower) & ((1 << 53) - 1)) * 2.0**-53
-
-
-def as_float32(logits: NDArray[Any]) -> Floats:
-    """Float16, float32, or the bits of bfloat16 as uint16 -> float32, of any shape, exactly."""
-    if logits.dtype == np.uint16:
-        return (logits.astype(np.uint32) << np.uint32(16)).view(np.float32)  # bfloat16 is the upper half of a float32
-    return logits.astype(np.float32, copy=False)
 
 
 def propose(
