@@ -106,7 +106,7 @@ def test_weights_in_groups(library_file: Path, dtype: torch.dtype, rows: int) ->
     program, _ = export_module(All(), specs)
     plan = make_plan(Graph.from_exported(program, specs, texts, keeps_inputs=True))
     assert sorted(call.op for call in plan.calls) == ["linear", "linear_groups", "linear_groups", "round_rows"]
-    outs = NativeProgram(plan, library_file, 1).run([x, *map(pack, stored)])
+    outs = run_on_torch(NativeProgram(plan, library_file, 1), [x, *map(pack, stored)])
     for text, out in zip(texts, outs, strict=True):
         own = find_scheme(text)
         exact = own.dequantize({name: _wide(part) for name, part in own.quantize(weight).items()}, torch.float64)
