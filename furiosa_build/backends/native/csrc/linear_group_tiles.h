@@ -1,6 +1,7 @@
 // Tiles for weights whose columns are in groups: the sums of a group are multiplied by its scales, then added up.
 //
-// A part is a group, or half of a large one: what is summed before it is scaled. A row gives the same in every tile.
+// A part is a group, or half of a large one: what is summed before it is scaled. Each product waits for the one before
+// it, but parts do not wait for each other. A row gives the same in every tile.
 #pragma once
 
 #include <utility>
@@ -28,43 +29,25 @@ struct Parts {
 
 using GroupTile = void (*)(const Parts& parts);
 
-// Sums in registers: see linear_tiles.h. `a` and `b` are of two parts, which few rows need at a time: a product waits
-// for the one before it.
+// Sums in registers: see linear_tiles.h.
 #define FURIOSA_EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
-#define FURIOSA_NAME(m) [[maybe_unused]] Sum left_a##m{}, right_a##m{}, left_b##m{}, right_b##m{};
-#define FURIOSA_ROW(m) (m < 3 ? x0 : m < 6 ? x3 : m < 9 ? x6 : x9) + m % 3 * row_bytes + step * unit_bytes
-#define FURIOSA_ADD_A(m)                                  \
-    if constexpr (rows > m) {                             \
-        const Bits four = repeat(FURIOSA_ROW(m));         \
-        left_a##m = Kind::add(left_a##m, left, four);     \
-        right_a##m = Kind::add(right_a##m, right, four);  \
+#define FURIOSA_NAME(m) [[maybe_unused]] Sum left##m{}, right##m{};
+#define FURIOSA_ADD(m)                                                                                            \
+    if constexpr (rows > m) {                                                                                     \
+        const Bits four =                                                                                         \
+            repeat((m < 3 ? x0 : m < 6 ? x3 : m < 9 ? x6 : x9) + m % 3 * row_bytes + step * unit_bytes);          \
+        left##m = Kind::add(left##m, left, four);                                                                 \
+        right##m = Kind::add(right##m, right, four);                                                              \
     }
-#define FURIOSA_ADD_B(m)                                        \
-    if constexpr (rows > m) {                                   \
-        const Bits four = repeat(FURIOSA_ROW(m) + part_of_x);   \
-        left_b##m = Kind::add(left_b##m, left, four);           \
-        right_b##m = Kind::add(right_b##m, right, four);        \
+#define FURIOSA_STEP(s)                                             \
+    if constexpr (Kind::steps > s) {                                \
+        constexpr int step = s;                                     \
+        const Bits left = Kind::template weights<step>(left_unit);   \
+        const Bits right = Kind::template weights<step>(right_unit); \
+        FURIOSA_EACH_ROW(FURIOSA_ADD)                               \
     }
-#define FURIOSA_STEP(s)                                                                             \
-    if constexpr (Kind::steps > s) {                                                                \
-        constexpr int step = s;                                                                     \
-        {                                                                                           \
-            const Bits left = Kind::template weights<step>(load<Bits>(weights));                    \
-            const Bits right = Kind::template weights<step>(load<Bits>(weights + vector_bytes));    \
-            FURIOSA_EACH_ROW(FURIOSA_ADD_A)                                                         \
-        }                                                                                           \
-        if constexpr (ways == 2) {                                                                  \
-            const uint8_t* other = weights + units * block_bytes;                                   \
-            const Bits left = Kind::template weights<step>(load<Bits>(other));                      \
-            const Bits right = Kind::template weights<step>(load<Bits>(other + vector_bytes));      \
-            FURIOSA_EACH_ROW(FURIOSA_ADD_B)                                                         \
-        }                                                                                           \
-    }
-#define FURIOSA_END(m)                                                                       \
-    if constexpr (rows > m) {                                                                \
-        scale_sums(p, part, m, column, left_a##m, right_a##m);                               \
-        if constexpr (ways == 2) scale_sums(p, part + 1, m, column, left_b##m, right_b##m);  \
-    }
+#define FURIOSA_END(m) \
+    if constexpr (rows > m) scale_sums(p, part, m, column, left##m, right##m);
 
 inline Floats as_floats(Floats x) { return x; }
 inline Floats as_floats(Bits x) { return __builtin_convertvector(x, Floats); }
@@ -85,21 +68,20 @@ void scale_sums(const Parts& p, int64_t part, int64_t row, int64_t column, Sum l
     store(sums + lanes, as_floats(right) * load<Floats>(p.scales + at + lanes) + second);
 }
 
-// `ways` parts from `part` on, of 2 * lanes rows of weights.
-template <class Kind, int rows, int ways>
+// One part, of 2 * lanes rows of weights.
+template <class Kind, int rows>
 void part_of_columns(const Parts& p, int64_t part, int64_t column) {
     using Sum = typename Kind::Sum;
     constexpr int64_t vector_bytes = lanes * unit_bytes, ahead = 4096;
-    const int64_t units = p.units, row_bytes = p.row_bytes, part_of_x = units * Kind::steps * unit_bytes;
-    const uint8_t* weights = p.weights + (part - p.first) * units * block_bytes + column * unit_bytes;
-    const uint8_t* x = p.x + (part - p.first) * part_of_x;
+    const int64_t row_bytes = p.row_bytes, number = part - p.first;
+    const uint8_t* weights = p.weights + number * p.units * block_bytes + column * unit_bytes;
+    const uint8_t* x = p.x + number * p.units * Kind::steps * unit_bytes;
     const uint8_t *x0 = x, *x3 = x + 3 * row_bytes, *x6 = x + 6 * row_bytes, *x9 = x + 9 * row_bytes;
     FURIOSA_EACH_ROW(FURIOSA_NAME)
-    for (const uint8_t* end = weights + units * block_bytes; weights != end; weights += block_bytes) {
-        for (int64_t way = 0; way < ways; way++) {
-            __builtin_prefetch(weights + way * units * block_bytes + ahead);
-            __builtin_prefetch(weights + way * units * block_bytes + ahead + vector_bytes);
-        }
+    for (const uint8_t* end = weights + p.units * block_bytes; weights != end; weights += block_bytes) {
+        const Bits left_unit = load<Bits>(weights), right_unit = load<Bits>(weights + vector_bytes);
+        __builtin_prefetch(weights + ahead);
+        __builtin_prefetch(weights + ahead + vector_bytes);
         FURIOSA_STEP(0) FURIOSA_STEP(1) FURIOSA_STEP(2) FURIOSA_STEP(3)
         FURIOSA_STEP(4) FURIOSA_STEP(5) FURIOSA_STEP(6) FURIOSA_STEP(7)
         x0 += Kind::steps * unit_bytes;
@@ -112,23 +94,15 @@ void part_of_columns(const Parts& p, int64_t part, int64_t column) {
 
 #undef FURIOSA_EACH_ROW
 #undef FURIOSA_NAME
-#undef FURIOSA_ROW
-#undef FURIOSA_ADD_A
-#undef FURIOSA_ADD_B
+#undef FURIOSA_ADD
 #undef FURIOSA_STEP
 #undef FURIOSA_END
 
 template <class Kind, int rows>
 void group_tile(const Parts& p) {
-    constexpr int ways = lanes == 16 && rows <= 4 ? 2 : 1;
-    int64_t part = p.first;
-    const int64_t end = p.first + p.count;
-    for (; part + ways <= end; part += ways) {
-        for (int64_t column = 0; column < block_rows; column += 2 * lanes) {
-            part_of_columns<Kind, rows, ways>(p, part, column);
-        }
+    for (int64_t part = p.first; part < p.first + p.count; part++) {
+        for (int64_t column = 0; column < block_rows; column += 2 * lanes) part_of_columns<Kind, rows>(p, part, column);
     }
-    for (; part < end; part++) part_of_columns<Kind, rows, 1>(p, part, 0);  // only where ways is 2
 }
 
 template <class Kind, int... steps>

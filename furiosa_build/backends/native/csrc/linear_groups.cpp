@@ -129,7 +129,7 @@ class Job {
         if (p_.expands) panel_ = memory.take<uint8_t>(piece * block_rows * p_.x_size());
         if (p_.has_offsets) offsets_ = memory.take<float>(p_.groups() * block_rows);
         if (p_.has_offsets) x_sums_ = memory.take<float>(num_rows_ * p_.groups());
-        scales_ = memory.take<float>(p_.groups() * block_rows);
+        scales_ = memory.take<float>((p_.groups() + 1) * block_rows);  // a unit of two may have one
         sums_ = memory.take<float>(num_rows_ * block_rows);
     }
 
@@ -169,7 +169,7 @@ class Job {
 
     // Scales of a block as floats, and with zero points what they add for each 1 of a group's x.
     void load_groups(int64_t block) {
-        for (int64_t g = 0; g < p_.groups(); g++) load_scales(block, g, scales_ + g * block_rows);
+        load_scales(block);
         if (!p_.has_offsets) return;
         const float zero_of_x = p_.choice.direct->zero;
         for (int64_t g = 0; g < p_.groups(); g++) {
@@ -182,17 +182,22 @@ class Job {
     }
 
     // Packed from [N, groups] where there are several groups, as matrices are; else [N].
-    void load_scales(int64_t block, int64_t g, float* to) {
+    void load_scales(int64_t block) {
         const Tensor& scale = *p_.scale;
-        const int64_t size = size_of(scale.dtype), of_a_unit = unit_bytes / size;
         if (scale.rank == 1) {
             const int64_t first = block * block_rows, count = at_most(block_rows, scale.shape[0] - first);
-            for (int64_t i = count; i < block_rows; i++) to[i] = 0;
-            load_floats(scale.dtype, address(scale, first), 1, count, to);
+            for (int64_t i = count; i < block_rows; i++) scales_[i] = 0;
+            load_floats(scale.dtype, address(scale, first), 1, count, scales_);
             return;
         }
-        const char* unit = scale.as<char>() + (block * scale.shape[1] + g / of_a_unit) * block_bytes;
-        load_floats(scale.dtype, unit + g % of_a_unit * size, of_a_unit, block_rows, to);
+        const uint8_t* units = scale.as<uint8_t>() + block * scale.shape[1] * block_bytes;
+        if (scale.dtype == DType::bf16) {
+            expand_units<FloatsFromBf16>(units, scale.shape[1], reinterpret_cast<uint8_t*>(scales_));
+        } else if (scale.dtype == DType::f16) {
+            expand_units<FloatsFromF16>(units, scale.shape[1], reinterpret_cast<uint8_t*>(scales_));
+        } else {
+            std::memcpy(scales_, units, scale.shape[1] * block_bytes);
+        }
     }
 
     // The zero points of a block: 32 times four bits. They are packed from [N / 8, groups] int32.
