@@ -102,6 +102,8 @@ class NativeBackend(Backend):
         del entry
         if library is None:
             raise ValueError("it needs the artifact's library")
+        if not cpu.supports(_ISA):  # whatever the artifact says: the library would end the process
+            raise ValueError(f"the library needs instruction set {_ISA}, this machine has {cpu.host_isa()}")
         return NativeProgram(Plan.model_validate_json(program.read_bytes()), library, concurrency)
 
     def device(self) -> NativeDevice:

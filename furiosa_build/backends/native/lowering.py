@@ -18,8 +18,8 @@ from furiosa_build.backends.native.opaque import paged_attention, write_kv_cache
 aten = torch.ops.aten
 _KEPT = (aten.linear.default, aten.silu.default)
 """Operators that would decompose, and that the library computes better whole."""
-_DIVIDED = (aten.addmm.default, aten.baddbmm.default)
-"""Operators of core ATen that are a product and a sum."""
+_DIVIDED = (aten.addmm.default, aten.baddbmm.default, aten.elu.default, aten.hardtanh.default)
+"""Operators of core ATen that are several of the library's."""
 
 
 def lower(graph: Graph) -> ExportedProgram:

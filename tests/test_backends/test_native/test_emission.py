@@ -40,7 +40,9 @@ CASES: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
         x.clamp(-0.5, 0.5),
         x.relu(),
     ),
-    "activations": lambda x: (F.gelu(x), F.gelu(x, approximate="tanh"), F.silu(x), F.softplus(x), F.leaky_relu(x)),
+    "activations": lambda x: (F.gelu(x, approximate="tanh"), F.silu(x), F.softplus(x), F.leaky_relu(x), F.elu(x)),
+    "exact gelu": lambda x: (F.gelu(x),),
+    "bounds": lambda x: (F.hardtanh(x), F.relu6(x), F.hardswish(x)),
     "powers": lambda x: (x**2, x**3, x.abs() ** 0.5, (x.abs() + 1) ** -0.5, x.abs() ** 1.7, 2.0**x),
     "constants": lambda x: (x + torch.arange(6) * 2, torch.full_like(x, 3.0), x * torch.ones(6)),
     "outputs that are inputs, or the same": lambda x: (x.clone(), x * 2, (x * 2).T),
@@ -58,6 +60,20 @@ INDEXED: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, ...]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_operators_give_what_torch_gives(name: str, library_file: Path) -> None:
     assert_equal_to_eager(graph_of(CASES[name], [X]), [X], library_file)
+
+
+SPECIAL = X.clone()
+SPECIAL[0, 1], SPECIAL[1, 2], SPECIAL[2, 4], SPECIAL[3, :2] = (
+    torch.nan,
+    torch.inf,
+    -torch.inf,
+    torch.tensor([3e4, -0.0]),
+)
+
+
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"exact gelu"}))  # torch's of infinity is NaN, or not
+def test_nan_and_infinity_go_through_as_in_torch(name: str, library_file: Path) -> None:
+    assert_equal_to_eager(graph_of(CASES[name], [SPECIAL]), [SPECIAL], library_file)
 
 
 @pytest.mark.parametrize("name", INDEXED)
