@@ -34,9 +34,14 @@ test: install  ## every test but the grids, on all cores: some 11 minutes on two
 test-all: test clients  ## the tests, then the grids: checks repeated over many models and settings, and standard clients
 	$(BIN)/pytest -n auto -m grid
 
-sanitize: install  ## the native backend's tests, with kernels that check their accesses and their arithmetic
-	FURIOSA_TEST_KERNEL_OPTIONS="-fsanitize=address,undefined -fno-sanitize-recover=all" ASAN_OPTIONS=detect_leaks=0 \
-	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" $(BIN)/pytest tests/test_backends/test_native
+sanitize: install  ## the kernels' tests under AddressSanitizer and UBSan, the pool's under ThreadSanitizer too
+	@for name in libasan.so libubsan.so libtsan.so; do \
+	  test -e "$$($${CXX:-g++} -print-file-name=$$name)" || { echo "$$name is missing: it comes with g++" >&2; exit 1; }; \
+	done
+	$(BIN)/pytest tests/test_backends/test_native/test_sanitizers.py
+	FURIOSA_TEST_KERNEL_OPTIONS="-O1 -fsanitize=address,undefined -fno-sanitize-recover=all" ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" $(BIN)/pytest --capture=sys -m "not grid" \
+	  --ignore tests/test_backends/test_native/test_build_library.py tests/test_backends/test_native
 
 clients: install  ## make .venv-clients, where test-all has the clients that it runs against the server
 	tests/test_server/clients/install.sh $(BIN)/python .venv-clients

@@ -34,9 +34,12 @@ inline float within(float x, float low, float high) {
     return raised > high ? high : raised;
 }
 
+// A whole number; 0 for NaN.
+inline int32_t whole_number(float n) { return static_cast<int32_t>(n == n ? n : 0.0f); }
+
 // 2^n * (1 + p): in two steps, for n is from -150 to 128.
 inline float scaled_by_power_of_2(float value, float n) {
-    const int32_t whole = static_cast<int32_t>(n), half = whole >> 1;
+    const int32_t whole = whole_number(n), half = whole >> 1;
     return value * power_of_2(half) * power_of_2(whole - half);
 }
 
@@ -58,12 +61,12 @@ inline float expm1(float x) {
     const float n = __builtin_rintf(limited * log2_e);
     const float r = limited - n * ln2_high - n * ln2_low;
     // Half of it, for 2^128 is no float32.
-    const float scale = power_of_2(static_cast<int32_t>(n) - 1);
+    const float scale = power_of_2(whole_number(n) - 1);
     const float half = scale * expm1_near_0(r) + (scale - 0.5f);
     return n == 0.0f ? expm1_near_0(r) : half + half;
 }
 
-// A positive number as 2^exponent * (1 + fraction), with 1 + fraction from sqrt(1/2) to sqrt(2).
+// A positive number as 2^exponent * (1 + fraction), with 1 + fraction from sqrt(1/2) to sqrt(2); of others something.
 struct Split {
     float exponent;
     float fraction;
@@ -71,9 +74,9 @@ struct Split {
 
 inline Split split(float x) {
     const bool subnormal = x < 1.17549435e-38f;
-    const int32_t bits = bits_of<int32_t>(subnormal ? x * 8388608.0f : x);
-    const int32_t exponent = (bits - 0x3f3504f3) >> 23;
-    const float fraction = bits_of<float>(bits - exponent * (1 << 23)) - 1.0f;
+    const uint32_t bits = bits_of<uint32_t>(subnormal ? x * 8388608.0f : x);
+    const int32_t exponent = static_cast<int32_t>(bits - 0x3f3504f3u) >> 23;
+    const float fraction = bits_of<float>(bits - (static_cast<uint32_t>(exponent) << 23)) - 1.0f;
     return {static_cast<float>(exponent - (subnormal ? 23 : 0)), fraction};
 }
 
