@@ -39,7 +39,7 @@ sanitize: install  ## the kernels' tests under AddressSanitizer and UBSan, the p
 	  test -e "$$($${CXX:-g++} -print-file-name=$$name)" || { echo "$$name is missing: it comes with g++" >&2; exit 1; }; \
 	done
 	$(BIN)/pytest tests/test_backends/test_native/test_sanitizers.py
-	FURIOSA_TEST_KERNEL_OPTIONS="-O1 -fsanitize=address,undefined -fno-sanitize-recover=all" ASAN_OPTIONS=detect_leaks=0 \
+	FURIOSA_TEST_KERNEL_OPTIONS="-O1 -fsanitize=address,undefined -fno-sanitize-recover=all" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" $(BIN)/pytest --capture=sys -m "not grid" \
 	  --ignore tests/test_backends/test_native/test_build_library.py tests/test_backends/test_native
 

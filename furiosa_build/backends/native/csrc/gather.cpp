@@ -51,6 +51,7 @@ void run(const Call& call, int64_t begin, int64_t end, Scratch&) {
         load_ints(heads.index.dtype, rows[1], 1, 1, &place);
         if (place < 0) place += size;
         const bool found = place >= 0 && place < size;
+        if (!found) place = 0;
         tail.each_piece(0, tail.size(), [&](int64_t, int64_t length, const int64_t* index) {
             const char* from = rows[0] + (place * x.stride[dim] + tail.offset(0, index)) * bytes;
             char* to = rows[2] + tail.offset(1, index) * bytes;
