@@ -7,7 +7,9 @@ from typing import Any
 from typer.core import TyperGroup
 
 from furiosa_build.cli.exits import exit_with
-from furiosa_build.core.errors import BuildError
+from furiosa_build.core.errors import BuildError, UserError
+
+_OF_EXTRA_BUILD = ("doit", "huggingface_hub", "hydra", "omegaconf", "rich", "torch", "transformers")
 
 
 class Commands(TyperGroup):
@@ -18,5 +20,10 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except BuildError as error:
             exit_with(error)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in _OF_EXTRA_BUILD:
+                raise
+            hint = "pip install 'furiosa-build[build]'"
+            exit_with(UserError(f"the command needs the extra `build`: {error}", hint=hint))
         except KeyboardInterrupt as interrupt:
             exit_with(interrupt)
