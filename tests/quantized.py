@@ -30,6 +30,9 @@ FORMS = [
 def library_scheme(form: str) -> QuantizationScheme:
     """What compressed-tensors calls the scheme that this project writes as the text `form`."""
     family, *words = form.split("-")
+    if family == "int4":
+        weights = QuantizationArgs(num_bits=4, type="int", strategy="group", group_size=int(words[0]))
+        return QuantizationScheme(targets=["Linear"], weights=weights, format="pack-quantized")
     numbers = "float" if family == "fp8" else "int"
     stored = "float-quantized" if family == "fp8" else "int-quantized" if "plain" in words else "pack-quantized"
     weights = QuantizationArgs(num_bits=8, type=numbers, strategy="tensor" if "tensor" in words else "channel")
@@ -51,7 +54,13 @@ def save_quantized(model: Path, directory: Path, form: str, dtype: torch.dtype =
         for module in quantized.modules():
             if getattr(module, "quantization_scheme", None) is not None:
                 weight = module.weight.data
-                low, high = (weight.amin(), weight.amax()) if "tensor" in form else weight.aminmax(dim=1, keepdim=True)
+                if "int4" in form:  # a scale for each group of columns
+                    weight = weight.unflatten(1, (-1, scheme.weights.group_size))
+                low, high = (
+                    (weight.amin(), weight.amax())
+                    if "tensor" in form
+                    else weight.aminmax(dim=-1, keepdim="int4" not in form)
+                )
                 module.weight_scale.data, _ = calculate_qparams(low, high, scheme.weights)
         compressor = ModelCompressor.from_pretrained_model(quantized, scheme.format)
         compressor.compress_model(quantized)

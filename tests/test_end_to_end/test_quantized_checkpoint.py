@@ -98,7 +98,7 @@ def compared(artifact: Path, checkpoint: Path) -> Iterator[tuple[Tensor, Tensor]
         yield logits, logits_of(reference, tokens[:-1])[-NEW_TOKENS:]
 
 
-@pytest.mark.parametrize("form", grid(WEIGHTS_ONLY, ["fp8"]))
+@pytest.mark.parametrize("form", grid([*WEIGHTS_ONLY, "int4-32"], ["fp8", "int4-32"]))
 def test_weights_of_every_form_give_the_logits_and_the_tokens_of_transformers(
     form: str, model: Path, quantized: Quantized, build_artifact: BuildArtifact
 ) -> None:
