@@ -91,6 +91,17 @@ def test_ties_at_the_border_of_top_k_are_kept_as_in_transformers() -> None:
     assert (ours > 0).tolist() == [False, True, True, True, True, False]
 
 
+@pytest.mark.parametrize("top_k", [1, 5, 50, 400])
+@pytest.mark.parametrize("scale", [4.0, 1e-6])
+def test_top_k_in_a_large_vocabulary(top_k: int, scale: float) -> None:
+    logits = np.round(row(2, scale, vocab=20_011), 7)  # there are ties, of the small ones thousands
+    logits[::3] = -np.inf
+    ours = dense(logits, SamplingParams(top_k=top_k))
+    theirs = by_transformers(logits, [hf.TopKLogitsWarper(top_k)])
+    np.testing.assert_array_equal(ours > 0, theirs > 0)
+    np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-9)
+
+
 def test_top_p_in_a_large_flat_vocabulary() -> None:
     """Where every token is near the bound under which tokens are not looked at."""
     logits = row(1, scale=0.01, vocab=50_000)

@@ -21,6 +21,8 @@ from furiosa_build.runtime.sampling.params import SamplingParams
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
 
+_GROUP = 64
+"""Logits of which one is looked at to find a bound: of 128k, some two thousand."""
 _LARGEST = np.float32(1e30)
 """The largest penalty and penalized logit: far beyond any that matters, and nothing later overflows."""
 
@@ -164,8 +166,10 @@ def distribution(logits: Floats, params: SamplingParams) -> tuple[Indices, Float
     Returns:
         Token ids [n], ascending, and their probabilities, float32 [n], which sum to 1.
     """
-    ids = np.flatnonzero(logits > -np.inf)
-    logits = logits[ids] / np.float32(params.temperature)
+    logits = logits / np.float32(params.temperature)
+    bound = _below_top(logits, params.top_k)
+    ids = np.flatnonzero(logits > -np.inf if bound == -np.inf else logits >= bound)
+    logits = logits[ids]
     for keep in (_top_k, _top_p, _min_p):
         kept = keep(logits, params)
         if kept is not None:
@@ -196,6 +200,18 @@ def _largest(values: Floats, number: int) -> Indices:
     number = min(number, len(values))
     candidates = np.flatnonzero(values >= np.partition(values, -number)[-number])
     return candidates[np.argsort(-values[candidates], kind="stable")][:number]
+
+
+def _below_top(logits: Floats, number: int) -> np.float32:
+    """Something that the `number` largest are not below, found without looking for them; -inf if that takes too long.
+
+    So many groups have a largest that is not below it, and those are as many logits.
+    """
+    groups = len(logits) // _GROUP
+    if not 0 < number <= groups:
+        return np.float32(-np.inf)
+    largest = logits[: groups * _GROUP].reshape(groups, _GROUP).max(axis=1)
+    return np.float32(np.partition(largest, -number)[-number])
 
 
 # The filters: indices into `logits` of what is kept, ascending; None keeps everything.
