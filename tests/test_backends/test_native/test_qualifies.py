@@ -24,6 +24,10 @@ ARTIFACTS: dict[str, dict[str, Any]] = {
     "a mixture": {"model_type": "mixtral", "num_local_experts": 4},
     "two ranks": {"parallel": {"tensor_parallel_size": 2}},
     "int8": {"scheme": "int8"},
+    "int4 with zero points, two ranks": {
+        **{"scheme": "int4", "group_size": 32, "symmetric": False, "parallel": {"tensor_parallel_size": 2}},
+        **{"intermediate_size": 128, "hidden_size": 64},
+    },
     "fp8, in two stages": {"scheme": "fp8", "parallel": {"pipeline_parallel_size": 2}},
 }
 SHARES = {"float32": 1e-5, "bfloat16": 3e-2}
@@ -41,7 +45,7 @@ def test_an_artifact_qualifies_and_gives_the_tokens_of_transformers(
     name: str, start_build: Callable[..., Build]
 ) -> None:
     fields = dict(ARTIFACTS[name])
-    settings = {key: fields.pop(key) for key in ("scheme", "parallel") if key in fields}
+    settings = {key: fields.pop(key) for key in ("scheme", "group_size", "symmetric", "parallel") if key in fields}
     config = {"architectures": ["ForCausalLM"], "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1}
     config |= model(**{"model_type": "llama", "vocab_size": 192, "pad_token_id": 2, **fields})
     build = start_build(config, backend="native", **settings)
