@@ -21,6 +21,7 @@ ARTIFACTS: dict[str, dict[str, Any]] = {
     "tied, in bfloat16": {"tie_word_embeddings": True, "dtype": "bfloat16"},
     "windows, capped scores": {"model_type": "gemma2", "head_dim": 16, "sliding_window": 8},
     "norms of queries and keys": {"model_type": "qwen3", "head_dim": 16},
+    "attention of its own": {"model_type": "gptj", "rotary_dim": 8},
     "a mixture": {"model_type": "mixtral", "num_local_experts": 4},
     "two ranks": {"parallel": {"tensor_parallel_size": 2}},
     "int8": {"scheme": "int8"},
