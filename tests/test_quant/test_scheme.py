@@ -10,7 +10,7 @@ from furiosa_build.core.errors import UserError
 from furiosa_build.quant.scheme import families, modules, names, scheme, summary, versions
 
 
-@pytest.mark.parametrize("text", [*FORMS, "none"])
+@pytest.mark.parametrize("text", [*FORMS, "none", "int4", "int4-32", "int4-64-asymmetric-dynamic"])
 def test_a_scheme_is_the_text_that_it_is_made_from(text: str) -> None:
     assert scheme(text).text == text
 
@@ -29,14 +29,14 @@ def test_what_a_scheme_says_of_itself() -> None:
 
 
 def test_the_families_that_recipes_may_name() -> None:
-    assert names() == ["none", "fp8", "int8"]
+    assert names() == ["none", "fp8", "int4", "int8"]
     assert [family.family for family in families()] == names()
 
 
 def test_an_unknown_scheme_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(UserError, match="unknown quantization scheme 'fp9'") as error:
         scheme("fp9")
-    assert error.value.valid == "none, fp8, int8"
+    assert error.value.valid == "none, fp8, int4, int8"
     assert error.value.hint == "did you mean 'fp8'?"
     with pytest.raises(UserError, match=r"'fp8-plain' is not a form of fp8: it has no \['plain'\]"):
         scheme("fp8-plain")
