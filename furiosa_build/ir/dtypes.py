@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 ITEMSIZE: Mapping[str, int] = {
+    "complex128": 16,
+    "complex64": 8,
     "float64": 8,
     "float32": 4,
     "bfloat16": 2,
