@@ -11,7 +11,8 @@ from common import Generate, Task, main
 
 def prepare(task: Task) -> None:
     """An artifact with buckets for all lengths, in a store of its own."""
-    lengths = [length for length in (128, 512, 2048, 4608) if length < 2 * task.longest]
+    lengths = [length for length in (128, 640, 2560) if length < task.longest]
+    lengths.append(-(-task.longest // 128) * 128)
     recipe = {
         "defaults": [
             "base",
@@ -41,15 +42,19 @@ def load(task: Task) -> Generate:
     numbers = iter(range(1 << 30))
 
     def generate(prompts, steps):
-        params = SamplingParams(temperature=0, max_tokens=steps + 1, ignore_eos=True)
-        waiting = set()
+        params = SamplingParams(temperature=0, max_tokens=steps + 100, ignore_eos=True)
+        # More tokens than are measured: the first prompt still runs when the last has its first token.
+        names, waiting, done = [], set(), 0
         for prompt in prompts:
-            waiting.add(name := str(next(numbers)))
+            names.append(name := str(next(numbers)))
+            waiting.add(name)
             engine.add_request(name, {"prompt_token_ids": prompt}, params)
-        while engine.has_unfinished_requests():
+        while done <= steps and engine.has_unfinished_requests():
             waiting -= {output.request_id for output in engine.step() if output.outputs[0].token_ids}
             if not waiting:
+                done += 1
                 yield
+        engine.abort_request(names)
 
     return generate
 

@@ -20,15 +20,19 @@ def load(task: Task) -> Generate:
     numbers = iter(range(1 << 30))
 
     def generate(prompts, steps):
-        params = SamplingParams(temperature=0, max_tokens=steps + 1, ignore_eos=True, detokenize=False)
-        waiting = set()
+        params = SamplingParams(temperature=0, max_tokens=steps + 100, ignore_eos=True, detokenize=False)
+        # More tokens than are measured: the first prompt still runs when the last has its first token.
+        names, waiting, done = [], set(), 0
         for prompt in prompts:
-            waiting.add(name := str(next(numbers)))
+            names.append(name := str(next(numbers)))
+            waiting.add(name)
             engine.add_request(name, TokensPrompt(prompt_token_ids=prompt), params)
-        while engine.has_unfinished_requests():
+        while done <= steps and engine.has_unfinished_requests():
             waiting -= {output.request_id for output in engine.step() if output.outputs[0].token_ids}
             if not waiting:
+                done += 1
                 yield
+        engine.abort_request(names)
 
     return generate
 
