@@ -13,7 +13,6 @@ import ctypes
 import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+
+from furiosa_build.backends.cpu import processor_name
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROGRAMS = REPOSITORY / "benchmarks" / "peer_programs"
@@ -268,7 +269,7 @@ def result_of(
                 },
             }
     return {
-        "machine": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores",
+        "machine": f"{processor_name()}, {len(os.sched_getaffinity(0))} cores",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "shape": arguments.shape if arguments.layers is None else f"{arguments.shape}, {arguments.layers} layers",
         "rounds": arguments.rounds,
@@ -276,13 +277,6 @@ def result_of(
         "failed": {one.name: one.failure for one in contestants if one.failure},
         "measured": measured,
     }
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def table(result: dict[str, Any]) -> str:

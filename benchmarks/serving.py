@@ -178,13 +178,8 @@ def p99(values: Sequence[float]) -> float:
 
 def machine() -> dict[str, Any]:
     """What it was measured on."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    ]
     return {
-        "processor": names[0] if names else platform.machine(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "load": os.getloadavg()[0],

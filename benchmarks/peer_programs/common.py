@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 Generate = Callable[[list[list[int]], int], Iterator[None]]
 """Continues all prompts greedily by a number of tokens. Yields when each has its first token, then after each step."""
@@ -59,6 +60,22 @@ def main(load: Callable[[Task], Generate], prepare: Callable[[Task], None] | Non
     os._exit(0)  # threads that an engine leaves behind are not waited for
 
 
+MARGIN = 100
+"""Tokens that requests of an engine with a scheduler get beyond those that are measured: the first still runs when the
+last has its first token."""
+
+
+def step_through(engine: Any, names: list[str], steps: int) -> Iterator[None]:
+    """What `Generate` does, for an engine with vLLM's interface that has these requests."""
+    waiting, done = set(names), 0
+    while done <= steps and engine.has_unfinished_requests():
+        waiting -= {output.request_id for output in engine.step() if output.outputs[0].token_ids}
+        if not waiting:
+            done += 1
+            yield
+    engine.abort_request(names)
+
+
 def peak_memory() -> int:
     """Bytes: the largest of this process and of those that it has started."""
     # Not its own ru_maxrss, which begins with that of the process that has started it.
@@ -68,7 +85,7 @@ def peak_memory() -> int:
 
 def longest(cases: dict) -> int:
     """Tokens of the longest sequence, with a margin for engines that take more steps than are measured."""
-    return max([*cases["prefill"], *(context for _, context in cases["decode"])]) + cases["steps"] + 128
+    return max([*cases["prefill"], *(context for _, context in cases["decode"])]) + cases["steps"] + MARGIN + 2
 
 
 def measure(generate: Generate, cases: dict) -> dict:

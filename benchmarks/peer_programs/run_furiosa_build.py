@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import Generate, Task, main
+from common import MARGIN, Generate, Task, main, step_through
 
 
 def prepare(task: Task) -> None:
@@ -42,19 +42,11 @@ def load(task: Task) -> Generate:
     numbers = iter(range(1 << 30))
 
     def generate(prompts, steps):
-        params = SamplingParams(temperature=0, max_tokens=steps + 100, ignore_eos=True)
-        # More tokens than are measured: the first prompt still runs when the last has its first token.
-        names, waiting, done = [], set(), 0
-        for prompt in prompts:
-            names.append(name := str(next(numbers)))
-            waiting.add(name)
+        params = SamplingParams(temperature=0, max_tokens=steps + MARGIN, ignore_eos=True)
+        names = [str(next(numbers)) for _ in prompts]
+        for name, prompt in zip(names, prompts, strict=True):
             engine.add_request(name, {"prompt_token_ids": prompt}, params)
-        while done <= steps and engine.has_unfinished_requests():
-            waiting -= {output.request_id for output in engine.step() if output.outputs[0].token_ids}
-            if not waiting:
-                done += 1
-                yield
-        engine.abort_request(names)
+        yield from step_through(engine, names, steps)
 
     return generate
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from functools import cache
 from pathlib import Path
 
@@ -35,6 +36,16 @@ def host_isa() -> str:
         return isa_of(Path("/proc/cpuinfo").read_text())
     except OSError:
         return _OTHER
+
+
+def processor_name() -> str:
+    """What the processor calls itself; its architecture where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def supports(isa: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -31,13 +32,13 @@ def measure(
     speeds = []
     if not as_json:
         print(text.loaded_text(loaded), text.HEAD, sep="\n", flush=True)
-    for speed in measure_buckets(loaded.engine, seconds):
-        speeds.append(speed)
-        if not as_json:
-            print(text.bucket_line(speed), flush=True)
+    with closing(loaded.engine) as engine:
+        for speed in measure_buckets(engine, seconds):
+            speeds.append(speed)
+            if not as_json:
+                print(text.bucket_line(speed), flush=True)
     if as_json:
         print(json.dumps(text.measurement_data(loaded, speeds, throughput), indent=1))
     else:
         for line in text.closing_lines(speeds, throughput):
             print(line)
-    loaded.engine.close()

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from furiosa_build.core.canonical_json import canonical_json
+from furiosa_build.plan import keys
 from furiosa_build.plan.keys import ToolVersions, key_factors, key_of
 
 
@@ -52,3 +53,19 @@ def test_versions_are_those_that_are_installed() -> None:
     import pydantic
 
     assert ToolVersions().of(["pydantic"]) == {"pydantic": pydantic.VERSION}
+
+
+def test_a_version_is_read_once_for_all_keys_of_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time is a parse of the package's METADATA."""
+    read: list[str] = []
+    monkeypatch.setattr(keys, "version", lambda package: read.append(package) or "1")
+    versions = ToolVersions()
+    assert [versions.of(["a", "b", "python"])["a"], versions.of(["b", "a"])["b"]] == ["1", "1"]
+    assert versions.of_installed(["b", "c"]) == {"b": "1", "c": "1"}
+    assert read == ["a", "b", "c"]
+
+
+def test_of_optional_packages_those_that_are_installed() -> None:
+    import pydantic
+
+    assert ToolVersions().of_installed(["no-such-package", "pydantic"]) == {"pydantic": pydantic.VERSION}

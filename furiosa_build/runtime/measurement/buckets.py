@@ -54,28 +54,26 @@ def measure_buckets(engine: LLMEngine, seconds: float) -> Iterator[BucketSpeed]:
 
 
 def _measure(engine: LLMEngine, name: str, use: BucketUse, seconds: float) -> BucketSpeed:
-    replicas = engine.artifact.parallel_config.data_parallel_size
-    tokens = replicas * use.batch_size * use.query_length
+    tokens = _replicas(engine) * use.batch_size * use.query_length
     limit = engine.artifact.generator_config.default_scheduler_config.max_processing_samples
-    if replicas * use.batch_size > limit:
+    if _replicas(engine) * use.batch_size > limit:
         return BucketSpeed(name, tokens, None)
     drawn = random.Random(name)
-    samples = _full_steps(engine, name, use, drawn)  # warms up
+    samples = _full_steps(engine, name, use, tokens, drawn)  # warms up
     begin = time.perf_counter()
     if samples:
         samples = []
         while len(samples) < ENOUGH or not Timing.of(samples).is_stable:
-            samples += _full_steps(engine, name, use, drawn)
+            samples += _full_steps(engine, name, use, tokens, drawn)
             if time.perf_counter() - begin > seconds:
                 break
     return BucketSpeed(name, tokens, Timing.of(samples) if samples else None)
 
 
-def _full_steps(engine: LLMEngine, name: str, use: BucketUse, drawn: random.Random) -> list[float]:
-    """The seconds of those steps of as many equally long requests as the bucket takes that were full runs of it."""
-    artifact = engine.artifact
+def _full_steps(engine: LLMEngine, name: str, use: BucketUse, full: int, drawn: random.Random) -> list[float]:
+    """The seconds of those steps of as many equally long requests as the bucket takes that computed `full` tokens."""
+    artifact, replicas = engine.artifact, _replicas(engine)
     config, vocabulary = artifact.generator_config, artifact.model_metadata.vocab_size
-    replicas = artifact.parallel_config.data_parallel_size
     longest = max(length for _, *_, length in (*config.prefill_buckets, *config.append_buckets))
     prompt = max(1, min(longest, use.context_length - (_STEPS if use.phase == "decode" else 0)))
     new = use.context_length - prompt if use.phase == "decode" else 1
@@ -90,10 +88,10 @@ def _full_steps(engine: LLMEngine, name: str, use: BucketUse, drawn: random.Rand
         engine.step()
         took = time.perf_counter() - begin
         after = engine.stats().buckets[name]
-        if after.batches - before.batches == replicas and after.tokens - before.tokens == replicas * _places(use):
+        if after.batches - before.batches == replicas and after.tokens - before.tokens == full:
             seconds.append(took)
     return seconds
 
 
-def _places(use: BucketUse) -> int:
-    return use.batch_size * use.query_length
+def _replicas(engine: LLMEngine) -> int:
+    return engine.artifact.parallel_config.data_parallel_size

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
+from furiosa_build.backends.cpu import processor_name
 from furiosa_build.core.peak_memory import Usage, usage
 from furiosa_build.core.system import this_machine
 from furiosa_build.runtime.engine import LLMEngine
@@ -41,13 +40,4 @@ def load_engine(args: EngineArgs) -> LoadedEngine:
     memory = None
     if before is not None and after is not None:
         memory = Usage(after.private - before.private, after.mapped - before.mapped)
-    return LoadedEngine(engine, f"{_processor()}, {this_machine().cores} cores", seconds, memory)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+    return LoadedEngine(engine, f"{processor_name()}, {this_machine().cores} cores", seconds, memory)

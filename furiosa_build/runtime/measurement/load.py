@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,11 @@ class Throughput:
 
 def measure_load(artifact: Path, load: Load) -> Throughput:
     """Serves a load with an engine as the artifact describes it. Raises UserError if it cannot be served."""
-    engine = LLMEngine(artifact)
+    with closing(LLMEngine(artifact)) as engine:
+        return _serve(engine, load)
+
+
+def _serve(engine: LLMEngine, load: Load) -> Throughput:
     drawn, vocabulary = random.Random(0), engine.artifact.model_metadata.vocab_size
     params = SamplingParams(
         temperature=0, max_tokens=load.output_tokens, min_tokens=load.output_tokens, ignore_eos=True
@@ -74,7 +79,6 @@ def measure_load(artifact: Path, load: Load) -> Throughput:
             if output.finished:
                 last[output.request_id] = now
     seconds = time.perf_counter() - begin
-    engine.close()
     later = load.output_tokens - 1
     return Throughput(
         load,

@@ -2,6 +2,7 @@
 //
 // A job is some blocks of 32 columns of one of the outputs, for some rows. Every output is one sum over K in order,
 // whatever the number of rows: what a row of x gives does not depend on the other rows.
+#include "linear_jobs.h"
 #include "linear_tiles.h"
 #include "numbers.h"
 
@@ -22,10 +23,6 @@ constexpr int64_t piece_units = 256;  // of K: 32 KB of weights
 constexpr int64_t gap = 64;           // bytes between rows of a copy: at powers of two they would share lines of the cache
 constexpr int64_t ways = 8;           // so many rows that do share lines stay in the cache: of a tile, where x is not copied
 constexpr int64_t ahead = 4096;  // bytes from what is read to what is prefetched, where all of K is one piece
-constexpr int64_t alignment = 64;
-
-int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
-int64_t quotient_up(int64_t x, int64_t by) { return (x + by - 1) / by; }
 
 // How the products of a format with an x are computed.
 struct Choice {
@@ -114,24 +111,6 @@ struct Product {
     int64_t step_bytes() const { return choice.method->steps * unit_bytes; }
 };
 
-// Hands out parts of one piece of memory; of none, only counts.
-class Parts {
-  public:
-    explicit Parts(void* memory = nullptr) : memory_(static_cast<uint8_t*>(memory)) {}
-
-    template <class T>
-    T* take(int64_t count) {
-        uint8_t* part = memory_ == nullptr ? nullptr : memory_ + used_;
-        used_ += quotient_up(count * static_cast<int64_t>(sizeof(T)), alignment) * alignment;
-        return reinterpret_cast<T*>(part);
-    }
-    size_t used() const { return static_cast<size_t>(used_); }
-
-  private:
-    uint8_t* memory_;
-    int64_t used_ = 0;
-};
-
 class Job {
   public:
     Job(const Product& product, int64_t number, Scratch& scratch)
@@ -142,10 +121,10 @@ class Job {
           num_blocks_(at_most(p_.blocks, p_.weight->shape[0] - first_block_)),
           piece_(piece()),
           row_bytes_(p_.copies ? piece_ * p_.step_bytes() + gap : p_.x->stride[0] * x_size()) {
-        Parts counted;
+        Memory counted;
         lay_out(counted);
-        Parts parts(scratch.get(counted.used()));
-        lay_out(parts);
+        Memory memory(scratch.get(counted.used()));
+        lay_out(memory);
     }
 
     void run() {
@@ -165,11 +144,11 @@ class Job {
         return p_.is_tall ? piece_units : p_.units;
     }
 
-    void lay_out(Parts& parts) {
-        if (p_.copies) x_ = parts.take<uint8_t>(num_rows_ * row_bytes_);
-        if (p_.expands) panel_ = parts.take<uint8_t>(piece_ * p_.choice.method->steps * block_bytes);
-        sums_ = parts.take<float>(num_blocks_ * num_rows_ * block_rows);
-        row_sums_ = parts.take<int32_t>(num_rows_);
+    void lay_out(Memory& memory) {
+        if (p_.copies) x_ = memory.take<uint8_t>(num_rows_ * row_bytes_);
+        if (p_.expands) panel_ = memory.take<uint8_t>(piece_ * p_.choice.method->steps * block_bytes);
+        sums_ = memory.take<float>(num_blocks_ * num_rows_ * block_rows);
+        row_sums_ = memory.take<int32_t>(num_rows_);
     }
 
     const void* x_row(int64_t row, int64_t number) const {

@@ -29,23 +29,8 @@ struct Parts {
 
 using GroupTile = void (*)(const Parts& parts);
 
-// Sums in registers: see linear_tiles.h.
-#define FURIOSA_EACH_ROW(DO) DO(0) DO(1) DO(2) DO(3) DO(4) DO(5) DO(6) DO(7) DO(8) DO(9) DO(10) DO(11)
+// Sums in registers, by the macros of linear_tiles.h.
 #define FURIOSA_NAME(m) [[maybe_unused]] Sum left##m{}, right##m{};
-#define FURIOSA_ADD(m)                                                                                            \
-    if constexpr (rows > m) {                                                                                     \
-        const Bits four =                                                                                         \
-            repeat((m < 3 ? x0 : m < 6 ? x3 : m < 9 ? x6 : x9) + m % 3 * row_bytes + step * unit_bytes);          \
-        left##m = Kind::add(left##m, left, four);                                                                 \
-        right##m = Kind::add(right##m, right, four);                                                              \
-    }
-#define FURIOSA_STEP(s)                                             \
-    if constexpr (Kind::steps > s) {                                \
-        constexpr int step = s;                                     \
-        const Bits left = Kind::template weights<step>(left_unit);   \
-        const Bits right = Kind::template weights<step>(right_unit); \
-        FURIOSA_EACH_ROW(FURIOSA_ADD)                               \
-    }
 #define FURIOSA_END(m) \
     if constexpr (rows > m) scale_sums(p, part, m, column, left##m, right##m);
 
@@ -92,32 +77,13 @@ void part_of_columns(const Parts& p, int64_t part, int64_t column) {
     FURIOSA_EACH_ROW(FURIOSA_END)
 }
 
-#undef FURIOSA_EACH_ROW
 #undef FURIOSA_NAME
-#undef FURIOSA_ADD
-#undef FURIOSA_STEP
 #undef FURIOSA_END
 
 template <class Kind, int rows>
 void group_tile(const Parts& p) {
     for (int64_t part = p.first; part < p.first + p.count; part++) {
         for (int64_t column = 0; column < block_rows; column += 2 * lanes) part_of_columns<Kind, rows>(p, part, column);
-    }
-}
-
-template <class Kind, int... steps>
-void expand_unit(Bits unit, uint8_t* to, std::integer_sequence<int, steps...>) {
-    (store(to + steps * block_bytes, Kind::template weights<steps>(unit)), ...);
-}
-
-// As `expand`, for kinds of any number of steps.
-template <class Kind>
-void expand_units(const uint8_t* weights, int64_t units, uint8_t* panel) {
-    for (const uint8_t* end = weights + units * block_bytes; weights != end; weights += block_bytes) {
-        for (int64_t i = 0; i < block_bytes; i += lanes * unit_bytes) {
-            expand_unit<Kind>(load<Bits>(weights + i), panel + i, std::make_integer_sequence<int, Kind::steps>());
-        }
-        panel += Kind::steps * block_bytes;
     }
 }
 
@@ -134,7 +100,7 @@ template <class Kind, int... rows>
 const GroupMethod& group_method_of(std::integer_sequence<int, rows...>) {
     static const GroupTile tiles[] = {group_tile<Kind, rows + 1>...};
     static const GroupMethod method = {Kind::steps, sizeof...(rows), Kind::zero, tiles,
-                                       Kind::steps > 1 ? expand_units<Kind> : nullptr};
+                                       Kind::steps > 1 ? expand<Kind> : nullptr};
     return method;
 }
 

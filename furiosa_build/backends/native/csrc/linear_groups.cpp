@@ -1,6 +1,7 @@
 // Products of activations with packed weights of 4 bits that have a scale, and perhaps a zero point, for each group of
 // columns. Jobs are as in linear.cpp.
 #include "linear_group_tiles.h"
+#include "linear_jobs.h"
 #include "numbers.h"
 
 namespace furiosa::FURIOSA_VARIANT {
@@ -13,11 +14,7 @@ constexpr int64_t most_blocks = 16;
 constexpr int64_t numbers_of_a_unit = 8;
 constexpr int64_t most_of_a_part = 64;  // numbers that are summed before they are scaled
 constexpr int64_t piece = 512;          // of K, of which a panel is made at a time: whole groups
-constexpr int64_t alignment = 64;
 constexpr int64_t tensors_of_a_product = 6;
-
-int64_t at_most(int64_t x, int64_t limit) { return x < limit ? x : limit; }
-int64_t quotient_up(int64_t x, int64_t by) { return (x + by - 1) / by; }
 
 // How the products with an x are computed: its rows are converted to `x`; more rows than `direct` takes at a time are
 // multiplied by panels that it expands.
@@ -76,24 +73,6 @@ struct Product {
     const GroupMethod& tiles() const { return expands ? *choice.panels : *choice.direct; }
     int64_t groups() const { return k / group; }
     int64_t x_size() const { return size_of(choice.x); }
-};
-
-// Hands out parts of one piece of memory; of none, only counts.
-class Memory {
-  public:
-    explicit Memory(void* memory = nullptr) : memory_(static_cast<uint8_t*>(memory)) {}
-
-    template <class T>
-    T* take(int64_t count) {
-        uint8_t* part = memory_ == nullptr ? nullptr : memory_ + used_;
-        used_ += quotient_up(count * static_cast<int64_t>(sizeof(T)), alignment) * alignment;
-        return reinterpret_cast<T*>(part);
-    }
-    size_t used() const { return static_cast<size_t>(used_); }
-
-  private:
-    uint8_t* memory_;
-    int64_t used_ = 0;
 };
 
 class Job {
@@ -192,9 +171,9 @@ class Job {
         }
         const uint8_t* units = scale.as<uint8_t>() + block * scale.shape[1] * block_bytes;
         if (scale.dtype == DType::bf16) {
-            expand_units<FloatsFromBf16>(units, scale.shape[1], reinterpret_cast<uint8_t*>(scales_));
+            expand<FloatsFromBf16>(units, scale.shape[1], reinterpret_cast<uint8_t*>(scales_));
         } else if (scale.dtype == DType::f16) {
-            expand_units<FloatsFromF16>(units, scale.shape[1], reinterpret_cast<uint8_t*>(scales_));
+            expand<FloatsFromF16>(units, scale.shape[1], reinterpret_cast<uint8_t*>(scales_));
         } else {
             std::memcpy(scales_, units, scale.shape[1] * block_bytes);
         }

@@ -72,10 +72,7 @@ void tile_of_columns(const uint8_t* weights, const uint8_t* x, int64_t row_bytes
     FURIOSA_EACH_ROW(FURIOSA_END)
 }
 
-#undef FURIOSA_EACH_ROW
 #undef FURIOSA_BEGIN
-#undef FURIOSA_ADD
-#undef FURIOSA_STEP
 #undef FURIOSA_END
 
 // Where a block is wider than two vectors, its parts go together through pieces of K that the cache holds.
@@ -94,20 +91,17 @@ void tile(const uint8_t* weights, const uint8_t* x, int64_t row_bytes, int64_t u
     }
 }
 
+template <class Kind, int... steps>
+void expand_unit(Bits unit, uint8_t* to, std::integer_sequence<int, steps...>) {
+    (store(to + steps * block_bytes, Kind::template weights<steps>(unit)), ...);
+}
+
 template <class Kind>
 void expand(const uint8_t* weights, int64_t units, uint8_t* panel) {
-    for (int64_t unit = 0; unit < units; unit++) {
-        for (int64_t i = 0; i < block_rows; i += lanes) {
-            const Bits four = load<Bits>(weights + i * unit_bytes);
-            uint8_t* to = panel + i * unit_bytes;
-            store(to, Kind::template weights<0>(four));
-            if constexpr (Kind::steps > 1) store(to + block_bytes, Kind::template weights<1>(four));
-            if constexpr (Kind::steps > 2) {
-                store(to + 2 * block_bytes, Kind::template weights<2>(four));
-                store(to + 3 * block_bytes, Kind::template weights<3>(four));
-            }
+    for (const uint8_t* end = weights + units * block_bytes; weights != end; weights += block_bytes) {
+        for (int64_t i = 0; i < block_bytes; i += lanes * unit_bytes) {
+            expand_unit<Kind>(load<Bits>(weights + i), panel + i, std::make_integer_sequence<int, Kind::steps>());
         }
-        weights += block_bytes;
         panel += Kind::steps * block_bytes;
     }
 }
