@@ -33,6 +33,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from furiosa_build.backends.cpu import processor_name
+
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 COLUMNS = ("texts/s", "tokens/s", "first median", "first p99", "token median", "token p99")
 VERSIONS = ("furiosa-build", "torch", "fastapi", "uvicorn")

@@ -48,7 +48,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_each_bucket_is_filled_and_timed(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
     del toy_backend
     sizes = {"prefill": [(1, 16), (2, 16)], "append": [(1, 8, 64)], "decode": [(1, 64), (4, 64), (4, 128)]}
-    artifact = toy.write_artifact(tmp_path / "a", toy.artifact_data(sizes, num_blocks=200, spare_blocks_ratio=0.5))
+    # With half of the blocks in reserve, four prompts of 64 tokens would not run together.
+    artifact = toy.write_artifact(tmp_path / "a", toy.artifact_data(sizes, num_blocks=130, spare_blocks_ratio=0.6))
     engine = LLMEngine.from_engine_args(buckets.bucket_args(artifact))
     found = {speed.name: speed for speed in buckets.measure_buckets(engine, 60)}
     assert found.keys() == engine.stats().buckets.keys()
@@ -71,6 +72,19 @@ def test_a_bucket_that_no_prompts_bring_about_has_no_time(toy_backend: toy.ToyBa
     assert found["decode-4x64"] is None
     assert found["append-1x8x64"] is not None
     assert found["decode-1x64"] is not None
+
+
+@pytest.mark.usefixtures("clock")
+def test_runs_that_are_not_full_do_not_count(toy_backend: toy.ToyBackend, tmp_path: Path) -> None:
+    """Of a prompt of 20 tokens 16 run in the prefill bucket, and 4 in the one for 8."""
+    del toy_backend
+    sizes = {"prefill": [(1, 16)], "append": [(1, 8, 20)], "decode": [(1, 64)]}
+    engine = LLMEngine.from_engine_args(
+        buckets.bucket_args(toy.write_artifact(tmp_path / "a", toy.artifact_data(sizes)))
+    )
+    found = {speed.name: speed.timing for speed in buckets.measure_buckets(engine, 60)}
+    assert engine.stats().buckets["append-1x8x20"].batches > 0
+    assert found["append-1x8x20"] is None
 
 
 def test_it_ends_when_the_time_is_over(engine: LLMEngine, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
