@@ -31,12 +31,14 @@ Generate = Callable[[list[list[int]], int], Iterator[None]]
 class Task:
     """A model of safetensors, the directory for what is made of it, and the number format.
 
-    `longest` is the number of tokens of the longest sequence that is measured.
+    `prompts` are the lengths of the prompts that are measured, from the shortest; `longest` is the number of tokens of
+    the longest sequence.
     """
 
     model: Path
     work: Path
     format: str
+    prompts: list[int]
     longest: int
 
 
@@ -46,7 +48,8 @@ THREADS = len(os.sched_getaffinity(0))
 def main(load: Callable[[Task], Generate], prepare: Callable[[Task], None] | None = None) -> None:
     """Runs the command line. There is nothing to prepare for an engine that loads what it is given."""
     what, model, work, format_, cases = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[5]
-    task = Task(model, work, format_, longest(wanted := json.loads(cases)))
+    wanted = json.loads(cases)
+    task = Task(model, work, format_, prompts(wanted), prompts(wanted)[-1] + wanted["steps"] + MARGIN + 2)
     work.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
     if what == "prepare":
@@ -83,33 +86,33 @@ def peak_memory() -> int:
     return 1024 * max(int(own.split()[1]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
-def longest(cases: dict) -> int:
-    """Tokens of the longest sequence, with a margin for engines that take more steps than are measured."""
-    return max([*cases["prefill"], *(context for _, context in cases["decode"])]) + cases["steps"] + MARGIN + 2
+def prompts(cases: dict) -> list[int]:
+    """The lengths of all prompts, from the shortest."""
+    return sorted({*cases["prefill"], *(context for _, context in cases["decode"])})
 
 
 def measure(generate: Generate, cases: dict) -> dict:
     """Seconds to the first token by length of the prompt, and of a step by "BATCHxCONTEXT": medians."""
     numbers = random.Random(0)
 
-    def prompts(batch: int, tokens: int) -> list[list[int]]:
+    def draw(batch: int, tokens: int) -> list[list[int]]:
         return [[numbers.randrange(300, 4000) for _ in range(tokens)] for _ in range(batch)]
 
-    for _ in generate(prompts(1, 16), 3):  # warms up
+    for _ in generate(draw(1, 16), 3):  # warms up
         pass
     first, step = {}, {}
     for tokens in cases["prefill"]:
         times = []
         for _ in range(2):
             begin = time.perf_counter()
-            next(iter_ := generate(prompts(1, tokens), 1))
+            next(iter_ := generate(draw(1, tokens), 1))
             times.append(time.perf_counter() - begin)
             for _ in iter_:
                 pass
         first[str(tokens)] = min(times)
     for batch, context in cases["decode"]:
         times = []
-        for _ in generate(prompts(batch, context), cases["steps"]):
+        for _ in generate(draw(batch, context), cases["steps"]):
             times.append(time.perf_counter())
         step[f"{batch}x{context}"] = statistics.median(b - a for a, b in pairwise(times))
     return {"prefill": first, "decode": step}

@@ -10,7 +10,7 @@ from common import MARGIN, Generate, Task, main, step_through
 
 
 def prepare(task: Task) -> None:
-    """An artifact with buckets for all lengths, in a store of its own."""
+    """An artifact with a prefill bucket for each prompt and decode buckets for all contexts, in a store of its own."""
     lengths = [length for length in (128, 640, 2560) if length < task.longest]
     lengths.append(-(-task.longest // 128) * 128)
     recipe = {
@@ -22,7 +22,7 @@ def prepare(task: Task) -> None:
         "model": {"model_id_or_path": str(task.model), "calculate_logit_only_for_last_token": True},
         "buckets": {
             "max_seq_len_to_capture": lengths[-1],
-            "prefill_buckets": [[1, length] for length in lengths],
+            "prefill_buckets": [[1, length] for length in task.prompts],
             "decode_buckets": [[batch, length] for batch in (1, 8, 32) for length in lengths if batch * length < 20000],
         },
         # The weights are random: rounding them changes the text more than that of a real model.
