@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -58,6 +59,7 @@ _COMPILE = (
 # The C++ library is linked in, so that the machine that runs an artifact needs none.
 _LINK = ("-shared", "-pthread", "-static-libstdc++", "-static-libgcc", "-s", "-Wl,--build-id=none", "-Wl,--gc-sections")
 _EXPORTS = "exports.map"
+_INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
 class _Object(NamedTuple):
@@ -72,7 +74,7 @@ class _Object(NamedTuple):
 
 
 def build_library(output: Path, scratch: Path, extra: Sequence[str] = ()) -> None:
-    """Writes the library to `output`. Objects stay in `scratch`, and are used again if nothing of theirs has changed.
+    """Writes the library to `output`. Objects stay in `scratch`, and are used again if no file of theirs has changed.
 
     `extra` are further options of the compiler, such as a sanitizer's. Raises RuntimeError with the compiler's words
     when it fails.
@@ -117,9 +119,21 @@ def _compile(item: _Object, scratch: Path, extra: Sequence[str]) -> Path:
 
 def _object_key(item: _Object, extra: Sequence[str]) -> str:
     digest = hashlib.sha256(repr((compiler_version(), item.options(), extra)).encode())
-    for file in [CSRC / item.source, *sorted(CSRC.glob("*.h"))]:
-        digest.update(file.read_bytes())
+    for name in sorted(included_by(item.source)):
+        digest.update(name.encode() + (CSRC / name).read_bytes())
     return digest.hexdigest()
+
+
+def included_by(source: str) -> set[str]:
+    """A file of csrc/, the headers there that it includes, those that they include, and so on."""
+    found: set[str] = set()
+    left = [source]
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += _INCLUDE.findall((CSRC / name).read_text())
+    return found
 
 
 def _run(command: Sequence[str]) -> None:

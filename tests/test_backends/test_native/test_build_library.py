@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from furiosa_build.backends.cxx import compiler_command
 from furiosa_build.backends.native import build_library as builder
 
 _FEW = {"cpu.cpp": ("v3",), "pool.cpp": ("v3",), "numbers.cpp": ("v3", "v4")}
@@ -23,6 +24,16 @@ def test_the_bytes_do_not_depend_on_directories(tmp_path: Path, monkeypatch: pyt
         builder.build_library(tmp_path / f"{name}.so", tmp_path / name / "objects")
         libraries.append((tmp_path / f"{name}.so").read_bytes())
     assert libraries[0] == libraries[1]
+
+
+def test_what_a_source_includes_is_what_the_compiler_says() -> None:
+    """Objects are compiled anew when one of these files changes."""
+    sources = sorted(builder.SOURCES)
+    options = ["-MM", "-march=x86-64-v4", "-DFURIOSA_VARIANT=v4"]
+    command = [*compiler_command(), *options, *(str(builder.CSRC / source) for source in sources)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.replace("\\\n", "")
+    files = [{Path(word).name for word in line.split()[1:]} for line in said.splitlines()]
+    assert files == [builder.included_by(source) for source in sources]
 
 
 def test_only_the_interface_can_be_seen(library_file: Path) -> None:
