@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from functools import cache
 from itertools import dropwhile
 
@@ -22,6 +23,19 @@ def check_compiler(backend: str) -> None:
             f"backend {backend} needs a C++ compiler, and {os.environ.get('CXX') or _DEFAULT!r} was not found",
             where="backend.name",
             hint="install g++ (Debian: apt-get install g++) or build with backend=eager, which needs none",
+        )
+
+
+def check_options(backend: str, options: Sequence[str], hint: str) -> None:
+    """Raises UserError with `hint` when the compiler, which there is, does not know `options`."""
+    command = [*compiler_command(), *options, "-x", "c++", "-E", os.devnull]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode != 0:
+        reason = (ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"])[0]
+        raise UserError(
+            f"backend {backend} needs a C++ compiler with {' '.join(options)}: {reason}",
+            where="backend.name",
+            hint=hint,
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from furiosa_build.backends import cpu
 from furiosa_build.backends.base import Backend, Costs, LoadedProgram, Option, Packer
-from furiosa_build.backends.cxx import check_compiler, compiler_version
+from furiosa_build.backends.cxx import check_compiler, check_options, compiler_version
 from furiosa_build.backends.target import Target, check_isa, unknown_target
 
 if TYPE_CHECKING:
@@ -29,8 +29,11 @@ class NativeBackend(Backend):
     costs = Costs(program=60_000, library=1_000_000, library_worker=400_000_000, scratch=1_000_000)
 
     def check_toolchain(self) -> None:
-        """Raises UserError when there is no C++ compiler, which the library needs."""
+        """Raises UserError when there is no C++ compiler that knows all instructions of the library's kernels."""
+        from furiosa_build.backends.native.build_library import VARIANTS
+
         check_compiler(self.name)
+        check_options(self.name, VARIANTS["amx"], "install g++ 11 or newer, or build with backend=eager")
 
     def isa(self, requested: str) -> str:
         """The least level that the library runs on: it takes more where the machine has more."""

@@ -19,14 +19,16 @@ from furiosa_build.backends.cxx import compiler_command, compiler_version
 CSRC = Path(__file__).parent / "csrc"
 
 _V4 = ("-march=x86-64-v4", "-mprefer-vector-width=512")
+_DOT = (*_V4, "-mavx512vnni", "-mavx512bf16", "-mavx512vbmi")
 VARIANTS: Mapping[str, Sequence[str]] = {
     "v3": ("-march=x86-64-v3",),
     "v4": _V4,
-    "dot": (*_V4, "-mavx512vnni", "-mavx512bf16", "-mavx512vbmi"),
+    "dot": _DOT,
+    "amx": (*_DOT, "-mamx-tile", "-mamx-int8", "-mamx-bf16"),
 }
 """The instruction sets that kernels are compiled for, with the compiler's options. A variant is a namespace."""
 
-_EVERYWHERE, _KERNEL, _PRODUCT = ("v3",), ("v3", "v4"), ("v3", "v4", "dot")
+_EVERYWHERE, _KERNEL, _PRODUCT, _MATRIX = ("v3",), ("v3", "v4"), ("v3", "v4", "dot"), ("v3", "v4", "dot", "amx")
 SOURCES: Mapping[str, Sequence[str]] = {
     "cpu.cpp": _EVERYWHERE,
     "pool.cpp": _EVERYWHERE,
@@ -36,11 +38,11 @@ SOURCES: Mapping[str, Sequence[str]] = {
     "copy.cpp": _KERNEL,
     "embedding.cpp": _KERNEL,
     "gather.cpp": _KERNEL,
-    "linear.cpp": _PRODUCT,
+    "linear.cpp": _MATRIX,
     "linear_groups.cpp": _PRODUCT,
     "matmul.cpp": _KERNEL,
     "norm.cpp": _KERNEL,
-    "numbers.cpp": _PRODUCT,
+    "numbers.cpp": _MATRIX,
     "pointwise.cpp": _KERNEL,
     "read_kv_cache.cpp": _KERNEL,
     "reduce.cpp": _KERNEL,

@@ -38,7 +38,7 @@ class Library:
         return Program(handle, num_buffers, self._functions)
 
     def limit_cpu(self, limit: int) -> None:
-        """Programs made from now on use less of the processor: 1 no dot products, 2 AVX2 alone, 0 all. For tests."""
+        """Programs made from now on use less of a processor: 1 no AMX, 2 no dot products, 3 AVX2, 0 all. For tests."""
         self._functions.furiosa_limit_cpu(limit)
 
     def _declare(self) -> None:

@@ -29,7 +29,7 @@ def test_the_bytes_do_not_depend_on_directories(tmp_path: Path, monkeypatch: pyt
 def test_what_a_source_includes_is_what_the_compiler_says() -> None:
     """Objects are compiled anew when one of these files changes."""
     sources = sorted(builder.SOURCES)
-    options = ["-MM", "-march=x86-64-v4", "-DFURIOSA_VARIANT=v4"]
+    options = ["-MM", "-march=x86-64-v4", "-mamx-tile", "-DFURIOSA_VARIANT=v4"]
     command = [*compiler_command(), *options, *(str(builder.CSRC / source) for source in sources)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.replace("\\\n", "")
     files = [{Path(word).name for word in line.split()[1:]} for line in said.splitlines()]
@@ -42,6 +42,12 @@ def test_only_the_interface_can_be_seen(library_file: Path) -> None:
         f"furiosa_{name}"
         for name in ("pool_create", "pool_destroy", "program_create", "program_destroy", "program_run", "limit_cpu")
     }
+
+
+def test_the_library_has_instructions_of_amx(library_file: Path) -> None:
+    """Wherever it was compiled."""
+    listed = subprocess.run(["objdump", "-d", library_file], capture_output=True, text=True, check=True).stdout
+    assert {"ldtilecfg", "tdpbf16ps", "tdpbsud", "tilerelease"} <= set(listed.split())
 
 
 def test_the_library_needs_the_c_library_alone(library_file: Path) -> None:

@@ -1,4 +1,4 @@
-"""The `linear` kernel against products in float64, on every variant that this machine can run."""
+"""The `linear` kernel against products in float64, on every variant that this machine can run, AMX emulated."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ _DRAWN = settings(max_examples=25, suppress_health_check=[HealthCheck.function_s
 @example(m=9, n=33, k=5, dtype=torch.float16, magnitude=0, seed=1, added=(False, True), tensor=True)
 @example(m=600, n=70, k=131, dtype=torch.bfloat16, magnitude=0, seed=2, added=(False, False), tensor=False)
 def test_products(
-    each_cpu: Library,
+    each_matrix_cpu: Library,
     format_: str,
     m: int,
     n: int,
@@ -108,63 +108,67 @@ def test_products(
     bias = torch.randn(n, generator=generator).to(dtype) if added[0] else None
     residual = torch.randn(m, n, generator=generator).to(dtype) if added[1] else None
     out = torch.full((m, n), torch.nan, dtype=dtype)
-    run(each_cpu, _call(x, None, (weight, bias, residual, out)), threads=2)
+    run(each_matrix_cpu, _call(x, None, (weight, bias, residual, out)), threads=2)
     _check(out, x.double(), weight.exact, bias, residual)
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_a_row_is_the_same_among_any_number_of_rows(each_cpu: Library, format_: str) -> None:
+def test_a_row_is_the_same_among_any_number_of_rows(each_matrix_cpu: Library, format_: str) -> None:
     weight, x = _weight(format_, 72, 1100), torch.randn(600, 1100).to(torch.bfloat16)
     out = torch.empty(600, 72, dtype=torch.bfloat16)
-    run(each_cpu, _call(x, None, (weight, None, None, out)), threads=2)
+    run(each_matrix_cpu, _call(x, None, (weight, None, None, out)), threads=2)
     for rows in (1, 2, 7, 12, 30, 257):
         few = torch.empty(rows, 72, dtype=torch.bfloat16)
-        run(each_cpu, _call(x[-rows:], None, (weight, None, None, few)))
+        run(each_matrix_cpu, _call(x[-rows:], None, (weight, None, None, few)))
         assert few.equal(out[-rows:]), rows
 
 
-def test_products_of_several_weights(each_cpu: Library) -> None:
+def test_products_of_several_weights(each_matrix_cpu: Library) -> None:
     for rows in (1, 40):
         x = torch.randn(rows, 300).to(torch.bfloat16)
         weights = [_weight("bfloat16", 70, 300), _weight("int8", 1, 300), _weight("fp8", 200, 300)]
         outs = [torch.empty(rows, len(w.exact), dtype=torch.bfloat16) for w in weights]
-        run(each_cpu, _call(x, None, *((w, None, None, out) for w, out in zip(weights, outs, strict=True))), threads=2)
+        run(
+            each_matrix_cpu,
+            _call(x, None, *((w, None, None, out) for w, out in zip(weights, outs, strict=True))),
+            threads=2,
+        )
         for weight, out in zip(weights, outs, strict=True):
             _check(out, x.double(), weight.exact)
 
 
-def test_rows_that_lie_apart(each_cpu: Library) -> None:
+def test_rows_that_lie_apart(each_matrix_cpu: Library) -> None:
     weight = _weight("bfloat16", 40, 64)
     for rows in (1, 30):
         x = torch.randn(rows, 200).to(torch.bfloat16)[:, 7:71]
         residual, out = torch.randn(rows, 90)[:, 3:43], torch.full((rows, 50), 7.0)
-        run(each_cpu, _call(x, None, (weight, None, residual, out[:, 5:45])))
+        run(each_matrix_cpu, _call(x, None, (weight, None, residual, out[:, 5:45])))
         _check(out[:, 5:45], x.double(), weight.exact, residual)
         assert (out[:, :5] == 7).all()
         assert (out[:, 45:] == 7).all()
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_numbers_that_are_none_stay_in_their_row(each_cpu: Library, format_: str) -> None:
+def test_numbers_that_are_none_stay_in_their_row(each_matrix_cpu: Library, format_: str) -> None:
     """K is odd: what lies behind a row is the next one's."""
     for rows in (3, 30):
         weight, x = _weight(format_, 33, 31), torch.randn(rows, 31).to(torch.bfloat16)
         x[1, 0], x[2, 30] = torch.nan, torch.inf
         out = torch.empty(rows, 33, dtype=torch.bfloat16)
-        run(each_cpu, _call(x, None, (weight, None, None, out)))
+        run(each_matrix_cpu, _call(x, None, (weight, None, None, out)))
         assert out[1].isnan().all()
         assert not out[2].isfinite().any()
         assert out[0].isfinite().all()
         assert out[3:].isfinite().all()
 
 
-def test_a_weight_that_is_no_number(each_cpu: Library) -> None:
+def test_a_weight_that_is_no_number(each_matrix_cpu: Library) -> None:
     codes = torch.zeros(2, 8, dtype=torch.uint8)
     codes[0, 3], codes[1, 5] = 0x7F, 0xFF
     weight = Weight("fp8", pack(codes.view(torch.float8_e4m3fn)), None, codes.double())
     for rows in (1, 30):
         out = torch.zeros(rows, 2)
-        run(each_cpu, _call(torch.ones(rows, 8, dtype=torch.bfloat16), None, (weight, None, None, out)))
+        run(each_matrix_cpu, _call(torch.ones(rows, 8, dtype=torch.bfloat16), None, (weight, None, None, out)))
         assert out.isnan().all()
 
 
@@ -179,7 +183,15 @@ def test_a_weight_that_is_no_number(each_cpu: Library) -> None:
 )
 @example(m=300, n=40, k=513, dtype=torch.bfloat16, magnitude=0, of_all=False, seed=0)
 def test_products_of_rounded_rows(
-    each_cpu: Library, text: str, m: int, n: int, k: int, dtype: torch.dtype, magnitude: int, of_all: bool, seed: int
+    each_matrix_cpu: Library,
+    text: str,
+    m: int,
+    n: int,
+    k: int,
+    dtype: torch.dtype,
+    magnitude: int,
+    of_all: bool,
+    seed: int,
 ) -> None:
     family = text.partition("-")[0]
     generator = torch.Generator().manual_seed(seed)
@@ -191,7 +203,7 @@ def test_products_of_rounded_rows(
     rows = torch.empty(m, k, dtype=torch.int8 if family == "int8" else torch.bfloat16)
     scales, out = torch.empty(m), torch.empty(m, n, dtype=dtype)
     rounding = Call("round_rows", [x, largest.reshape(-1) if of_all else None, rows, scales], [FORMATS[family]])
-    run(each_cpu, rounding, _call(rows, scales, (weight, None, None, out)), threads=2)
+    run(each_matrix_cpu, rounding, _call(rows, scales, (weight, None, None, out)), threads=2)
     own = find_scheme(text)
     exact = rows.double() * scales.double()[:, None]
     allowed = 3 * _ROUNDING[dtype] * exact.abs() + _TINIEST[dtype]  # the scheme rounds number * scale
@@ -200,14 +212,14 @@ def test_products_of_rounded_rows(
 
 
 @pytest.mark.parametrize("family", ["int8", "fp8"])
-def test_rounded_rows_are_those_of_the_scheme(each_cpu: Library, family: str) -> None:
+def test_rounded_rows_are_those_of_the_scheme(each_matrix_cpu: Library, family: str) -> None:
     """Every step between two numbers, ties included; a row of zeros; and rows with NaN or infinity."""
     x = torch.linspace(-1, 1, 4001).to(torch.bfloat16).repeat(4, 1)
     x[1] = 0
     x[2, 5], x[3, 6] = torch.nan, torch.inf
     rows = torch.empty(x.shape, dtype=torch.int8 if family == "int8" else torch.bfloat16)
     scales = torch.empty(4)
-    run(each_cpu, Call("round_rows", [x, None, rows, scales], [FORMATS[family]]))
+    run(each_matrix_cpu, Call("round_rows", [x, None, rows, scales], [FORMATS[family]]))
     wanted = find_scheme(f"{family}-dynamic").round(x, x.abs().amax(-1, keepdim=True))
     found = (rows.float() * scales[:, None]).to(torch.bfloat16)
     assert found[:2].equal(wanted[:2])

@@ -95,6 +95,7 @@ struct Cpu {
     bool vnni = false;
     bool bf16 = false;
     bool vbmi = false;
+    bool amx = false;  // tiles of int8 and bf16, which the system lets this process use
 };
 const Cpu& cpu();
 

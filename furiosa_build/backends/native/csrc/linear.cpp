@@ -2,6 +2,7 @@
 //
 // A job is some blocks of 32 columns of one of the outputs, for some rows. Every output is one sum over K in order,
 // whatever the number of rows: what a row of x gives does not depend on the other rows.
+#include "linear_amx.h"
 #include "linear_jobs.h"
 #include "linear_tiles.h"
 #include "numbers.h"
@@ -39,9 +40,15 @@ constexpr int float_rows = 6, converted_rows = 4;
 #endif
 
 Choice choose(Format format, [[maybe_unused]] DType x, [[maybe_unused]] int64_t k) {
-#ifdef FURIOSA_HAS_DOT_PRODUCTS
+    [[maybe_unused]] const bool fits_int32 = k <= 1 << 16;
+#if defined(FURIOSA_HAS_TILES)
+    const Method& pairs = registers_of<RegistersOfPairs>();
+    if (x == DType::i8 && fits_int32) return {DType::i8, &registers_of<RegistersOfFours>(), nullptr, 128};
+    if (x == DType::bf16 && format == Format::bf16) return {DType::bf16, &pairs, nullptr};
+    if (x == DType::bf16 && format == Format::int8) return {DType::bf16, &expansion_of<PairsFromInt8>(), &pairs};
+    if (x == DType::bf16 && format == Format::fp8) return {DType::bf16, &expansion_of<PairsFromFp8>(), &pairs};
+#elif defined(FURIOSA_HAS_DOT_PRODUCTS)
     const Method& pairs = method_of<PairsFromBf16, 12>();
-    const bool fits_int32 = k <= 1 << 16;
     if (x == DType::i8 && fits_int32) return {DType::i8, &method_of<FoursFromInt8, 12>(), nullptr, 128};
     if (x == DType::bf16 && format == Format::bf16) return {DType::bf16, &pairs, nullptr};
     if (x == DType::bf16 && format == Format::int8) return {DType::bf16, &method_of<PairsFromInt8, 8>(), &pairs};

@@ -30,7 +30,7 @@ void furiosa_program_destroy(furiosa_program*);
 int64_t furiosa_program_run(furiosa_program*, furiosa_pool*, void* const* buffers);
 
 // Programs that are created from now on use the kernels for less of a processor: 0 for all that this one has, 1 without
-// dot products (AVX-512 alone), 2 with AVX2 alone. For tests.
+// AMX, 2 without dot products (AVX-512 alone), 3 with AVX2 alone. For tests.
 void furiosa_limit_cpu(int64_t limit);
 
 }

@@ -17,12 +17,23 @@
     namespace dot {               \
     extern const Kernel name;     \
     }
+// And for its matrix registers.
+#define DECLARE_AMX(name)         \
+    DECLARE_DOT(name)             \
+    namespace amx {               \
+    extern const Kernel name;     \
+    }
+#define BEST(name) (cpu().avx512 ? v4::name : v3::name)
+#define BEST_DOT(name) (cpu().vnni && cpu().bf16 && cpu().vbmi ? dot::name : BEST(name))
 #define CHOOSE(name) \
     case Op::name:   \
-        return cpu().avx512 ? v4::name : v3::name
+        return BEST(name)
 #define CHOOSE_DOT(name) \
     case Op::name:       \
-        return cpu().vnni && cpu().bf16 && cpu().vbmi ? dot::name : cpu().avx512 ? v4::name : v3::name
+        return BEST_DOT(name)
+#define CHOOSE_AMX(name) \
+    case Op::name:       \
+        return cpu().amx ? amx::name : BEST_DOT(name)
 
 namespace furiosa {
 
@@ -35,7 +46,7 @@ DECLARE(scatter)
 DECLARE(embedding)
 DECLARE(norm)
 DECLARE(rotary)
-DECLARE_DOT(linear)
+DECLARE_AMX(linear)
 DECLARE_DOT(linear_groups)
 DECLARE(round_rows)
 DECLARE(unpack)
@@ -57,7 +68,7 @@ const Kernel& find_kernel(Op op) {
         CHOOSE(embedding);
         CHOOSE(norm);
         CHOOSE(rotary);
-        CHOOSE_DOT(linear);
+        CHOOSE_AMX(linear);
         CHOOSE_DOT(linear_groups);
         CHOOSE(round_rows);
         CHOOSE(unpack);
