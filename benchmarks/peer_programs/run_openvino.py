@@ -5,12 +5,18 @@ from common import THREADS, Generate, Task, main
 
 
 def prepare(task: Task) -> None:
+    from openvino import save_model
+    from openvino_tokenizers import convert_tokenizer
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
+    from transformers import AutoTokenizer
 
     config = OVWeightQuantizationConfig(
         bits=int(task.format[3:]), **({"group_size": 128} if task.format == "int4" else {})
     )
     OVModelForCausalLM.from_pretrained(task.model, export=True, quantization_config=config).save_pretrained(task.work)
+    converted = convert_tokenizer(AutoTokenizer.from_pretrained(task.model), with_detokenizer=True)
+    for name, part in zip(("tokenizer", "detokenizer"), converted, strict=True):
+        save_model(part, task.work / f"openvino_{name}.xml")
 
 
 def load(task: Task) -> Generate:
