@@ -34,6 +34,7 @@ struct Call {
     int64_t num_ints;
     const double* floats;
     int64_t num_floats;
+    void* shared = nullptr;  // memory of all jobs of the call in this run: Kernel::shared_bytes
 };
 
 // Memory of one thread, for the duration of a job: 64-byte aligned, of any content.
@@ -58,6 +59,9 @@ class Scratch {
 struct Kernel {
     int64_t (*jobs)(const Call&);
     void (*run)(const Call&, int64_t begin, int64_t end, Scratch&);
+    // What all jobs need is computed once, by the jobs of another kernel, which are done before. Null: there is nothing.
+    const Kernel* preparation = nullptr;
+    size_t (*shared_bytes)(const Call&) = nullptr;  // of what it is kept in, aligned to 64 bytes
 };
 
 // Numbers of operators, as operators.py has them.

@@ -102,18 +102,16 @@ constexpr int bf16_of_fp8(int code) {
     return exponent == 0 ? bf16_bits(mantissa, -9) : bf16_bits(8 + mantissa, exponent - 10);
 }
 
-template <class Function>
-constexpr Table tabulate(Function function) {
+constexpr Table tabulate_fp8() {
     Table table{};
     for (int code = 0; code < 128; code++) {
-        table.high[code] = static_cast<uint8_t>(function(code) >> 8);
-        table.low[code] = static_cast<uint8_t>(function(code) & 0xff);
+        table.high[code] = static_cast<uint8_t>(bf16_of_fp8(code) >> 8);
+        table.low[code] = static_cast<uint8_t>(bf16_of_fp8(code) & 0xff);
     }
     return table;
 }
 
-constexpr Table of_fp8 = tabulate(bf16_of_fp8);
-constexpr Table of_int8 = tabulate([](int code) { return bf16_bits(code, 0); });
+constexpr Table of_fp8 = tabulate_fp8();
 
 inline __m512i look_up(const uint8_t (&table)[128], __m512i codes) {
     return _mm512_permutex2var_epi8(_mm512_load_si512(table), codes, _mm512_load_si512(table + 64));
@@ -145,18 +143,6 @@ struct PairsFromFp8 : OfPairs {
     static Bits weights(Bits unit) {
         const __m512i codes = exchange_middle_bytes(unit);
         return pair_with_sign<step>(look_up(of_fp8.high, codes), look_up(of_fp8.low, codes), codes);
-    }
-};
-
-struct PairsFromInt8 : OfPairs {
-    static constexpr int steps = 2;
-    template <int step>
-    static Bits weights(Bits unit) {
-        const __m512i values = exchange_middle_bytes(unit ^ static_cast<int32_t>(0x80808080));
-        const __m512i magnitudes = _mm512_abs_epi8(values), high_of_128 = _mm512_set1_epi8(0x43);
-        const __m512i high = _mm512_mask_mov_epi8(look_up(of_int8.high, magnitudes), _mm512_movepi8_mask(magnitudes),
-                                                  high_of_128);  // the table has 0 to 127
-        return pair_with_sign<step>(high, look_up(of_int8.low, magnitudes), values);
     }
 };
 

@@ -17,10 +17,12 @@ namespace {
 
 constexpr auto spin_time = std::chrono::microseconds(50);
 constexpr int pauses_between_looks_at_the_clock = 32;
-constexpr int64_t shares_of_a_thread = 8;  // of a call's jobs: few enough to be cheap, small enough to end together
+constexpr int64_t shares_of_a_thread = 4;
 
-int64_t share(int64_t jobs, size_t threads) {
-    return std::max<int64_t>(1, jobs / (static_cast<int64_t>(threads) * shares_of_a_thread));
+// How many jobs a thread takes at a time: a share of those that are left, so that taking them is cheap at first, and all
+// threads end together.
+int64_t share(int64_t left, size_t threads) {
+    return std::max<int64_t>(1, left / (static_cast<int64_t>(threads) * shares_of_a_thread));
 }
 
 }  // namespace
@@ -142,12 +144,14 @@ void Pool::go_through(Scratch& scratch) {
 
 int64_t Pool::take_jobs(uint32_t number, Scratch& scratch) {
     const PreparedCall& prepared = calls_[number];
-    const int64_t jobs = prepared.jobs, step = share(jobs, workers_.size() + 1);
+    std::atomic<int64_t>& next = progress_[number].next;
     int64_t taken = 0;
     while (true) {
-        const int64_t begin = progress_[number].next.fetch_add(step);
-        if (begin >= jobs) return taken;
-        const int64_t end = std::min(jobs, begin + step);
+        int64_t begin = next.load(), end = 0;
+        do {
+            if (begin == prepared.jobs) return taken;
+            end = begin + share(prepared.jobs - begin, workers_.size() + 1);
+        } while (!next.compare_exchange_weak(begin, end));
         try {
             prepared.kernel->run(prepared.call, begin, end, scratch);
         } catch (const std::bad_alloc&) {

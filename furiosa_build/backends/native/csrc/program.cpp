@@ -1,5 +1,6 @@
 #include "program.h"
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -80,13 +81,21 @@ class Instance {
                             static_cast<int64_t>(operation.ints.size()),
                             operation.floats.data(),
                             static_cast<int64_t>(operation.floats.size())};
-            const int64_t jobs = operation.kernel->jobs(call);
-            if (jobs > 0) calls_.push_back({operation.kernel, call, jobs});
+            for (const Kernel* kernel : {operation.kernel->preparation, operation.kernel}) {
+                const int64_t jobs = kernel == nullptr ? 0 : kernel->jobs(call);
+                if (jobs > 0) calls_.push_back({kernel, call, jobs});
+            }
+            if (operation.kernel->shared_bytes != nullptr) {
+                shared_bytes_ = std::max(shared_bytes_, operation.kernel->shared_bytes(call));
+            }
             tensors += call.num_tensors;
         }
     }
 
-    void run(Pool& pool, void* const* buffers, int64_t num_buffers, void* arena) {
+    // `arena_bytes`: a multiple of 64.
+    void run(Pool& pool, void* const* buffers, int64_t num_buffers, size_t arena_bytes) {
+        char* arena = static_cast<char*>(pool.arena(arena_bytes + shared_bytes_));
+        for (PreparedCall& prepared : calls_) prepared.call.shared = arena + arena_bytes;
         for (size_t i = 0; i < places_.size(); i++) {
             const Place& place = places_[i];
             if (place.buffer < 0) continue;
@@ -100,6 +109,7 @@ class Instance {
     std::vector<Tensor> tensors_;  // the operands of every call, one call after the other
     std::vector<Place> places_;
     std::vector<PreparedCall> calls_;
+    size_t shared_bytes_ = 0;  // of the call whose jobs share the most
 };
 
 }  // namespace
@@ -112,14 +122,13 @@ struct furiosa_pool {
 
 struct furiosa_program {
     furiosa_program(std::vector<furiosa::Operation> operations, int64_t num_buffers, int64_t arena_bytes)
-        : operations_(std::move(operations)), num_buffers_(num_buffers), arena_bytes_(static_cast<size_t>(arena_bytes)) {
+        : operations_(std::move(operations)), num_buffers_(num_buffers), arena_bytes_((static_cast<size_t>(arena_bytes) + 63) / 64 * 64) {
         give_back(std::make_unique<furiosa::Instance>(operations_));
     }
 
     void run(furiosa::Pool& pool, void* const* buffers) {
-        void* arena = pool.arena(arena_bytes_);
         std::unique_ptr<furiosa::Instance> instance = take();
-        instance->run(pool, buffers, num_buffers_, arena);
+        instance->run(pool, buffers, num_buffers_, arena_bytes_);
         give_back(std::move(instance));
     }
 
