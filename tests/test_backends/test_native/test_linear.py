@@ -57,7 +57,7 @@ def _call(x: Tensor, x_scale: Tensor | None, *products: tuple[Weight, Tensor | N
 
 
 def _check(out: Tensor, x: Tensor, weight: Tensor, *added: Tensor | None, x_error: Tensor | float = 0.0) -> None:
-    """Whether out is x @ weight.T and what is added, all in float64, but for rounding; of x, too, by as much as is said."""
+    """Whether out is x @ weight.T and what is added, all in float64, but for rounding: of x by up to `x_error`, too."""
     wanted, size = x @ weight.T, x.abs() @ weight.abs().T
     x_error = (torch.zeros_like(x) + x_error) @ weight.abs().T
     for term in added:
@@ -73,7 +73,7 @@ def _check(out: Tensor, x: Tensor, weight: Tensor, *added: Tensor | None, x_erro
 
 
 def _x_error(x: Tensor, format_: str) -> Tensor | float:
-    """What numbers of x may be rounded by: of bfloat16, where int8 is multiplied, by a 2^15th of the largest of 2048."""
+    """What numbers of x may be rounded by: bfloat16 that meets int8 by a 2^15th of the largest of 2048."""
     if x.dtype is not torch.bfloat16 or format_ != "int8":
         return 0.0
     pieces = x.double().abs().split(2048, 1)
