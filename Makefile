@@ -34,7 +34,7 @@ test: install  ## every test but the grids, on all cores: some 11 minutes on two
 test-all: test clients  ## the tests, then the grids: checks repeated over many models and settings, and standard clients
 	$(BIN)/pytest -n auto -m grid
 
-sanitize: install  ## the kernels' tests under AddressSanitizer and UBSan, the pool's under ThreadSanitizer too
+sanitize: install  ## the kernels' tests under AddressSanitizer and UBSan; those of products, attention and rows under ThreadSanitizer
 	@for name in libasan.so libubsan.so libtsan.so; do \
 	  test -e "$$($${CXX:-g++} -print-file-name=$$name)" || { echo "$$name is missing: it comes with g++" >&2; exit 1; }; \
 	done
@@ -42,6 +42,9 @@ sanitize: install  ## the kernels' tests under AddressSanitizer and UBSan, the p
 	FURIOSA_TEST_KERNEL_OPTIONS="-O1 -fsanitize=address,undefined -fno-sanitize-recover=all" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" $(BIN)/pytest --capture=sys -m "not grid" \
 	  --ignore tests/test_backends/test_native/test_build_library.py tests/test_backends/test_native
+	FURIOSA_TEST_THREADS=4 FURIOSA_TEST_KERNEL_OPTIONS="-O1 -fsanitize=thread" TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1 \
+	setarch -R env LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libtsan.so)" $(BIN)/pytest --capture=sys -m "not grid" \
+	  $(addprefix tests/test_backends/test_native/test_,linear.py linear_groups.py attention.py rows.py)
 
 clients: install  ## make .venv-clients, where test-all has the clients that it runs against the server
 	tests/test_server/clients/install.sh $(BIN)/python .venv-clients

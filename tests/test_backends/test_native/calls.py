@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -35,7 +36,8 @@ class Call(NamedTuple):
 
 
 def run(library: Library, *calls: Call, threads: int = 1) -> None:
-    """Runs the calls, in order, on the tensors where they are."""
+    """Runs the calls, in order, on the tensors where they are. `make sanitize` has more threads run them."""
+    threads = int(os.environ.get("FURIOSA_TEST_THREADS", threads))
     tensors = list({id(tensor): tensor for call in calls for tensor in call.tensors if tensor is not None}.values())
     places = {id(tensor): index for index, tensor in enumerate(tensors)}
     code: list[int] = []
