@@ -40,6 +40,10 @@ class Device(ABC, Generic[T]):
     def allocate(self, layout: Layout) -> T:
         """A tensor of zeros. Raises MemoryError when there is no memory for it."""
 
+    def allocate_kv_cache(self, layout: Layout) -> T:
+        """A new KV cache of zeros, [slots, ...], with at least as many slots. Raises MemoryError."""
+        return self.allocate(layout)
+
     @abstractmethod
     def layout(self, tensor: T) -> Layout:
         """Its dtype and shape."""

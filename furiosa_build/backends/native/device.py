@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from furiosa_build.backends.device import Device
 from furiosa_build.backends.native import tensors
-from furiosa_build.backends.native.packing import packed_layout
+from furiosa_build.backends.native.packing import GROUP_SLOTS, packed_layout
 from furiosa_build.backends.native.tensors import HostTensor
 from furiosa_build.backends.native.threads import limit_threads, usable_cores
 from furiosa_build.core.safetensors_header import DTYPES, read_header
@@ -49,6 +49,11 @@ class NativeDevice(Device[HostTensor]):
 
     def allocate(self, layout: Layout) -> HostTensor:
         return tensors.zeros(layout)
+
+    def allocate_kv_cache(self, layout: Layout) -> HostTensor:
+        """With whole groups of slots."""
+        slots, *others = layout.shape
+        return self.allocate(Layout(layout.dtype, (-(-slots // GROUP_SLOTS) * GROUP_SLOTS, *others)))
 
     def layout(self, tensor: HostTensor) -> Layout:
         return tensor.layout

@@ -42,7 +42,7 @@ class Emission:
         self._results = [node for node, _ in outputs]
         self._inputs = {node: self.builder.inputs[number] for number, (node, _) in enumerate(inputs)}
         self._packed = {node for node, spec in inputs if is_packed_input(spec)}
-        self._caches = {node for node, spec in inputs if None in spec.shape}
+        self._caches = {node: spec.name for node, spec in inputs if None in spec.shape}
         self._constants, self._covered = constants, covered
         self._values: dict[Node, Value | list[Value]] = {}
         self._outs: dict[Node, Value] = {}
@@ -93,6 +93,10 @@ class Emission:
     def is_cache(self, node: Node) -> bool:
         """Whether a node is a KV cache: an input whose number of slots is not known."""
         return node in self._caches
+
+    def has_values(self, cache: Node) -> bool:
+        """Whether it is a cache of values: its layout is not that of keys."""
+        return self._caches[cache] == "value_cache"
 
     def _outer_value(self, node: Node) -> Value:
         """An input or a constant. A packed one is unpacked: what takes it as it is asks for `weight`."""

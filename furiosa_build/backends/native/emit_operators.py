@@ -168,7 +168,8 @@ def _index(emission: Emission, node: Node) -> None:
     of, indices = _argument(node, 0), list(_argument(node, 1))
     x = emission.value(of)
     if emission.is_cache(of):
-        emission.builder.call("read_kv_cache", [x, emission.value(indices[0]), emission.out(node)])
+        operands = [x, emission.value(indices[0]), emission.out(node)]
+        emission.builder.call("read_kv_cache", operands, [int(emission.has_values(of))])
         return
     dim = next(number for number, index in enumerate(indices) if index is not None)
     indices = indices[dim:]

@@ -130,23 +130,25 @@ OPERATORS = {
         "key value key_cache! value_cache! slot_mapping",
         "key_cache[slot_mapping[b, t], h] = key[b, h, t], and so of the values: [batch, kv_heads, tokens, size], caches"
         " [slots, kv_heads, size], slot_mapping int64 [batch, tokens]. The dtype of key is that of key_cache, and so of"
-        " the values. The last dimension is contiguous in all tensors.",
+        " the values. The last dimension is contiguous in key and value; caches are laid out as csrc/kv_cache.h has it:"
+        " the size of keys is even where they have 16 bits.",
     ),
     "read_kv_cache": Operator(
         17,
         "cache slots out!",
         "out [batch, context, kv_heads, size] = cache[slots], as it was when the call began: for attention that a graph"
-        " computes itself. The last dimension is contiguous in all tensors.",
+        " computes itself. The last dimension of out is contiguous. part 0: the cache is of keys, 1: of values.",
+        ints=("part",),
     ),
     "paged_attention": Operator(
         11,
-        "query key? value? key_cache? value_cache? context_slots? context_lens? position_ids? sinks? out!? partial!?",
-        "backends.ops.paged_attention without its writes. query [batch, heads, tokens, size]; either key and value, or"
-        " the caches and context_slots, with context_lens for one token and position_ids for several; out [batch,"
-        " tokens, heads, size of values]. Instead of out there may be partial, float32 [batch, chunks, tokens, heads,"
-        " size of values + 2], of which `join_attention` makes it, and no sinks: chunk i is about positions from"
-        " i * chunk_tokens on, a multiple of 64. sliding_window and softcap 0: there is none. All but indices are"
-        " float32, bf16 or f16; the last dimension is contiguous in all of them.",
+        "query key_cache value_cache context_slots context_lens? position_ids? sinks? out!? partial!?",
+        "backends.ops.paged_attention without its writes, from the caches alone. query [batch, heads, tokens, size]. A"
+        " token attends to the first context_lens, or to those up to its position, or, where neither is given, to those"
+        " up to its own number; out [batch, tokens, heads, size of values]. Instead of out there may be partial,"
+        " float32 [batch, chunks, tokens, heads, size of values + 2], of which `join_attention` makes it, and no sinks:"
+        " chunk i is about positions from i * chunk_tokens on, a multiple of 64. sliding_window and softcap 0: there is"
+        " none. All but indices are float32, bf16 or f16; the last dimension is contiguous in all of them.",
         ints=("sliding_window", "chunk_tokens"),
         floats=("scaling", "softcap"),
     ),

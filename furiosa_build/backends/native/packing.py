@@ -23,6 +23,8 @@ ROWS = 32
 """Rows of a block."""
 UNIT = 4
 """Bytes of a unit."""
+GROUP_SLOTS = 16
+"""Slots of a KV cache that lie together: csrc/kv_cache.h has how."""
 _FLOATS = ("float32", "bfloat16", "float16", "float8_e4m3fn")
 _INTS = ("int8", "uint8", "int32")
 """Numbers of int8: as they are; with 128 added; and four of the latter in an int32."""

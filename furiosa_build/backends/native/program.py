@@ -12,6 +12,7 @@ from furiosa_build.backends.native import tensors
 from furiosa_build.backends.native.check import check_plan
 from furiosa_build.backends.native.encode import encode
 from furiosa_build.backends.native.library import Library
+from furiosa_build.backends.native.packing import GROUP_SLOTS
 from furiosa_build.backends.native.plan import Plan
 from furiosa_build.backends.native.tensors import HostTensor
 from furiosa_build.backends.native.threads import ThreadPools
@@ -39,7 +40,10 @@ class NativeProgram:
     def run(self, inputs: Sequence[HostTensor]) -> list[HostTensor]:
         """Raises ValueError for inputs that are not as large as the plan says."""
         for given, size in zip(inputs, self._sizes, strict=True):
-            if size is not None and given.nbytes != size:
+            if size is None:
+                if given.layout.shape[0] % GROUP_SLOTS:
+                    raise ValueError(f"a KV cache has {given.layout.shape[0]} slots, not a multiple of {GROUP_SLOTS}")
+            elif given.nbytes != size:
                 raise ValueError(f"an input of {size} bytes is given as {given.layout}")
         outputs = [tensors.empty(layout) for layout in self._outputs]
         buffers = [tensor.address for tensor in (*inputs, *outputs, self._constants)]

@@ -129,7 +129,7 @@ class RankRunner:
             for spec in (spec for spec in self._opened.artifact.kv_cache if spec.stage == self.stage):
                 for name, shape in spec.shapes.items():
                     layout = Layout(_dtype(spec.dtype), (self.num_slots, *shape))
-                    caches[spec.layer, name] = self._device.allocate(layout)
+                    caches[spec.layer, name] = self._device.allocate_kv_cache(layout)
         except MemoryError as error:
             raise UserError(
                 f"no memory for KV caches of {self.num_slots} tokens",

@@ -52,6 +52,29 @@ def run(library: Library, *calls: Call, threads: int = 1) -> None:
     program.run(library.pool(threads), [tensor.data_ptr() for tensor in tensors])
 
 
+def lay_out_cache(cache: Tensor, part: str) -> Tensor:
+    """A cache [slots, heads, size] as csrc/kv_cache.h lays it out, in a tensor of the same shape; whole groups only."""
+    slots, heads, size = cache.shape
+    numbers = 4 // cache.itemsize
+    if part == "keys":
+        words = cache.reshape(-1, 16, heads, size // numbers, numbers).permute(0, 2, 3, 1, 4)
+    else:
+        words = cache.reshape(-1, 16 // numbers, numbers, heads, size).permute(0, 3, 1, 4, 2)
+    return words.reshape(slots, heads, size)
+
+
+def read_cache(laid_out: Tensor, part: str) -> Tensor:
+    """The inverse of `lay_out_cache`."""
+    places = torch.arange(laid_out.numel()).reshape(laid_out.shape)
+    numbers = 4 // laid_out.itemsize
+    slots, heads, size = laid_out.shape
+    if part == "keys":
+        words = places.reshape(-1, heads, size // numbers, 16, numbers).permute(0, 3, 1, 2, 4)
+    else:
+        words = places.reshape(-1, heads, 16 // numbers, size, numbers).permute(0, 2, 4, 1, 3)
+    return laid_out.reshape(-1)[words.reshape(slots, heads, size)]
+
+
 def encode(buffer: int, tensor: Tensor, offset: int = 0) -> list[int]:
     """A tensor of a program that lies `offset` bytes behind the beginning of a buffer."""
     padding = [0] * (MOST_DIMENSIONS - tensor.dim())

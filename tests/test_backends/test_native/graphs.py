@@ -20,6 +20,8 @@ from furiosa_build.ir.segment import Segment
 from furiosa_build.ir.tensors import TensorSpec
 from furiosa_build.models.tracing import BucketShape, Tracer
 
+from .calls import lay_out_cache, read_cache
+
 BUCKETS = {"prefill": BucketShape(2, 16, 16), "append": BucketShape(2, 4, 16), "decode": BucketShape(2, 1, 16)}
 LINEARS = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
 
@@ -109,13 +111,20 @@ def run_on_torch(program: NativeProgram, inputs: Sequence[Tensor]) -> list[Tenso
 def assert_equal_to_eager(graph: Graph, inputs: Sequence[Tensor], library: Path, tolerance: float = 1e-5) -> Plan:
     """A graph gives the same by both, caches included. The tolerance is relative to the largest number."""
     plan, own = make_plan(graph), [x.clone() for x in inputs]
+    own = [x if part is None else lay_out_cache(x, part) for x, part in zip(own, _parts(graph), strict=True)]
     expected = [*GraphInterpreter(graph)(*inputs), *_caches(graph, inputs)]
-    found = [*run_plan(plan, library, graph, own), *_caches(graph, own)]
+    found = [*run_plan(plan, library, graph, own)]
+    found += [read_cache(x, part) for x, part in zip(own, _parts(graph), strict=True) if part is not None]
     for one, other in zip(found, expected, strict=True):
         assert (one.dtype, one.shape) == (other.dtype, other.shape)
         atol = tolerance * (float(other.double().abs().nan_to_num(0, 0).max()) if other.numel() else 0)
         torch.testing.assert_close(one, other, rtol=0, atol=atol, equal_nan=True)
     return plan
+
+
+def _parts(graph: Graph) -> list[str | None]:
+    """What the inputs are caches of."""
+    return [{"key_cache": "keys", "value_cache": "values"}.get(spec.name) for spec in graph.inputs]
 
 
 def _caches(graph: Graph, inputs: Sequence[Tensor]) -> list[Tensor]:

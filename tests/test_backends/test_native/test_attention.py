@@ -11,16 +11,18 @@ from torch import Tensor
 from furiosa_build.backends.native.library import Library
 from furiosa_build.backends.ops import paged_attention_reference, write_kv_cache_reference
 
-from .calls import Call, run
+from .calls import Call, lay_out_cache, read_cache, run
 
-SLOTS = 700
+SLOTS = 704
 TOLERANCE = {torch.float32: 4e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 """Largest error, in units of the largest value that is attended to: what rounding shares and outputs costs."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """Shapes of one call. `context` is 0 for prefill; decode has one token. `chunk`: the context is divided."""
+    """Shapes of one call. `context` is 0 for prefill; decode has one token. `chunk`: the context is divided. `block`:
+    so many slots lie side by side.
+    """
 
     batch: int = 2
     kv_heads: int = 2
@@ -35,6 +37,7 @@ class Case:
     scaling: float | None = None
     dtype: torch.dtype = torch.float32
     chunk: int | None = None
+    block: int = 16
 
 
 CASES = {
@@ -55,11 +58,14 @@ CASES = {
     "append, sliding": Case(tokens=40, context=180, window=50, group=5),
     "append, capped": Case(tokens=9, context=90, softcap=2.0, sinks=True),
     "divided": Case(context=300, chunk=128, group=4),
+    "slots anywhere": Case(context=300, block=1),
+    "slots anywhere, append": Case(tokens=20, context=130, block=5),
+    "slots anywhere, prefill": Case(tokens=70, context=0, block=1),
     "divided, sliding": Case(context=300, chunk=64, window=70, batch=3),
     "divided, append, all": Case(
         tokens=5, context=220, chunk=64, window=90, softcap=3.0, sinks=True, size=80, value_size=33
     ),
-    "odd sizes": Case(tokens=5, context=40, size=33, value_size=19),
+    "odd sizes": Case(tokens=5, context=40, size=34, value_size=19),
     "values of another size": Case(tokens=17, context=80, size=96, value_size=64),
     "large heads": Case(batch=1, kv_heads=1, tokens=3, context=70, size=256, value_size=256),
 }
@@ -102,7 +108,7 @@ def draw(case: Case, seed: int = 0) -> Operands:
 
     heads, context = case.kv_heads * case.group, case.context or case.tokens
     lens = torch.randint(case.tokens, context + 1, (case.batch,))
-    slots = torch.stack([torch.randperm(SLOTS - 1)[:context] + 1 for _ in range(case.batch)])
+    slots = draw_slots(case, context)
     positions = torch.stack([torch.arange(int(n) - case.tokens, int(n)) for n in lens])
     found = Operands(
         # As a model has them: the heads' dimension moved before that of the tokens.
@@ -118,6 +124,16 @@ def draw(case: Case, seed: int = 0) -> Operands:
         sinks=normal(heads) if case.sinks else None,
     )
     return found
+
+
+def draw_slots(case: Case, context: int) -> Tensor:
+    """Slots of blocks that lie anywhere; sequences share some of them, where they only read."""
+    num_blocks, size = -(-context // case.block), case.block
+    drawn = [torch.randperm(SLOTS // size - 1)[: case.batch * num_blocks] + 1 for _ in range(case.batch)]
+    if not case.context:
+        drawn = list(drawn[0].reshape(case.batch, -1))
+    places = torch.arange(size)
+    return torch.stack([(blocks[:num_blocks, None] * size + places).reshape(-1)[:context] for blocks in drawn])
 
 
 def expected(case: Case, given: Operands) -> Tensor:
@@ -149,11 +165,15 @@ def attend(library: Library, case: Case, given: Operands, threads: int = 2) -> T
     batch, heads, tokens, size = given.query.shape
     out = torch.full((batch, tokens, heads, given.value.shape[-1]), torch.nan, dtype=case.dtype)
     cached = case.context > 0
+    key_cache, value_cache = given.key_cache, given.value_cache
+    if not cached:
+        key_cache, value_cache = key_cache.clone(), value_cache.clone()
+        write_kv_cache_reference(given.key, given.value, key_cache, value_cache, given.slot_mapping)
     operands = [
         given.query,
-        *((None, None) if cached else (given.key, given.value)),
-        *((given.key_cache, given.value_cache) if cached else (None, None)),
-        *(given.context_slots, given.context_lens, given.position_ids),
+        *(lay_out_cache(key_cache, "keys"), lay_out_cache(value_cache, "values")),
+        given.context_slots if cached else given.slot_mapping,
+        *(given.context_lens, given.position_ids),
     ]
     floats = [size**-0.5 if case.scaling is None else case.scaling, case.softcap or 0.0]
     window = case.window or 0
@@ -194,6 +214,25 @@ def test_numbers_depend_on_nothing_beside_them(library: Library, name: str, dtyp
         assert torch.equal(found[number : number + 1], attend(library, case, given.of_sequence(number)))
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", ["decode", "append, sliding", "prefill", "divided, append, all", "odd sizes"])
+def test_numbers_do_not_depend_on_where_the_context_lies(each_width: Library, name: str, dtype: torch.dtype) -> None:
+    case = replace(CASES[name], dtype=dtype, batch=1)
+    given = draw(case)
+    rows = given.slot_mapping if given.context_slots is None else given.context_slots
+    found = attend(each_width, case, given)
+    for block in (1, 3, 8, 16, 32):
+        slots = draw_slots(replace(case, block=block), rows.shape[1])
+        moved = replace(given, key_cache=given.key_cache.clone(), value_cache=given.value_cache.clone())
+        for cache, before in ((moved.key_cache, given.key_cache), (moved.value_cache, given.value_cache)):
+            cache[slots[0]] = before[rows[0]]
+        if given.context_slots is None:
+            moved.slot_mapping = slots
+        else:
+            moved.context_slots = slots
+        assert torch.equal(found, attend(each_width, case, moved))
+
+
 @pytest.mark.parametrize(
     "name", ["decode", "decode, sliding", "append, sliding", "prefill, sliding", "divided, sliding"]
 )
@@ -203,7 +242,7 @@ def test_what_lies_outside_the_context_is_not_read(library: Library, name: str) 
     clean = attend(library, case, given)
     if given.context_slots is not None:
         length = int(given.context_lens if given.context_lens is not None else given.position_ids[0, -1] + 1)
-        first = 0 if case.window is None else max(0, length - case.tokens + 1 - case.window) // 64 * 64
+        first = 0 if case.window is None else max(0, length - case.tokens + 1 - case.window)
         unused = torch.ones(SLOTS, dtype=torch.bool)
         unused[given.context_slots[0, first:length]] = False
         given.key_cache[unused] = given.value_cache[unused] = torch.nan
@@ -227,12 +266,12 @@ def test_nothing_to_attend_to_gives_zeros_and_nan_goes_through(
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_the_cache_is_written(library: Library, dtype: torch.dtype) -> None:
-    given = draw(Case(batch=3, tokens=7, kv_heads=3, size=33, value_size=20, dtype=dtype))
+def test_the_cache_is_written(each_width: Library, dtype: torch.dtype) -> None:
+    given = draw(Case(batch=3, tokens=7, kv_heads=3, size=34, value_size=21, dtype=dtype))
     given.slot_mapping[2, 4:] = 0  # padding: the last of them stays
     key_cache, value_cache = given.key_cache.clone(), given.value_cache.clone()
     write_kv_cache_reference(given.key, given.value, key_cache, value_cache, given.slot_mapping)
-    operands = [given.key, given.value, given.key_cache, given.value_cache, given.slot_mapping]
-    run(library, Call("write_kv_cache", operands))
-    assert torch.equal(given.key_cache, key_cache)
-    assert torch.equal(given.value_cache, value_cache)
+    keys, values = lay_out_cache(given.key_cache, "keys"), lay_out_cache(given.value_cache, "values")
+    run(each_width, Call("write_kv_cache", [given.key, given.value, keys, values, given.slot_mapping]))
+    assert torch.equal(read_cache(keys, "keys"), key_cache)
+    assert torch.equal(read_cache(values, "values"), value_cache)

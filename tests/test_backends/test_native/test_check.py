@@ -100,12 +100,12 @@ def test_a_reduction_keeps_the_kind_of_its_numbers(plan: Plan) -> None:
 def test_what_is_read_as_a_cache_is_one(decode_plan: Plan) -> None:
     """The library takes slots of it that only the runtime knows the number of."""
     number, call = next((n, call) for n, call in enumerate(decode_plan.calls) if call.op == "paged_attention")
-    cache = decode_plan.tensors[call.tensors[3] or 0]
+    cache = decode_plan.tensors[call.tensors[1] or 0]
     elsewhere = cache.model_copy(update={"buffer": decode_plan.num_buffers, "offset": 0})
     moved = decode_plan.model_copy(update={"tensors": [*decode_plan.tensors, elsewhere]})
     check_plan(moved)
     with pytest.raises(ValueError, match=f"calls.{number}., paged_attention: a cache is not one"):
-        check_plan(_changed(moved, ["calls", number, "tensors", 3], len(decode_plan.tensors)))
+        check_plan(_changed(moved, ["calls", number, "tensors", 1], len(decode_plan.tensors)))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

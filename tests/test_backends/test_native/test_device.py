@@ -74,6 +74,7 @@ def test_a_parameter_is_reinterpreted_or_refused() -> None:
 
 
 def test_memory() -> None:
+    assert OWN.allocate_kv_cache(Layout("bfloat16", (17, 2, 4))).layout.shape == (32, 2, 4)
     allocated = OWN.allocate(Layout("bfloat16", (4, 3)))
     assert (allocated.address % 64, allocated.nbytes, allocated.array.any()) == (0, 24, False)
     array = np.arange(4).reshape(2, 2)

@@ -1,4 +1,4 @@
-// write_kv_cache, paged_attention, and join_attention.
+// paged_attention and join_attention.
 #include "attention.h"
 
 #include "attention_tiles.h"
@@ -13,7 +13,12 @@ int64_t attention_jobs(const Call& call) { return Attention(call).jobs(); }
 
 template <class Arithmetic>
 void attend(const Attention& attention, int64_t begin, int64_t end, Scratch& scratch) {
-    for (int64_t job = begin; job < end; job++) Job<Arithmetic>(attention, job, scratch).run();
+    Share share = attention.share(begin);
+    for (int64_t job = begin; job < end; job++) {
+        const Share next = job + 1 < end ? attention.share(job + 1) : Share{};
+        Job<Arithmetic>(attention, share, scratch).run(next);
+        share = next;
+    }
 }
 
 void run_attention(const Call& call, int64_t begin, int64_t end, Scratch& scratch) {
@@ -28,8 +33,11 @@ void run_attention(const Call& call, int64_t begin, int64_t end, Scratch& scratc
 
 // ---- join_attention: partial [batch, chunks, tokens, heads, size + 2], sinks?, out [batch, tokens, heads, size]
 
-// A job is a token of a sequence.
-int64_t join_jobs(const Call& call) { return call.tensors[2].shape[0] * call.tensors[2].shape[1]; }
+// A job is a head of a token.
+int64_t join_jobs(const Call& call) {
+    const Tensor& out = call.tensors[2];
+    return out.shape[0] * out.shape[1] * out.shape[2];
+}
 
 void join(const Tensor& partial, const Tensor& sinks, const Tensor& out, int64_t sequence, int64_t token, int64_t head) {
     const int64_t size = out.shape[3], chunks = partial.shape[1];
@@ -58,35 +66,14 @@ void join(const Tensor& partial, const Tensor& sinks, const Tensor& out, int64_t
 
 void run_join(const Call& call, int64_t begin, int64_t end, Scratch&) {
     const Tensor &partial = call.tensors[0], &sinks = call.tensors[1], &out = call.tensors[2];
-    for (int64_t job = begin; job < end; job++)
-        for (int64_t head = 0; head < out.shape[2]; head++)
-            join(partial, sinks, out, job / out.shape[1], job % out.shape[1], head);
-}
-
-// ---- write_kv_cache: key, value, key_cache, value_cache, slot_mapping
-
-void write(const Tensor& tokens, const Tensor& cache, const Tensor& slots, int64_t head) {
-    const Rows from = Rows::of_tokens(tokens), to = Rows::of_cache(cache);
-    const auto bytes = static_cast<size_t>(from.size * bytes_of(from.dtype));
-    for (int64_t sequence = 0; sequence < tokens.shape[0]; sequence++)
-        for (int64_t token = 0; token < tokens.shape[2]; token++)
-            __builtin_memcpy(to.at(0, head, number(slots, sequence, token)), from.at(sequence, head, token), bytes);
-}
-
-// A job is a KV head: where several tokens have one slot, as those of padding do, the last one stays.
-int64_t write_jobs(const Call& call) { return call.tensors[0].shape[1]; }
-
-void run_write(const Call& call, int64_t begin, int64_t end, Scratch&) {
-    const Tensor* t = call.tensors;
-    for (int64_t head = begin; head < end; head++) {
-        write(t[0], t[2], t[4], head);
-        write(t[1], t[3], t[4], head);
+    for (int64_t job = begin; job < end; job++) {
+        const int64_t head = job % out.shape[2], row = job / out.shape[2];
+        join(partial, sinks, out, row / out.shape[1], row % out.shape[1], head);
     }
 }
 
 }  // namespace
 
-extern const Kernel write_kv_cache{write_jobs, run_write};
 extern const Kernel paged_attention{attention_jobs, run_attention};
 extern const Kernel join_attention{join_jobs, run_join};
 

@@ -1,6 +1,7 @@
 // What attention reads, writes and multiplies: rows of stored numbers, and products of a few rows with packed columns.
 #pragma once
 
+#include "attention.h"
 #include "attention_vectors.h"
 
 namespace furiosa::FURIOSA_VARIANT {
@@ -44,22 +45,46 @@ inline void write(char* row, DType dtype, int64_t size, int64_t from, Floats num
 
 // ---- Products
 
-// c[M][N vectors] = a[M][words] * b[words][N vectors], on top of what c is if `add`.
+// What is read next comes from memory while there is something to multiply: some lines at each step. Groups lie anywhere,
+// and the processor does not guess where the next ones are.
+class Ahead {
+  public:
+    void add(const char* group, int64_t bytes) { groups_[count_++] = {group, group + bytes}; }
+
+    // The compiler deletes loops that do nothing but prefetch, unless it cannot know. To the second level: the first one
+    // has what is computed with.
+    void fetch() {
+        for (int64_t lines = 0; lines < lines_of_step && next_ < count_; lines++) {
+            Group& group = groups_[next_];
+            asm volatile("prefetcht1 %0" : : "m"(*group.at));
+            group.at += 64;
+            if (group.at >= group.end) next_++;
+        }
+    }
+
+  private:
+    static constexpr int64_t lines_of_step = 4;
+    struct Group {
+        const char *at, *end;
+    };
+    Group groups_[2 * tile_groups];
+    int64_t count_ = 0, next_ = 0;
+};
+
+// Scores [M][N vectors] of queries [M][words] against keys: N columns of vectors, each [words], `stride` from one to the
+// next.
 template <class Arithmetic, int M, int N>
-inline void product(const Word* a, int64_t a_stride, const Word* b, int64_t b_stride, int64_t words, float* c,
-                    int64_t c_stride, bool add) {
-    Floats sums[M][N];
-#pragma GCC unroll 8
-    for (int m = 0; m < M; m++)
-#pragma GCC unroll 4
-        for (int n = 0; n < N; n++) sums[m][n] = add ? load<Floats>(c + m * c_stride + n * lanes) : Floats{};
+inline void score(const Word* queries, int64_t words, const Word* const* keys, int64_t stride, float* scores,
+                  Ahead& ahead) {
+    Floats sums[M][N] = {};
     for (int64_t word = 0; word < words; word++) {
         Words columns[N];
 #pragma GCC unroll 4
-        for (int n = 0; n < N; n++) columns[n] = load<Words>(b + word * b_stride + n * lanes);
+        for (int n = 0; n < N; n++) columns[n] = load<Words>(keys[n] + word * stride);
+        ahead.fetch();
 #pragma GCC unroll 8
         for (int m = 0; m < M; m++) {
-            const Word factor = a[m * a_stride + word];
+            const Word factor = queries[m * words + word];
 #pragma GCC unroll 4
             for (int n = 0; n < N; n++) sums[m][n] = Arithmetic::multiply_add(sums[m][n], factor, columns[n]);
         }
@@ -67,25 +92,78 @@ inline void product(const Word* a, int64_t a_stride, const Word* b, int64_t b_st
 #pragma GCC unroll 8
     for (int m = 0; m < M; m++)
 #pragma GCC unroll 4
-        for (int n = 0; n < N; n++) store(c + m * c_stride + n * lanes, sums[m][n]);
+        for (int n = 0; n < N; n++) store(scores + m * tile_tokens + n * lanes, sums[m][n]);
 }
 
-// The same for any number of vectors, as many at a time as the registers hold.
+// Adds to outputs [M][N vectors] the shares [M][groups * rows] times values: `groups` of them, each [rows][N vectors].
+template <class Arithmetic, int M, int N>
+inline void add_values(const Word* shares, int64_t share_stride, const Word* const* values, int64_t groups, int64_t rows,
+                       int64_t at, int64_t stride, float* outputs, Ahead& ahead) {
+    Floats sums[M][N];
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) sums[m][n] = load<Floats>(outputs + m * stride + n * lanes);
+    for (int64_t group = 0; group < groups; group++) {
+        for (int64_t row = 0; row < rows; row++) {
+            Words columns[N];
+#pragma GCC unroll 4
+            for (int n = 0; n < N; n++) columns[n] = load<Words>(values[group] + row * stride + at + n * lanes);
+            ahead.fetch();
+#pragma GCC unroll 8
+            for (int m = 0; m < M; m++) {
+                const Word factor = shares[m * share_stride + group * rows + row];
+#pragma GCC unroll 4
+                for (int n = 0; n < N; n++) sums[m][n] = Arithmetic::multiply_add(sums[m][n], factor, columns[n]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; m++)
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) store(outputs + m * stride + n * lanes, sums[m][n]);
+}
+
+// The two products of M queries with a tile, as many vectors at a time as the registers hold.
 template <class Arithmetic, int M>
-void products(const Word* a, int64_t a_stride, const Word* b, int64_t b_stride, int64_t words, float* c,
-              int64_t c_stride, int64_t vectors, bool add) {
-    constexpr int N = (M <= 4 ? 4 : 2) * lanes / 16;
-    int64_t vector = 0;
-    for (; vector + N <= vectors; vector += N)
-        product<Arithmetic, M, N>(a, a_stride, b + vector * lanes, b_stride, words, c + vector * lanes, c_stride, add);
-    for (; vector < vectors; vector++)
-        product<Arithmetic, M, 1>(a, a_stride, b + vector * lanes, b_stride, words, c + vector * lanes, c_stride, add);
-}
+struct Product {
+    static constexpr int N = (M <= 4 ? 4 : 2) * lanes / 16;
 
-using Products = void (*)(const Word*, int64_t, const Word*, int64_t, int64_t, float*, int64_t, int64_t, bool);
+    static void scores(const Word* queries, int64_t words, const Word* const* groups, int64_t count, float* to,
+                       Ahead& ahead) {
+        const Word* keys[tile_tokens / lanes];
+        const int64_t vectors = count * group_slots / lanes;
+        for (int64_t i = 0; i < vectors; i++) keys[i] = groups[i * lanes / group_slots] + i * lanes % group_slots;
+        int64_t i = 0;
+        for (; i + N <= vectors; i += N)
+            score<Arithmetic, M, N>(queries, words, keys + i, group_slots, to + i * lanes, ahead);
+        for (; i < vectors; i++)
+            score<Arithmetic, M, 1>(queries, words, keys + i, group_slots, to + i * lanes, ahead);
+    }
+
+    static void outputs(const Word* shares, int64_t share_stride, const Word* const* groups, int64_t count, int64_t rows,
+                        int64_t stride, float* to, Ahead& ahead) {
+        int64_t at = 0;
+        const auto add = [&](auto function) {
+            function(shares, share_stride, groups, count, rows, at, stride, to + at, ahead);
+        };
+        for (; at + N * lanes <= stride; at += N * lanes) add(add_values<Arithmetic, M, N>);
+        for (; at < stride; at += lanes) add(add_values<Arithmetic, M, 1>);
+    }
+};
+
+template <class Arithmetic>
+struct Products {
+    decltype(&Product<Arithmetic, 1>::scores) scores;
+    decltype(&Product<Arithmetic, 1>::outputs) outputs;
+};
+
+template <class A, int M>
+constexpr Products<A> products_of{Product<A, M>::scores, Product<A, M>::outputs};
 template <class A>
-constexpr Products products_of_rows[block_rows] = {products<A, 1>, products<A, 2>, products<A, 3>, products<A, 4>,
-                                                   products<A, 5>, products<A, 6>, products<A, 7>, products<A, 8>};
+constexpr Products<A> products_of_rows[block_rows] = {products_of<A, 1>, products_of<A, 2>, products_of<A, 3>,
+                                                      products_of<A, 4>, products_of<A, 5>, products_of<A, 6>,
+                                                      products_of<A, 7>, products_of<A, 8>};
 
 }  // namespace
 

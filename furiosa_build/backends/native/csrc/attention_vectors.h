@@ -8,7 +8,7 @@
 
 #include <utility>
 
-#include "kernels.h"
+#include "kv_cache.h"
 
 namespace furiosa::FURIOSA_VARIANT {
 
@@ -21,7 +21,6 @@ constexpr int lanes = 8;
 #endif
 constexpr float infinity = __builtin_inff();
 
-using Word = uint32_t;
 typedef float Floats __attribute__((vector_size(4 * lanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * lanes)));
 typedef int32_t SignedWords __attribute__((vector_size(4 * lanes)));
@@ -71,26 +70,6 @@ inline float total(Floats numbers) {
 
 inline float largest_of(Floats numbers) { return combined(numbers, larger)[0]; }
 
-template <int distance, int... lane>
-inline void exchange(Words* rows, std::integer_sequence<int, lane...>) {
-#pragma GCC unroll 16
-    for (int row = 0; row < lanes; row++) {
-        if (row & distance) continue;
-        const Words a = rows[row], b = rows[row + distance];
-        rows[row] = pick<(lane & distance ? lanes + lane - distance : lane)...>(a, b);
-        rows[row + distance] = pick<(lane & distance ? lanes + lane : lane + distance)...>(a, b);
-    }
-}
-
-// Of `lanes` vectors: word i of vector j becomes word j of vector i.
-inline void transpose(Words* rows) {
-    constexpr std::make_integer_sequence<int, lanes> all{};
-    exchange<1>(rows, all);
-    exchange<2>(rows, all);
-    exchange<4>(rows, all);
-    if constexpr (lanes == 16) exchange<8>(rows, all);
-}
-
 // 2 ** x to 2e-7 of it, for x < 128; 0 for x < -126. NaN goes through.
 inline Floats power_of_two(Floats x) {
     const Floats lowest = splat(-127.0f);
@@ -129,6 +108,8 @@ inline Words widened(Numbers numbers) {
 #endif
 }
 
+inline Numbers narrowed(Words words) { return __builtin_convertvector(words, Numbers); }
+
 inline Floats from_bf16(Numbers numbers) { return (Floats)(widened(numbers) << 16); }
 
 // Rounds to nearest, ties to even; NaN stays one.
@@ -157,6 +138,22 @@ inline Numbers to_half(Floats numbers) {
 // How words are multiplied that are float32 numbers.
 struct Single {
     static constexpr bool in_pairs = false;
+    static constexpr int numbers = 1;  // of a word
+    static bool takes(DType dtype) { return dtype == DType::f32; }
+
+    // How many words have the numbers of one that is stored, and which.
+    template <DType dtype>
+    static constexpr int words_in = dtype == DType::f32 ? 1 : 2;
+    template <DType dtype>
+    static void unpack(Words stored, Words* to) {
+        if constexpr (dtype == DType::f32) {
+            to[0] = stored;
+        } else if constexpr (dtype == DType::bf16) {
+            to[0] = stored << 16, to[1] = stored & 0xffff0000;
+        } else {
+            to[0] = (Words)from_half(narrowed(stored & 0xffff)), to[1] = (Words)from_half(narrowed(stored >> 16));
+        }
+    }
     static Floats multiply_add(Floats sum, Word word, Words words) {
 #ifdef __AVX512F__
         const __m512 factor = _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(word)));
@@ -172,20 +169,20 @@ struct Single {
 // How words are multiplied that are two bf16 numbers each.
 struct Pairs {
     static constexpr bool in_pairs = true;
+    static constexpr int numbers = 2;
+    static bool takes(DType dtype) { return dtype == DType::bf16; }
+
+    template <DType dtype>
+    static constexpr int words_in = 1;
+    template <DType dtype>
+    static void unpack(Words stored, Words* to) {
+        to[0] = stored;
+    }
     static Floats multiply_add(Floats sum, Word word, Words words) {
         const __m512bh factor = (__m512bh)_mm512_set1_epi32(static_cast<int>(word));
         return (Floats)_mm512_dpbf16_ps((__m512)sum, factor, (__m512bh)words);
     }
     static Numbers rounded(Floats numbers) { return (Numbers)_mm512_cvtneps_pbh((__m512)numbers); }
-    // The numbers of two rows, by turns: 2 * lanes of each.
-    static void interleave(const char* a, const char* b, Word* to) {
-        const __m512i first = _mm512_loadu_si512(a), second = _mm512_loadu_si512(b);
-        const __m512i numbers = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38,
-                                                 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-        _mm512_storeu_si512(to, _mm512_permutex2var_epi16(first, numbers, second));
-        const __m512i others = _mm512_add_epi16(numbers, _mm512_set1_epi16(lanes));
-        _mm512_storeu_si512(to + lanes, _mm512_permutex2var_epi16(first, others, second));
-    }
 };
 #endif
 

@@ -50,7 +50,7 @@ DECLARE_AMX(linear)
 DECLARE_DOT(linear_groups)
 DECLARE(round_rows)
 DECLARE(unpack)
-DECLARE_DOT(write_kv_cache)
+DECLARE(write_kv_cache)
 DECLARE_DOT(paged_attention)
 DECLARE_DOT(join_attention)
 DECLARE(gather)
@@ -72,7 +72,7 @@ const Kernel& find_kernel(Op op) {
         CHOOSE_DOT(linear_groups);
         CHOOSE(round_rows);
         CHOOSE(unpack);
-        CHOOSE_DOT(write_kv_cache);
+        CHOOSE(write_kv_cache);
         CHOOSE_DOT(paged_attention);
         CHOOSE_DOT(join_attention);
         CHOOSE(gather);
