@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from furiosa_build.backends.chain import Chain, Link, ProgramByProgram
 from furiosa_build.ir.tensors import Layout, TensorSpec
 
 if TYPE_CHECKING:
@@ -79,6 +80,13 @@ class Device(ABC, Generic[T]):
     @abstractmethod
     def limit_threads(self, number: int) -> None:
         """Programs that the calling thread runs from now on use so many threads."""
+
+    def chain(self, links: Sequence[Link], results: Sequence[str]) -> Chain:
+        """Programs that run one after the other, ready to run; a run gives the tensors called `results`.
+
+        Raises ValueError when a program is handed what it does not take.
+        """
+        return ProgramByProgram(links, results)
 
     def running(self) -> AbstractContextManager[object]:
         """A context in which the calling thread runs programs."""

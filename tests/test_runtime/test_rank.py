@@ -122,7 +122,7 @@ def test_parameters_are_mapped_not_copied(toy_artifact: Path) -> None:
     assert len(tensors) == 3
     for tensor in tensors:
         assert any(tensor.data_ptr() in mapping for mapping in mappings)
-    bound = made._pipelines["decode-1x24"].tasks[-1].arguments[-1]
+    bound = made._pipelines["decode-1x24"].tasks[-1].chain._links[-1][0].inputs[-1]
     assert bound.data_ptr() == made.parameters["table"].data_ptr()
 
 
@@ -132,18 +132,10 @@ def test_kv_caches_start_as_zeros(toy_artifact: Path) -> None:
     assert all(cache.tolist() == [0] * 12 for cache in caches.values())
 
 
-def test_activations_are_let_go_after_their_last_use(toy_artifact: Path) -> None:
-    made = runner(toy_artifact)
-    tasks = made._pipelines["decode-1x24"].tasks
-    before = [list(task.arguments) for task in tasks]
-    run(made, "decode-1x24", [Row([1], 0, slots(1))])
-    assert all(a is b for x, task in zip(before, tasks, strict=True) for a, b in zip(x, task.arguments, strict=True))
-    assert [task.last_used for task in tasks] == [
-        ["input_ids"],
-        ["hidden.0"],
-        ["context_lens", "context_slots", "hidden.1", "position_ids", "slot_mapping"],
-        ["hidden.2"],
-    ]
+def test_supertasks_are_one_chain(toy_artifact: Path) -> None:
+    [chain] = runner(toy_artifact)._pipelines["decode-1x24"].tasks
+    fed = ["context_lens", "context_slots", "input_ids", "position_ids", "slot_mapping"]
+    assert chain.reads == chain.last_used == fed
 
 
 @pytest.mark.parametrize("stored", [torch.uint8, torch.int64, torch.float32])

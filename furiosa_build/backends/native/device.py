@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from furiosa_build.backends.chain import Chain, Link
 from furiosa_build.backends.device import Device
 from furiosa_build.backends.native import tensors
 from furiosa_build.backends.native.packing import GROUP_SLOTS, packed_layout
@@ -81,6 +82,11 @@ class NativeDevice(Device[HostTensor]):
 
     def concatenate(self, parts: Sequence[HostTensor]) -> HostTensor:
         return tensors.concatenate(parts)
+
+    def chain(self, links: Sequence[Link], results: Sequence[str]) -> Chain:
+        from furiosa_build.backends.native.chain import NativeChain
+
+        return NativeChain(links, results)
 
     def num_threads(self) -> int:
         return usable_cores()

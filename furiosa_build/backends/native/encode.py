@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from furiosa_build.backends.native.operators import OPERATORS
 from furiosa_build.backends.native.plan import MAX_RANK, Call, DType, Plan, View
@@ -21,21 +21,30 @@ DTYPES: Mapping[DType, int] = {
 }
 """Numbers of dtypes; csrc/kernels.h has the same."""
 
-
-def encode(plan: Plan) -> tuple[list[int], list[int]]:
-    """The tensors and the calls of a plan that has been checked."""
-    tensors = [number for view in plan.tensors for number in _tensor(view)]
-    return tensors, [number for call in plan.calls for number in _call(call)]
+Place = tuple[int, int]
+"""A buffer, and bytes from its beginning."""
 
 
-def _tensor(view: View) -> list[int]:
+def encode(plan: Plan, places: Sequence[Place] | None = None, first: int = 0) -> tuple[list[int], list[int]]:
+    """The tensors and the calls of a plan that has been checked.
+
+    In a larger program the plan's buffers, the arena last, lie at `places`, and its tensors are numbered from `first`.
+    """
+    if places is None:
+        places = [(buffer, 0) for buffer in range(plan.num_buffers + 1)]
+    tensors = [number for view in plan.tensors for number in _tensor(view, places[view.buffer])]
+    return tensors, [number for call in plan.calls for number in _call(call, first)]
+
+
+def _tensor(view: View, place: Place) -> list[int]:
+    buffer, offset = place
     unused = [0] * (MAX_RANK - len(view.shape))
     sizes = [*view.shape, *unused, *view.stride, *unused]
-    return [view.buffer, view.offset, DTYPES[view.dtype], len(view.shape), *sizes]
+    return [buffer, offset + view.offset, DTYPES[view.dtype], len(view.shape), *sizes]
 
 
-def _call(call: Call) -> list[int]:
-    tensors = [-1 if number is None else number for number in call.tensors]
+def _call(call: Call, first: int) -> list[int]:
+    tensors = [-1 if number is None else first + number for number in call.tensors]
     floats = [_bits(float(number)) for number in call.floats]
     head = [OPERATORS[call.op].number, len(tensors), *tensors]
     return [*head, len(call.ints), *call.ints, len(floats), *floats]

@@ -7,10 +7,13 @@ import weakref
 from collections.abc import Sequence
 from ctypes import POINTER, c_int64, c_void_p
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 _Numbers = POINTER(c_int64)
 NUMBERS_OF_A_TENSOR = 20
+
+if TYPE_CHECKING:
+    Addresses = ctypes.Array[c_void_p]
 
 
 class Library:
@@ -73,12 +76,18 @@ class Program:
         self._run = functions.furiosa_program_run
         weakref.finalize(self, functions.furiosa_program_destroy, handle).atexit = False
 
-    def run(self, pool: Pool, buffers: Sequence[int]) -> None:
+    def run(self, pool: Pool, buffers: Sequence[int] | Addresses) -> None:
         """Runs on the buffers at these addresses. Raises MemoryError when there is no memory for what lies between."""
         if len(buffers) != self._num_buffers:
             raise ValueError(f"{len(buffers)} buffers for a program of {self._num_buffers}")
-        if self._run(self._handle, pool.handle, (c_void_p * len(buffers))(*buffers)) != 0:
+        given = buffers if isinstance(buffers, ctypes.Array) else addresses(buffers)
+        if self._run(self._handle, pool.handle, given) != 0:
             raise MemoryError("no memory for a program's arena")
+
+
+def addresses(numbers: Sequence[int]) -> Addresses:
+    """Addresses that can be changed from run to run."""
+    return (c_void_p * len(numbers))(*numbers)
 
 
 def _array(numbers: Sequence[int]) -> ctypes.Array[c_int64]:

@@ -12,8 +12,7 @@ def lay_out(calls: Sequence[tuple[str, Sequence[Value | None]]]) -> int:
     """Sets the place of every arena buffer that calls, of an operator each, use; returns how many bytes that takes.
 
     A buffer is in use from the first call that has it as an operand to the last. One that a pointwise call writes over
-    its last input is that input's memory. The largest are placed first, each at the lowest place that is free all the
-    time.
+    its last input is that input's memory.
     """
     lives: dict[Buffer, tuple[int, int]] = {}
     for number, (_, operands) in enumerate(calls):
@@ -23,6 +22,17 @@ def lay_out(calls: Sequence[tuple[str, Sequence[Value | None]]]) -> int:
     same = _written_over(calls, lives)
     for buffer, first in same.items():
         lives[first] = lives[first][0], max(lives[first][1], lives.pop(buffer)[1])
+    nbytes = place(lives)
+    for buffer, first in same.items():
+        buffer.place = first.place
+    return nbytes
+
+
+def place(lives: Mapping[Buffer, tuple[int, int]]) -> int:
+    """Sets the place of buffers in use from one call to another; returns how many bytes that takes.
+
+    The largest are placed first, each at the lowest place that is free all the time.
+    """
     placed: list[Buffer] = []
     for buffer in sorted(lives, key=lambda buffer: (-buffer.nbytes, lives[buffer])):
         taken = sorted(
@@ -30,8 +40,6 @@ def lay_out(calls: Sequence[tuple[str, Sequence[Value | None]]]) -> int:
         )
         buffer.place = _lowest_gap(taken, buffer.nbytes)
         placed.append(buffer)
-    for buffer, first in same.items():
-        buffer.place = first.place
     return max((_aligned(buffer.place + buffer.nbytes) for buffer in placed), default=0)
 
 

@@ -1,7 +1,7 @@
 """One rank of one stage of an artifact: its parameters mapped, its KV caches allocated, its supertasks bound.
 
-What can be settled before the first step is: per supertask there is a flat list of inputs, in which only the
-activations are still open. A step fills those in and calls the program.
+What can be settled before the first step is: parameters and KV caches of every supertask, and which follow one another
+without a collective in between. A step gives such a chain its activations, and runs it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from furiosa_build.artifact.reader import OpenArtifact
 from furiosa_build.artifact.schema import Pipeline, Program, Supertask
 from furiosa_build.backends.base import Backend, LoadedProgram
+from furiosa_build.backends.chain import Chain, Link, read_by
 from furiosa_build.backends.device import Device
 from furiosa_build.backends.registry import get_backend
 from furiosa_build.core.errors import UserError
@@ -96,14 +97,13 @@ class RankRunner:
             for task in bound.tasks:
                 if isinstance(task, _BoundCollective):
                     self._join(task, tensors)
+                    for name in task.last_used:
+                        del tensors[name]
                 else:
-                    arguments = task.arguments.copy()
-                    for index, name in task.activations:
-                        arguments[index] = tensors[name]
-                    outputs = task.program.run(arguments)
-                    tensors.update(zip(task.outputs, outputs, strict=True))
-                for name in task.last_used:
-                    del tensors[name]
+                    given = {name: tensors[name] for name in task.reads}
+                    for name in task.last_used:
+                        del tensors[name]
+                    tensors.update(task.chain.run(given))
         if LOGITS not in tensors:
             return None
         hidden_state = tensors.get(LAST_HIDDEN_STATE)
@@ -149,7 +149,7 @@ class RankRunner:
         fed = InputBuffers(pipeline, self._device, self.rank)
         shapes = self._shapes(pipeline)
         known, received = set(fed.tensors), {}
-        tasks: list[_BoundTask | _BoundCollective] = []
+        tasks: list[Link | _BoundCollective] = []
         for number, supertask in enumerate(pipeline.supertasks):
             where = f"pipelines[{pipeline.name!r}].supertasks[{number}]"
             self._check_place(supertask, where)
@@ -164,8 +164,29 @@ class RankRunner:
         last = pipeline.supertasks[-1] if pipeline.supertasks else None
         if last is None or LOGITS not in last.outputs or not _RESULTS.issuperset(last.outputs):
             raise self._error("its last supertask does not give `logits`", f"pipelines[{pipeline.name!r}]")
-        _release_early(tasks)
-        return _BoundPipeline(fed, received, tasks, (shapes[LOGITS], shapes.get(LAST_HIDDEN_STATE)))
+        bound = self._bind_chains(tasks, f"pipelines[{pipeline.name!r}]")
+        return _BoundPipeline(fed, received, bound, (shapes[LOGITS], shapes.get(LAST_HIDDEN_STATE)))
+
+    def _bind_chains(
+        self, tasks: Sequence[Link | _BoundCollective], where: str
+    ) -> list[_BoundChain | _BoundCollective]:
+        """The programs between collectives become one chain, which gives what is needed after it."""
+        bound: list[_BoundChain | _BoundCollective] = []
+        needed = set(_RESULTS)
+        for group in reversed(_between_collectives(tasks)):
+            if isinstance(group, _BoundCollective):
+                reads, made = set(group.reads), set() if group.op == "send" else set(group.outputs)
+                group.last_used = sorted((reads | made) - needed)
+                bound.append(group)
+            else:
+                reads, made = read_by(group), {name for link in group for name in link.outputs}
+                try:
+                    chain = self._device.chain(group, sorted(made & needed))
+                except ValueError as error:
+                    raise self._error(str(error), where) from error
+                bound.append(_BoundChain(chain, sorted(reads), sorted(reads - needed)))
+            needed = (needed - made) | reads
+        return bound[::-1]
 
     def _check_place(self, supertask: Supertask, where: str) -> None:
         parallel = self._opened.artifact.parallel_config
@@ -195,7 +216,7 @@ class RankRunner:
             raise self._error(f"there is no program {supertask.program!r}", where)
         return program
 
-    def _bind_supertask(self, supertask: Supertask, known: set[str], where: str) -> _BoundTask | _BoundCollective:
+    def _bind_supertask(self, supertask: Supertask, known: set[str], where: str) -> Link | _BoundCollective:
         if missing := sorted(set(supertask.inputs.values()) - known):
             raise self._error(f"nothing gives tensor {missing[0]!r}", where)
         if supertask.kind == "comm":
@@ -207,20 +228,18 @@ class RankRunner:
         program = self._program_of(supertask, where)
         if len(program.outputs) != len(supertask.outputs):
             raise self._error(f"program {supertask.program!r} has {len(program.outputs)} outputs", where)
-        arguments: list[Any] = []
-        activations = []
-        for index, spec in enumerate(program.inputs):
+        inputs: list[Any] = []
+        for spec in program.inputs:
             if spec.role == "activation":
                 name = supertask.inputs.get(spec.name, "")
                 if name not in known:
                     raise self._error(f"nothing gives tensor {name!r} for input {spec.name!r}", where)
-                activations.append((index, name))
-                arguments.append(None)
+                inputs.append(name)
             elif spec.role == "parameter":
-                arguments.append(self._parameter(supertask, spec, where))
+                inputs.append(self._parameter(supertask, spec, where))
             else:
-                arguments.append(self._kv_cache(supertask, spec, where))
-        return _BoundTask(self._programs[program.file, program.entry], arguments, activations, supertask.outputs)
+                inputs.append(self._kv_cache(supertask, spec, where))
+        return Link(self._programs[program.file, program.entry], inputs, supertask.outputs)
 
     def _parameter(self, supertask: Supertask, spec: TensorSpec, where: str) -> Any:
         name = spec.name
@@ -258,19 +277,13 @@ class RankRunner:
 
 
 @dataclass
-class _BoundTask:
-    """A supertask with all but its activations in place."""
+class _BoundChain:
+    """Supertasks with all but what other ranks, or the runtime, give in place."""
 
-    program: LoadedProgram
-    arguments: list[Any]
-    activations: list[tuple[int, str]]
-    outputs: list[str]
-    last_used: list[str] = field(default_factory=list)
-    """Tensors that nothing after this supertask reads, so that their memory can be used again."""
-
-    @property
-    def reads(self) -> list[str]:
-        return [name for _, name in self.activations]
+    chain: Chain
+    reads: list[str]
+    last_used: list[str]
+    """Of what it reads: what nothing after it does, so that the memory can be used again."""
 
 
 @dataclass
@@ -287,20 +300,23 @@ class _BoundCollective:
 class _BoundPipeline:
     inputs: InputBuffers
     received: dict[str, Layout]
-    tasks: list[_BoundTask | _BoundCollective]
+    tasks: list[_BoundChain | _BoundCollective]
     outputs: tuple[Layout, Layout | None]
 
 
 _RESULTS = frozenset({LOGITS, LAST_HIDDEN_STATE})
 
 
-def _release_early(tasks: Sequence[_BoundTask | _BoundCollective]) -> None:
-    seen = set(_RESULTS)
-    for task in reversed(tasks):
-        made = set() if isinstance(task, _BoundCollective) and task.op == "send" else set(task.outputs)
-        task.last_used = sorted((set(task.reads) | made) - seen)
-        seen |= set(task.reads)
-        seen -= made - set(task.reads) - _RESULTS
+def _between_collectives(tasks: Sequence[Link | _BoundCollective]) -> list[list[Link] | _BoundCollective]:
+    groups: list[list[Link] | _BoundCollective] = []
+    for task in tasks:
+        if isinstance(task, _BoundCollective):
+            groups.append(task)
+        elif groups and isinstance(groups[-1], list):
+            groups[-1].append(task)
+        else:
+            groups.append([task])
+    return groups
 
 
 ProgramKey = tuple[str, str | None]
