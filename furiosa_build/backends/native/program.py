@@ -60,7 +60,7 @@ class NativeProgram:
 
 
 def check_size(given: HostTensor, size: int | None) -> None:
-    """Raises ValueError when an input is not of `size` bytes; None: a KV cache, of any number of whole groups of slots."""
+    """Raises ValueError when an input is not of `size` bytes; None: when a KV cache is not of whole groups of slots."""
     if size is None:
         if given.layout.shape[0] % GROUP_SLOTS:
             raise ValueError(f"a KV cache has {given.layout.shape[0]} slots, not a multiple of {GROUP_SLOTS}")
