@@ -23,7 +23,7 @@ from furiosa_build.runtime.prompts import Prompt
 from furiosa_build.runtime.request import Request, RequestOutput
 from furiosa_build.runtime.sampling.next_token import NextToken, OnLogits
 from furiosa_build.runtime.sampling.params import SamplingParams
-from furiosa_build.runtime.sampling.sampler import Floats
+from furiosa_build.runtime.sampling.selection import Floats
 from furiosa_build.runtime.scheduling.batch import Batch
 from furiosa_build.runtime.scheduling.beams import continue_beams
 from furiosa_build.runtime.stats import EngineStats

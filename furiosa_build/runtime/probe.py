@@ -27,7 +27,7 @@ from furiosa_build.runtime.engine import LLMEngine
 from furiosa_build.runtime.execution.replica import Replica
 from furiosa_build.runtime.request import RequestOutput
 from furiosa_build.runtime.sampling.params import SamplingParams
-from furiosa_build.runtime.sampling.sampler import Floats
+from furiosa_build.runtime.sampling.selection import Floats
 from furiosa_build.runtime.scheduling.batch import Batch
 from furiosa_build.runtime.text.tokenizer import Tokenizer
 

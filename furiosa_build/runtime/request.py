@@ -5,7 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from furiosa_build.runtime.sampling.params import SamplingParams
 
@@ -158,6 +162,11 @@ class Request:
     def is_prompt_computed(self) -> bool:
         """Whether all of the prompt is in the KV cache, so that decode steps follow."""
         return self.num_computed >= len(self.prompt_token_ids)
+
+    @cached_property
+    def prompt_array(self) -> NDArray[np.int64]:
+        """`prompt_token_ids`, made an array once: of a long prompt, that takes longer than to sample a token."""
+        return np.array(self.prompt_token_ids, dtype=np.int64)
 
     @property
     def output_token_ids(self) -> list[int]:

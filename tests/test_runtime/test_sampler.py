@@ -16,13 +16,13 @@ from furiosa_build.backends.torch_device import TorchDevice
 from furiosa_build.core.errors import BuildError
 from furiosa_build.runtime.sampling.params import SamplingParams
 from furiosa_build.runtime.sampling.sampler import (
-    Floats,
     Random,
     distribution,
     penalize,
     sample,
     top_logprobs,
 )
+from furiosa_build.runtime.sampling.selection import Floats
 
 VOCAB = 300
 
@@ -30,15 +30,6 @@ VOCAB = 300
 def row(seed: int, scale: float = 4.0, vocab: int = VOCAB) -> Floats:
     values = np.random.default_rng(seed).normal(size=vocab) * scale
     return values.astype(np.float32)
-
-
-def dense(logits: Floats, params: SamplingParams) -> Floats:
-    """Probabilities of the whole vocabulary."""
-    ids, probabilities = distribution(logits, params)
-    assert (np.diff(ids) > 0).all()
-    whole = np.zeros_like(logits)
-    whole[ids] = probabilities
-    return whole
 
 
 def by_transformers(logits: Floats, warpers: list[Any], context: list[int] | None = None) -> Floats:
@@ -74,19 +65,19 @@ def test_filters_are_those_of_transformers_in_its_order(
     warpers += [hf.TopKLogitsWarper(top_k)] if top_k else []
     warpers += [hf.TopPLogitsWarper(top_p)] if top_p < 1 else []
     warpers += [hf.MinPLogitsWarper(min_p)] if min_p else []
-    ours, theirs = dense(logits, params), by_transformers(logits, warpers)
+    ours, theirs = distribution(logits, params), by_transformers(logits, warpers)
     np.testing.assert_array_equal(ours > 0, theirs > 0)
     np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-9)
 
 
 def test_each_filter_alone_drops_something() -> None:
     for params in (SamplingParams(top_k=5), SamplingParams(top_p=0.5), SamplingParams(min_p=0.1)):
-        assert 0 < (dense(row(0), params) > 0).sum() < VOCAB
+        assert 0 < (distribution(row(0), params) > 0).sum() < VOCAB
 
 
 def test_ties_at_the_border_of_top_k_are_kept_as_in_transformers() -> None:
     logits = np.array([1, 3, 2, 2, 2, 0], dtype=np.float32)
-    ours = dense(logits, SamplingParams(top_k=2))
+    ours = distribution(logits, SamplingParams(top_k=2))
     np.testing.assert_allclose(ours, by_transformers(logits, [hf.TopKLogitsWarper(2)]), rtol=1e-5)
     assert (ours > 0).tolist() == [False, True, True, True, True, False]
 
@@ -96,7 +87,7 @@ def test_ties_at_the_border_of_top_k_are_kept_as_in_transformers() -> None:
 def test_top_k_in_a_large_vocabulary(top_k: int, scale: float) -> None:
     logits = np.round(row(2, scale, vocab=20_011), 7)  # there are ties, of the small ones thousands
     logits[::3] = -np.inf
-    ours = dense(logits, SamplingParams(top_k=top_k))
+    ours = distribution(logits, SamplingParams(top_k=top_k))
     theirs = by_transformers(logits, [hf.TopKLogitsWarper(top_k)])
     np.testing.assert_array_equal(ours > 0, theirs > 0)
     np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-9)
@@ -105,7 +96,7 @@ def test_top_k_in_a_large_vocabulary(top_k: int, scale: float) -> None:
 def test_top_p_in_a_large_flat_vocabulary() -> None:
     """Where every token is near the bound under which tokens are not looked at."""
     logits = row(1, scale=0.01, vocab=50_000)
-    kept = (dense(logits, SamplingParams(top_p=0.7)) > 0).sum()
+    kept = (distribution(logits, SamplingParams(top_p=0.7)) > 0).sum()
     theirs = (by_transformers(logits, [hf.TopPLogitsWarper(0.7)]) > 0).sum()
     assert abs(int(kept) - int(theirs)) <= 5  # their sums are rounded to float32
 
@@ -173,7 +164,7 @@ def test_draws_follow_the_distribution() -> None:
     generator = Random(0)
     draws = [pick(logits, params, generator) for _ in range(20_000)]
     frequencies = np.bincount(draws, minlength=8) / len(draws)
-    np.testing.assert_allclose(frequencies, dense(logits, params), atol=0.012)
+    np.testing.assert_allclose(frequencies, distribution(logits, params), atol=0.012)
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**40 + 12345, 2**63 - 1])
@@ -220,3 +211,109 @@ def test_logit_bias_is_transformers_sequence_bias() -> None:
     biased = penalize(logits, SamplingParams(logit_bias=biases), [1, 2], [])
     np.testing.assert_array_equal(biased, expected)
     assert sample(logits, SamplingParams(temperature=0, logit_bias=biases), prompt=[1], output=[]) == 7
+
+
+def by_float64(logits: Floats, params: SamplingParams) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Probabilities, plainly and in float64; and the tokens that the last digit of a sum decides about."""
+    weights = np.exp((logits.astype(np.float64) - logits.max()) / params.temperature)
+    if 0 < params.top_k < len(logits):
+        weights[logits < np.sort(logits)[-params.top_k]] = 0
+    order = np.argsort(-weights, kind="stable")
+    before = np.empty_like(weights)
+    before[order] = np.cumsum(weights[order]) - weights[order]
+    before /= weights.sum()
+    uncertain = np.isclose(before, params.top_p, rtol=1e-5) | np.isclose(weights, params.min_p, rtol=1e-5)
+    if params.top_p < 1:
+        # Equal weights may be told apart by the last digit of what they were computed of.
+        last = weights[before < params.top_p].min()
+        uncertain |= np.isclose(weights, last, rtol=1e-5)
+        weights[before >= params.top_p] = 0
+    weights[weights < params.min_p] = 0
+    return weights / weights.sum(), uncertain
+
+
+@st.composite
+def logits_of_any_kind(draw: st.DrawFn) -> Floats:
+    """Peaked, flat, with ties, tokens that are impossible, and huge numbers; small vocabularies and large ones."""
+    vocabulary = draw(st.sampled_from([1, 2, 63, 1000, 4096, 20_011]))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    logits = generator.normal(size=vocabulary) * draw(st.sampled_from([0.0, 1e-4, 0.5, 3.0, 30.0, 1e37]))
+    logits[generator.integers(vocabulary, size=draw(st.sampled_from([0, 1, 40])))] += draw(st.sampled_from([5, 20.0]))
+    if draw(st.booleans()):
+        logits = np.round(logits)
+    logits[generator.random(vocabulary) < draw(st.sampled_from([0.0, 0.5, 0.99]))] = -np.inf
+    if np.isneginf(logits).all():
+        logits[0] = 0
+    return logits.astype(np.float32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    logits=logits_of_any_kind(),
+    temperature=st.sampled_from([1e-4, 0.3, 1.0, 4.0]),
+    top_k=st.sampled_from([0, 1, 7, 400, 3000]),
+    top_p=st.sampled_from([1e-6, 0.3, 0.9, 0.9999, 1.0]),
+    min_p=st.sampled_from([0.0, 1e-3, 0.2]),
+)
+def test_probabilities_are_those_of_float64(
+    logits: Floats, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    found, (expected, uncertain) = distribution(logits, params), by_float64(logits, params)
+    assert np.isclose(found.sum(dtype=np.float64), 1, rtol=1e-5)
+    differ = (found > 0) != (expected > 1e-40)  # float32 has no smaller ones
+    differ &= expected.astype(np.float32) * (found == 0) + found > 1e-37
+    assert not (differ & ~uncertain).any()
+    if not differ.any():
+        # The exponent of a weight is of float32: it is off by its distance from 0 times 2**-24 or so.
+        np.testing.assert_allclose(found, expected, rtol=3e-5, atol=1e-37)
+
+
+@settings(max_examples=60, deadline=None)
+@given(logits=logits_of_any_kind(), seed=st.integers(0, 2**32), top_p=st.sampled_from([0.5, 1.0]))
+def test_a_draw_inverts_the_distribution_function(logits: Floats, seed: int, top_p: float) -> None:
+    params = SamplingParams(top_p=top_p)
+    token = pick(logits, params, Random(seed))
+    ends = np.cumsum(distribution(logits, params), dtype=np.float64)
+    point = Random(seed).next() * ends[-1]
+    assert (ends[token - 1] if token else 0) - 1e-6 <= point <= ends[token] + 1e-6
+    assert distribution(logits, params)[token] > 0
+
+
+def test_draws_from_a_large_vocabulary_follow_the_distribution() -> None:
+    """A chi-squared test over cells of many tokens, which cross the blocks that are summed."""
+    logits, generator = row(5, scale=2.0, vocab=20_021), Random(1)
+    cells = np.arange(20_021) // 1000
+    expected = np.bincount(cells, weights=distribution(logits, SamplingParams())) * 3000
+    counts = np.bincount(cells[[pick(logits, SamplingParams(), generator) for _ in range(3000)]], minlength=21)
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    half = torch.tensor([20 / 2, statistic / 2], dtype=torch.float64)
+    assert 1e-3 < float(torch.special.gammaincc(half[0], half[1])) < 1 - 1e-3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_only_tokens_that_a_guide_allows_are_chosen(temperature: float) -> None:
+    logits, allowed = row(6, vocab=1003), np.arange(1003) % 3 == 1
+    logits[0] = np.inf  # and what is not allowed need not be a number to choose from
+    without = np.where(allowed, logits, np.float32(-np.inf))
+    params = SamplingParams(temperature=temperature, top_k=40)
+    before = logits.copy()
+    for seed in range(20):
+        token = pick(logits, params, Random(seed), allowed=allowed)
+        assert allowed[token]
+        assert token == pick(without, params, Random(seed))
+    np.testing.assert_array_equal(logits, before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(logits=logits_of_any_kind(), number=st.sampled_from([0, 1, 5, 300]), place=st.integers(0, 10**6))
+def test_log_probabilities_are_those_of_torch(logits: Floats, number: int, place: int) -> None:
+    token = place % len(logits)
+    expected = torch.from_numpy(logits).double().log_softmax(-1).numpy()
+    [own, *others] = top_logprobs(logits, token, number)
+    assert own[0] == token
+    assert own[2] == 1 + (logits > logits[token]).sum()
+    likeliest = np.argsort(-logits, kind="stable")[:number]
+    assert [id_ for id_, _, _ in others] == [id_ for id_ in likeliest if id_ != token]
+    for id_, logprob, _ in (own, *others):
+        np.testing.assert_allclose(logprob, expected[id_], rtol=2e-6, atol=2e-6)

@@ -203,9 +203,9 @@ def joint_distribution(prompt: list[int], number: int) -> dict[tuple[int, ...], 
     for _ in range(number):
         following = {}
         for tokens, probability in found.items():
-            ids, weights = distribution(toy.logits_after([*prompt, *tokens]).numpy(), params)
-            for id_, weight in zip(ids.tolist(), weights.tolist(), strict=True):
-                following[*tokens, id_] = probability * weight
+            weights = distribution(toy.logits_after([*prompt, *tokens]).numpy(), params)
+            for id_ in np.flatnonzero(weights).tolist():
+                following[*tokens, id_] = probability * float(weights[id_])
         found = following
     return found
 

@@ -17,7 +17,8 @@ from furiosa_build.runtime.execution.executor import Executor
 from furiosa_build.runtime.execution.input_buffers import Row
 from furiosa_build.runtime.execution.rank_threads import RankThreads
 from furiosa_build.runtime.request import Request
-from furiosa_build.runtime.sampling.sampler import Floats, propose
+from furiosa_build.runtime.sampling.sampler import propose
+from furiosa_build.runtime.sampling.selection import Floats
 from furiosa_build.runtime.scheduling.buckets import Buckets
 from furiosa_build.runtime.scheduling.kv_cache import BlockManager
 
@@ -205,7 +206,7 @@ class Drafter:
             propose(
                 logits,
                 params,
-                prompt=request.prompt_token_ids,
+                prompt=request.prompt_array,
                 output=[*request.output_token_ids, *proposed],
                 forbidden=request.forbidden_tokens(len(proposed)),
                 generator=request.generator,

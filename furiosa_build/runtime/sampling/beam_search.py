@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from furiosa_build.core.errors import BuildError
+from furiosa_build.runtime.sampling.selection import Floats, largest
 
-Floats = NDArray[np.float32]
 EarlyStopping = bool | Literal["never"]
 
 _NEVER = np.float32(-1e9)
@@ -94,7 +93,7 @@ class BeamSearch:
         if not np.isfinite(logits.max(axis=-1)).all():  # which takes NaN for the largest
             raise BuildError(f"the model's logits have no usable maximum: {logits.max(axis=-1)}")
         totals = _log_softmax(np.broadcast_to(logits, (self.width, logits.shape[1]))) + self._scores[:, None]
-        candidates = _largest(totals.reshape(-1), max(2, 1 + len(self._end_tokens)) * self.width)
+        candidates = largest(totals.reshape(-1), max(2, 1 + len(self._end_tokens)) * self.width)
         parents, tokens = (candidates // totals.shape[1]).tolist(), (candidates % totals.shape[1]).tolist()
         scores = totals.reshape(-1)[candidates]
         length = len(self._tokens[0]) + 1
@@ -102,7 +101,7 @@ class BeamSearch:
         for parent, token, score, end in list(zip(parents, tokens, scores, ends, strict=True))[: self.width]:
             if end:
                 self._finish([*self._tokens[parent], token], score, length)
-        going_on = _largest(scores + np.where(ends, _NEVER, np.float32(0)), self.width).tolist()
+        going_on = largest(scores + np.where(ends, _NEVER, np.float32(0)), self.width).tolist()
         self._tokens = [[*self._tokens[parents[i]], tokens[i]] for i in going_on]
         self._scores = scores[going_on]
         self.is_done = all(ends) or self._cannot_improve(length)
@@ -129,10 +128,3 @@ def _log_softmax(logits: Floats) -> Floats:
     shifted = logits - logits.max(axis=-1, keepdims=True)
     logprobs: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return logprobs
-
-
-def _largest(values: Floats, number: int) -> NDArray[np.intp]:
-    """Indices of the `number` largest, the largest first; of equal ones the first."""
-    number = min(number, len(values))
-    candidates = np.flatnonzero(values >= np.partition(values, -number)[-number])
-    return candidates[np.argsort(-values[candidates], kind="stable")][:number]

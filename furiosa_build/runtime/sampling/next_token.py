@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from furiosa_build.backends.device import as_float32
 from furiosa_build.runtime.request import CompletionOutput, Logprob, Request
 from furiosa_build.runtime.sampling.beam_search import Continuation, FinishedBeam
 from furiosa_build.runtime.sampling.guided import Guide
-from furiosa_build.runtime.sampling.sampler import Floats, Proposal, sample, top_logprobs
+from furiosa_build.runtime.sampling.sampler import Proposal, sample, top_logprobs
+from furiosa_build.runtime.sampling.selection import Floats
 from furiosa_build.runtime.text.detokenizer import output_text
 from furiosa_build.runtime.text.tokenizer import Tokenizer
 
@@ -65,11 +65,12 @@ class NextToken:
         self._show(request, logits)
         params, guide = request.params, request.guide
         token = sample(
-            logits if guide is None else np.where(guide.allowed, logits, np.float32(-np.inf)),
+            logits,
             params,
-            prompt=request.prompt_token_ids,
+            prompt=request.prompt_array,
             output=request.output_token_ids,
             forbidden=request.forbidden_tokens(),
+            allowed=None if guide is None else guide.allowed,
             generator=request.generator,
             proposal=proposal,
         )
