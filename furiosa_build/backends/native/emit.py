@@ -8,6 +8,7 @@ from torch.fx import Node
 
 from furiosa_build.backends.graph import Graph, returned_nodes, user_inputs
 from furiosa_build.backends.native.builder import refusal
+from furiosa_build.backends.native.complex_numbers import as_real
 from furiosa_build.backends.native.constants import fold
 from furiosa_build.backends.native.emission import Emission, is_packed_input
 from furiosa_build.backends.native.emit_operators import OPERATORS, is_read_of_slots
@@ -27,8 +28,9 @@ from furiosa_build.ir.tensors import Layout
 def make_plan(graph: Graph) -> Plan:
     """The plan of a graph. Raises UserError for one that calls an operator that the library does not have."""
     program = lower(graph)
-    inputs = user_inputs(program, graph.inputs)
-    outputs = list(zip(returned_nodes(program), graph.outputs, strict=False))  # behind them: that caches are written
+    inputs = user_inputs(program, [as_real(spec) for spec in graph.inputs])
+    results = [as_real(spec) for spec in graph.outputs]
+    outputs = list(zip(returned_nodes(program), results, strict=False))  # behind them: that caches are written
     constants, calls = fold(program)
     weights = {node for node, spec in inputs if is_packed_input(spec)}
     weights |= {node for node, tensor in constants.items() if is_packed(Layout.of(tensor))}

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram, default_decompositions
 from furiosa_build.backends import ops
 from furiosa_build.backends.graph import Graph, export_module, live_nodes
 from furiosa_build.backends.graph_interpreter import GraphInterpreter
+from furiosa_build.backends.native.complex_numbers import MAKES_COMPLEX, Complex, as_real, is_complex
 from furiosa_build.backends.native.opaque import paged_attention, write_kv_cache
 
 aten = torch.ops.aten
@@ -24,7 +25,7 @@ _DIVIDED = (aten.addmm.default, aten.baddbmm.default, aten.elu.default, aten.har
 
 def lower(graph: Graph) -> ExportedProgram:
     """The graph's outputs come first among the program's; behind them is one for each call that only writes caches."""
-    program, _ = export_module(_Lowered(graph), graph.inputs)
+    program, _ = export_module(_Lowered(graph), [as_real(spec) for spec in graph.inputs])
     table = dict(default_decompositions())
     for operator in _KEPT:
         table.pop(operator, None)
@@ -46,11 +47,14 @@ class _Lowered(GraphInterpreter):
     """
 
     def __init__(self, graph: Graph) -> None:
-        super().__init__(graph, {ops.PAGED_ATTENTION: paged_attention, ops.WRITE_KV_CACHE: self._write_kv_cache})
+        own: dict[str, Any] = {ops.PAGED_ATTENTION: paged_attention, ops.WRITE_KV_CACHE: self._write_kv_cache}
+        super().__init__(graph, {**own, **MAKES_COMPLEX})
+        self._is_complex = [is_complex(spec) for spec in graph.inputs]
         self._written: list[Tensor] = []
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        outputs = super().forward(*inputs)
+        given: list[Any] = [Complex(x) if pair else x for x, pair in zip(inputs, self._is_complex, strict=True)]
+        outputs = [x.parts if isinstance(x, Complex) else x for x in super().forward(*given)]
         written, self._written = self._written, []  # torch takes a tensor that stays for a mistake
         return (*outputs, *written)
 

@@ -20,6 +20,12 @@ EXPERTS: dict[str, Any] = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **{"num_experts_per_tok": 2, "moe_intermediate_size": 32, "decoder_sparse_step": 1},
 }
+LATENT: dict[str, Any] = {
+    **EXPERTS,
+    **{"n_group": 2, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    **{"num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 16},
+    **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 8, "head_dim": 8},
+}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
     "tied": {"model_type": "llama", "tie_word_embeddings": True},
@@ -55,12 +61,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "granitemoe": EXPERTS,
     "phimoe": EXPERTS,
     "gpt_oss": {**EXPERTS, "head_dim": 16, "sliding_window": 8},
-    "deepseek_v3": {
-        **EXPERTS,
-        **{"n_group": 2, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1},
-        **{"num_key_value_heads": 4, "q_lora_rank": 32, "kv_lora_rank": 16},
-        **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 8, "head_dim": 8},
-    },
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
 }
 
 

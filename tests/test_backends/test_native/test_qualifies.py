@@ -23,6 +23,12 @@ ARTIFACTS: dict[str, dict[str, Any]] = {
     "norms of queries and keys": {"model_type": "qwen3", "head_dim": 16},
     "attention of its own": {"model_type": "gptj", "rotary_dim": 8},
     "a mixture": {"model_type": "mixtral", "num_local_experts": 4},
+    "rotary positions of complex numbers, in two stages": {
+        **{"model_type": "deepseek_v2", "num_key_value_heads": 4, "head_dim": 8, "n_routed_experts": 4},
+        **{"num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 32, "first_k_dense_replace": 1},
+        **{"q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 8},
+        "parallel": {"pipeline_parallel_size": 2},
+    },
     "two ranks": {"parallel": {"tensor_parallel_size": 2}},
     "int8": {"scheme": "int8"},
     "int4 with zero points, two ranks": {
