@@ -29,7 +29,7 @@ struct Choice {
     DType x;               // what rows of x are converted to
     const Method* method;  // takes the weights as they are
     const Method* panels;  // for more rows than `method` takes: reads panels that `method` expands. May be null.
-    int64_t offset = 0;    // what stored weights are too large by
+    int32_t offset = 0;    // what stored weights are too large by
     int64_t planes = 1;    // lines that a row of x becomes
 };
 
@@ -124,26 +124,9 @@ struct Product {
     Form form() const {
         const int64_t numbers = step_bytes() / size_of(choice.x);  // of a unit
         const int64_t last = (units - 1) % piece + 1;
-        return {choice.x, choice.planes, x->shape[0], x->shape[1], piece * numbers, last * numbers};
+        return {choice.x, choice.planes, x->shape[0], x->shape[1], piece * numbers, last * numbers,
+                choice.planes > 1 ? choice.offset : 0, false};
     }
-};
-
-// Where product `index` finds the rows of x in what jobs share: products that take them in one form share them.
-struct Place {
-    int64_t offset = 0;
-    bool is_first = true;  // of those that share it
-
-    Place(const Call& call, int64_t index) {
-        const Form form = Product(call, index).form();
-        for (int64_t i = 0; i < index && is_first; i++) {
-            const Product other(call, i);
-            if (!other.has_form) continue;
-            is_first = !(other.form() == form);
-            if (is_first) offset += bytes_of(other.form());
-        }
-    }
-
-    Memory memory(const Call& call) const { return Memory(static_cast<char*>(call.shared) + offset); }
 };
 
 class Job {
@@ -226,16 +209,14 @@ class Job {
 
     // Adds what a piece of K gives: of each row 256 times the sums of one line, and those of the next.
     void add_planes(int64_t piece, float* sums) {
-        const int32_t* sums_of_x = x_.sums + piece * form_.lines() + first_line_;
+        const int32_t* excess = x_.excess + piece * form_.lines() + first_line_;
         const float* units = x_.units + piece * form_.rows + first_row_;
-        const int32_t offset = static_cast<int32_t>(p_.choice.offset);
         for (int64_t row = 0; row < num_rows_; row++) {
-            const int32_t high_excess = offset * sums_of_x[2 * row], low_excess = offset * sums_of_x[2 * row + 1];
             const int32_t *high = sums_of_lines_ + 2 * row * block_rows, *low = high + block_rows;
             float* to = sums + row * block_rows;
             for (int64_t i = 0; i < block_rows; i += lanes) {
-                const Floats upper = __builtin_convertvector(load<Bits>(high + i) - high_excess, Floats);
-                const Floats lower = __builtin_convertvector(load<Bits>(low + i) - low_excess, Floats);
+                const Floats upper = __builtin_convertvector(load<Bits>(high + i) - excess[2 * row], Floats);
+                const Floats lower = __builtin_convertvector(load<Bits>(low + i) - excess[2 * row + 1], Floats);
                 const Floats value = (upper * 256 + lower) * units[row];
                 store(to + i, piece == 0 ? value : load<Floats>(to + i) + value);
             }
@@ -259,7 +240,7 @@ class Job {
         const float* sums = sums_ + block * num_rows_ * block_rows;
         for (int64_t row = 0; row < num_rows_; row++, sums += block_rows) {
             const float factor = p_.x_scale->given() ? p_.x_scale->as<float>()[first_row_ + row] : 1;
-            const int32_t excess = has_excess ? static_cast<int32_t>(p_.choice.offset) * row_sums_[row] : 0;
+            const int32_t excess = has_excess ? p_.choice.offset * row_sums_[row] : 0;
             const char* residual = nullptr;
             if (p_.residual->given()) residual = address(*p_.residual, (first_row_ + row) * p_.residual->stride[0] + first);
             char* to = address(*p_.out, (first_row_ + row) * p_.out->stride[0] + first);
@@ -325,55 +306,16 @@ void run_jobs(const Call& call, int64_t begin, int64_t end, Scratch& scratch) {
     for (int64_t i = 0; i < call.num_ints && begin < end; i++) {
         const Product product(call, i);
         const Form form = product.form();
-        Memory memory = Place(call, i).memory(call);
-        const Lines x(form, memory);
+        const Lines x = Shared<Product>::Place(call, i).lines(call, form);
         for (; begin < at_most(end, product.jobs); begin++) Job(product, form, x, begin, scratch).run();
         begin -= product.jobs;
         end -= product.jobs;
     }
 }
 
-// Lays out the rows of x in each form that is needed: a job is a piece of a row.
-int64_t count_pieces(const Call& call) {
-    int64_t jobs = 0;
-    for (int64_t i = 0; i < call.num_ints; i++) {
-        const Product product(call, i);
-        if (product.has_form && Place(call, i).is_first) jobs += product.form().pieces() * product.form().rows;
-    }
-    return jobs;
-}
-
-void lay_out_pieces(const Call& call, int64_t begin, int64_t end, Scratch& scratch) {
-    for (int64_t i = 0; i < call.num_ints && begin < end; i++) {
-        const Product product(call, i);
-        const Place place(call, i);
-        if (!product.has_form || !place.is_first) continue;
-        const Form form = product.form();
-        Memory memory = place.memory(call);
-        const Lines lines(form, memory);
-        const int64_t jobs = form.pieces() * form.rows;
-        for (; begin < at_most(end, jobs); begin++) {
-            lay_out(*product.x, form, lines, begin % form.pieces(), begin / form.pieces(), scratch);
-        }
-        begin -= jobs;
-        end -= jobs;
-    }
-}
-
-size_t count_bytes(const Call& call) {
-    int64_t bytes = 0;
-    for (int64_t i = 0; i < call.num_ints; i++) {
-        const Product product(call, i);
-        if (product.has_form) bytes = std::max(bytes, Place(call, i).offset + bytes_of(product.form()));
-    }
-    return static_cast<size_t>(bytes);
-}
-
-const Kernel lines_of_x = {count_pieces, lay_out_pieces};
-
 }  // namespace
 
 extern const Kernel linear;
-const Kernel linear = {count_jobs, run_jobs, &lines_of_x, count_bytes};
+const Kernel linear = {count_jobs, run_jobs, &Shared<Product>::kernel, Shared<Product>::count_bytes};
 
 }  // namespace furiosa::FURIOSA_VARIANT

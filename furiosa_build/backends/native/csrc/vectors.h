@@ -18,6 +18,7 @@ constexpr int64_t lanes = 8;
 using Bits [[gnu::vector_size(4 * lanes)]] = int32_t;
 using UnsignedBits [[gnu::vector_size(4 * lanes)]] = uint32_t;
 using Halves [[gnu::vector_size(2 * lanes)]] = int16_t;
+using Bytes [[gnu::vector_size(lanes)]] = int8_t;
 using Floats [[gnu::vector_size(4 * lanes)]] = float;
 
 template <class Vector>
@@ -45,6 +46,15 @@ inline Floats from_bf16(Halves x) { return (Floats)(__builtin_convertvector(x, B
 inline Halves to_bf16(Floats x) {
     const UnsignedBits bits = (UnsignedBits)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     return __builtin_convertvector(x == x ? rounded : UnsignedBits{} + 0x7fc0, Halves);
+}
+
+// The low byte of each lane.
+inline Bytes low_bytes(Bits x) {
+#if defined(__AVX512F__)
+    return (Bytes)_mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)x);  // the compiler (GCC 12) goes through lanes one by one
+#else
+    return __builtin_convertvector(x, Bytes);
+#endif
 }
 
 // The float16 in the low half of each lane.
