@@ -43,7 +43,7 @@ sanitize: install  ## the kernels' tests under AddressSanitizer and UBSan; those
 	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" $(BIN)/pytest --capture=sys -m "not grid" \
 	  --ignore tests/test_backends/test_native/test_build_library.py tests/test_backends/test_native
 	FURIOSA_TEST_THREADS=4 FURIOSA_TEST_KERNEL_OPTIONS="-O1 -fsanitize=thread" TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1 \
-	setarch -R env LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libtsan.so)" $(BIN)/pytest --capture=sys -m "not grid" \
+	setarch -R env LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libtsan.so)" $(BIN)/pytest --capture=sys -m "not grid" -k "not emulated" \
 	  $(addprefix tests/test_backends/test_native/test_,linear.py linear_groups.py attention.py rows.py)
 
 clients: install  ## make .venv-clients, where test-all has the clients that it runs against the server
