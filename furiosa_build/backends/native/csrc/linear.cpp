@@ -255,29 +255,6 @@ class Job {
         }
     }
 
-    // The numbers of a row from `first` on; of any value where there are none.
-    static Floats floats_at(DType dtype, const char* row, int64_t first, int64_t columns) {
-        const void* from = row + first * size_of(dtype);
-        if (first + lanes <= columns) {
-            if (dtype == DType::bf16) return from_bf16(load<Halves>(from));
-            if (dtype == DType::f32) return load<Floats>(from);
-        }
-        float numbers[lanes] = {};
-        if (first < columns) load_floats(dtype, from, 1, at_most(lanes, columns - first), numbers);
-        return load<Floats>(numbers);
-    }
-
-    static void store_at(DType dtype, char* row, int64_t first, int64_t columns, Floats values) {
-        void* to = row + first * size_of(dtype);
-        if (first + lanes <= columns) {
-            if (dtype == DType::bf16) return store(to, to_bf16(values));
-            if (dtype == DType::f32) return store(to, values);
-        }
-        float numbers[lanes];
-        store(numbers, values);
-        if (first < columns) store_floats(dtype, numbers, at_most(lanes, columns - first), to, 1);
-    }
-
     // What a vector has for each column of a block, or one number for all.
     static void load_columns(const Tensor& vector, int64_t first, int64_t columns, float otherwise, float* to) {
         for (int64_t i = 0; i < block_rows; i++) to[i] = otherwise;

@@ -151,6 +151,9 @@ class Job {
         }
         const int64_t of_a_unit = unit_bytes / size_of(scale.dtype), units = quotient_up(count, of_a_unit);
         const uint8_t* from = scale.as<uint8_t>() + (block * scale.shape[1] + first / of_a_unit) * block_bytes;
+        for (int64_t i = 0; i < units * block_bytes; i += 64) {  // those of the next block; GCC 12 would drop a builtin
+            asm volatile("prefetcht0 %0" : : "m"(from[scale.shape[1] * block_bytes + i]));
+        }
         if (scale.dtype == DType::bf16) {
             expand<FloatsFromBf16>(from, units, reinterpret_cast<uint8_t*>(scales_));
         } else if (scale.dtype == DType::f16) {
@@ -209,18 +212,19 @@ class Job {
     void finish(int64_t block) {
         const int64_t first = (first_block_ + block) * block_rows;
         const int64_t columns = at_most(block_rows, p_.out->shape[1] - first);
-        float bias[block_rows] = {}, residual[block_rows] = {};
+        float bias[block_rows] = {};
         if (p_.bias->given()) load_floats(p_.bias->dtype, address(*p_.bias, first), 1, columns, bias);
-        for (int64_t row = 0; row < num_rows_; row++) {
-            const float factor = p_.x_scale->given() ? p_.x_scale->as<float>()[first_row_ + row] : 1;
-            float* values = sums_ + (block * num_rows_ + row) * block_rows;
-            if (p_.residual->given()) {
-                const void* from = address(*p_.residual, (first_row_ + row) * p_.residual->stride[0] + first);
-                load_floats(p_.residual->dtype, from, 1, columns, residual);
+        const float* sums = sums_ + block * num_rows_ * block_rows;
+        for (int64_t row = first_row_; row < first_row_ + num_rows_; row++, sums += block_rows) {
+            const float factor = p_.x_scale->given() ? p_.x_scale->as<float>()[row] : 1;
+            const char* residual = nullptr;
+            if (p_.residual->given()) residual = address(*p_.residual, row * p_.residual->stride[0] + first);
+            char* to = address(*p_.out, row * p_.out->stride[0] + first);
+            for (int64_t i = 0; i < block_rows; i += lanes) {
+                Floats values = load<Floats>(sums + i) * factor + load<Floats>(bias + i);
+                if (residual != nullptr) values += floats_at(p_.residual->dtype, residual, i, columns);
+                store_at(p_.out->dtype, to, i, columns, values);
             }
-            for (int64_t i = 0; i < block_rows; i++) values[i] = values[i] * factor + bias[i] + residual[i];
-            void* to = address(*p_.out, (first_row_ + row) * p_.out->stride[0] + first);
-            store_floats(p_.out->dtype, values, columns, to, 1);
         }
     }
 
