@@ -36,7 +36,7 @@ DOCUMENT = REPOSITORY / "docs" / "performance.md"
 BEGIN, END = "<!-- peers: written by benchmarks/peers.py -->", "<!-- peers: end -->"
 
 PEERS: dict[str, tuple[str, ...]] = {
-    "furiosa_build": ("bf16", "int8", "w8a8", "fp8", "int4", "w4a8"),
+    "furiosa_build": ("bf16", "int8", "w8a8", "fp8", "int4", "int4-head-int8", "w4a8"),
     "openvino": ("int8", "int4"),
     "vllm": ("bf16",),
     "llama_cpp": ("bf16", "q8_0", "q4_0"),

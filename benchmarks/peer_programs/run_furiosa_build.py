@@ -1,4 +1,4 @@
-"""This project: backend native. Formats: bf16 and the names of conf/quantization."""
+"""This project: backend native. Formats: bf16 and the names of conf/quantization, perhaps with `-head-int8`."""
 
 import json
 import os
@@ -13,12 +13,14 @@ def prepare(task: Task) -> None:
     """An artifact with a prefill bucket for each prompt and decode buckets for all contexts, in a store of its own."""
     lengths = [length for length in (128, 640, 2560) if length < task.longest]
     lengths.append(-(-task.longest // 128) * 128)
+    quantization, _, head = task.format.partition("-head-")
     recipe = {
         "defaults": [
             "base",
-            {"quantization": "none" if task.format == "bf16" else task.format},
+            {"quantization": "none" if quantization == "bf16" else quantization},
             {"override backend": "native"},
         ],
+        "quantization": {"lm_head": head or None},
         "model": {"model_id_or_path": str(task.model), "calculate_logit_only_for_last_token": True},
         "buckets": {
             "max_seq_len_to_capture": lengths[-1],

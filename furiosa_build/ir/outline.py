@@ -66,7 +66,8 @@ class KindOutline(BaseModel):
 class Outline(BaseModel):
     """What planning needs to know of a model. `first_outputs` lists (layer, argument) after hidden_states.
 
-    `rotary_limit`: how long sequences may be, where the rotary tables of longer ones depend on their length.
+    `rotary_limit`: how long sequences may be, where the rotary tables of longer ones depend on their length. `head`:
+    the matrix that logits are the product with, if it can be quantized: of a linear layer and perhaps an embedding.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
@@ -82,6 +83,7 @@ class Outline(BaseModel):
     last_parameters: list[str]
     parameters: dict[str, ParameterOutline]
     rotary_limit: RotaryLimit | None = Field(default=None, exclude_if=lambda limit: limit is None)
+    head: str | None = Field(default=None, exclude_if=lambda head: head is None)
 
     def stage_parameters(self, stages: Sequence[Sequence[int]], stage: int) -> list[str]:
         """The parameters that a stage needs, in order; `stages` has the layers of each. A tied one may be in two."""

@@ -58,6 +58,7 @@ def _outline(tracer: Tracer) -> Outline:
         last_parameters=[spec.name for spec in last.inputs if spec.role == "parameter"],
         parameters=_parameters(skeleton, outer | inner),
         rotary_limit=skeleton.rotary_limit,
+        head=_head(skeleton),
     )
 
 
@@ -124,6 +125,18 @@ def _parameters(skeleton: Skeleton, names: set[str]) -> dict[str, ParameterOutli
         for name, p in sorted(model.named_parameters())
         if name in names
     }
+
+
+def _head(skeleton: Skeleton) -> str | None:
+    """The name of the head's weight, if all modules that have it are of kinds whose arithmetic is known."""
+    head = skeleton.model.get_output_embeddings()
+    if head is None:
+        return None
+    own = [module for module in skeleton.model.modules() if module._parameters.get("weight") is head.weight]
+    if not own or any(type(module) not in (nn.Linear, nn.Embedding) for module in own):
+        return None
+    [found] = [name for name, parameter in skeleton.model.named_parameters() if parameter is head.weight]
+    return str(found)
 
 
 def _digest(data: bytes) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from furiosa_build.backends.ops import all_gather, all_reduce
 from furiosa_build.ir.sharding import Cut
 from furiosa_build.models.skeleton import Skeleton
-from furiosa_build.quant.linear import QuantizedLinear
+from furiosa_build.quant.linear import QuantizedEmbedding, QuantizedLinear
 
 _WHOLE = {"replicated_with_grad_allreduce"}
 _KV = ("k_proj", "v_proj")
@@ -89,8 +89,9 @@ class Rank:
                 if style == "colwise_gather_output":
                     module.register_forward_hook(self._gather)
                 elif style == "embedding_rowwise":
-                    assert isinstance(module, nn.Embedding)
-                    module.padding_idx = None
+                    assert isinstance(module, nn.Embedding | QuantizedEmbedding)
+                    if isinstance(module, nn.Embedding):
+                        module.padding_idx = None
                     module.forward = self._embedding(module.forward, _rows(module))  # type: ignore[assignment,method-assign]
 
     @contextmanager

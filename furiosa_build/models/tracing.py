@@ -27,7 +27,7 @@ from furiosa_build.models.own_attention import keeping
 from furiosa_build.models.partition import CutGraph
 from furiosa_build.models.skeleton import LayerCall, Skeleton, fill, functional
 from furiosa_build.models.tensor_parallel import Rank
-from furiosa_build.quant.linear import QuantizedLinear
+from furiosa_build.quant.linear import QuantizedEmbedding, QuantizedLinear, operands_of
 from furiosa_build.quant.scheme import scheme
 
 HIDDEN_STATES = "hidden_states"
@@ -325,11 +325,19 @@ def _record(skeleton: Skeleton, ids: Tensor, positions: Tensor, context: int, ca
 
 
 def _quantize_modules(model: nn.Module, schemes: Mapping[str, str]) -> None:
+    """Replaces the modules that have quantized weights; those that share one share its operands."""
+    weights = dict(model.named_parameters())
+    quantized = {id(weights[name]): operands_of(weights[name], scheme(text)) for name, text in schemes.items()}
     for name, module in list(model.named_modules()):
-        if (text := schemes.get(f"{name}.weight")) is not None:
-            if not isinstance(module, nn.Linear):
-                raise TypeError(f"{name} is not a linear layer")
-            model.set_submodule(name, QuantizedLinear(module, scheme(text)))
+        weight = module._parameters.get("weight")
+        if weight is None or (operands := quantized.get(id(weight))) is None:
+            continue
+        if isinstance(module, nn.Linear):
+            model.set_submodule(name, QuantizedLinear(module, operands))
+        elif type(module) is nn.Embedding:
+            model.set_submodule(name, QuantizedEmbedding(module, operands))
+        else:
+            raise TypeError(f"{name} is neither a linear layer nor an embedding")
 
 
 def _at(tensor: Tensor, size: Sequence[int], at: Tensor) -> Tensor:

@@ -162,11 +162,20 @@ def plan_model(
     """
     scheme_of = spec.quantization.scheme_of if checkpoint is None else checkpoint.scheme_of
     schemes = {name: scheme_of(name) for name, p in outline.parameters.items() if p.linear}
+    if spec.quantization.lm_head is not None:
+        schemes[_head(outline)] = spec.quantization.lm_head
     quantized = {name: text for name, text in schemes.items() if text != "none"}
     _check_backend(spec.backend.name, quantized)
     _check_schemes(outline, quantized, spec.parallel.tensor_parallel_size)
     _check_rotary_limit(outline, spec)
     return ModelPlan(spec, hf_config, outline, isa, quantized, checkpoint is not None, stored_as)
+
+
+def _head(outline: Outline) -> str:
+    if outline.head is None:
+        what = f"the head of {outline.architecture} cannot be quantized: it, or what it is tied to, is no plain layer"
+        raise UserError(what, where="quantization.lm_head", valid="null")
+    return outline.head
 
 
 def _check_backend(name: str, schemes: Mapping[str, str]) -> None:

@@ -57,19 +57,24 @@ class QuantizedCheckpoint(NamedTuple):
         return "; ".join(scheme(text).described for text in dict.fromkeys(self.targets.values()))
 
 
-def quantization_config(schemes: Mapping[str, str], ignore: Sequence[str]) -> dict[str, Any]:
+def quantization_config(
+    schemes: Mapping[str, str], ignore: Sequence[str], embeddings: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """`quantization_config` for config.json, as compressed-tensors 0.1x and 0.2x read it.
 
     Args:
         schemes: Name of a quantized linear layer -> its scheme. One for all is written as a group for `Linear`, several
             as a group each that names its layers.
         ignore: The linear layers that are not quantized.
+        embeddings: Name of a quantized embedding -> its scheme.
     """
     found = sorted(set(schemes.values()))
     groups = {}
     for number, text in enumerate(found):
         targets = [_LINEAR] if len(found) == 1 else sorted(name for name, own in schemes.items() if own == text)
         groups[f"group_{number}"] = {"targets": targets, **scheme(text).config_group()}
+    for name, text in sorted((embeddings or {}).items()):
+        groups[f"group_{len(groups)}"] = {"targets": [name], **scheme(text).config_group()}
     formats = {group["format"] for group in groups.values()}
     return {
         "quant_method": "compressed-tensors",

@@ -88,6 +88,14 @@ class EightBit(QuantScheme):
         numbers = self.to_float(weight[:, : x.shape[-1]])
         return functional.linear(x, numbers.to(x.dtype)) * scale.reshape(-1)
 
+    def rows(self, ids: Tensor, operands: Sequence[Tensor], columns: int) -> Tensor:
+        from torch.nn import functional
+
+        weight, scale = operands
+        numbers = functional.embedding(ids, weight)
+        numbers = numbers if numbers.shape[-1] == columns else numbers[..., :columns]
+        return (self.to_float(numbers) * functional.embedding(ids, scale).float()).to(scale.dtype)
+
     @abstractmethod
     def empty(self, rows: int, columns: int) -> Tensor:
         """Memory for the numbers of a weight, for `put` to fill."""

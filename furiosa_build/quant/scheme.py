@@ -155,6 +155,13 @@ class QuantScheme(ABC):
     def product(self, x: Tensor, operands: Sequence[Tensor]) -> Tensor:
         """x [..., in] times the transposed weight -> [..., out] in the dtype of x. The reference for backends."""
 
+    def rows(self, ids: Tensor, operands: Sequence[Tensor], columns: int) -> Tensor:
+        """Rows `ids` [...] of the weight, which has so many columns: [..., columns], as `dequantize` has them.
+
+        Only of schemes that an embedding may have.
+        """
+        raise NotImplementedError(f"{self.family}: an embedding cannot have it")
+
     def round(self, x: Tensor, largest: Tensor) -> Tensor:
         """x [..., in] as the layer sees it, of the same dtype. `largest` [..., 1] is each token's largest magnitude."""
         del largest

@@ -114,8 +114,10 @@ def _write(request: WeightsRequest, inputs: Inputs, output: Path) -> dict[str, s
 
     digests = _write_weights(outline, schemes, source, output)
     ignored = sorted(n.removesuffix(".weight") for n, p in outline.parameters.items() if p.linear and n not in schemes)
-    quantized = {name.removesuffix(".weight"): text for name, text in schemes.items()}
-    config["quantization_config"] = quantization_config(quantized, [*ignored, *_tied_head(outline)])
+    linear, embeddings = dict[str, str](), dict[str, str]()
+    for name, text in schemes.items():
+        (linear if outline.parameters[name].linear else embeddings)[name.removesuffix(".weight")] = text
+    config["quantization_config"] = quantization_config(linear, [*ignored, *_tied_head(outline)], embeddings)
     (output / CONFIG).write_text(
         json.dumps({"architectures": [outline.architecture], **config}, indent=2, sort_keys=True)
     )

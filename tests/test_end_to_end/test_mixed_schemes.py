@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_models.tiny import LLAMA, load, save_random_model
+from test_models.tiny import GEMMA3, LLAMA, load, save_random_model
 
 from furiosa_build.build.build import Build
+from furiosa_build.core.errors import UserError
 from furiosa_build.quant.scheme import scheme as find_scheme
+from furiosa_build.runtime import LLMEngine, SamplingParams
 
 from .test_against_transformers import logits_of
 
@@ -92,3 +95,44 @@ def test_the_written_checkpoint_is_taken_and_gives_the_same_parameters_and_progr
     assert len(names) > 2
     for name in names:
         assert (own / name).read_bytes() == (taken / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_a_quantized_head_serves_as_the_embedding_that_it_is_tied_to(
+    tied: bool, build_artifact: BuildArtifact, tmp_path: Path
+) -> None:
+    model = save_random_model({**MODEL, "tie_word_embeddings": tied}, tmp_path / "model")
+    artifact = build_artifact(model, scheme="fp8", lm_head="int8", **BUCKETS)
+    stored = {}
+    for file in (artifact / "params").glob("*.safetensors"):
+        stored |= load_file(file)
+    name = "model.embed_tokens" if tied else "lm_head"
+    assert {each for each in stored if each.startswith(name)} == {
+        f"{name}.weight_packed",
+        f"{name}.weight_scale",
+        f"{name}.weight_shape",
+    }
+    assert ("model.embed_tokens.weight" in stored) is not tied
+    described = json.loads((artifact / "artifact.json").read_text())
+    assert described["model_metadata"]["quantization"] == "fp8+int8"
+    reference = load(model)
+    for each, parameter in reference.named_parameters():
+        text = "int8" if each == f"{name}.weight" else "fp8" if each.endswith("_proj.weight") else "none"
+        own = find_scheme(text)
+        parameter.data = own.dequantize(own.quantize(parameter.data), parameter.dtype)
+    tokens = torch.randint(0, 192, (30,), generator=torch.Generator().manual_seed(5)).tolist()
+    found: list[torch.Tensor] = []
+    with closing(LLMEngine(artifact, on_logits=lambda _, row: found.append(torch.tensor(row)))) as engine:
+        engine.add_request("a", {"prompt_token_ids": tokens}, SamplingParams(temperature=0, max_tokens=3))
+        while engine.has_unfinished_requests():
+            outputs = engine.step()
+    [answer] = outputs
+    expected = logits_of(reference, [*tokens, *answer.outputs[0].token_ids])[len(tokens) - 1 : -1]
+    torch.testing.assert_close(torch.stack(found), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_that_cannot_be_quantized_is_refused(start_build: StartBuild, tmp_path: Path) -> None:
+    model = save_random_model(GEMMA3, tmp_path / "model")
+    with pytest.raises(UserError, match="the head of Gemma3ForCausalLM cannot be quantized") as refused:
+        _ = start_build(model, lm_head="int8", **BUCKETS).plan
+    assert refused.value.where == "quantization.lm_head"

@@ -48,6 +48,7 @@ def outline(layers: int = 3, *, sliding: tuple[int, ...] = ()) -> Outline:
         first_parameters=["model.embed_tokens.weight"],
         last_signature="graph of the head",
         last_parameters=["model.norm.weight", "lm_head.weight"],
+        head="lm_head.weight",
         parameters={
             name: ParameterOutline(dtype="float32", shape=shape, linear="proj" in name or "head" in name)
             for name, shape in sorted(shapes.items())

@@ -53,6 +53,8 @@ def by(*names: str) -> Callable[[PlannedStep, BuildSpec, BuildSpec], bool]:
 def scheme(of: BuildSpec, parameter: str) -> str:
     """The scheme of a linear parameter: that of the first rule that matches, with what is chosen for its family."""
     own = of.quantization
+    if parameter == HEAD and own.lm_head is not None:
+        return own.lm_head
     family = next((rule.scheme for rule in own.rules if fnmatchcase(parameter, rule.match)), own.scheme)
     dynamic = "" if family == "none" else f"{own.dynamic}"
     return f"{family}{dynamic}{own.group_size or 128}{own.symmetric}" if family == "int4" else f"{family}{dynamic}"
@@ -165,6 +167,7 @@ LEAVES: Mapping[Path, Leaf] = {
     ("quantization", "dynamic"): Leaf(st.booleans(), by_what_is_quantized),
     ("quantization", "group_size"): Leaf(st.sampled_from([None, 32, 64, 128]), by_what_is_quantized),
     ("quantization", "symmetric"): Leaf(st.booleans(), by_what_is_quantized),
+    ("quantization", "lm_head"): Leaf(st.sampled_from([None, "int8"]), by_what_is_quantized),
     # Programs that are there before and after: others have other names.
     ("rewriting", "use_blockwise_compile"): Leaf(st.booleans(), by("package")),
     ("rewriting", "num_blocks_per_supertask"): Leaf(st.sampled_from([1, 3, 9]), by("partition:*:block", "package")),
@@ -192,6 +195,7 @@ CHECKPOINT: Path = ("quantization", "quantize_artifact_path")
 WITHOUT_CHECKPOINT: Mapping[Path, Any] = {
     ("quantization", "scheme"): "none",
     ("quantization", "rules"): [],
+    ("quantization", "lm_head"): None,
     ("model", "seed_for_random_weight"): None,
     ("model", "param_file_path"): None,
 }

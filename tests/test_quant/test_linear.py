@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from furiosa_build.backends.cpu_quantized_linear import lower_quantized_linear
 from furiosa_build.quant.int8 import packed_columns
-from furiosa_build.quant.linear import QuantizedLinear
+from furiosa_build.quant.linear import QuantizedEmbedding, QuantizedLinear, operands_of
 from furiosa_build.quant.ops import quantized_linear_reference
 from furiosa_build.quant.scheme import scheme as find_scheme
 
@@ -34,10 +34,14 @@ def test_packed_rows_are_whole_words() -> None:
     assert [packed_columns(n) for n in (1, 4, 5, 8)] == [4, 4, 8, 8]
 
 
+def quantized(original: nn.Linear, scheme: str) -> QuantizedLinear:
+    return QuantizedLinear(original, operands_of(original.weight, find_scheme(scheme)))
+
+
 def make(scheme: str, columns: int, *, bias: bool, dtype: torch.dtype) -> tuple[QuantizedLinear, dict[str, Tensor]]:
     """A layer with 10 outputs, and its parameters as a program sees them."""
     with torch.device("meta"):
-        layer = QuantizedLinear(nn.Linear(columns, 10, bias=bias, dtype=dtype), find_scheme(scheme))
+        layer = quantized(nn.Linear(columns, 10, bias=bias, dtype=dtype), scheme)
     stored = find_scheme(scheme).quantize(random_weight(10, columns, dtype))
     names = [name for name, _ in layer.named_parameters() if name != "bias"]
     parameters = dict(zip(names, operands(scheme, stored, columns), strict=True))
@@ -73,7 +77,7 @@ def test_a_product_is_that_of_the_dequantized_weight(
 @pytest.mark.parametrize("scheme", ["fp8", "int8"])
 def test_the_layer_declares_what_the_checkpoint_holds_and_no_memory(scheme: str) -> None:
     with torch.device("meta"):
-        layer = QuantizedLinear(nn.Linear(37, 10, dtype=torch.bfloat16), find_scheme(scheme))
+        layer = quantized(nn.Linear(37, 10, dtype=torch.bfloat16), scheme)
     assert all(parameter.is_meta for parameter in layer.parameters())
     weight = {"fp8": "weight", "int8": "weight_packed"}[scheme]
     assert [name for name, _ in layer.named_parameters()] == [weight, "weight_scale", "bias"]
@@ -83,7 +87,7 @@ def test_the_layer_declares_what_the_checkpoint_holds_and_no_memory(scheme: str)
 @pytest.mark.parametrize("scheme", ["int8", "fp8-dynamic"])
 def test_a_trace_has_one_operator_for_the_product(scheme: str) -> None:
     with torch.device("meta"):
-        layer = QuantizedLinear(nn.Linear(32, 10), find_scheme(scheme))
+        layer = quantized(nn.Linear(32, 10), scheme)
         program = torch.export.export(layer, (torch.empty(4, 32),))
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
     assert [str(node.target) for node in calls] == ["furiosa.quantized_linear.default", "aten.add.Tensor"]
@@ -159,3 +163,15 @@ def test_a_token_is_rounded_as_compressed_tensors_rounds_it_to_the_last_bit(
     scale, zero = compute_dynamic_scales_and_zp(x, args, nn.Module())
     found = find_scheme(form).round(x, x.abs().amax(-1, keepdim=True))
     assert found.equal(fake_quantize(x, scale, zero, args))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("columns", [32, 37])
+def test_rows_of_an_embedding_are_those_of_the_dequantized_weight(columns: int, dtype: torch.dtype) -> None:
+    own, weight = find_scheme("int8"), random_weight(20, columns, dtype)
+    stored = own.quantize(weight)
+    layer = QuantizedEmbedding(nn.Embedding.from_pretrained(weight), operands_of(weight, own))
+    parameters = dict(zip(dict(layer.named_parameters()), operands("int8", stored, columns), strict=True))
+    ids = torch.tensor([[3, 19, 0], [3, 3, 7]])
+    found = torch.func.functional_call(layer, parameters, (ids,))
+    assert torch.equal(found, own.dequantize(stored, dtype)[ids])

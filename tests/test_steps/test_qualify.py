@@ -362,3 +362,14 @@ def answering(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Questions, dict[
         return file
 
     monkeypatch.setattr("user_directory.answer_in_this_process", answer)
+
+
+@pytest.mark.grid
+def test_an_artifact_with_a_quantized_head_is_compared_with_a_model_that_has_it_too(
+    start_build: StartBuild, output: Path, tmp_path: Path
+) -> None:
+    """Without the embedding, or without the head, that is rounded as the artifact's the logits differ by far more."""
+    model = save_random_model(MODELS["tied"], tmp_path / "model")
+    found = judge(qualify_of(start_build(model, scheme="int8", lm_head="int8", **SMALL)), output)
+    assert found["largest_logit_difference"] <= 1e-4
+    assert found["top1_agreement"] == 1.0

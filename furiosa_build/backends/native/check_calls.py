@@ -86,8 +86,11 @@ def _embedding(operands: Operands, call: Call) -> list[View]:
     require_numbers(call, 0)
     weight, ids, out = present(operands)
     require_integer(ids)
-    require_floating(weight, out)
     require(bool(out.shape), "its output has no dimension")
+    if weight.dtype == out.dtype == "uint8":
+        require(out.stride[-1] == 1, "a row of its output is not contiguous")
+    else:
+        require_floating(weight, out)
     require_shape(out, *ids.shape, out.shape[-1])
     if len(weight.shape) == 2:
         require_shape(weight, weight.shape[0], out.shape[-1])

@@ -69,7 +69,7 @@ OPERATORS = {
         4,
         "weight ids out!",
         "out[..., :] = row ids[...] of weight: [N, K], or packed (of rank 3 or 4, as `unpack` takes it). A row that the"
-        " weight does not have is NaN.",
+        " weight does not have is NaN; of uint8, which out is too then, 0.",
     ),
     "norm": Operator(
         5,

@@ -33,8 +33,8 @@ class QuantizationRule(Section):
 class QuantizationSpec(Section):
     """Quantization of linear layers, each by itself: the first rule that matches its weight wins, else `scheme`.
 
-    `dynamic`, `group_size` and `symmetric` go for all schemes that leave them open. Or a compressed-tensors checkpoint,
-    of which the weights are taken as they are: `quantize_artifact_path`.
+    `dynamic`, `group_size` and `symmetric` go for all schemes that leave them open; `lm_head` goes before all of it. Or
+    a compressed-tensors checkpoint, of which the weights are taken as they are: `quantize_artifact_path`.
     """
 
     scheme: Scheme = "none"
@@ -42,12 +42,14 @@ class QuantizationSpec(Section):
     dynamic: bool = False
     group_size: Literal[32, 64, 128] | None = None
     symmetric: bool = True
+    lm_head: Literal["int8"] | None = None
     quantize_artifact_path: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _a_checkpoint_has_a_scheme_of_its_own(self) -> QuantizationSpec:
-        if self.quantize_artifact_path is not None and (self.scheme != "none" or self.rules):
-            given = f"scheme={self.scheme!r} has" if self.scheme != "none" else "rules have"
+        if self.quantize_artifact_path is not None and (self.scheme != "none" or self.rules or self.lm_head):
+            given = "rules have" if self.rules else f"lm_head={self.lm_head!r} has"
+            given = f"scheme={self.scheme!r} has" if self.scheme != "none" else given
             what = f"quantize_artifact_path={self.quantize_artifact_path!r} is quantized already: {given} no effect"
             valid = "null, or quantization=none, which is scheme: none without rules"
             raise invalid(what, key=("quantize_artifact_path",), valid=valid)

@@ -60,13 +60,13 @@ class OriginalModel:
         """What it computes in, such as `bfloat16`."""
         return str(self.model.dtype).removeprefix("torch.")
 
-    def linear(self, name: str) -> nn.Linear:
-        """The linear layer whose weight has this name. Raises StepError when the model has none."""
+    def weighted(self, name: str) -> nn.Linear | nn.Embedding:
+        """The layer whose weight has this name. Raises StepError when the model has none."""
         from torch import nn
 
         place = place_of(self.model, name.removesuffix(".weight"))
         module = None if place is None else self.model.get_submodule(place)
-        if not isinstance(module, nn.Linear):
+        if not isinstance(module, nn.Linear | nn.Embedding):
             raise StepError("qualify", f"the source's model, as transformers loads it, has no linear layer {name}")
         return module
 

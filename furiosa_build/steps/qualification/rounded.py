@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.errors import StepError
 from furiosa_build.core.progress import advance, expect
@@ -14,7 +14,7 @@ from furiosa_build.steps.qualification.reference import Asked, Expected
 from furiosa_build.steps.qualification.rounding import InputRounding
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from furiosa_build.weights.source import TensorSource
 
@@ -58,24 +58,39 @@ class RoundedModel:
         return self._original.nudged(asked)
 
     def _round(self, name: str, own: QuantScheme) -> None:
-        """Gives a layer its dequantized weight whenever it runs, and has its input rounded if its scheme does that."""
-        from torch import nn
+        """Gives the layers that have a weight the dequantized one whenever they run."""
+        kept: list[nn.Parameter] = []
 
-        module = self._original.linear(name)
-        originals: list[Tensor] = []  # one, while the layer has its dequantized weight
+        def rounded(original: Tensor) -> nn.Parameter:
+            from torch import nn
 
-        def before(module: nn.Linear, inputs: object) -> None:
+            if kept:
+                return kept[0]
+            weight = nn.Parameter(self._weight(name, own, original), requires_grad=False)
+            if self._keep:
+                kept.append(weight)
+            return weight
+
+        module, head = self._original.weighted(name), self._original.model.get_output_embeddings()
+        self._replace(module, rounded)
+        if name == self._outline.head and head is not module:
+            self._replace(head, rounded)
+        self._rounding.add(module, own)
+
+    def _replace(self, module: nn.Module, rounded: Callable[[Tensor], nn.Parameter]) -> None:
+        originals: list[Any] = []  # one, while the layer has its dequantized weight
+
+        def before(module: nn.Module, inputs: object) -> None:
             del inputs
             if not originals:
                 originals.append(module.weight)
-                module.weight = nn.Parameter(self._weight(name, own, module.weight), requires_grad=False)
+                module.weight = rounded(module.weight)  # type: ignore[arg-type]
 
-        def after(module: nn.Linear, inputs: object, output: object) -> None:
+        def after(module: nn.Module, inputs: object, output: object) -> None:
             del inputs, output
             module.weight = originals.pop()
 
         module.register_forward_pre_hook(before)
-        self._rounding.add(module, own)
         if not self._keep:
             module.register_forward_hook(after)
 

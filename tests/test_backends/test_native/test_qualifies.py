@@ -35,8 +35,14 @@ ARTIFACTS: dict[str, dict[str, Any]] = {
         **{"scheme": "int4", "group_size": 32, "symmetric": False, "parallel": {"tensor_parallel_size": 2}},
         **{"intermediate_size": 128, "hidden_size": 64},
     },
+    "int4 with a head of int8, which is the embedding, two ranks": {
+        **{"scheme": "int4", "group_size": 32, "lm_head": "int8", "parallel": {"tensor_parallel_size": 2}},
+        **{"rules": ({"match": "*embed*", "scheme": "none"},), "tie_word_embeddings": True, "dtype": "bfloat16"},
+        **{"intermediate_size": 128, "hidden_size": 64},
+    },
     "fp8, in two stages": {"scheme": "fp8", "parallel": {"pipeline_parallel_size": 2}},
 }
+SETTINGS = ("scheme", "group_size", "symmetric", "lm_head", "rules", "parallel")
 SHARES = {"float32": 1e-5, "bfloat16": 3e-2}
 """How far logits may differ, of the largest."""
 
@@ -52,7 +58,7 @@ def test_an_artifact_qualifies_and_gives_the_tokens_of_transformers(
     name: str, start_build: Callable[..., Build]
 ) -> None:
     fields = dict(ARTIFACTS[name])
-    settings = {key: fields.pop(key) for key in ("scheme", "group_size", "symmetric", "parallel") if key in fields}
+    settings = {key: fields.pop(key) for key in SETTINGS if key in fields}
     config = {"architectures": ["ForCausalLM"], "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1}
     config |= model(**{"model_type": "llama", "vocab_size": 192, "pad_token_id": 2, **fields})
     build = start_build(config, backend="native", **settings)

@@ -46,6 +46,8 @@ void run_embedding(const Call& call, int64_t begin, int64_t end, Scratch& scratc
         load_ints(ids.dtype, rows[0], 1, 1, &id);
         if (id >= 0 && id < num_rows) {
             put_row(weight, weight_row(weight, id, room), size, out, rows[1], floats);
+        } else if (out.dtype == DType::u8) {
+            std::memset(rows[1], 0, static_cast<size_t>(size));
         } else {
             std::fill_n(floats, size, __builtin_nanf(""));
             store_floats(out.dtype, floats, size, rows[1], out.stride[out.rank - 1]);
