@@ -54,7 +54,7 @@ def scheme(of: BuildSpec, parameter: str) -> str:
     """The scheme of a linear parameter: that of the first rule that matches, with what is chosen for its family."""
     own = of.quantization
     if parameter == HEAD and own.lm_head is not None:
-        return own.lm_head
+        return f"{own.lm_head}False"  # whose input is not rounded
     family = next((rule.scheme for rule in own.rules if fnmatchcase(parameter, rule.match)), own.scheme)
     dynamic = "" if family == "none" else f"{own.dynamic}"
     return f"{family}{dynamic}{own.group_size or 128}{own.symmetric}" if family == "int4" else f"{family}{dynamic}"
