@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from furiosa_build.backends.target import Target, check_isa, check_torch
 from furiosa_build.core.errors import UserError, nearest
+from furiosa_build.ir.kv_cache import KvCacheDtype
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +82,7 @@ class Backend(ABC):
         costs: What preflight reckons with.
         library: The name of the file that all programs call, for a backend that has one. It is built once, and is
             part of the artifact.
+        kv_cache_dtypes: What KV caches of its programs may hold.
         checks_graphs: Whether there are graphs that `check_graph` refuses: a plan asks it then.
     """
 
@@ -89,6 +91,7 @@ class Backend(ABC):
     options: ClassVar[Mapping[str, type]] = {}
     costs: ClassVar[Costs] = Costs()
     library: ClassVar[str | None] = None
+    kv_cache_dtypes: ClassVar[tuple[KvCacheDtype, ...]] = ("auto",)
     checks_graphs: ClassVar[bool] = False
 
     def check_toolchain(self) -> None:  # noqa: B027 (most need no tools)

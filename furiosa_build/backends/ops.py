@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from furiosa_build.ir import kv_cache
 from furiosa_build.quant.ops import QUANTIZED_LINEAR, quantized_linear_reference
 
 PAGED_ATTENTION = "furiosa.paged_attention.default"
@@ -48,7 +49,8 @@ def paged_attention_reference(
         key: [batch, kv_heads, query, head_dim]; None: keys and values are in the caches already.
         value: As `key`, but its heads may be of another size.
         key_cache: [slots, kv_heads, head_dim], written in place.
-        value_cache: As `key_cache`, of the size of the values.
+        value_cache: As `key_cache`, of the size of the values. Either may have codes (`ir.kv_cache`), for backends that
+            lower this operator: it does not compute with those.
         slot_mapping: int64 [batch, query]: the slot of each new token; None where `key` is.
         context_slots: int64 [batch, context]: the slots of the whole context, in order, new tokens included; None for
             prefill, where the new tokens are the whole context.
@@ -84,7 +86,17 @@ def _(
 ) -> Tensor:
     del key, value, key_cache, others
     batch, heads, tokens, _ = query.shape
-    return query.new_empty((batch, tokens, heads, value_cache.shape[2]))
+    return query.new_empty((batch, tokens, heads, size_of_head(value_cache)))
+
+
+def has_codes(cache: Tensor) -> bool:
+    """Whether a KV cache has codes of keys or values (`ir.kv_cache`)."""
+    return kv_cache.has_codes(str(cache.dtype).removeprefix("torch."))
+
+
+def size_of_head(cache: Tensor) -> int:
+    """How many numbers a KV cache [slots, kv_heads, row] has of a token's head."""
+    return kv_cache.size_of_row(str(cache.dtype).removeprefix("torch."), cache.shape[2])
 
 
 @torch.library.custom_op("furiosa::all_reduce", mutates_args=())

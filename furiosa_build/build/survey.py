@@ -21,5 +21,10 @@ def check_graphs(model: OpenModel, loading: Loading, outline: Outline, jobs: Pla
     """Raises UserError for a model whose graphs the backend cannot compile."""
     if model.backend.checks_graphs:
         layers = [kind.layers[0] for kind in outline.blocks]
-        request = GraphCheckRequest(hf_config=loading.hf_config, layers=layers, backend=model.spec.backend.name)
+        request = GraphCheckRequest(
+            hf_config=loading.hf_config,
+            layers=layers,
+            backend=model.spec.backend.name,
+            kv_cache_dtype=model.spec.buckets.kv_cache_dtype,
+        )
         jobs.run(GraphCheck(), model.backend, request.model_dump(exclude={"inputs"}), request)

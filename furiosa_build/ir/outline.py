@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from furiosa_build.ir.kv_cache import KvCacheDtype, slot_layout
 from furiosa_build.ir.sharding import Cut
 from furiosa_build.ir.tensors import Layout
 
@@ -56,11 +57,12 @@ class KindOutline(BaseModel):
     cache_shape: list[int]
     value_size: int | None = Field(default=None, exclude_if=lambda size: size is None)
 
-    def rank_cache_shapes(self, ranks: int) -> tuple[list[int], list[int]]:
-        """What one of `ranks` ranks keeps of a token: [KV heads, size] of its keys and of its values."""
+    def rank_slots(self, ranks: int, dtype: str, kv_cache_dtype: KvCacheDtype) -> tuple[Layout, Layout]:
+        """What one of `ranks` ranks keeps of a token, of its keys and of its values, where the model is of `dtype`."""
         heads, size = self.cache_shape
         own = max(heads // ranks, 1)
-        return [own, size], [own, self.value_size or size]
+        keys, values = (slot_layout(kv_cache_dtype, dtype, (own, n)) for n in (size, self.value_size or size))
+        return keys, values
 
 
 class Outline(BaseModel):

@@ -78,6 +78,12 @@ class PagedCache:
         They are contiguous, as a cache of transformers gives them. What is beyond a sequence is there too: the layer's
         mask hides it.
         """
+        if ops.has_codes(self.key_cache):
+            raise UserError(
+                "not supported: the layers attend by themselves, and cannot read codes",
+                where="buckets.kv_cache_dtype",
+                valid="auto",
+            )
         if self.slot_mapping is not None:
             ops.write_kv_cache(key, value, self.key_cache, self.value_cache, self.slot_mapping)
         if self.writes_only:

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from furiosa_build.backends.graph import dtype_name
 from furiosa_build.core.errors import UserError
+from furiosa_build.ir.kv_cache import KvCacheDtype, slot_layout
 from furiosa_build.ir.segment import Segment
 from furiosa_build.ir.sharding import Cut
 from furiosa_build.models.attention import AttentionCall, PagedCache, attending, unattended
@@ -62,6 +64,7 @@ class Tracer:
         schemes: Full parameter name -> scheme (`quant.scheme`), of the quantized weights of linear layers.
         cuts: Full parameter name -> how ranks share it.
         ranks: Ranks of a tensor-parallel group.
+        kv_cache_dtype: What KV caches hold.
     """
 
     def __init__(
@@ -70,8 +73,9 @@ class Tracer:
         schemes: Mapping[str, str],
         cuts: Mapping[str, Cut] | None = None,
         ranks: int = 1,
+        kv_cache_dtype: KvCacheDtype = "auto",
     ) -> None:
-        self.skeleton = Skeleton(dict(hf_config))
+        self.skeleton, self.kv_cache_dtype = Skeleton(dict(hf_config)), kv_cache_dtype
         self.rank = Rank(self.skeleton, cuts or {}, ranks) if ranks > 1 else None
         _quantize_modules(self.skeleton.model, schemes)
         if self.rank is not None:
@@ -209,9 +213,12 @@ class _Trace:
 
     def _add_cache(self, block: int, layer: int) -> tuple[int, int]:
         key, value = self._tracer.cache_shapes(layer, self._calls[layer])
-        add, dtype = self._inputs.add, self._skeleton.dtype
-        keys = add("key_cache", "kv_cache", (None, *key), dtype, block)
-        return keys, add("value_cache", "kv_cache", (None, *value), dtype, block)
+        keys, values = (self._add_slots("key_cache", key, block), self._add_slots("value_cache", value, block))
+        return keys, values
+
+    def _add_slots(self, name: str, shape: CacheShape, block: int) -> int:
+        dtype, slot = slot_layout(self._tracer.kv_cache_dtype, dtype_name(self._skeleton.dtype), shape)
+        return self._inputs.add(name, "kv_cache", (None, *slot), getattr(torch, dtype), block)
 
     def _forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         segment, calls = self._segment, self._calls

@@ -74,7 +74,7 @@ def _shares(model: ModelPlan) -> list[tuple[int, int]]:
     of_stages = [
         (
             rank_parameter_bytes(model.outline, model.stages, stage, model.ranks, model.schemes),
-            slots * kv_slot_bytes(model.outline, layers, model.ranks),
+            slots * kv_slot_bytes(model.outline, layers, model.ranks, model.spec.buckets.kv_cache_dtype),
         )
         for stage, layers in enumerate(model.stages)
     ]

@@ -166,6 +166,7 @@ def plan_model(
         schemes[_head(outline)] = spec.quantization.lm_head
     quantized = {name: text for name, text in schemes.items() if text != "none"}
     _check_backend(spec.backend.name, quantized)
+    _check_kv_cache(spec)
     _check_schemes(outline, quantized, spec.parallel.tensor_parallel_size)
     _check_rotary_limit(outline, spec)
     return ModelPlan(spec, hf_config, outline, isa, quantized, checkpoint is not None, stored_as)
@@ -183,6 +184,13 @@ def _check_backend(name: str, schemes: Mapping[str, str]) -> None:
         if other := get_backend(name).instead_for(text):
             what = f"backend {name} does not compute with {text} weights"
             raise UserError(what, where="backend.name", hint=f"build with {other}")
+
+
+def _check_kv_cache(spec: BuildSpec) -> None:
+    name, asked = spec.backend.name, spec.buckets.kv_cache_dtype
+    if asked not in (valid := get_backend(name).kv_cache_dtypes):
+        what = f"backend {name} has no KV caches of kv_cache_dtype={asked!r}"
+        raise UserError(what, where="buckets.kv_cache_dtype", valid=", ".join(valid), hint="build with backend=native")
 
 
 def _check_schemes(outline: Outline, schemes: Mapping[str, str], ranks: int) -> None:

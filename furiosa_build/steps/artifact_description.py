@@ -299,11 +299,11 @@ def _supertasks(model: ModelPlan, program: BuiltProgram, name: str, use: Use) ->
 
 
 def _kv_cache(model: ModelPlan, layer: int, block: KindOutline) -> KvCacheSpec:
-    keys, values = block.rank_cache_shapes(model.ranks)
+    keys, values = block.rank_slots(model.ranks, model.outline.dtype, model.spec.buckets.kv_cache_dtype)
     return KvCacheSpec(
         layer=layer,
         stage=_stage_of(model, layer),
-        dtype=model.outline.dtype,
-        shape_per_slot=keys,
-        value_shape_per_slot=None if values == keys else values,
+        dtype=keys.dtype,
+        shape_per_slot=list(keys.shape),
+        value_shape_per_slot=None if values == keys else list(values.shape),
     )

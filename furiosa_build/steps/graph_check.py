@@ -7,6 +7,7 @@ from typing import Any
 
 from furiosa_build.backends.registry import get_backend
 from furiosa_build.core.errors import UserError
+from furiosa_build.ir.kv_cache import KvCacheDtype
 from furiosa_build.ir.segment import Segment
 from furiosa_build.steps.base import Inputs, Job, Request
 
@@ -21,11 +22,13 @@ class GraphCheckRequest(Request):
         hf_config: The fields of the model's config.json.
         layers: One of each kind.
         backend: The backend's name.
+        kv_cache_dtype: What KV caches hold.
     """
 
     hf_config: dict[str, Any]
     layers: list[int]
     backend: str
+    kv_cache_dtype: KvCacheDtype = "auto"
 
 
 class GraphCheck(Job[GraphCheckRequest]):
@@ -39,7 +42,8 @@ class GraphCheck(Job[GraphCheckRequest]):
     def run(self, request: GraphCheckRequest, inputs: Inputs, output: Path) -> None:
         from furiosa_build.models.tracing import BucketShape, Tracer
 
-        backend, tracer = get_backend(request.backend), Tracer(request.hf_config, {})
+        backend = get_backend(request.backend)
+        tracer = Tracer(request.hf_config, {}, kv_cache_dtype=request.kv_cache_dtype)
         model = type(tracer.skeleton.model).__name__
         for bucket, shape in _SHAPES.items():
             for part, segment in _parts(request.layers).items():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from furiosa_build.core.canonical_json import canonical_json
+from furiosa_build.ir.kv_cache import KvCacheDtype
 from furiosa_build.ir.segment import Segment
 from furiosa_build.ir.sharding import Cut
 from furiosa_build.steps.base import BuildState, Entry, Inputs, Likeness, Request, Step, Work
@@ -30,6 +31,7 @@ class TraceRequest(Request):
         bucket: Batch size, new tokens of each sequence, tokens of context.
         last_token_only: Logits are those of each prompt's last token.
         last_hidden_state: What follows the last layer gives the hidden states that it makes logits of, too.
+        kv_cache_dtype: What KV caches hold.
     """
 
     hf_config: dict[str, Any]
@@ -40,6 +42,7 @@ class TraceRequest(Request):
     bucket: tuple[int, int, int]
     last_token_only: bool
     last_hidden_state: bool
+    kv_cache_dtype: KvCacheDtype = "auto"
 
 
 class Trace(Step[TraceRequest]):
@@ -73,6 +76,7 @@ class Trace(Step[TraceRequest]):
             bucket=(bucket.batch, bucket.query, bucket.context),
             last_token_only=model.spec.model.calculate_logit_only_for_last_token,
             last_hidden_state=model.spec.model.output_last_hidden_state,
+            kv_cache_dtype=model.spec.buckets.kv_cache_dtype,
         )
 
     def work(self, step: PlannedStep, costs: Costs) -> Work:
@@ -84,7 +88,7 @@ class Trace(Step[TraceRequest]):
     def run(self, request: TraceRequest, inputs: Inputs, output: Path) -> None:
         from furiosa_build.models.tracing import BucketShape, Tracer
 
-        tracer = Tracer(request.hf_config, request.schemes, request.cuts, request.ranks)
+        tracer = Tracer(request.hf_config, request.schemes, request.cuts, request.ranks, request.kv_cache_dtype)
         shape = BucketShape(*request.bucket)
         graph = tracer.trace(shape, request.segment, request.last_token_only, request.last_hidden_state)
         (output / OUTPUT).write_bytes(canonical_json(graph.model_dump(mode="json")))
@@ -104,6 +108,8 @@ def _reads(site: Site) -> dict[str, Any]:
         "schemes": {**kind.schemes, **{f"{i}.{n}": s for i, b in enumerate(kind.blocks) for n, s in b.schemes.items()}},
         "bucket": [bucket.batch, bucket.query, bucket.context],
     }
+    if kind.blocks and model.spec.buckets.kv_cache_dtype != "auto":
+        reads["kv_cache_dtype"] = model.spec.buckets.kv_cache_dtype
     if model.ranks > 1:
         reads["ranks"] = model.ranks
         reads["cuts"] = {name: cut.model_dump() for name, cut in model.cuts_of(kind).items()}

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from furiosa_build.artifact.schema import ARTIFACT_FILE, DRAFT_DIRECTORY, Artifact, KvCacheSpec, ModelMetadata
 from furiosa_build.core.text import count_text, short_path, size_text
+from furiosa_build.ir.dtypes import ITEMSIZE
+from furiosa_build.ir.kv_cache import kv_cache_dtype_of
 from furiosa_build.plan.budget.placement import Element, element_name
 from furiosa_build.plan.budget.sizes import SCRATCH_BLOCKS
 from furiosa_build.ui.lines import placement_lines, random_note
@@ -57,7 +59,7 @@ def artifact_text(artifact: Artifact, directory: Path) -> str:
         f"sequences up to {config.max_seq_len_to_capture} tokens",
         *([f"beam search   {beams.beam_width} beams of up to {beams.max_new_tokens} tokens"] if beams else []),
         f"KV cache      {config.paged_attention_num_blocks} blocks of {config.paged_attention_block_size} tokens, "
-        f"{size_text(_kv_bytes(artifact))}",
+        f"{size_text(_kv_bytes(artifact))}{_codes_note(artifact)}",
         f"scheduler     max_processing_samples={scheduler.max_processing_samples}, "
         f"spare_blocks_ratio={scheduler.spare_blocks_ratio}, is_offline={scheduler.is_offline}, "
         f"prefill_chunk_size={scheduler.prefill_chunk_size}",
@@ -153,6 +155,11 @@ def qualification_text(directory: Path) -> str:
     )
 
 
+def _codes_note(artifact: Artifact) -> str:
+    asked = kv_cache_dtype_of(artifact.kv_cache[0].dtype)
+    return "" if asked == "auto" else f", of {asked}"
+
+
 def _kv_bytes(artifact: Artifact) -> int:
     """Bytes of the KV caches of the model and of a draft, of all replicas."""
     config = artifact.generator_config
@@ -167,8 +174,7 @@ def _kv_bytes(artifact: Artifact) -> int:
 
 def _slot_bytes(cache: KvCacheSpec) -> int:
     """Bytes of the keys and values of one token in one layer, per rank."""
-    numbers = sum(map(math.prod, cache.shapes.values()))
-    return numbers * {"float32": 4, "bfloat16": 2, "float16": 2}[cache.dtype]
+    return sum(map(math.prod, cache.shapes.values())) * ITEMSIZE[cache.dtype]
 
 
 def _sizes(buckets: Iterable[Sequence[int]]) -> str:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from furiosa_build.core.errors import UserError
 from furiosa_build.core.system import Disk, Machine
 from furiosa_build.plan.budget.costs import Disks
 from furiosa_build.plan.budget.describe import kv_blocks_text
@@ -78,6 +79,20 @@ def test_at_most_what_the_device_has_room_for_beside_the_parameters(blocks: int,
         count, source, 16, MemoryBudget(parameters + (blocks + 1) * block, parameters, block)
     )  # type: ignore[arg-type]
     assert shortages(of) == {}
+
+
+@pytest.mark.parametrize("asked", ["int8", "fp8"])
+def test_codes_leave_room_for_more_blocks(asked: str) -> None:
+    """Heads of 4 numbers: 16 bytes in float32, 4 and a scale of 4 as codes."""
+    parameters, block = FIRST + 3 * LAYER + LAST, 3 * 16 * SLOT
+    target, buckets = {"memory_gb": (parameters + (5 + 1) * block) / GB}, {"kv_cache_dtype": asked}
+    assert derived(target).count == 5
+    assert derived(target, buckets=buckets, backend={"name": "native"}).count == 2 * (5 + 1) - 1
+
+
+def test_other_backends_refuse_codes() -> None:
+    with pytest.raises(UserError, match="backend eager has no KV caches of kv_cache_dtype='fp8'"):
+        plan(recipe({}, buckets={"kv_cache_dtype": "fp8"}))
 
 
 def test_an_element_has_its_share_and_the_fullest_stage_decides() -> None:

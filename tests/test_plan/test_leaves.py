@@ -162,6 +162,7 @@ LEAVES: Mapping[Path, Leaf] = {
     ("buckets", "max_seq_len_to_capture"): Leaf(st.integers(64, 4096), by("package")),
     ("buckets", "paged_attention_num_blocks"): Leaf(st.none() | st.integers(64, 4096), by("package")),
     ("buckets", "paged_attention_block_size"): Leaf(st.integers(1, 16), by("package")),
+    ("buckets", "kv_cache_dtype"): Leaf(st.sampled_from(["auto", "int8", "fp8"]), by("partition:*:block", "package")),
     ("quantization", "scheme"): Leaf(schemes, by_what_is_quantized),
     ("quantization", "rules"): Leaf(rules, by_what_is_quantized),
     ("quantization", "dynamic"): Leaf(st.booleans(), by_what_is_quantized),
@@ -213,6 +214,7 @@ INT4: Mapping[Path, Any] = {
     ("target", "isa"): "native",
 }
 NEEDED: Mapping[Path, Mapping[Path, Any]] = {
+    ("buckets", "kv_cache_dtype"): {("backend", "name"): "native", ("backend", "compiler_config_overrides"): {}},
     ("quantization", "dynamic"): INT4,
     ("quantization", "group_size"): INT4,
     ("quantization", "symmetric"): INT4,
@@ -286,6 +288,7 @@ def test_every_leaf_has_its_row() -> None:
 
 
 CHOICES: Mapping[Path, Any] = {
+    ("buckets", "kv_cache_dtype"): "auto",
     ("quantization", "dynamic"): False,
     ("quantization", "group_size"): None,
     ("quantization", "symmetric"): True,

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from furiosa_build.ir.kv_cache import KvCacheDtype
 from furiosa_build.ir.outline import ParameterOutline
 from furiosa_build.plan.budget.sizes import kv_slot_bytes, parameter_bytes, stored_bytes
 
@@ -52,6 +53,11 @@ def test_kv_cache() -> None:
         "a block for padding"
     )
     assert kv_slot_bytes(found.model.outline, [1], 4) == 2 * (1 * 4) * 4, "ranks share a head where there are too few"
+
+
+@pytest.mark.parametrize("asked", ["int8", "fp8"])
+def test_kv_cache_of_codes_has_a_byte_a_number_and_a_scale_a_head(asked: KvCacheDtype) -> None:
+    assert kv_slot_bytes(outline(), range(3), 1, asked) == 3 * 2 * 2 * (4 + 4)
 
 
 def test_values_may_be_smaller_than_keys() -> None:

@@ -11,6 +11,7 @@ from furiosa_build.backends import cpu
 from furiosa_build.backends.base import Backend, Costs, LoadedProgram, Option, Packer
 from furiosa_build.backends.cxx import check_compiler, check_options, compiler_version
 from furiosa_build.backends.target import Target, check_isa, unknown_target
+from furiosa_build.ir.kv_cache import KvCacheDtype
 
 if TYPE_CHECKING:
     from furiosa_build.backends.graph import Graph
@@ -25,6 +26,7 @@ class NativeBackend(Backend):
     name = "native"
     file_suffix = ".plan"
     library: ClassVar[str | None] = "libkernels.so"
+    kv_cache_dtypes: ClassVar[tuple[KvCacheDtype, ...]] = ("auto", "int8", "fp8")
     checks_graphs = True
     costs = Costs(program=60_000, library=1_000_000, library_worker=400_000_000, scratch=1_000_000)
 

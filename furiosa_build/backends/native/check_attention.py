@@ -17,12 +17,19 @@ from furiosa_build.backends.native.check_operands import (
 )
 from furiosa_build.backends.native.plan import Call, View
 from furiosa_build.ir.dtypes import ITEMSIZE
+from furiosa_build.ir.kv_cache import SCALE_BYTES
 
 
 def _rows_of(cache: View) -> tuple[int, int]:
     """How many heads a cache has, and their size."""
     require(len(cache.shape) == 3 and cache.shape[0] == 0, "a cache is not one")
-    return cache.shape[1], cache.shape[2]
+    size = cache.shape[2] - (SCALE_BYTES if _has_codes(cache) else 0)
+    require(size > 0, "a cache has no room for a head")
+    return cache.shape[1], size
+
+
+def _has_codes(cache: View) -> bool:
+    return cache.dtype in ("int8", "uint8")
 
 
 def _require_whole_words(key_cache: View) -> None:
@@ -40,7 +47,7 @@ def _write_kv_cache(operands: Operands, call: Call) -> list[View]:
         require((new.shape[1], new.shape[3]) == _rows_of(cache), "a cache is of other heads")
         require([new.shape[0], new.shape[2]] == slots.shape, "there is not a slot for each token")
         require_computed(new)
-        require(new.dtype == cache.dtype, "a cache is of another dtype")
+        require(new.dtype == cache.dtype or _has_codes(cache), "a cache is of another dtype")
         require_dense_last(new)
     return [key_cache, value_cache]
 
@@ -69,7 +76,7 @@ def _paged_attention(operands: Operands, call: Call) -> list[View]:
     assert key_cache is not None
     assert value_cache is not None
     assert slots is not None
-    require_computed(query, key_cache, value_cache, sinks, out)
+    require_computed(query, sinks, out, *(cache for cache in (key_cache, value_cache) if not _has_codes(cache)))
     require_integer(slots, lens, positions)
     require_dense_last(query, sinks, out, partial, slots, lens, positions)
     require(len(query.shape) == 4, "the query has not four dimensions")

@@ -20,10 +20,11 @@ _CHUNK = 256
 def emit_write_kv_cache(
     builder: Builder, key: Value, value: Value, key_cache: Value, value_cache: Value, slot_mapping: Value
 ) -> None:
-    """The keys and values of new tokens, written to their slots. Raises UserError for keys of an odd size."""
+    """The keys and values of new tokens, written to their slots. Raises UserError for keys that do not fill words."""
     if key_cache.shape[-1] * ITEMSIZE[key_cache.dtype] % 4:
-        raise refusal("attention with heads of an odd size")
-    key, value = (_rows(builder, tokens, cache) for tokens, cache in ((key, key_cache), (value, value_cache)))
+        raise refusal(f"attention with heads of {key.shape[-1]} numbers over KV caches of {key_cache.dtype}")
+    new = ((key, key_cache), (value, value_cache))
+    key, value = (_rows(builder, x, None if cache.dtype in ("int8", "uint8") else cache) for x, cache in new)
     builder.call("write_kv_cache", [key, value, key_cache, value_cache, slot_mapping])
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from furiosa_build.backends.ops import size_of_head
+
 torch.library.define(
     "furiosa_native::paged_attention",
     "(Tensor query, Tensor? key, Tensor? value, Tensor key_cache, Tensor value_cache, Tensor? slot_mapping, "
@@ -22,7 +24,7 @@ def _attended(
 ) -> Tensor:
     del key, value, key_cache, others
     batch, heads, tokens, _ = query.shape
-    return query.new_empty((batch, tokens, heads, value_cache.shape[2]))
+    return query.new_empty((batch, tokens, heads, size_of_head(value_cache)))
 
 
 def _token(key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slot_mapping: Tensor) -> Tensor:

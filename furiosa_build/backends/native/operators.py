@@ -131,7 +131,9 @@ OPERATORS = {
         "key_cache[slot_mapping[b, t], h] = key[b, h, t], and so of the values: [batch, kv_heads, tokens, size], caches"
         " [slots, kv_heads, size], slot_mapping int64 [batch, tokens]. The dtype of key is that of key_cache, and so of"
         " the values. The last dimension is contiguous in key and value; caches are laid out as csrc/kv_cache.h has it:"
-        " the size of keys is even where they have 16 bits.",
+        " the size of keys is even where they have 16 bits. Or caches [slots, kv_heads, size + 4] have codes of 8 bits,"
+        " int8, or uint8 for float8_e4m3fn: key and value are of any floating dtype then, and the size of keys is a"
+        " multiple of 4.",
     ),
     "read_kv_cache": Operator(
         17,

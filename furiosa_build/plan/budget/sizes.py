@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from furiosa_build.ir.dtypes import ITEMSIZE
+from furiosa_build.ir.kv_cache import KvCacheDtype
 from furiosa_build.ir.outline import Outline, ParameterOutline
 from furiosa_build.quant.scheme import scheme as find_scheme
 
@@ -46,15 +45,16 @@ def rank_parameter_bytes(
     return found
 
 
-def kv_slot_bytes(outline: Outline, layers: Collection[int], ranks: int) -> int:
+def kv_slot_bytes(outline: Outline, layers: Collection[int], ranks: int, kv_cache_dtype: KvCacheDtype = "auto") -> int:
     """Bytes of the keys and values of one token in these layers, of one rank among `ranks`."""
-    numbers = 0
+    found = 0
     for kind in outline.blocks:
-        numbers += len(set(kind.layers) & set(layers)) * sum(map(math.prod, kind.rank_cache_shapes(ranks)))
-    return numbers * ITEMSIZE[outline.dtype]
+        slots = kind.rank_slots(ranks, outline.dtype, kv_cache_dtype)
+        found += len(set(kind.layers) & set(layers)) * sum(slot.nbytes for slot in slots)
+    return found
 
 
 def kv_cache_bytes_of(model: ModelPlan, blocks: int, layers: Collection[int]) -> int:
     """Bytes of the KV cache of these layers, of one rank: `blocks`, and the block for padding."""
     slots = (blocks + SCRATCH_BLOCKS) * model.spec.buckets.paged_attention_block_size
-    return slots * kv_slot_bytes(model.outline, layers, model.ranks)
+    return slots * kv_slot_bytes(model.outline, layers, model.ranks, model.spec.buckets.kv_cache_dtype)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ModelWrapValidatorHandler, field_validator, model_validator
 
+from furiosa_build.ir.kv_cache import KvCacheDtype
 from furiosa_build.recipe.schema.section import PositiveInt, Section, as_tuple, invalid
 
 DEFAULT_MAX_SEQ_LEN = 2048
@@ -58,7 +59,7 @@ class BucketSpec(Section):
     context) runs several new tokens of each: a piece of a prompt, or what is left of one whose beginning is cached.
     None: see `derive_append_buckets`.
     `paged_attention_num_blocks` (KV blocks per layer) is by default what the largest decode bucket fills, or fewer
-    where the target's memory is too small (`plan.kv_blocks`). With
+    where the target's memory is too small (`plan.kv_blocks`). `kv_cache_dtype`: what they hold (`ir.kv_cache`). With
     `kv_cache_sharing_across_beams_config` a decode bucket (batch, length) is for `batch` beam searches: it is compiled
     with a row for each beam, and full when each search has a prompt and its beams' own tokens.
     """
@@ -69,6 +70,7 @@ class BucketSpec(Section):
     max_seq_len_to_capture: PositiveInt = DEFAULT_MAX_SEQ_LEN
     paged_attention_num_blocks: PositiveInt | None = None
     paged_attention_block_size: PositiveInt = 1
+    kv_cache_dtype: KvCacheDtype = "auto"
     kv_cache_sharing_across_beams_config: KvCacheSharing | None = None
 
     @model_validator(mode="wrap")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from furiosa_build.artifact.schema import ARTIFACT_FILE, Artifact
 from furiosa_build.core.errors import StepError
 from furiosa_build.core.system import this_machine
+from furiosa_build.ir.kv_cache import kv_cache_dtype_of
 from furiosa_build.plan.budget.reference import LENGTHS, working_bytes
 from furiosa_build.runtime.probe import Questions
 from furiosa_build.steps.qualification import beams, texts
 from furiosa_build.steps.qualification.answers import Answers
+from furiosa_build.steps.qualification.cache_rounding import CacheRounding
 from furiosa_build.steps.qualification.explain import differing_parameters, explain
 from furiosa_build.steps.qualification.logits import compare
 from furiosa_build.steps.qualification.original import Original, OriginalTokenizer
@@ -78,15 +81,23 @@ class Judge:
     ) -> tuple[Reference, Quality | None]:
         """What logits are compared with; and what quantization costs, where the published model can be had as well."""
         request, schemes = self._request, self._request.schemes
+        asked = kv_cache_dtype_of(artifact.kv_cache[0].dtype)
+        rounding = None if asked == "auto" else CacheRounding(asked)
         if model is None:
-            return StoredModel(request.hf_config, request.outline, schemes, self._stored), None
-        if not schemes:
+            stored: Reference = StoredModel(request.hf_config, request.outline, schemes, self._stored)
+            return stored if rounding is None else rounding.of(stored), None
+        if not schemes and rounding is None:
             return model, None
         text = self._case.text.read_text(encoding="utf-8") if self._case.text else None
         metadata = artifact.model_metadata
         read = windows(passage(text, tokenizer, metadata.vocab_size), metadata.num_parameters, metadata.vocab_size)
-        published = model.run(read)
-        rounded = RoundedModel(model, request.outline, schemes, self._stored, self._keeps_rounded)
+        with nullcontext() if rounding is None else rounding.left_out():
+            published = model.run(read)
+        rounded: Reference = model
+        if schemes:
+            rounded = RoundedModel(model, request.outline, schemes, self._stored, self._keeps_rounded)
+        if rounding is not None:
+            rounded = rounding.of(rounded)
         return rounded, quality(read, published, [each.logits for each in rounded.logits(read)])
 
     def _respelled(self) -> dict[str, Any] | None:

@@ -75,6 +75,43 @@ def read_cache(laid_out: Tensor, part: str) -> Tensor:
     return laid_out.reshape(-1)[words.reshape(slots, heads, size)]
 
 
+CODES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+"""The dtypes of caches of codes."""
+
+
+def encode_rows(rows: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """The codes (uint8: a sign, and a magnitude of 7 bits) of float32 rows [..., size], and the scales [...]."""
+    scales = rows.abs().amax(-1) / (127 if kind == "int8" else 448)
+    steps = rows / torch.where(scales == 0, 1, scales)[..., None]
+    if kind == "fp8":
+        return steps.to(torch.float8_e4m3fn).view(torch.uint8), scales
+    return (steps.round().abs().to(torch.uint8) | (steps.round() < 0).to(torch.uint8) << 7), scales
+
+
+def decode_rows(codes: Tensor, scales: Tensor, kind: str) -> Tensor:
+    """What codes stand for, in float64."""
+    if kind == "fp8":
+        return codes.view(torch.float8_e4m3fn).double() * scales.double()[..., None]
+    return torch.where(codes >= 128, -1.0, 1.0).double() * (codes % 128) * scales.double()[..., None]
+
+
+def lay_out_codes(codes: Tensor, scales: Tensor, part: str, kind: str) -> Tensor:
+    """A cache of codes [slots, heads, size] with their scales [slots, heads], as the library has it."""
+    slots, heads, size = codes.shape
+    words = lay_out_cache(codes, part).reshape(slots // 16, heads, 16 * size)
+    behind = scales.reshape(-1, 16, heads).transpose(1, 2).contiguous().view(torch.uint8)
+    return torch.cat([words, behind], dim=-1).reshape(slots, heads, size + 4).view(CODES[kind])
+
+
+def read_codes(cache: Tensor, part: str) -> tuple[Tensor, Tensor]:
+    """The inverse of `lay_out_codes`."""
+    slots, heads, row = cache.shape
+    groups = cache.view(torch.uint8).reshape(slots // 16, heads, 16 * row)
+    words, behind = groups[..., : 16 * (row - 4)], groups[..., 16 * (row - 4) :]
+    scales = behind.contiguous().view(torch.float32).transpose(1, 2).reshape(slots, heads)
+    return read_cache(words.reshape(slots, heads, row - 4), part), scales
+
+
 def encode(buffer: int, tensor: Tensor, offset: int = 0) -> list[int]:
     """A tensor of a program that lies `offset` bytes behind the beginning of a buffer."""
     padding = [0] * (MOST_DIMENSIONS - tensor.dim())

@@ -160,8 +160,10 @@ def expected(case: Case, given: Operands) -> Tensor:
     )
 
 
-def attend(library: Library, case: Case, given: Operands, threads: int = 2) -> Tensor:
-    """What the kernel makes of it."""
+def attend(
+    library: Library, case: Case, given: Operands, threads: int = 2, caches: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """What the kernel makes of it. `caches` are laid out as the library has them; else they are those given."""
     batch, heads, tokens, size = given.query.shape
     out = torch.full((batch, tokens, heads, given.value.shape[-1]), torch.nan, dtype=case.dtype)
     cached = case.context > 0
@@ -171,7 +173,7 @@ def attend(library: Library, case: Case, given: Operands, threads: int = 2) -> T
         write_kv_cache_reference(given.key, given.value, key_cache, value_cache, given.slot_mapping)
     operands = [
         given.query,
-        *(lay_out_cache(key_cache, "keys"), lay_out_cache(value_cache, "values")),
+        *(caches or (lay_out_cache(key_cache, "keys"), lay_out_cache(value_cache, "values"))),
         given.context_slots if cached else given.slot_mapping,
         *(given.context_lens, given.position_ids),
     ]

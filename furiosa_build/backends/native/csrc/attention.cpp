@@ -24,8 +24,8 @@ void attend(const Attention& attention, int64_t begin, int64_t end, Scratch& scr
 void run_attention(const Call& call, int64_t begin, int64_t end, Scratch& scratch) {
     const Attention attention(call);
 #ifdef __AVX512BF16__
-    const auto is_bf16 = [](DType dtype) { return dtype == DType::bf16; };
-    if (is_bf16(attention.query.dtype) && is_bf16(attention.keys.dtype) && is_bf16(attention.values.dtype))
+    const auto fits = [](DType dtype) { return dtype == DType::bf16 || has_codes(dtype); };
+    if (attention.query.dtype == DType::bf16 && fits(attention.keys.dtype) && fits(attention.values.dtype))
         return attend<Pairs>(attention, begin, end, scratch);
 #endif
     attend<Single>(attention, begin, end, scratch);

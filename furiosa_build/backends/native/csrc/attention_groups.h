@@ -14,6 +14,7 @@ struct GroupTokens {
     const int64_t* slots;
     int64_t begin, end;
 
+    bool has(int64_t token) const { return begin <= token && token < end; }
     bool is_whole() const { return begin == 0 && end == group_slots; }
     // Whether the slots are those of one group of a cache, in order. Only slots that are attended to are looked at.
     bool is_group() const {
@@ -59,22 +60,29 @@ template <int64_t numbers>
 void gather_values(const Cache& cache, int64_t head, const GroupTokens& tokens, Word* __restrict to) {
     constexpr int64_t bits = 32 / numbers;
     constexpr Word ones = static_cast<Word>((uint64_t{1} << bits) - 1);
-    struct Source {  // of one of the numbers of each word
-        const Word* from;
-        Word down, ones;
-    };
-    const auto source = [&](int64_t token) -> Source {
-        const bool is_attended = tokens.begin <= token && token < tokens.end;
-        const int64_t slot = tokens.slots[is_attended ? token : tokens.begin], at = slot % group_slots;
-        const Word* group = reinterpret_cast<const Word*>(cache.group(head, slot));
-        return {group + at / numbers * cache.size, static_cast<Word>(at % numbers * bits), is_attended ? ones : 0};
-    };
     for (int64_t token = 0; token < group_slots; token += numbers, to += cache.size) {
-        const Source a = source(token), b = source(token + numbers - 1);
-        for (int64_t n = 0; n < cache.size; n++) {
-            to[n] = a.from[n] >> a.down & a.ones;
-            if constexpr (numbers == 2) to[n] |= (b.from[n] >> b.down & b.ones) << bits;
+        const Word* from[numbers];  // of one of the numbers of each word
+        Word down[numbers], kept[numbers];
+        for (int64_t i = 0; i < numbers; i++) {
+            const bool is_attended = tokens.has(token + i);
+            const int64_t slot = tokens.slots[is_attended ? token + i : tokens.begin], at = slot % group_slots;
+            from[i] = reinterpret_cast<const Word*>(cache.group(head, slot)) + at / numbers * cache.size;
+            down[i] = static_cast<Word>(at % numbers * bits), kept[i] = is_attended ? ones : 0;
         }
+        for (int64_t n = 0; n < cache.size; n++) {
+            Word word = 0;
+#pragma GCC unroll 4
+            for (int64_t i = 0; i < numbers; i++) word |= (from[i][n] >> down[i] & kept[i]) << i * bits;
+            to[n] = word;
+        }
+    }
+}
+
+inline void gather_scales(const Cache& cache, int64_t head, const GroupTokens& tokens, Word* to) {
+    for (int64_t token = 0; token < group_slots; token++) {
+        const int64_t slot = tokens.slots[tokens.has(token) ? token : tokens.begin];
+        const Word* scale = reinterpret_cast<const Word*>(cache.group(head, slot) + cache.scale(slot));
+        to[token] = tokens.has(token) ? *scale : 0;
     }
 }
 
@@ -111,16 +119,21 @@ class Groups {
     int64_t copied_words() const { return tile_groups * cache_.group_bytes() / 4; }
     int64_t unpacked_words() const { return is_direct_ ? 0 : tile_groups * rows_ * stride_; }
 
-    // Group `number` of a tile: [rows][stride]. `copied` and `unpacked` are memory of the tile.
-    const Word* get(int64_t head, const GroupTokens& tokens, int64_t number, Word* copied, Word* unpacked) const {
+    // Group `number` of a tile: [rows][stride], and the scales of its tokens where there are any. `copied`, `unpacked`
+    // and `scales` are memory of the tile.
+    const Word* get(int64_t head, const GroupTokens& tokens, int64_t number, Word* copied, Word* unpacked,
+                    float* scales) const {
         const Word* stored;
         if (tokens.is_group() && (cache_.part == Part::keys || tokens.is_whole())) {
             stored = reinterpret_cast<const Word*>(cache_.group(head, tokens.slots[tokens.begin]));
         } else {
             copied += number * cache_.group_bytes() / 4;
             gather_of(cache_)(cache_, head, tokens, copied);
+            if (has_codes(cache_.dtype)) gather_scales(cache_, head, tokens, copied + cache_.words_bytes() / 4);
             stored = copied;
         }
+        if (has_codes(cache_.dtype))
+            __builtin_memcpy(scales + number * group_slots, stored + cache_.words_bytes() / 4, group_slots * 4);
         if (is_direct_) return stored;
         unpacked += number * rows_ * stride_;
         unpack_of(cache_.dtype)(stored, cache_.rows(), cache_.columns(), unpacked, stride_);
@@ -130,12 +143,16 @@ class Groups {
   private:
     static auto gather_of(const Cache& cache) {
         if (cache.part == Part::keys) return gather_keys;
-        return cache.numbers() == 1 ? gather_values<1> : gather_values<2>;
+        return cache.numbers() == 1 ? gather_values<1> : cache.numbers() == 2 ? gather_values<2> : gather_values<4>;
     }
     static auto unpack_of(DType dtype) {
-        if constexpr (Arithmetic::in_pairs) return unpack_rows<Arithmetic, DType::bf16>;
-        if (dtype == DType::f32) return unpack_rows<Arithmetic, DType::f32>;
-        return dtype == DType::f16 ? unpack_rows<Arithmetic, DType::f16> : unpack_rows<Arithmetic, DType::bf16>;
+        if (dtype == int8_codes) return unpack_rows<Arithmetic, int8_codes>;
+        if (dtype == fp8_codes) return unpack_rows<Arithmetic, fp8_codes>;
+        if constexpr (!Arithmetic::in_pairs) {
+            if (dtype == DType::f32) return unpack_rows<Arithmetic, DType::f32>;
+            if (dtype == DType::f16) return unpack_rows<Arithmetic, DType::f16>;
+        }
+        return unpack_rows<Arithmetic, DType::bf16>;
     }
 
     Cache cache_;

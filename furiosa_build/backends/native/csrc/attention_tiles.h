@@ -76,6 +76,9 @@ class Job {
     Floats* sums_;    // [rows]: of the shares, by lane
     float* largest_;  // [rows]: the largest score, times log2(e)
     const Word *keys_[tile_groups], *values_[tile_groups];
+    // Of keys and values that are codes.
+    alignas(64) float key_scales_[tile_tokens];
+    alignas(64) float value_scales_[tile_tokens];
 };
 
 template <class Arithmetic>
@@ -168,8 +171,8 @@ int64_t Job<Arithmetic>::find_groups(int64_t tile) {
     for (int64_t token = tile; number < tile_groups && token < share_.context.end; number++, token += group_slots) {
         const int64_t begin = smaller(greater(share_.context.begin - token, 0), group_slots);
         const GroupTokens tokens{slots + token, begin, smaller(share_.context.end - token, group_slots)};
-        keys_[number] = key_groups_.get(share_.head, tokens, number, copied_keys_, unpacked_keys_);
-        values_[number] = value_groups_.get(share_.head, tokens, number, copied_values_, unpacked_values_);
+        keys_[number] = key_groups_.get(share_.head, tokens, number, copied_keys_, unpacked_keys_, key_scales_);
+        values_[number] = value_groups_.get(share_.head, tokens, number, copied_values_, unpacked_values_, value_scales_);
     }
     return number;
 }
@@ -212,6 +215,9 @@ void Job<Arithmetic>::soften(int64_t row, int64_t in_block, int64_t tile, int64_
     const int64_t stride = value_groups_.stride();
     float* scores = scores_ + in_block * tile_tokens;
     Word* shares = shares_ + in_block * share_words;
+    if (has_codes(attention_.keys.dtype))
+        for (int64_t token = 0; token < count; token += lanes)
+            store(scores + token, load<Floats>(scores + token) * load<Floats>(key_scales_ + token));
     const float factor = prepare(scores, spans_[row], tile, count);
     Floats most = splat(-infinity);
     for (int64_t token = 0; token < count; token += lanes) most = larger(load<Floats>(scores + token), most);
@@ -226,8 +232,9 @@ void Job<Arithmetic>::soften(int64_t row, int64_t in_block, int64_t tile, int64_
     }
     Floats sum = sums_[row];
     for (int64_t token = 0; token < count; token += lanes) {
-        const Floats share = power_of_two(load<Floats>(scores + token) * factor - zero);
+        Floats share = power_of_two(load<Floats>(scores + token) * factor - zero);
         sum += share;
+        if (has_codes(attention_.values.dtype)) share *= load<Floats>(value_scales_ + token);
         if constexpr (in_pairs)
             store(shares + token / 2, Arithmetic::rounded(share));
         else

@@ -135,6 +135,15 @@ inline Numbers to_half(Floats numbers) {
 #endif
 }
 
+// What the low 8 bits of words stand for, as the bits of float32.
+template <DType dtype>
+inline Words decoded(Words codes) {
+    const Words magnitude = codes & 0x7f;
+    const Floats numbers = dtype == int8_codes ? __builtin_convertvector((SignedWords)magnitude, Floats)
+                                               : (Floats)(magnitude << 20) * 0x1p120f;
+    return (Words)numbers | (codes & 0x80) << 24;
+}
+
 // How words are multiplied that are float32 numbers.
 struct Single {
     static constexpr bool in_pairs = false;
@@ -143,13 +152,15 @@ struct Single {
 
     // How many words have the numbers of one that is stored, and which.
     template <DType dtype>
-    static constexpr int words_in = dtype == DType::f32 ? 1 : 2;
+    static constexpr int words_in = dtype == DType::f32 ? 1 : dtype == DType::bf16 || dtype == DType::f16 ? 2 : 4;
     template <DType dtype>
     static void unpack(Words stored, Words* to) {
         if constexpr (dtype == DType::f32) {
             to[0] = stored;
         } else if constexpr (dtype == DType::bf16) {
             to[0] = stored << 16, to[1] = stored & 0xffff0000;
+        } else if constexpr (has_codes(dtype)) {
+            for (int i = 0; i < 4; i++) to[i] = decoded<dtype>(stored >> 8 * i);
         } else {
             to[0] = (Words)from_half(narrowed(stored & 0xffff)), to[1] = (Words)from_half(narrowed(stored >> 16));
         }
@@ -166,6 +177,31 @@ struct Single {
 };
 
 #ifdef __AVX512BF16__
+// The bytes of the bf16 number that each code without a sign stands for.
+template <DType dtype>
+struct Magnitudes {
+    uint8_t low[128] = {}, high[128] = {};
+    constexpr Magnitudes() {
+        for (int code = 0; code < 128; code++) {
+            // number = mantissa * 2 ** exponent, brought to a mantissa of 8 bits
+            int mantissa = code, exponent = 0;
+            if (dtype == fp8_codes) {
+                const int e = code >> 3;
+                mantissa = e > 0 ? 8 + code % 8 : code % 8, exponent = (e > 0 ? e : 1) - 10;
+            }
+            if (mantissa == 0) continue;
+            for (; mantissa < 128; mantissa *= 2) exponent--;
+            const int bits = (exponent + 7 + 127) << 7 | (mantissa - 128);
+            low[code] = static_cast<uint8_t>(bits), high[code] = static_cast<uint8_t>(bits >> 8);
+        }
+    }
+};
+
+// Of each byte, without its highest bit.
+inline __m512i look_up(const uint8_t (&table)[128], __m512i bytes) {
+    return _mm512_permutex2var_epi8(_mm512_loadu_si512(table), bytes, _mm512_loadu_si512(table + 64));
+}
+
 // How words are multiplied that are two bf16 numbers each.
 struct Pairs {
     static constexpr bool in_pairs = true;
@@ -173,10 +209,19 @@ struct Pairs {
     static bool takes(DType dtype) { return dtype == DType::bf16; }
 
     template <DType dtype>
-    static constexpr int words_in = 1;
+    static constexpr int words_in = dtype == DType::bf16 ? 1 : 2;
     template <DType dtype>
     static void unpack(Words stored, Words* to) {
-        to[0] = stored;
+        if constexpr (dtype == DType::bf16) {
+            to[0] = stored;
+        } else {
+            static constexpr Magnitudes<dtype> table;
+            const __m512i codes = (__m512i)stored, sign = _mm512_set1_epi8(static_cast<char>(0x80));
+            const __m512i low = look_up(table.low, codes);
+            const __m512i high = _mm512_or_si512(look_up(table.high, codes), _mm512_and_si512(codes, sign));
+            const __m512 first = (__m512)_mm512_unpacklo_epi8(low, high), last = (__m512)_mm512_unpackhi_epi8(low, high);
+            to[0] = (Words)_mm512_shuffle_ps(first, last, 0x88), to[1] = (Words)_mm512_shuffle_ps(first, last, 0xdd);
+        }
     }
     static Floats multiply_add(Floats sum, Word word, Words words) {
         const __m512bh factor = (__m512bh)_mm512_set1_epi32(static_cast<int>(word));
