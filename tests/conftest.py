@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+from kernels import link_kernels
 
+from furiosa_build.backends.native.backend import NativeBackend
 from furiosa_build.build.build import Build
 from furiosa_build.build.executors.in_process import InProcess
 from furiosa_build.recipe.schema import (
@@ -48,8 +50,20 @@ BUCKETS = {
 """Two of each phase, of different batch sizes and lengths, so that padding and the choice of bucket are at work."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backend", default="eager", help="of the artifacts that tests build where they name none")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kernels_are_compiled_once() -> Iterator[None]:
+    """Builds in the tests' own process do not compile the kernels anew, each in its store."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NativeBackend, "build_library", lambda _, output, __: link_kernels(output))
+        yield
+
+
 @pytest.fixture(scope="session")
-def start_build(tmp_path_factory: pytest.TempPathFactory) -> StartBuild:
+def start_build(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> StartBuild:
     """Begins a build: `start_build(model, scheme="fp8", paged_attention_block_size=1, ...)`. No step has run.
 
     `model` is the fields of a config.json (weights are drawn from `seed`), or a directory in Hugging Face layout.
@@ -65,7 +79,7 @@ def start_build(tmp_path_factory: pytest.TempPathFactory) -> StartBuild:
         scheme: str = "none",
         rules: tuple[Mapping[str, str], ...] = (),
         checkpoint: Path | None = None,
-        backend: str = "eager",
+        backend: str | None = None,
         parallel: Mapping[str, int] | None = None,
         **others: Any,
     ) -> Build:
@@ -80,7 +94,7 @@ def start_build(tmp_path_factory: pytest.TempPathFactory) -> StartBuild:
             name="test",
             model=ModelSpec(seed_for_random_weight=seed, **of_model),
             target=TargetSpec(name="cpu"),
-            backend=BackendSpec(name=backend),
+            backend=BackendSpec(name=backend or pytestconfig.getoption("backend")),
             buckets=BucketSpec.model_validate({**BUCKETS, **others}),
             quantization=QuantizationSpec.model_validate(
                 {

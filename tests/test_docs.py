@@ -18,7 +18,6 @@ from grid import grid
 from user_directory import UserDirectory, steps_in_this_process
 
 import furiosa_build
-from furiosa_build.build import artifact_builder
 from furiosa_build.cli import furiosa_llm, main
 from furiosa_build.recipe.compose import load_recipe
 
@@ -28,28 +27,18 @@ BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
 # The examples run
 
 
-class EagerBuilder(artifact_builder.ArtifactBuilder):
-    """Compiling by inductor would take minutes."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs, backend="eager")
-
-
 @pytest.fixture
 def reader(tmp_path: Path, build_artifact: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
-    """A reader in a copy of the repository, with the quickstart's artifact. The backend is `eager`."""
+    """A reader in a copy of the repository, with the quickstart's artifact."""
     for name in ("recipes", "conf", "examples"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    base = tmp_path / "conf" / "base.yaml"
-    base.write_text(base.read_text().replace("backend: inductor", "backend: eager"))
     for model in (tmp_path / "conf" / "model").glob("*.yaml"):
         if model.stem != "quickstart":  # on the hub, where the tokenizer would have to be fetched from
             model.write_text(model.read_text() + "tokenizer: none\n")
     (tmp_path / "artifacts" / "quickstart").mkdir(parents=True)
-    artifact = build_artifact(ROOT / "examples" / "quickstart" / "model")
+    artifact = build_artifact(ROOT / "examples" / "quickstart" / "model", backend="native")
     (tmp_path / "artifacts" / "quickstart" / "latest").symlink_to(artifact)
     monkeypatch.setenv("FURIOSA_BUILD_CACHE", str(tmp_path / "store"))
-    monkeypatch.setattr(artifact_builder, "ArtifactBuilder", EagerBuilder)
     monkeypatch.setattr(sys, "argv", ["example.py", "--model", "artifacts/quickstart/latest"])
     with steps_in_this_process():
         yield Reader(UserDirectory(tmp_path, tmp_path / "store"))

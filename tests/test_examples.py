@@ -23,7 +23,7 @@ def run(example: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("example", grid(["llm_engine.py", "async_llm_engine.py"], ["async_llm_engine.py"]))
 def test_an_example(example: str, build_artifact: Callable[..., Path]) -> None:
-    artifact = build_artifact(QUICKSTART_MODEL)
+    artifact = build_artifact(QUICKSTART_MODEL, backend="native")
     ran = run(example, "--model", str(artifact), "--devices", "cpu", "--data-parallel-size", "2", "--seed", "3")
     assert (ran.returncode, ran.stderr) == (0, "")
     lines = sorted(ran.stdout.splitlines())

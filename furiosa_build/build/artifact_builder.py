@@ -64,7 +64,7 @@ class ArtifactBuilder:
             target's memory has room for.
         paged_attention_block_size: Tokens of a KV block.
         default_scheduler_config: What the runtime starts with.
-        kwargs: Beyond that API: `backend` (`inductor`), `quantization` (`none`, `fp8`, `int8`), `target` (a file of
+        kwargs: Beyond that API: `backend` (`native`), `quantization` (`none`, `fp8`, `int8`), `target` (a file of
             conf/target; by default `cpu`, or for an NPU the one that has such devices), `speculative_recipe` (the
             recipe of a draft model) and `num_speculative_tokens` (those that it proposes at a time).
 
@@ -126,7 +126,7 @@ class ArtifactBuilder:
             },
             "target": load_target(target, self._roots),
             "backend": {
-                "name": kwargs.get("backend", "inductor"),
+                "name": kwargs.get("backend", "native"),
                 "compiler_config_overrides": dict(compiler_config_overrides or {}),
             },
             "parallel": {

@@ -74,7 +74,7 @@ furiosa-llm build /path/to/artifacts \\
 
 
 class EagerBuilder(artifact_builder.ArtifactBuilder):
-    """The one thing that the texts leave open. Sixty compilations by inductor would take a quarter of an hour."""
+    """The one thing that the texts leave open. Eighty plans would take a minute."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs, backend="eager")

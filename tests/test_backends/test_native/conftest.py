@@ -3,22 +3,16 @@ kernels for."""
 
 from __future__ import annotations
 
-import os
-import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kernels import link_kernels
 
 from furiosa_build.backends.native import build_library as builder
 from furiosa_build.backends.native.library import Library
 
-# `make sanitize` sets it to what else the kernels are to be compiled with.
-_OPTIONS = ["-Wall", "-Wextra", "-Werror", *shlex.split(os.environ.get("FURIOSA_TEST_KERNEL_OPTIONS", ""))]
-# Objects are kept by what they are made of, for the next session and for the workers of this one.
-_OBJECTS = Path(tempfile.gettempdir()) / f"furiosa-build-test-objects-{os.getuid()}"
 _HERE = Path(__file__).parent
 
 _LIMITS = {"all": 0, "no-amx": 1, "no-dot": 2, "avx2": 3}
@@ -31,7 +25,7 @@ def _has(flag: str) -> bool:
 @pytest.fixture(scope="session")
 def library_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("native") / "kernels.so"
-    builder.build_library(file, _OBJECTS, _OPTIONS)
+    link_kernels(file)
     return file
 
 
@@ -52,7 +46,7 @@ def library_with_emulated_amx(tmp_path_factory: pytest.TempPathFactory) -> Libra
     kernel.write_text('#include "emulated_amx.h"\n' + kernel.read_text())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "CSRC", sources)
-        builder.build_library(directory / "kernels.so", _OBJECTS, _OPTIONS)
+        link_kernels(directory / "kernels.so")
     return Library(directory / "kernels.so")
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from grid import grid
 
-from furiosa_build.backends.native.backend import NativeBackend
 from furiosa_build.build.build import Build
 from furiosa_build.steps import qualify
 
@@ -58,12 +55,6 @@ SETTINGS = (
 """What is of the recipe; all else is of config.json."""
 SHARES = {"float32": 1e-5, "bfloat16": 3e-2}
 """How far logits may differ, of the largest."""
-
-
-@pytest.fixture(autouse=True)
-def library_is_built(library_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library of the session, which takes a minute to compile."""
-    monkeypatch.setattr(NativeBackend, "build_library", lambda _, output, __: shutil.copyfile(library_file, output))
 
 
 @pytest.mark.parametrize("name", grid(ARTIFACTS, []))

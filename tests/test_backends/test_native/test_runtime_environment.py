@@ -6,7 +6,6 @@ It is made of the distributions that are installed here, as pip would choose the
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from urllib.request import Request, urlopen
 import pytest
 from packaging.requirements import Requirement
 
-from furiosa_build.backends.native.backend import NativeBackend
 from furiosa_build.runtime import LLM, SamplingParams
 
 ROOT = Path(__file__).parents[3]
@@ -90,9 +88,8 @@ def served(python: Path, artifact: Path) -> Iterator[str]:
 
 @pytest.mark.grid
 def test_an_environment_of_the_runtime_alone_serves_an_artifact(
-    build_artifact: Callable[..., Path], library_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    build_artifact: Callable[..., Path], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(NativeBackend, "build_library", lambda _, output, __: shutil.copyfile(library_file, output))
     artifact = build_artifact(ROOT / "examples" / "quickstart" / "model", backend="native")
     [expected] = LLM(artifact).generate(PROMPT, SamplingParams(temperature=0, max_tokens=24))
     python, size = make_environment(tmp_path / "environment", "serve")
