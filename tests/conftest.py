@@ -9,7 +9,7 @@ from typing import Any
 
 import hypothesis
 import pytest
-from kernels import link_kernels
+from compiled_kernels import link_kernels
 
 from furiosa_build.backends.native.backend import NativeBackend
 from furiosa_build.build.build import Build

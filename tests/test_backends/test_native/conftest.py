@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernels import link_kernels
+from compiled_kernels import link_kernels
 
 from furiosa_build.backends.native import build_library as builder
 from furiosa_build.backends.native.library import Library
