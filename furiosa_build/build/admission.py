@@ -36,7 +36,9 @@ def begin(build: Build, steps: Iterable[str], machine: Machine | None = None) ->
     if build.plan.kv_blocks.source == "memory" and "package" in undone:
         notes.append(f"KV cache: {kv_blocks_text(build.plan)}")
     if figures.compile_workers != build.options.num_compile_workers:
-        build.executors["compiler"] = WorkerPool(figures.compile_workers, build.files.inputs)
+        compilers = build.executors["compiler"]
+        assert isinstance(compilers, WorkerPool)
+        compilers.workers = figures.compile_workers
         notes.append(lowered_text(figures, build.options.num_compile_workers))
     return notes
 

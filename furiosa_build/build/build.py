@@ -6,14 +6,15 @@ store holds the action of that key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from furiosa_build.artifact import writer
 from furiosa_build.build import admission
+from furiosa_build.build.executors.base import Executor
 from furiosa_build.build.executors.local import local_executors
 from furiosa_build.build.factors import Factors
 from furiosa_build.build.files import Files
@@ -23,6 +24,7 @@ from furiosa_build.build.planning import Planning
 from furiosa_build.build.planning_jobs import PlanningJobs
 from furiosa_build.build.publish import PUBLISHED, Publication
 from furiosa_build.core.cancellation import CancellationToken, cancelled_by
+from furiosa_build.core.canonical_json import digest
 from furiosa_build.core.events import Emitter, Listener
 from furiosa_build.core.failpoints import doing
 from furiosa_build.core.files import expand_user
@@ -30,6 +32,7 @@ from furiosa_build.core.progress import metered
 from furiosa_build.core.system import Machine
 from furiosa_build.plan.explain import Explanation, explain_step
 from furiosa_build.plan.keys import key_of
+from furiosa_build.plan.model import DRAFT
 from furiosa_build.plan.planner import Plan, PlannedStep
 from furiosa_build.plan.source_code import SourceCode
 from furiosa_build.recipe.compose import load_recipe
@@ -41,6 +44,19 @@ if TYPE_CHECKING:
     from furiosa_build.plan.budget.preflight import Preflight
 
 
+@dataclass(frozen=True)
+class PointOfSweep:
+    """Where a build stands in a sweep.
+
+    Attributes:
+        number: The point's.
+        beside: The build of another point, whose store, worker processes and listeners it shares; None: the first.
+    """
+
+    number: int
+    beside: Build | None
+
+
 class Build:
     """The build of one recipe.
 
@@ -48,26 +64,58 @@ class Build:
         recipe: What to build and how.
         cwd: What a relative `save_dir` is relative to.
         listeners: Called with the events of this build.
+        point: Where the build stands in a sweep. None: it is none of one.
     """
 
-    def __init__(self, recipe: Recipe, cwd: Path | None = None, listeners: Iterable[Listener] = ()) -> None:
-        self.events = Emitter(listeners)
+    goals: Sequence[str] = ("qualify",)
+    """The steps that all others are for."""
+    goes_on = False
+    """Whether steps that do not need one that failed run all the same."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        cwd: Path | None = None,
+        listeners: Iterable[Listener] = (),
+        point: PointOfSweep | None = None,
+    ) -> None:
+        beside = None if point is None else point.beside
+        self.events: Emitter = Emitter(listeners) if beside is None else beside.events
+        self._point = point
         self.recipe, self.spec, self.options = recipe, recipe.spec, recipe.options
         self.cwd = cwd or Path.cwd()
-        cache = self.options.cache_dir
-        root = (expand_user(cache, "cache_dir") if cache else default_store_root()).absolute()
-        self.store = Store(root, self.options.verify_inputs, self.directory.parent)
-        self.store.notify = self.events.note
+        self.store: Store = self._open_store() if beside is None else beside.store
         self.models = open_models(recipe, self.store.hashes)
         self.outcomes: dict[str, Outcome] = {}
         self._cancellation = CancellationToken()
-        self._factors = Factors(self.models, SourceCode(memo=root / "code.json"), self._find)
+        self._code: SourceCode = SourceCode(memo=self.store.root / "code.json") if beside is None else beside._code
+        self._factors = Factors(self.models, self._code, self._find)
         self.files = Files(self.store, self.models, lambda: self.plan, self._factors, self._find)
-        self.executors = local_executors(self.options, self.files.inputs)
+        self.executors: dict[str, Executor] = (
+            local_executors(self.options, self.files.inputs)
+            if beside is None
+            else {name: executor.beside(self.files.inputs) for name, executor in beside.executors.items()}
+        )
         jobs = PlanningJobs(self.store, self._factors, self.executors, self.events)
         self._planning = Planning(self.models, self.files, jobs)
         writer.check_destination(self.directory)
         writer.check_is_directory(self.store.root, "cache_dir")
+
+    @property
+    def name(self) -> str:
+        """The recipe's name."""
+        return self.spec.name
+
+    @property
+    def group_docs(self) -> Mapping[str, str]:
+        """What groups of steps are for, by the beginning of their names."""
+        docs = {
+            "partition": "lay out the weights, and trace every kind in every bucket",
+            "compile": "compile every graph",
+        }
+        if DRAFT in self.models:
+            docs[DRAFT] = f"build {self.models[DRAFT].spec.name}, which proposes tokens"
+        return docs
 
     @property
     def directory(self) -> Path:
@@ -81,24 +129,40 @@ class Build:
         self.spec = plan.model.spec
         return plan
 
+    @property
+    def steps(self) -> Mapping[str, PlannedStep]:
+        """The steps of the plan, by name, in an order in which they can run."""
+        return self.plan.steps
+
     @cached_property
     def version_directory(self) -> Path:
         """Where the artifact is, once `package` is done; to be asked before the build is closed."""
         return self._publication.directory
 
+    def place_of(self, name: str) -> str:
+        """Nothing: a step's message names it."""
+        del name
+        return ""
+
+    def result(self) -> Path:
+        """The artifact's directory, when all is done."""
+        return self.version_directory
+
     def is_done(self, name: str) -> bool:
         """Whether the step's output is in the store and, for `package` and `qualify`, in the output directory."""
-        return self._find(name) is not None and (name not in PUBLISHED or self._publication.has(name))
+        return self._find(name) is not None and (
+            name not in PUBLISHED or self._publication.has(name, is_latest=self._point is None)
+        )
 
     def run(self, name: str) -> Outcome:
         """Does the step unless the store has it, and what follows from it in the output directory.
 
         Raises UserError or StepError; what other steps have finished stays in the store.
         """
-        step = self.plan.steps[name]
+        step, called = self.plan.steps[name], self._called(name)
         mistakes = errors_of(step.model_id, step.model.spec.name)
-        meter = metered(self.store.meter_path(name))
-        with mistakes, failing(name), cancelled_by(self._cancellation), doing(name), meter:
+        meter = metered(self.store.meter_path(called))
+        with mistakes, failing(called), cancelled_by(self._cancellation), doing(name), meter:
             if self._find(name) is None:
                 factors = self._factors.complete(self.plan, step)
                 self.outcomes[name] = self.store.get_or_run(
@@ -107,10 +171,21 @@ class Build:
                 if step.type.reads_source:
                     self._planning.check_loading(step.model_id)
             if name == "package":
-                self._publication.publish(outcome.record for outcome in self.outcomes.values())
+                self._publication.publish(filter(None, map(self._find, self.plan.steps)))
             if name == "qualify":
-                self._publication.accept(self.outcomes[name].record)
+                self._publication.accept(self.outcomes[name].record, is_latest=self._point is None)
         return self.outcomes[name]
+
+    def identities(self) -> dict[str, str]:
+        """A digest for each step, by name, before anything is done: of builds that have equal ones, one does the step.
+
+        What goes into the output directory, each build puts there itself.
+        """
+        found: dict[str, str] = {}
+        for name, step in self.plan.steps.items():
+            own = [self._called(name)] if name in PUBLISHED else []
+            found[name] = digest([self._factors.without_contents(self.plan, step, found), own])
+        return found
 
     def explain(self) -> Iterator[Explanation]:
         """Tells for each step whether it is up to date, or why not. Runs nothing."""
@@ -156,13 +231,24 @@ class Build:
 
         return Estimates(self.plan, self.options, self.models, self.store, self.directory)
 
+    def _open_store(self) -> Store:
+        cache = self.options.cache_dir
+        root = (expand_user(cache, "cache_dir") if cache else default_store_root()).absolute()
+        store = Store(root, self.options.verify_inputs, self.directory.parent)
+        store.notify = self.events.note
+        return store
+
+    def _called(self, step: str) -> str:
+        """What a step is called where those of other builds are as well."""
+        return step if self._point is None else f"{step}@{self._point.number}"
+
     @property
     def _publication(self) -> Publication:
         return Publication(self.directory, self.store, self.files.record("package"))
 
     def _execute(self, step: PlannedStep, output: Path) -> ActionResult:
-        request, log = step.type.request(step, self.files), self.store.log_path(step.name)
-        return self.executors[step.type.worker].run(step.name, step.type, request, output, log)
+        called, request = self._called(step.name), step.type.request(step, self.files)
+        return self.executors[step.type.worker].run(called, step.type, request, output, self.store.log_path(called))
 
     def _find(self, name: str) -> ActionRecord | None:
         """The step's action, if its key is known and the store has it."""

@@ -69,6 +69,18 @@ class Factors:
             raise StepError(step.name, f"the files of {changing} change while they are read")
         return factors
 
+    def without_contents(self, plan: Plan, step: PlannedStep, needs: Mapping[str, str]) -> dict[str, Any]:
+        """What tells a step from others before anything is done: `needs` stand for the files that it will need.
+
+        Steps whose factors are equal so have equal keys.
+        """
+        inputs = {plan.steps[name].name_for(step): {pattern: needs[name]} for name, pattern in step.needs.items()}
+        model = self._models[step.model_id]
+        if step.type.reads_source:
+            inputs["source"] = {name: known or "" for name, known in model.sources.identity().items()}
+            inputs["source"][""] = model.sources.described
+        return self.of(step.type, model.backend, step.reads, inputs, step.schemes)
+
     def of(
         self,
         job: Job[Any],

@@ -13,11 +13,11 @@ from doit.exceptions import InvalidTask, TaskError
 
 from furiosa_build.build.build import Build
 from furiosa_build.build.reporter import EventReporter
+from furiosa_build.build.runnable import Runnable
 from furiosa_build.core.errors import BuildError
-from furiosa_build.plan.model import DRAFT
 
 
-def run(build: Build, task: str = "build", *, shards: Path | None = None, signals: Sequence[int] = ()) -> int:
+def run(build: Runnable, task: str = "build", *, shards: Path | None = None, signals: Sequence[int] = ()) -> int:
     """Runs a task and what it needs as `execute` does; returns the exit status, also that of an error.
 
     Raises KeyboardInterrupt when the run is interrupted.
@@ -29,7 +29,7 @@ def run(build: Build, task: str = "build", *, shards: Path | None = None, signal
     return 0
 
 
-def execute(build: Build, task: str = "build", *, shards: Path | None = None, signals: Sequence[int] = ()) -> None:
+def execute(build: Runnable, task: str = "build", *, shards: Path | None = None, signals: Sequence[int] = ()) -> None:
     """Runs a task and what it needs. The build's listeners are told of all that happens, errors included.
 
     Args:
@@ -50,7 +50,7 @@ def execute(build: Build, task: str = "build", *, shards: Path | None = None, si
     reporter.raise_failure()
 
 
-def doit_config(build: Build, reporter: EventReporter, state: Path) -> dict[str, Any]:
+def doit_config(build: Runnable, reporter: EventReporter, state: Path) -> dict[str, Any]:
     """doit's settings for one run. What it keeps in directory `state` is to be thrown away: the store is the truth."""
     options = build.options
     return {
@@ -61,29 +61,24 @@ def doit_config(build: Build, reporter: EventReporter, state: Path) -> dict[str,
         "num_process": options.num_compile_workers + options.num_pipeline_builder_workers,
         "reporter": reporter,
         "verbosity": 2,
+        "continue": build.goes_on,
     }
 
 
-def doit_tasks(build: Build, reporter: EventReporter, shards: Path | None = None) -> Iterator[dict[str, Any]]:
+def doit_tasks(build: Runnable, reporter: EventReporter, shards: Path | None = None) -> Iterator[dict[str, Any]]:
     """One task a step, and `build` for all of them; `shard`, where there is a directory for the shards."""
-    yield {"basename": "partition", "name": None, "doc": "lay out the weights, and trace every kind in every bucket"}
-    yield {"basename": "compile", "name": None, "doc": "compile every graph"}
-    if DRAFT in build.models:
-        yield {
-            "basename": DRAFT,
-            "name": None,
-            "doc": f"build {build.models[DRAFT].spec.name}, which proposes tokens",
-        }
-    for step in build.plan.steps.values():
-        basename, _, name = step.name.partition(":")
+    for group, doc in build.group_docs.items():
+        yield {"basename": group, "name": None, "doc": doc}
+    for step_name, step in build.steps.items():
+        basename, _, name = step_name.partition(":")
         yield {
             "basename": basename,
             **({"name": name} if name else {}),
             "doc": step.description,
-            "actions": [action(reporter, step.name, build.run, step.name)],
+            "actions": [action(reporter, step_name, build.run, step_name)],
             # doit would put a stream of its own in place of sys.stdout, for all threads at once.
             "io": {"capture": False},
-            "uptodate": [(_is_done, (build, reporter, step.name))],
+            "uptodate": [(_is_done, (build, reporter, step_name))],
             "task_dep": list(step.needs),
         }
     if shards is not None:
@@ -97,9 +92,9 @@ def doit_tasks(build: Build, reporter: EventReporter, shards: Path | None = None
         }
     yield {
         "basename": "build",
-        "doc": f"build artifact {build.spec.name}: all of these steps",
+        "doc": f"build artifact {build.name}: all of these steps",
         "actions": None,
-        "task_dep": ["qualify"],
+        "task_dep": list(build.goals),
     }
 
 
@@ -125,7 +120,7 @@ def _shard(build: Build, directory: Path) -> None:
     build.events.note(export_shards.write_shards(build, directory))
 
 
-def _is_done(task: Any, values: Any, build: Build, reporter: EventReporter, step: str) -> bool:
+def _is_done(task: Any, values: Any, build: Runnable, reporter: EventReporter, step: str) -> bool:
     del task, values
     try:
         return build.is_done(step)

@@ -28,11 +28,12 @@ class Publication:
         self._manifest = Manifest.model_validate(store.read_json(package, MANIFEST_FILE))
         self.directory = directory / writer.version_of(self._manifest.artifact_id)
 
-    def has(self, step: str) -> bool:
-        """Whether what follows from a step is there and whole."""
+    def has(self, step: str, is_latest: bool = True) -> bool:
+        """Whether what follows from a step is there and whole; `is_latest`: and `latest` points to the artifact."""
         if step == "package":
             return writer.is_published(self.directory, self._manifest, self._store.link_hashes.hash)
-        return writer.latest_is(self.directory) and writer.qualification_file(self.directory).is_file()
+        has_figures = writer.qualification_file(self.directory).is_file()
+        return has_figures and (not is_latest or writer.latest_is(self.directory))
 
     def why_not(self, step: str) -> str:
         """What is missing or damaged of that."""
@@ -56,8 +57,9 @@ class Publication:
             text = f"the signature of {self.directory} is removed: it is not of these files; sign it again"
             self._store.notify(text)
 
-    def accept(self, qualified: ActionRecord) -> None:
-        """Writes down how the artifact qualified, and makes `latest` point to it."""
+    def accept(self, qualified: ActionRecord, is_latest: bool = True) -> None:
+        """Writes down how the artifact qualified; `is_latest`: and makes `latest` point to it."""
         figures = self._store.path(qualified.outputs[qualify.OUTPUT])
         writer.write_qualification(self.directory, figures.read_bytes())
-        writer.point_latest_to(self.directory)
+        if is_latest:
+            writer.point_latest_to(self.directory)

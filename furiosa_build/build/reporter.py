@@ -24,7 +24,7 @@ from furiosa_build.core.events import (
 from furiosa_build.core.text import steps_text
 
 if TYPE_CHECKING:
-    from furiosa_build.build.build import Build
+    from furiosa_build.build.runnable import Runnable
 
 
 class EventReporter:
@@ -38,16 +38,16 @@ class EventReporter:
         status: The exit status that the run stands for, once it is complete.
     """
 
-    def __init__(self, build: Build, signals: Sequence[int] = ()) -> None:
+    def __init__(self, build: Runnable, signals: Sequence[int] = ()) -> None:
         self._build = build
         self._signals = (signal.SIGINT, *signals)
         self._handlers: dict[int, Any] = {}
         self._interrupted_by: int | None = None
-        self._failures: list[tuple[BuildError, str]] = []
+        self._failures: list[tuple[BuildError, str, str]] = []
         self._begin = time.monotonic()
         self._steps: list[str] = []
         self._has_started = False
-        self._ran = self._up_to_date = 0
+        self._ran = self._up_to_date = self._told = 0
 
     @property
     def status(self) -> int:
@@ -58,12 +58,14 @@ class EventReporter:
     def fail(self, step: str, error: Exception) -> None:
         """Notes that a step failed. What is neither an error for people nor the system's is a bug, with a traceback."""
         if isinstance(error, BuildError):
-            self._failures.append((error, ""))
+            self._failures.append((error, self._build.place_of(step), ""))
         else:
             failed = StepError(step, f"{type(error).__name__}: {error}")
             failed.__cause__ = error
             trace = "" if isinstance(error, OSError) else "".join(traceback.format_exception(error))
-            self._failures.append((failed, trace))
+            self._failures.append((failed, self._build.place_of(step), trace))
+        if self._build.goes_on:
+            self._tell(*self._failures[-1])
 
     def raise_failure(self) -> None:
         """Raises what ended a complete run: BuildInterrupted, or the first error."""
@@ -77,11 +79,11 @@ class EventReporter:
     def initialize(self, tasks: dict[str, Any], selected_tasks: list[str]) -> None:
         """The run starts. Raises the BuildError with which the build is refused."""
         reached = _reached(tasks, selected_tasks)
-        self._steps = [name for name in self._build.plan.steps if name in reached]
+        self._steps = [name for name in self._build.steps if name in reached]
         try:
             notes = self._build.begin(self._steps)
         except BuildError as error:
-            self._failures.append((error, ""))
+            self._failures.append((error, "", ""))
             raise
         self._emit(self._started())
         self._has_started = True
@@ -110,8 +112,8 @@ class EventReporter:
         """The run is over, however it ended."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        is_built = self.status == 0 and "qualify" in self._steps
-        artifact = self._build.version_directory if is_built else None
+        is_built = self.status == 0 and set(self._build.goals) <= set(self._steps)
+        artifact = self._build.result() if is_built else None
         self._build.close()
         if self._has_started and self.status:
             kept = f"{steps_text(self._ran)} ran, kept in the store; the next build goes on from there"
@@ -119,8 +121,8 @@ class EventReporter:
         if self._interrupted_by is not None:
             self._emit(Interrupted(signal=signal.Signals(self._interrupted_by).name))
         else:
-            for error, trace in self._failures:
-                self._emit(ErrorOccurred(message=str(error), status=error.exit_status, traceback=trace))
+            for failure in self._failures[self._told :]:
+                self._tell(*failure)
         if artifact is not None:
             self._emit(ArtifactReady(directory=artifact, ran=self._ran))
         self._emit(
@@ -154,7 +156,7 @@ class EventReporter:
     def _started(self) -> BuildStarted:
         build = self._build
         return BuildStarted(
-            recipe=build.spec.name,
+            recipe=build.name,
             steps=tuple(self._steps),
             expected={name: build.estimate_seconds(name) for name in self._steps if not build.is_done(name)},
             compile_workers=build.options.num_compile_workers,
@@ -177,6 +179,10 @@ class EventReporter:
                 key=record.key,
             )
         )
+
+    def _tell(self, error: BuildError, place: str, trace: str) -> None:
+        self._told += 1
+        self._emit(ErrorOccurred(message=f"{place}{error}", status=error.exit_status, traceback=trace))
 
     def _emit(self, event: Event) -> None:
         self._build.events.emit(event)

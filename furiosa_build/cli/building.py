@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from furiosa_build.cli import running
+from furiosa_build.core.errors import UserError
 
 RecipeName = Annotated[str, typer.Argument(metavar="NAME", help="A recipe; `furiosa-build recipes` lists them.")]
 Overrides = Annotated[
@@ -17,6 +18,14 @@ Overrides = Annotated[
     typer.Argument(
         metavar="[KEY=VALUE ...]",
         help="Hydra overrides, such as quantization=int8 or buckets.decode_buckets=[[1,512]].",
+    ),
+]
+
+
+Multirun = Annotated[
+    bool,
+    typer.Option(
+        "--multirun", "-m", help="All points of a sweep: overrides take several values, such as quantization=none,int8."
     ),
 ]
 
@@ -31,8 +40,19 @@ def build(
         bool, typer.Option("--check", help="Then build again without the store, and compare every file.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one event a line, as JSON.")] = False,
+    multirun: Multirun = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="With --multirun: begin no step once one has failed.")
+    ] = False,
 ) -> None:
     """Build a recipe's artifact, doing only the steps that are not done yet."""
+    if multirun:
+        from furiosa_build.cli import sweeping
+
+        if check:
+            raise UserError("--check builds one artifact again", where="--check", hint="leave out --multirun")
+        flags = ["verify_inputs=true"] if verify_inputs else []
+        sys.exit(sweeping.build(name, [*(overrides or []), *flags], as_json, fail_fast))
     flags = ["verify_inputs=true"] if verify_inputs else []
     opened = running.open_build(name, [*(overrides or []), *flags], as_json)
     status = running.run(opened)
@@ -65,8 +85,16 @@ def plan(
     name: RecipeName,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="One object.")] = False,
+    multirun: Multirun = False,
 ) -> None:
     """Show the steps with their state, what each bucket compiles, and what a build needs: bytes, memory, disk, time."""
+    if multirun:
+        from furiosa_build.cli import sweeping
+
+        if as_json:
+            raise UserError("a sweep's plan is text", where="--json", hint="leave out --json or --multirun")
+        print(sweeping.plan(name, overrides or []))
+        return
     from furiosa_build.ui.plan_text import plan_data, plan_text
 
     opened = running.open_to_look(name, overrides or [])

@@ -17,11 +17,22 @@ from doit import doit_cmd
 from furiosa_build.build.build import Build
 from furiosa_build.build.graph import action, doit_config, doit_tasks
 from furiosa_build.build.reporter import EventReporter
-from furiosa_build.cli import running, streams
+from furiosa_build.build.sweep import Sweep
+from furiosa_build.cli import running, streams, sweeping
 from furiosa_build.cli.exits import exit_with
 from furiosa_build.core.errors import BuildError, BuildInterrupted, UserError
 from furiosa_build.recipe.compose import list_recipes
 from furiosa_build.ui.explain_text import explain_text
+
+_MULTIRUN = {"-m", "--multirun"}
+_MULTIRUN_PARAMETER = {
+    "name": "multirun",
+    "short": "m",
+    "long": "multirun",
+    "type": bool,
+    "default": False,
+    "help": "all points of a sweep: quantization=none,int8",
+}
 
 
 class ExitingReporter(EventReporter):
@@ -29,6 +40,10 @@ class ExitingReporter(EventReporter):
 
     def complete_run(self) -> None:
         super().complete_run()
+        if isinstance(_build, Sweep):
+            overrides = [f"{key}={value}" for key, value in doit_cmd._CMDLINE_VARS.items() if key != "recipe"]
+            if status := sweeping.finish(_build, overrides, self.status):
+                sys.exit(streams.final_status(status))
         try:
             self.raise_failure()
         except BuildError as error:  # a listener has printed it
@@ -39,8 +54,8 @@ class ExitingReporter(EventReporter):
             sys.exit(status)
 
 
-def build_of_command_line() -> Build | None:
-    """The build that `recipe=NAME key=value ...` describes; None when it is not doit that loads this module."""
+def build_of_command_line() -> Build | Sweep | None:
+    """What `recipe=NAME key=value ...` describes; None when it is not doit that loads this module."""
     if doit_cmd._CMDLINE_VARS is None:
         return None
     streams.set_up()
@@ -49,7 +64,11 @@ def build_of_command_line() -> Build | None:
     try:
         if recipe is None:
             raise _which_recipe()
-        return running.open_build(recipe, [f"{key}={value}" for key, value in arguments.items()])
+        overrides = [f"{key}={value}" for key, value in arguments.items()]
+        # doit parses the options of a task after it has loaded this module.
+        if not _MULTIRUN.isdisjoint(sys.argv[1:]):
+            return sweeping.open_sweep(recipe, overrides)
+        return running.open_build(recipe, overrides)
     except BuildError as error:
         exit_with(error)
 
@@ -73,7 +92,10 @@ if _build is not None:
 def task_steps() -> Iterator[dict[str, Any]]:
     """Called by doit."""
     assert _build is not None
-    yield from doit_tasks(_build, _reporter)
+    for task in doit_tasks(_build, _reporter):
+        yield {**task, "params": [_MULTIRUN_PARAMETER]} if task["basename"] == "build" else task
+    if isinstance(_build, Sweep):
+        return
     yield {
         "basename": "explain",
         "doc": "say for each step whether it is up to date, and if not, why",

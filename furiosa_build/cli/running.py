@@ -21,7 +21,7 @@ SIGNALS = (signal.SIGTERM,)
 
 def open_build(name: str, overrides: list[str], as_json: bool = False) -> Build:
     """The build of the recipe of that name, with what a command prints and writes of it. Raises UserError."""
-    _collect_garbage_rarely()
+    collect_garbage_rarely()
     from furiosa_build.recipe.compose import load_recipe
 
     return open_recipe(load_recipe(name, overrides), as_json)
@@ -39,14 +39,14 @@ def open_recipe(recipe: Recipe, as_json: bool = False) -> Build:
 
 def open_to_look(name: str, overrides: list[str]) -> Build:
     """The build of the recipe of that name, which is not run: nothing is printed on stdout. Raises UserError."""
-    _collect_garbage_rarely()
+    collect_garbage_rarely()
     from furiosa_build.build import build as builds
     from furiosa_build.ui.console import error_lines
 
     return builds.open_build(name, overrides, listeners=[error_lines()])
 
 
-def _collect_garbage_rarely() -> None:
+def collect_garbage_rarely() -> None:
     """What is imported and planned lasts as long as the command: searching it for garbage takes 40 ms of 600."""
     gc.set_threshold(100_000)
 

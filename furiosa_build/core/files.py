@@ -47,3 +47,10 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file at once: whoever reads it meanwhile has the earlier one."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_text(text, encoding="utf-8", errors="backslashreplace")  # the name of a directory may be any bytes
+    new.replace(path)

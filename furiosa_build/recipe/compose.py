@@ -9,6 +9,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +29,7 @@ from furiosa_build.recipe.targets import is_of_npu, target_with
 _PACKAGE = Path(__file__).resolve().parent.parent
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RESOLVER = re.compile(r"\$\{(?:[^{}]|\$\{[^{}]*\})*?:")  # `${name:`; the name may be an interpolation itself.
-_hydra_lock = threading.Lock()  # Hydra's state is global to the process.
+_hydra_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ def recipe_roots(cwd: Path | None = None) -> tuple[Path, ...]:
     shipped = _PACKAGE / "shipped"
     roots = ((cwd or Path.cwd()).resolve(), shipped if shipped.is_dir() else _PACKAGE.parent)
     return tuple(dict.fromkeys(roots))
+
+
+def search_directories(roots: tuple[Path, ...]) -> list[Path]:
+    """Where the files are that a recipe may include, those that hide others first."""
+    return [root / part for part in ("conf", "recipes") for root in roots if (root / part).is_dir()]
 
 
 def load_recipe(name: str, overrides: Sequence[str] = (), *, cwd: Path | None = None) -> Recipe:
@@ -77,12 +83,12 @@ def validate(interface: str, spec: Mapping[str, Any], options: Mapping[str, Any]
 
 
 def _load(name: str, overrides: Sequence[str], roots: tuple[Path, ...]) -> Recipe:
-    config, locate = _composed(_find_recipe(name, roots), overrides, roots)
+    config, locate = _composed(find_recipe(name, roots), overrides, roots)
     return _validate(name, config, locate, roots)
 
 
 def _composed(path: Path, overrides: Sequence[str], roots: tuple[Path, ...]) -> tuple[dict[str, Any], Locator]:
-    search = [root / part for part in ("conf", "recipes") for root in roots if (root / part).is_dir()]
+    search = search_directories(roots)
     parsed = parse_overrides(overrides, groups(search))
 
     def composed() -> tuple[dict[str, Any], Locator]:
@@ -126,7 +132,7 @@ def _description(path: Path) -> str:
     return first.lstrip("# ") if first.startswith("#") else ""
 
 
-def _find_recipe(name: str, roots: tuple[Path, ...], where: str = "") -> Path:
+def find_recipe(name: str, roots: tuple[Path, ...], where: str = "") -> Path:
     """The file of the recipe `name`. `where`: what names it; by default the directories that are searched."""
     files = _recipe_files(roots)
     if name in files:
@@ -143,7 +149,6 @@ def _find_recipe(name: str, roots: tuple[Path, ...], where: str = "") -> Path:
 def _compose(search: list[Path], locate: Locator) -> dict[str, Any]:
     """The recipe as plain data, every interpolation resolved."""
     from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -153,11 +158,7 @@ def _compose(search: list[Path], locate: Locator) -> dict[str, Any]:
         raise UserError("a recipe cannot configure Hydra", where=where, hint="remove the key `hydra`")
     paths = ",".join("'file://" + str(directory).replace("'", "\\'") + "'" for directory in search)
     arguments = [f"hydra.searchpath=[{paths}]", *(override.for_hydra for override in locate.overrides)]
-    with _hydra_lock, warnings.catch_warnings():
-        # Hydra warns of its own changes over time, such as where `_self_` stands when it is not named (last).
-        warnings.simplefilter("ignore")
-        outer = GlobalHydra.instance().hydra
-        GlobalHydra.instance().clear()
+    with hydra_alone():
         try:
             with initialize_config_dir(str(locate.recipe.parent), version_base="1.3"):
                 config = compose(locate.recipe.stem, overrides=arguments)
@@ -165,7 +166,21 @@ def _compose(search: list[Path], locate: Locator) -> dict[str, Any]:
                 _refuse_resolver(key, text, locate)
             return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
         except (HydraException, OmegaConfBaseException, YamlError, ValueError) as error:
-            raise _composition_error(error, locate) from None
+            raise composition_error(error, locate) from None
+
+
+@contextmanager
+def hydra_alone() -> Iterator[None]:
+    """Hydra's state, which is global to the process, is that of the caller alone, and as before at the end."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    with _hydra_lock, warnings.catch_warnings():
+        # Hydra warns of its own changes over time, such as where `_self_` stands when it is not named (last).
+        warnings.simplefilter("ignore")
+        outer = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()
+        try:
+            yield
         finally:
             GlobalHydra.instance().hydra = outer
 
@@ -191,7 +206,7 @@ def _refuse_resolver(key: Key, text: str, locate: Locator) -> None:
         )
 
 
-def _composition_error(error: BaseException, locate: Locator) -> UserError:
+def composition_error(error: BaseException, locate: Locator) -> UserError:
     """An error of Hydra or OmegaConf as a UserError. Its first line says what is wrong, the rest is advice."""
     error = error.__cause__ if error.__cause__ and not str(error) else error
     what, _, rest = str(error).strip().partition("\n")
@@ -216,7 +231,7 @@ def _validate(name: str, config: dict[str, Any], locate: Locator, roots: tuple[P
 
 def _draft(name: str, recipe: Recipe, where: str) -> Recipe:
     """The recipe of the draft model, as it is built for `recipe`. `where`: what names it."""
-    draft, _ = _parts(name, *_composed(_find_recipe(name, recipe.roots, where), (), recipe.roots))
+    draft, _ = _parts(name, *_composed(find_recipe(name, recipe.roots, where), (), recipe.roots))
     return recipe.model_copy(update={"spec": draft_spec(draft, recipe.spec, where)})
 
 

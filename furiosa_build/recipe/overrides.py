@@ -33,6 +33,11 @@ class Override:
         return f"command line: {self.text}"
 
     @property
+    def is_forced(self) -> bool:
+        """Whether Hydra is told to set a key that no file names."""
+        return self.for_hydra != self.text
+
+    @property
     def choice(self) -> Choice | None:
         """The config that it chooses for a group; None where it sets a key or removes a group."""
         return Choice(self.value, self.where) if self.is_group and self.value is not None else None
@@ -45,12 +50,21 @@ def parse_overrides(texts: Sequence[str], groups: Sequence[str]) -> list[Overrid
         texts: As typed, one argument each.
         groups: The names of all config groups, which tell `group=choice` from `key=value`.
     """
+    return _parse_all(texts, groups, takes_sweeps=False)
+
+
+def parse_sweep(texts: Sequence[str], groups: Sequence[str]) -> list[Override]:
+    """Parse overrides of a multirun: also those that give a key several values, which have none here."""
+    return _parse_all(texts, groups, takes_sweeps=True)
+
+
+def _parse_all(texts: Sequence[str], groups: Sequence[str], *, takes_sweeps: bool) -> list[Override]:
     if not texts:
         return []
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parser = OverridesParser.create()
-    return [_parse(parser, text, groups) for text in texts]
+    return [_parse(parser, text, groups, takes_sweeps) for text in texts]
 
 
 def choices(overrides: Sequence[Override]) -> dict[str, Choice]:
@@ -65,7 +79,7 @@ def quoted(key: str, text: str) -> str:
     return shlex.quote(f"{key}={QuotedString(text, Quote.double).with_quotes()}")
 
 
-def _parse(parser: Any, text: str, groups: Sequence[str]) -> Override:
+def _parse(parser: Any, text: str, groups: Sequence[str], takes_sweeps: bool) -> Override:
     from hydra.core.override_parser.types import OverrideType, ValueType
     from hydra.errors import HydraException
 
@@ -79,18 +93,19 @@ def _parse(parser: Any, text: str, groups: Sequence[str]) -> Override:
         raise UserError(f"{text!r} is not an override", where=where, valid=_FORMS, hint=_hint(parser, text)) from None
     name, is_group = parsed.key_or_group, parsed.key_or_group in groups
     key, raw = parse_key(name), text.partition("=")[2]
-    if parsed.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not is_group and _takes_list(key):
+    is_sweep = takes_sweeps and parsed.is_sweep_override()
+    if not is_sweep and parsed.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not is_group and _takes_list(key):
         return Override(text, key, parser.parse_override(f"{name}=[{raw}]").value(), False, f"++{name}=[{raw}]")
-    if parsed.is_sweep_override():
-        hint = "build one value at a time"
+    if parsed.is_sweep_override() and not is_sweep:
+        hint = "build all of them with --multirun, or one value at a time"
         if parsed.value_type == ValueType.SIMPLE_CHOICE_SWEEP and not is_group:
             hint += f"; for one text with a comma in it write {quoted(name, raw)}"
         raise UserError(f"{text!r} gives several values; a build takes one", where=where, hint=hint)
     if name.replace("/", ".").split(".")[0] == "hydra":
         raise UserError(f"{text!r} would configure Hydra, which is not part of a recipe", where=where, valid=_FORMS)
     deletes = parsed.type == OverrideType.DEL
-    value = None if deletes else parsed.value()
-    if is_group and not (deletes or isinstance(value, str)):
+    value = None if deletes or is_sweep else parsed.value()
+    if is_group and not (deletes or is_sweep or isinstance(value, str)):
         raise UserError(f"{name} is a config group: it takes the name of a config", where=where, valid=_FORMS)
     # Forced, because the schema has keys that no file names. It refuses unknown keys later.
     force = parsed.type == OverrideType.CHANGE and not is_group

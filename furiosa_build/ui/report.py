@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from furiosa_build import __version__
 from furiosa_build.core.events import ArtifactReady, BuildStarted, Event, StepFinished, StepStarted
+from furiosa_build.core.files import replace_text
 from furiosa_build.core.text import duration_text, memory_text, short_path, size_text
 from furiosa_build.ui.json_events import step_data
 
@@ -54,7 +55,7 @@ class ReportFiles:
         data = self._data(event)
         for kind, text in (("json", json.dumps(data, indent=1) + "\n"), ("html", report_html(data))):
             path = event.directory.with_name(f"{event.directory.name}.build-report.{kind}")
-            _replace(path, text)
+            replace_text(path, text)
         return path
 
     def _data(self, event: ArtifactReady) -> dict[str, Any]:
@@ -106,12 +107,6 @@ def report_html(data: dict[str, Any]) -> str:
         reused=[step for step in data["steps"] if step["begin"] is None],
         parts=_PARTS,
     )
-
-
-def _replace(path: Path, text: str) -> None:
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(text, encoding="utf-8", errors="backslashreplace")  # the name of a directory may be any bytes
-    new.replace(path)
 
 
 def _size(directory: Path) -> int:

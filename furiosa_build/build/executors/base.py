@@ -23,6 +23,10 @@ class Executor(Protocol):
         """
         ...
 
+    def beside(self, find: FindInputs) -> Executor:
+        """Runs the steps of another build in the same processes. `find`: finds the inputs of its requests."""
+        ...
+
     def kill(self) -> None:
         """Ends at once what runs; the steps fail, and no other begins. For signal handlers."""
         ...

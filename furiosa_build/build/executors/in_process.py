@@ -27,6 +27,10 @@ class InProcess:
         del name, log
         return run_here(job, request, self._find(request), output, children=False)
 
+    def beside(self, find: FindInputs) -> InProcess:
+        """Runs steps of another build."""
+        return InProcess(find)
+
     def kill(self) -> None:
         """There is nothing to end."""
 

@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,16 @@ def local_executors(options: BuildOptions, find: FindInputs) -> dict[str, Execut
     }
 
 
+@dataclass
+class _Processes:
+    """At most so many processes; none is started before it is needed."""
+
+    number: int
+    executor: ProcessPoolExecutor | None = None
+    starting: threading.Lock = field(default_factory=threading.Lock)
+    killed: bool = False
+
+
 class WorkerPool:
     """Runs steps in worker processes.
 
@@ -48,10 +59,22 @@ class WorkerPool:
     """
 
     def __init__(self, workers: int, find: FindInputs) -> None:
-        self.workers, self._find = workers, find
-        self._executor: ProcessPoolExecutor | None = None
-        self._starting = threading.Lock()
-        self._killed = False
+        self._processes, self._find = _Processes(workers), find
+
+    @property
+    def workers(self) -> int:
+        """How many processes there may be. May be changed before the first step runs."""
+        return self._processes.number
+
+    @workers.setter
+    def workers(self, number: int) -> None:
+        self._processes.number = number
+
+    def beside(self, find: FindInputs) -> WorkerPool:
+        """Runs the steps of another build in the same processes. `find`: finds the inputs of its requests."""
+        other = WorkerPool(self.workers, find)
+        other._processes = self._processes
+        return other
 
     def run(self, name: str, job: Job[Any], request: Request, output: Path, log: Path) -> ActionResult:
         """Runs a step, which is called `name`, in a worker and waits. The log is kept when the step fails.
@@ -60,14 +83,14 @@ class WorkerPool:
         """
         from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 
-        inputs = self._find(request)
-        with self._starting:
-            if self._killed:
+        inputs, processes = self._find(request), self._processes
+        with processes.starting:
+            if processes.killed:
                 raise StepError(name, "the build was interrupted")
-            if self._executor is None:
+            if processes.executor is None:
                 track_quietly()
-                self._executor = ProcessPoolExecutor(self.workers, Spawn(), initializer=begin_worker)
-            executor = self._executor
+                processes.executor = ProcessPoolExecutor(processes.number, Spawn(), initializer=begin_worker)
+            executor = processes.executor
         meter = current()
         counted = None if meter is None else meter.path
         try:
@@ -75,11 +98,11 @@ class WorkerPool:
             _watch(executor)
             outcome, value = future.result()
         except BrokenProcessPool as error:
-            with self._starting:
+            with processes.starting:
                 executor.shutdown()  # its futures fail before its other workers have ended
-                if self._executor is executor:  # another step may have begun a new one meanwhile
-                    self._executor = None
-            cause = "the build was interrupted" if self._killed else "its process was killed (out of memory?)"
+                if processes.executor is executor:  # another step may have begun a new one meanwhile
+                    processes.executor = None
+            cause = "the build was interrupted" if processes.killed else "its process was killed (out of memory?)"
             raise StepError(name, cause, str(log)) from error
         if outcome != "failed":
             log.unlink(missing_ok=True)
@@ -91,9 +114,10 @@ class WorkerPool:
 
     def kill(self) -> None:
         """Ends the workers at once, with the compilers they have started; steps that run fail. For signal handlers."""
-        self._killed = True
-        processes = {} if self._executor is None else self._executor._processes or {}
-        for process in list(processes.values()):
+        self._processes.killed = True
+        executor = self._processes.executor
+        running = {} if executor is None else executor._processes or {}
+        for process in list(running.values()):
             try:
                 if process.pid is not None:
                     os.killpg(process.pid, signal.SIGKILL)
@@ -102,9 +126,9 @@ class WorkerPool:
 
     def close(self) -> None:
         """Ends the workers."""
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
-            self._executor = None
+        if self._processes.executor is not None:
+            self._processes.executor.shutdown(cancel_futures=True)
+            self._processes.executor = None
 
 
 def _watch(executor: ProcessPoolExecutor) -> None:
