@@ -14,16 +14,19 @@ if TYPE_CHECKING:
 
 
 class CacheRounding:
-    """What rounds keys and values of all models of this process.
+    """Within this context keys and values of all models of this process are rounded.
 
     Transformers' models ask for their attention function by `get_interface`: here it rounds first what it is given.
     """
 
     def __init__(self, kv_cache_dtype: KvCacheDtype) -> None:
+        self._dtype, self._is_on = kv_cache_dtype, True
+        self._found: Any = None
+
+    def __enter__(self) -> CacheRounding:
         from transformers import AttentionInterface
 
-        self._dtype, self._is_on = kv_cache_dtype, True
-        found: Any = AttentionInterface.get_interface
+        found = self._found = AttentionInterface.get_interface
 
         def get_interface(interface: AttentionInterface, *arguments: Any) -> Callable[..., Any]:
             attend = found(interface, *arguments)
@@ -36,6 +39,12 @@ class CacheRounding:
             return rounded
 
         AttentionInterface.get_interface = get_interface  # type: ignore[method-assign, assignment]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        from transformers import AttentionInterface
+
+        AttentionInterface.get_interface = self._found  # type: ignore[method-assign]
 
     @contextmanager
     def left_out(self) -> Iterator[None]:

@@ -47,6 +47,11 @@ class Judge:
     def judge(self, ask: Ask) -> dict[str, Any]:
         """How the artifact qualifies. Raises StepError when it does not, with what differs and where."""
         described = Artifact.model_validate_json((self._case.artifact / ARTIFACT_FILE).read_bytes())
+        held = kv_cache_dtype_of(described.kv_cache[0].dtype)
+        with nullcontext() if held == "auto" else CacheRounding(held) as rounding:
+            return self._judge(ask, described, rounding)
+
+    def _judge(self, ask: Ask, described: Artifact, rounding: CacheRounding | None) -> dict[str, Any]:
         changed = self._request.hf_config if self._request.changes_config else self._respelled()
         original = Original(self._case.source, self._case.work / "source", changed, self._request.hub_name)
         tokenizer = original.tokenizer() if self._request.has_tokenizer else None
@@ -55,7 +60,7 @@ class Judge:
         if found := texts.differences(asked, answers.told, tokenizer):
             raise StepError("qualify", "the artifact does not read and write as its source: " + "\n".join(found))
         model = self._model(original)
-        reference, cost = self._reference(model, described, tokenizer)
+        reference, cost = self._reference(model, described, tokenizer, rounding)
         comparison = compare(answers.continued, reference, self._request.limits.logit_tolerance)
         if comparison.wrong:
             parameters = differing_parameters(self._request, self._stored, model)
@@ -77,12 +82,14 @@ class Judge:
         return loaded(original.directory, self._request.outline.layer_prefix.removesuffix("."))
 
     def _reference(
-        self, model: OriginalModel | None, artifact: Artifact, tokenizer: OriginalTokenizer | None
+        self,
+        model: OriginalModel | None,
+        artifact: Artifact,
+        tokenizer: OriginalTokenizer | None,
+        rounding: CacheRounding | None,
     ) -> tuple[Reference, Quality | None]:
         """What logits are compared with; and what quantization costs, where the published model can be had as well."""
         request, schemes = self._request, self._request.schemes
-        asked = kv_cache_dtype_of(artifact.kv_cache[0].dtype)
-        rounding = None if asked == "auto" else CacheRounding(asked)
         if model is None:
             stored: Reference = StoredModel(request.hf_config, request.outline, schemes, self._stored)
             return stored if rounding is None else rounding.of(stored), None
