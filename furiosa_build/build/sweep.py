@@ -14,7 +14,7 @@ from furiosa_build.core.errors import StepError
 from furiosa_build.core.events import Emitter, Listener
 from furiosa_build.core.system import Machine
 from furiosa_build.recipe.schema import BuildOptions
-from furiosa_build.recipe.sweep import Point
+from furiosa_build.recipe.sweep import Mistakes, Point
 from furiosa_build.store import Outcome, Store
 
 
@@ -48,6 +48,9 @@ class Sweep:
         listeners: Called with the events of all builds.
         fail_fast: Whether no step begins once one has failed.
 
+    Raises:
+        UserError: A point that cannot be built. One error lists all of them.
+
     Attributes:
         results: The artifacts of the points that are built, by the points' numbers.
         has_begun: Whether steps have run: before, the sweep may be refused as a whole.
@@ -65,10 +68,14 @@ class Sweep:
         self.results: dict[int, Path] = {}
         self.has_begun = self._has_failed = False
         self._alone = _Alone()
+        mistakes = Mistakes(len(points))
         try:
             for number, point in enumerate(points):
-                beside = self.builds[0] if self.builds else None
-                self.builds.append(Build(point.recipe, cwd, listeners, PointOfSweep(number, beside)))
+                with mistakes.of(point.title):
+                    beside = self.builds[0] if self.builds else None
+                    self.builds.append(Build(point.recipe, cwd, listeners, PointOfSweep(number, beside)))
+                    _ = self.builds[-1].plan  # what cannot be built is refused here
+            mistakes.refuse()
         except BaseException:
             self.close()
             raise
@@ -173,7 +180,8 @@ class Sweep:
         if len(step.points) > 1:
             return f"points {', '.join(map(str, step.points))}: "
         [number] = step.points
-        return f"point {number}, {self.points[number].title}: "
+        title = self.points[number].title
+        return f"point {number}, {title}: " if title else f"point {number}: "
 
     def _note_result(self, build: Build) -> None:
         self.results[self.builds.index(build)] = build.version_directory

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,31 @@ class Point:
         return " ".join(self.overrides)
 
 
+class Mistakes:
+    """Collects the mistakes of points, of which there are `total`, to tell all of them at once."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._titles: dict[str, list[str]] = {}
+
+    @contextmanager
+    def of(self, title: str) -> Iterator[None]:
+        """A UserError within is a mistake of the point with this title."""
+        try:
+            yield
+        except UserError as error:
+            self._titles.setdefault(str(error), []).append(title)
+
+    def refuse(self) -> None:
+        """Raises UserError if there are any: those of every point once, each other with the points that have it."""
+        if self._titles:
+            told = (
+                text if len(titles) == self._total else f"in {', '.join(titles)}: {text}"
+                for text, titles in self._titles.items()
+            )
+            raise UserError("\n".join(told))
+
+
 def sweep_points(name: str, overrides: Sequence[str], *, cwd: Path | None = None) -> list[Point]:
     """The points that Hydra's multirun makes of a recipe and overrides such as ``quantization=none,int8``.
 
@@ -50,18 +76,14 @@ def sweep_points(name: str, overrides: Sequence[str], *, cwd: Path | None = None
     expanded = _expand(name, overrides, recipe_roots(cwd))
     varied = [place for place, texts in enumerate(zip(*expanded, strict=True)) if len(set(texts)) > 1]
     points: list[Point] = []
-    mistakes: dict[str, list[str]] = {}
+    mistakes = Mistakes(len(expanded))
     for texts in expanded:
         chosen = tuple(texts[place] for place in varied)
-        try:
+        with mistakes.of(" ".join(chosen)):
             recipe = load_recipe(name, texts, cwd=cwd)
-        except UserError as error:
-            mistakes.setdefault(str(error), []).append(" ".join(chosen))
-            continue
-        if all(recipe != point.recipe for point in points):
-            points.append(Point(chosen, recipe))
-    if mistakes:
-        raise UserError(_told(mistakes, len(expanded)))
+            if all(recipe != point.recipe for point in points):
+                points.append(Point(chosen, recipe))
+    mistakes.refuse()
     _refuse_other_options(points)
     return points
 
@@ -102,13 +124,6 @@ def _swept(path: Path, search: Sequence[Path], overrides: Sequence[Override]) ->
         except HydraException as error:
             raise composition_error(error, Locator(path, [], overrides)) from None
     return [texts for batch in batches for texts in batch]
-
-
-def _told(mistakes: dict[str, list[str]], total: int) -> str:
-    """All mistakes as one message: those of every point once, each other with the points that have it."""
-    return "\n".join(
-        text if len(titles) == total else f"in {', '.join(titles)}: {text}" for text, titles in mistakes.items()
-    )
 
 
 def _refuse_other_options(points: Sequence[Point]) -> None:

@@ -103,6 +103,13 @@ def test_a_mistake_in_one_point_is_told_before_any_is_built(user: UserDirectory)
     assert ran.out == ""
 
 
+def test_what_the_model_does_not_allow_is_told_with_its_points(user: UserDirectory) -> None:
+    ran = furiosa_build(user, "plan", "tiny", "-m", "parallel.tensor_parallel_size=1,3,5")
+    assert ran.status == 2
+    assert "in parallel.tensor_parallel_size=3: tensor_parallel_size=3 does not divide" in ran.err
+    assert "\nin parallel.tensor_parallel_size=5: tensor_parallel_size=5 does not divide" in ran.err
+
+
 def test_options_that_are_for_one_artifact_are_refused(user: UserDirectory) -> None:
     assert "--check builds one artifact again" in furiosa_build(user, "build", "tiny", "-m", "--check").err
     assert "a sweep's plan is text" in furiosa_build(user, "plan", "tiny", "-m", "--json").err
