@@ -40,7 +40,7 @@ sanitize: install  ## the kernels' tests under AddressSanitizer and UBSan; those
 	done
 	$(BIN)/pytest tests/test_backends/test_native/test_sanitizers.py
 	FURIOSA_TEST_KERNEL_OPTIONS="-O1 -fsanitize=address,undefined -fno-sanitize-recover=all" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
-	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so)" $(BIN)/pytest --capture=sys -m "not grid" \
+	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" $(BIN)/pytest --capture=sys -m "not grid" \
 	  --ignore tests/test_backends/test_native/test_build_library.py tests/test_backends/test_native
 	FURIOSA_TEST_THREADS=4 FURIOSA_TEST_KERNEL_OPTIONS="-O1 -fsanitize=thread" TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1 \
 	setarch -R env LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libtsan.so)" $(BIN)/pytest --capture=sys -m "not grid" -k "not emulated" \

@@ -127,7 +127,9 @@ def make_waiting_compiler(directory: Path) -> tuple[Path, Path]:
     reached, compiler = directory / "reached", directory / "compiler"
     os.mkfifo(reached)
     compiler.write_text(
-        f'#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\necho $$ > "{reached}"\nexec sleep 600\n'
+        "#!/bin/sh\n"
+        'case " $* " in *" --version "* | *" -E "*) exec g++ "$@" ;; esac\n'  # what it is asked before it compiles
+        f'echo $$ > "{reached}"\nexec sleep 600\n'
     )
     compiler.chmod(0o755)
     return reached, compiler
