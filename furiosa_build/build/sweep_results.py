@@ -51,13 +51,12 @@ def results_of(sweep: Sweep) -> list[PointResult]:
     return [_result(sweep, number, point.overrides) for number, point in enumerate(sweep.points)]
 
 
-def write_results(sweep: Sweep, overrides: Sequence[str], cwd: Path) -> Path:
+def write_results(name: str, overrides: Sequence[str], results: Sequence[PointResult], cwd: Path) -> Path:
     """Writes the results; returns their directory, which is the same for the same recipe and overrides."""
-    directory = cwd / DIRECTORY / sweep.name / digest([sweep.name, sorted(overrides)])[:12]
+    directory = cwd / DIRECTORY / name / digest([name, sorted(overrides)])[:12]
     directory.mkdir(parents=True, exist_ok=True)
-    results = results_of(sweep)
-    whole = {"recipe": sweep.name, "overrides": list(overrides), "points": [asdict(one) for one in results]}
-    replace_text(directory / "results.json", (json.dumps(whole, indent=1, default=str) + "\n"))
+    whole = {"recipe": name, "overrides": list(overrides), "points": [asdict(one) for one in results]}
+    replace_text(directory / "results.json", json.dumps(whole, indent=1, default=str) + "\n")
     replace_text(directory / "results.csv", _csv(results))
     return directory
 

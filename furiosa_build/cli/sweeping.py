@@ -48,8 +48,9 @@ def finish(sweep: Sweep, overrides: list[str], status: int, as_json: bool = Fals
 
     if not sweep.has_begun:
         return status
-    directory = write_results(sweep, overrides, Path.cwd())
+    results = results_of(sweep)
+    directory = write_results(sweep.name, overrides, results, Path.cwd())
     if not as_json:
-        print(results_text(results_of(sweep)))
+        print(results_text(results))
         print(f"results    {directory.relative_to(Path.cwd())}")
     return StepError.exit_status if status or len(sweep.results) < len(sweep.points) else 0

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from furiosa_build.core.text import count_text, duration_text, size_text
+from furiosa_build.core.text import duration_text, size_text, steps_text
 
 if TYPE_CHECKING:
     from furiosa_build.build.sweep import Sweep
@@ -31,7 +31,7 @@ def sweep_plan_text(sweep: Sweep) -> str:
 
 
 def counts_text(sweep: Sweep, to_do: Sequence[str]) -> str:
-    """Such as `96 steps, 41 distinct, 30 to do: 12.3 MB to write, about 40 s as such steps took before`."""
+    """Such as `96 steps, 41 distinct, 30 to do: about 40 s of work as such steps took before`."""
     text = f"{sweep.num_planned} steps, {len(sweep.steps)} distinct, {len(to_do)} to do"
     if not to_do:
         return text
@@ -40,9 +40,8 @@ def counts_text(sweep: Sweep, to_do: Sequence[str]) -> str:
     if not known:
         told = "no step of these kinds has run before"
     else:
-        more = f", besides {count_text(len(to_do) - len(known))} steps of which it is not known" * (
-            len(known) < len(to_do)
-        )
+        unknown = len(to_do) - len(known)
+        more = f", besides {steps_text(unknown)} of which it is not known" if unknown else ""
         told = f"about {duration_text(sum(known))} of work as such steps took before{more}"
     return f"{text}: {told}"
 

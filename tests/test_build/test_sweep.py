@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
 from user_directory import Ran, UserDirectory, furiosa_build, make_new_directory, steps_in_this_process
+
+from furiosa_build.build.reporter import EventReporter
+from furiosa_build.build.sweep import Sweep, _Alone
+from furiosa_build.core.errors import StepError
+from furiosa_build.core.events import ErrorOccurred, Event
+from furiosa_build.recipe.sweep import sweep_points
 
 SWEEP = ("quantization=none,int8", "buckets.decode_buckets=[[2,64]],[[1,64]],[[1,64],[2,64]]")
 
@@ -72,17 +80,30 @@ def test_what_has_become_of_the_points_is_written_down(user: UserDirectory) -> N
 
 
 @pytest.mark.usefixtures("swept")
-def test_a_point_that_fails_does_not_stop_the_others(user: UserDirectory) -> None:
-    limits = "qualify.max_kl_divergence=1e-12,10"
-    ran = furiosa_build(user, "build", "tiny", "-m", "quantization=int8", "model.num_hidden_layers=1", limits)
+def test_points_that_fail_do_not_stop_the_others(user: UserDirectory) -> None:
+    limits = "qualify.max_kl_divergence=1e-12,2e-12,3e-12,4e-12,10"
+    build = ("build", "tiny", "-m", "quantization=int8", "model.num_hidden_layers=1", limits)
+    ran = furiosa_build(user, *build)
     assert ran.status == 3
     assert "error: point 0, qualify.max_kl_divergence=1e-12: step qualify failed: quantization costs more" in ran.err
-    table = ran.out.splitlines()
-    assert any(line.endswith("not built") and "1e-12" in line for line in table)
+    assert ran.err.count("quantization costs more") == 4
+    again = furiosa_build(user, *build)
+    assert again.status == 3, "they fail again"
+    table = again.out.splitlines()
+    assert sum(line.endswith("not built") for line in table) == 4
     assert any("max_kl_divergence=10 " in line and " kB " in line for line in table)
-    assert (
-        furiosa_build(user, "build", "tiny", "-m", "quantization=int8", "model.num_hidden_layers=1", limits).status == 3
+
+
+def test_what_fails_is_told_when_it_fails(user: UserDirectory) -> None:
+    told: list[Event] = []
+    sweep = Sweep(
+        sweep_points("tiny", [f"cache_dir='{user.store}'", SWEEP[0]], cwd=user.root), user.root, [told.append]
     )
+    EventReporter(sweep).fail("quantize@1", StepError("quantize", "no reason"))
+    sweep.close()
+    assert [event.message for event in told if isinstance(event, ErrorOccurred)] == [
+        "point 1, quantization=int8: step quantize failed: no reason"
+    ]
 
 
 @pytest.mark.usefixtures("swept")
@@ -92,6 +113,49 @@ def test_fail_fast_begins_no_other_step(user: UserDirectory) -> None:
     ran = furiosa_build(user, *build)
     assert ran.status == 3
     assert ran.err.count("quantization costs more") == 1
+
+
+@pytest.mark.usefixtures("swept")
+def test_points_that_turn_out_to_be_the_same_artifact_all_have_it(user: UserDirectory) -> None:
+    ran = furiosa_build(user, "build", "tiny", "-m", "model.num_hidden_layers=1", "model.model_id_or_path=tiny,./tiny")
+    assert ran.status == 0, ran.err
+    found = [line.split() for line in ran.out.splitlines() if "model_id_or_path=" in line]
+    assert len(found) == 2
+    assert found[0][2] == found[1][2]
+
+
+def test_a_step_that_is_to_run_alone_waits_for_the_others_and_they_for_it() -> None:
+    gate, begun = _Alone(), list[str]()
+    inside = {name: threading.Event() for name in ("first", "alone")}
+    leave = {name: threading.Event() for name in ("first", "alone")}
+
+    def run(name: str, alone: bool = False) -> None:
+        with gate.running(alone):
+            begun.append(name)
+            if name in inside:
+                inside[name].set()
+                leave[name].wait()
+
+    def waits(future: Future[None]) -> bool:
+        return not wait([future], timeout=0.1).done
+
+    with ThreadPoolExecutor() as threads:
+        try:
+            threads.submit(run, "first")
+            inside["first"].wait()
+            threads.submit(run, "beside").result(timeout=10)
+            alone = threads.submit(run, "alone", True)
+            assert waits(alone)
+            assert begun == ["first", "beside"]
+            leave["first"].set()
+            inside["alone"].wait()
+            after = threads.submit(run, "after")
+            assert waits(after)
+            assert begun == ["first", "beside", "alone"]
+        finally:
+            leave["first"].set()
+            leave["alone"].set()
+    assert begun == ["first", "beside", "alone", "after"]
 
 
 def test_a_mistake_in_one_point_is_told_before_any_is_built(user: UserDirectory) -> None:

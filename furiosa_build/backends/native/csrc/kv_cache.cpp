@@ -26,16 +26,6 @@ int64_t slot_of(const Tensor& slots, int64_t sequence, int64_t token) {
 
 // ---- write_kv_cache: key, value, key_cache, value_cache, slot_mapping
 
-// The largest magnitude; NaN if there is one.
-float largest_of(const float* row, int64_t count) {
-    uint32_t largest = 0;
-    for (int64_t i = 0; i < count; i++) {
-        const uint32_t magnitude = bits_of<uint32_t>(row[i]) & 0x7fffffff;  // in the order of the numbers, NaN last
-        largest = magnitude > largest ? magnitude : largest;
-    }
-    return bits_of<float>(largest);
-}
-
 // To nearest, ties to even; `magnitude` is at most what the largest code stands for.
 uint32_t int8_code(float magnitude) { return static_cast<uint32_t>(std::rint(magnitude)); }
 

@@ -82,6 +82,16 @@ void store_ints(DType dtype, const int64_t* from, int64_t count, void* to, int64
 // Where element `index` of a tensor lies, counted in elements of its dtype.
 inline char* address(const Tensor& tensor, int64_t index) { return tensor.as<char>() + index * size_of(tensor.dtype); }
 
+// The largest magnitude; NaN if there is one.
+inline float largest_of(const float* row, int64_t count) {
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t magnitude = bits_of<uint32_t>(row[i]) & 0x7fffffff;  // in the order of the numbers, NaN last
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return bits_of<float>(largest);
+}
+
 inline int64_t to_int(float x) { return static_cast<int64_t>(x); }
 
 }  // namespace furiosa::FURIOSA_VARIANT

@@ -16,16 +16,6 @@ void round_to(DType dtype, float* row, int64_t count, void* scratch) {
     load_floats(dtype, scratch, 1, count, row);
 }
 
-// The largest magnitude; NaN if there is one.
-float largest_of(const float* row, int64_t count) {
-    uint32_t largest = 0;
-    for (int64_t i = 0; i < count; i++) {
-        const uint32_t magnitude = bits_of<uint32_t>(row[i]) & 0x7fffffff;  // in the order of the numbers, NaN last
-        largest = magnitude > largest ? magnitude : largest;
-    }
-    return bits_of<float>(largest);
-}
-
 float epsilon_of(DType dtype) { return dtype == DType::bf16 ? 0x1p-7f : dtype == DType::f16 ? 0x1p-10f : 0x1p-23f; }
 
 float clamp(float x, float low, float high) { return x > low ? (x < high ? x : high) : low; }
