@@ -80,7 +80,7 @@ class PagedCache:
         """
         if ops.has_codes(self.key_cache):
             raise UserError(
-                "not supported: the layers attend by themselves, and cannot read codes",
+                "there is no attention over KV caches of 8-bit codes outside of transformers' attention interface",
                 where="buckets.kv_cache_dtype",
                 valid="auto",
             )

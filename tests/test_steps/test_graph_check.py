@@ -41,3 +41,14 @@ def test_a_model_is_checked_once(start_build: Callable[..., Build], monkeypatch:
     assert "kernels" in start_build(LLAMA, backend="native").plan.steps
     monkeypatch.setattr(emit, "make_plan", None)
     assert start_build(LLAMA, backend="native", decode_buckets=[[3, 64]]).plan.steps
+
+
+@pytest.mark.parametrize("model_type", ["bloom", "gptj"])
+def test_layers_with_attention_of_their_own_cannot_read_codes(
+    model_type: str, start_build: Callable[..., Build]
+) -> None:
+    config = {**LLAMA, "model_type": model_type, "rotary_dim": 8}
+    assert start_build(config, backend="native").plan.steps
+    with pytest.raises(UserError, match=r"no attention over KV caches of 8-bit codes .*, which layer 0 of ") as error:
+        _ = start_build(config, backend="native", kv_cache_dtype="int8").plan
+    assert (error.value.where, error.value.valid) == ("buckets.kv_cache_dtype", "auto")
